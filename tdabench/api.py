@@ -1,0 +1,109 @@
+"""Everything a plugin author imports; nothing else of tdabench is public.
+
+    from tdabench.api import RepresentationMethod, hookimpl
+
+Names that need torch are loaded when first touched, so that importing a plugin costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import (
+    DataError,
+    GuardError,
+    MethodError,
+    TdabenchError,
+    UsageError,
+)
+from tdabench.groups import POOLINGS, Groups, Pooling, pool_scores
+from tdabench.hookspecs import hookimpl
+from tdabench.io import read_arrays, read_json, sha256_file, write_arrays, write_json
+from tdabench.method import (
+    Context,
+    Index,
+    RepresentationIndex,
+    RepresentationMethod,
+    Role,
+    Rows,
+    TDAMethod,
+    named_seed,
+    row_blocks,
+    top_k_of,
+)
+
+if TYPE_CHECKING:
+    from tdabench.targets.target import Batch, Target, Tokens, example_losses, token_losses
+    from tdabench.targets.training import Recipe, finetune
+    from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
+    from tdabench.toolkit.gradients import GradientEngine
+    from tdabench.toolkit.store import FeatureStore
+
+_LAZY = {
+    "Batch": "tdabench.targets.target",
+    "Target": "tdabench.targets.target",
+    "Tokens": "tdabench.targets.target",
+    "example_losses": "tdabench.targets.target",
+    "token_losses": "tdabench.targets.target",
+    "Recipe": "tdabench.targets.training",
+    "finetune": "tdabench.targets.training",
+    "encode_texts": "tdabench.toolkit.encode",
+    "pooled_hidden_states": "tdabench.toolkit.encode",
+    "GradientEngine": "tdabench.toolkit.gradients",
+    "FeatureStore": "tdabench.toolkit.store",
+}
+
+__all__ = [
+    "POOLINGS",
+    "Batch",
+    "Benchmark",
+    "BenchmarkContext",
+    "Context",
+    "Corpus",
+    "DataError",
+    "Example",
+    "FeatureStore",
+    "GradientEngine",
+    "Groups",
+    "GuardError",
+    "Index",
+    "MethodError",
+    "Metric",
+    "Outcome",
+    "Pooling",
+    "Recipe",
+    "RepresentationIndex",
+    "RepresentationMethod",
+    "Role",
+    "Rows",
+    "TDAMethod",
+    "Target",
+    "TdabenchError",
+    "Tokens",
+    "UsageError",
+    "encode_texts",
+    "example_losses",
+    "finetune",
+    "hookimpl",
+    "named_seed",
+    "pool_scores",
+    "pooled_hidden_states",
+    "read_arrays",
+    "read_json",
+    "row_blocks",
+    "sha256_file",
+    "token_losses",
+    "top_k_of",
+    "write_arrays",
+    "write_json",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,92 @@
+"""What a benchmark is: it asks an index for scores and returns per-query values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.method import Index, named_seed
+
+if TYPE_CHECKING:
+    from tdabench.targets.target import Target
+    from tdabench.truth.store import Truth
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a benchmark, with its 95% interval and how to read it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool = True
+    unit: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark found.
+
+    `metrics[primary]` is the number a leaderboard shows. `per_query` [query] are its per-query
+    values; `replicates` [replicate] are the primary metric in each bootstrap replicate, drawn
+    with seeds that depend on the benchmark's data only, so that two methods' replicates are
+    paired. `arrays` go beside the record (scores from which the metric can be recomputed);
+    `notes` are shown with the row ("3 queries with constant scores counted as 0").
+    """
+
+    primary: str
+    metrics: Mapping[str, Metric]
+    per_query: np.ndarray
+    query_ids: tuple[str, ...]
+    replicates: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchmarkContext:
+    """What the harness lends to a benchmark.
+
+    `index` is the method's index on `train`, wrapped so that the harness meters every call.
+    `truth(name)` opens a truth file the suite declares, checked against corpus and target.
+    """
+
+    index: Index
+    target: Target
+    train: Corpus
+    queries: Corpus
+    truth: Callable[[str], Truth]
+    scratch: Path
+    seed: int = 0
+    device: str = "cpu"
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """A generator that depends on the seed and on `name` only."""
+        return np.random.default_rng(named_seed(self.seed, name))
+
+
+class Benchmark(ABC):
+    """Class variables: `name`, `version` (raise it when values change), `summary`, `source`.
+
+    Subclass as a frozen dataclass; fields are the parameters a suite may set.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    truth_kind: ClassVar[str | None] = None  # the suite's truth it needs, e.g. "lds"
+
+    @abstractmethod
+    def run(self, context: BenchmarkContext) -> Outcome:
+        """Scores the queries through `context.index` and compares with what is known."""

@@ -1,0 +1,167 @@
+"""Groups of training examples, and how example scores become group scores.
+
+A group is what the truth retrains on, what a selection picks and what a removal drops. They
+are kept in CSR form so that additive group scores are one sparse product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+
+from tdabench.errors import DataError, UsageError
+from tdabench.io import fingerprint
+
+Pooling = Literal["sum", "mean", "softmax", "softmax-abs"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+class Groups(Sequence[np.ndarray]):
+    """`indptr` [group + 1] and sorted `indices` [member], each below `n_train`.
+
+    Order within a group carries no meaning, so members are sorted; a repeated member is an
+    error, since no truth trains twice on one example.
+    """
+
+    def __init__(self, indptr: np.ndarray, indices: np.ndarray, n_train: int) -> None:
+        self.indptr = np.asarray(indptr, dtype=np.int64)
+        self.indices = np.asarray(indices, dtype=np.int64).copy()
+        self.n_train = int(n_train)
+        if len(self.indptr) == 0 or self.indptr[0] != 0 or self.indptr[-1] != len(self.indices):
+            raise DataError("groups are damaged: indptr does not span the indices")
+        if (np.diff(self.indptr) < 0).any():
+            raise DataError("groups are damaged: indptr decreases")
+        if len(self.indices) and not (0 <= self.indices.min() and self.indices.max() < n_train):
+            raise DataError(f"a group names an example outside the corpus of {n_train}")
+        for a, b in zip(self.indptr[:-1], self.indptr[1:]):
+            self.indices[a:b].sort()
+            if (np.diff(self.indices[a:b]) == 0).any():
+                raise DataError("a group names the same example twice")
+
+    @classmethod
+    def of(cls, members: Iterable[Iterable[int]], n_train: int) -> Groups:
+        """From one list of training indices a group."""
+        lists = [np.asarray(list(m), dtype=np.int64) for m in members]
+        indptr = np.concatenate([[0], np.cumsum([len(m) for m in lists])])
+        indices = np.concatenate(lists) if lists else np.empty(0, dtype=np.int64)
+        return cls(indptr, indices, n_train)
+
+    @classmethod
+    def singletons(cls, n_train: int) -> Groups:
+        """One group an example: `score_groups` of it equals `score`."""
+        return cls(np.arange(n_train + 1), np.arange(n_train), n_train)
+
+    @classmethod
+    def random(
+        cls, n_groups: int, n_train: int, fraction: float, rng: np.random.Generator
+    ) -> Groups:
+        """`n_groups` uniform subsets of round(fraction * n_train) distinct examples."""
+        size = round(fraction * n_train)
+        if not 0 < size <= n_train:
+            raise UsageError(f"a group fraction of {fraction} of {n_train} examples is {size}")
+        return cls.of((rng.choice(n_train, size, replace=False) for _ in range(n_groups)), n_train)
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def __getitem__(self, g):  # type: ignore[no-untyped-def, override]
+        if isinstance(g, slice):
+            return Groups.of([self[i] for i in range(*g.indices(len(self)))], self.n_train)
+        if not -len(self) <= g < len(self):
+            raise IndexError(g)
+        g = g % len(self)
+        return self.indices[self.indptr[g] : self.indptr[g + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[g] for g in range(len(self)))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Members a group: [group]."""
+        return np.diff(self.indptr)
+
+    def membership(self, dtype: type = np.float32) -> sp.csr_matrix:
+        """0/1 matrix [group, train]."""
+        ones = np.ones(len(self.indices), dtype=dtype)
+        return sp.csr_matrix((ones, self.indices, self.indptr), (len(self), self.n_train))
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.n_train, self.indptr.tolist(), self.indices.tolist()])
+
+
+def pool_scores(
+    scores: np.ndarray,  # [query, train]
+    groups: Groups,
+    pooling: str = "sum",
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """Group scores [query, group] from example scores, float32.
+
+    `sum` and `mean` add; `softmax` weighs each member by exp(s / T) and `softmax-abs` by
+    exp(|s| / T), normalised within the group (AirRep, arXiv 2505.18513, eq. 5). An empty group
+    scores 0.
+
+    Raises UsageError for an unknown pooling or a temperature that is not positive.
+    """
+    scores = np.asarray(scores, dtype=np.float32)
+    if scores.ndim != 2 or scores.shape[1] != groups.n_train:
+        raise UsageError(f"scores {scores.shape} do not cover {groups.n_train} training examples")
+    if pooling not in POOLINGS:
+        raise UsageError(f"unknown pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    if not temperature > 0:
+        raise UsageError(f"pooling temperature must be positive, not {temperature}")
+    if len(groups) == 0 or groups.n_train == 0:
+        return np.zeros((len(scores), len(groups)), dtype=np.float32)
+    member = _member_matrix(groups)
+    if pooling in ("sum", "mean"):
+        pooled = _times(scores, member)
+        return pooled / np.maximum(groups.sizes, 1) if pooling == "mean" else pooled
+
+    out = np.empty((len(scores), len(groups)), dtype=np.float32)
+    rows = max(1, (16 << 20) // max(1, groups.n_train))  # bounds the temporaries to 64 MB each
+    for a in range(0, len(scores), rows):
+        out[a : a + rows] = _softmax_pool(
+            scores[a : a + rows], groups, member, pooling == "softmax-abs", temperature
+        )
+    return out.astype(np.float32, copy=False)
+
+
+def _softmax_pool(
+    s: np.ndarray, groups: Groups, member: sp.csr_matrix | np.ndarray, absolute: bool, t: float
+) -> np.ndarray:
+    logits = (np.abs(s) if absolute else s) / np.float32(t)
+    top = logits.max(axis=1, keepdims=True)
+    # One exponential an example, shared by every group: a softmax within a group only needs
+    # the same shift in numerator and denominator. Where a whole group lies so far below the
+    # row's maximum that it underflows, that entry is redone with the group's own shift.
+    e = np.exp(logits - top)
+    norm = _times(e, member)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = _times(e * s, member) / norm
+    for q, g in zip(*np.nonzero(~(norm > 1e-25))):
+        ids = groups[int(g)]
+        if len(ids) == 0:
+            out[q, g] = 0.0
+            continue
+        w = np.exp(logits[q, ids] - logits[q, ids].max())
+        out[q, g] = (w * s[q, ids]).sum() / w.sum()
+    return out
+
+
+def _member_matrix(groups: Groups) -> sp.csr_matrix | np.ndarray:
+    """Dense [group, train] when that is the faster product, else sparse."""
+    density = len(groups.indices) / max(1, len(groups) * groups.n_train)
+    member = groups.membership()
+    small = len(groups) * groups.n_train <= 64 << 20
+    return member.toarray() if density > 0.02 and small else member
+
+
+def _times(a: np.ndarray, member: sp.csr_matrix | np.ndarray) -> np.ndarray:
+    """a [query, train] @ member.T -> [query, group]."""
+    if isinstance(member, np.ndarray):
+        return a @ member.T
+    return np.ascontiguousarray((member @ a.T).T)

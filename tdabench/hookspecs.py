@@ -1,0 +1,62 @@
+"""The whole plugin surface. A plugin is a module with some of these functions, marked
+`@hookimpl` and registered under the entry point group `tdabench`.
+
+    from tdabench.api import hookimpl
+
+    @hookimpl
+    def tdabench_methods():
+        return [MyMethod]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from tdabench.benchmarks.base import Benchmark
+    from tdabench.method import TDAMethod
+
+F = TypeVar("F")
+
+PROJECT = "tdabench"
+hookspec = pluggy.HookspecMarker(PROJECT)
+_hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+def hookimpl(function: F) -> F:
+    """Marks a function as the plugin's answer to the hook of the same name."""
+    return cast(F, _hookimpl(function))
+
+
+@hookspec
+def tdabench_methods() -> Iterable[type[TDAMethod]]:  # type: ignore[empty-body]
+    """Method classes that this plugin brings. Asked once, whenever methods are listed or run."""
+
+
+@hookspec
+def tdabench_benchmarks() -> Iterable[type[Benchmark]]:  # type: ignore[empty-body]
+    """Benchmark classes that this plugin brings."""
+
+
+@hookspec
+def tdabench_suites() -> Iterable[Path]:  # type: ignore[empty-body]
+    """Paths of suite files (TOML) that this plugin brings."""
+
+
+@hookspec
+def tdabench_commands(cli: click.Group) -> None:
+    """Adds commands to the command line: `cli.add_command(my_command)`."""
+
+
+@hookspec
+def tdabench_record(record: dict[str, Any], folder: Path) -> None:
+    """Told of every finished cell: its record, and the run folder it was written to.
+
+    For loggers and dashboards. An observer that raises is reported and does not stop the run.
+    """

@@ -1,0 +1,311 @@
+"""A target: the language model under study, with its tokenizer, checkpoints and loss.
+
+The loss of an example is the mean token loss over its response (end-of-text token included),
+given its prompt. It is the quantity that the truth records and that methods explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import DataError, UsageError, unknown
+from tdabench.io import fingerprint, sha256_file
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEMPLATES = {
+    # name: (before the prompt, between prompt and response)
+    "plain": ("Q: ", "\nA:"),
+    "alpaca": ("### Instruction:\n", "\n\n### Response:\n"),
+    "none": ("", ""),
+}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One example as token ids; the response begins at `start` and is never empty."""
+
+    ids: np.ndarray  # int64 [length]
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded on the right. `index` gives their places in the sequence asked for."""
+
+    index: np.ndarray  # int64 [b]
+    input_ids: torch.Tensor  # int64 [b, t]
+    attention_mask: torch.Tensor  # int64 [b, t], 1 on real tokens
+    loss_mask: torch.Tensor  # bool [b, t - 1]: position t predicts a response token
+
+    def to(self, device: str) -> Batch:
+        return Batch(
+            self.index,
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.loss_mask.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """`folder` holds config.json, tokenizer files and one safetensors file a checkpoint.
+
+    `checkpoints` maps a name to a file in `folder` (or to a folder in the Hugging Face layout):
+    those that methods may score at. None of them is among the models behind the truth.
+    `regime` says whether the base model had seen the format of the fine-tuning data.
+    """
+
+    name: str
+    folder: Path
+    checkpoints: Mapping[str, str] = field(default_factory=lambda: {"base": "base.safetensors"})
+    regime: str = ""
+    template: str = "plain"
+    max_length: int = 256
+    truncate: str = "error"  # or "prompt-left": drop tokens from the left of the prompt
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise unknown("template", self.template, TEMPLATES)
+        if self.truncate not in ("error", "prompt-left"):
+            raise UsageError(
+                f"unknown truncation rule {self.truncate!r}", "One of: error, prompt-left"
+            )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.folder))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fields only: a worker process loads its own tokenizer and models."""
+        return {f: self.__dict__[f] for f in self.__dataclass_fields__}
+
+    # ------------------------------------------------------------------ identity
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over weights, tokenizer, template and truncation rule."""
+        files = ["config.json", "tokenizer.json", *sorted(set(self.checkpoints.values()))]
+        hashes = {}
+        for f in files:
+            path = self.folder / f
+            for p in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+                if not p.exists():
+                    raise DataError(f"the target {self.name!r} lacks {p}")
+                hashes[p.relative_to(self.folder).as_posix()] = sha256_file(p)
+        return fingerprint([hashes, self.template, self.max_length, self.truncate])
+
+    # ------------------------------------------------------------------ models
+
+    @cached_property
+    def _models(self) -> dict[tuple[str, str], PreTrainedModel]:
+        return {}
+
+    def model(self, checkpoint: str = "base", device: str = "cpu") -> PreTrainedModel:
+        """The model at `checkpoint`: float32, eval mode, gradients off. Shared: do not alter."""
+        if (checkpoint, device) not in self._models:
+            self._models[checkpoint, device] = self.fresh_model(checkpoint).to(device)  # type: ignore[arg-type]
+        return self._models[checkpoint, device]
+
+    def fresh_model(self, checkpoint: str = "base") -> PreTrainedModel:
+        """A new copy of the model at `checkpoint`, the caller's to train."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if checkpoint not in self.checkpoints:
+            raise unknown(f"checkpoint of {self.name}", checkpoint, self.checkpoints)
+        path = self.folder / self.checkpoints[checkpoint]
+        if path.is_dir():
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        else:
+            config = AutoConfig.from_pretrained(self.folder)
+            with torch.random.fork_rng(devices=[]):  # initialising must not move global streams
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            load_weights(model, path)
+        model.eval().requires_grad_(False)
+        model.config.use_cache = False
+        return model
+
+    # ------------------------------------------------------------------ tokens
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as e:
+            raise DataError(f"the target {self.name!r} has no readable tokenizer: {e}") from e
+        if tokenizer.eos_token_id is None:
+            raise DataError(f"the tokenizer of {self.name!r} has no end-of-text token")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = tokenizer.eos_token_id
+        return tokenizer
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def prompt_text(self, example: Example) -> str:
+        before, between = TEMPLATES[self.template]
+        return f"{before}{example.prompt}{between}" if self.template != "none" else example.prompt
+
+    def tokenize(self, examples: Sequence[Example], role: str = "full") -> list[Tokens]:
+        """Token ids of each example. `role="prompt"` leaves the response out.
+
+        Raises DataError for an example longer than the context when truncation is "error".
+        """
+        eos = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        if not len(examples):
+            return []
+        prompts = [self.prompt_text(e) for e in examples]
+        space = " " if self.template == "plain" else ""
+        responses = [space + e.response for e in examples]
+        p_ids = _ids(self.tokenizer, prompts)
+        r_ids = _ids(self.tokenizer, responses) if role == "full" else [[] for _ in examples]
+        out = []
+        for example, p, r in zip(examples, p_ids, r_ids):
+            if role == "full":
+                r = [*r, eos]
+            if not p:
+                p = [eos]  # something must precede the first predicted token
+            if len(p) + len(r) > self.max_length:
+                p, r = self._truncated(example, p, r)
+            out.append(Tokens(np.asarray(p + r, dtype=np.int64), len(p)))
+        return out
+
+    def _truncated(self, example: Example, p: list[int], r: list[int]) -> tuple[list, list]:
+        if self.truncate == "error":
+            raise DataError(
+                f"example {example.id!r} has {len(p) + len(r)} tokens, more than the "
+                f"{self.max_length} that {self.name} reads",
+                'Shorten it, or set truncate = "prompt-left" for the target',
+            )
+        r = r[: self.max_length - 1]
+        return p[len(p) - (self.max_length - len(r)) :], r
+
+    def batches(
+        self, tokens: Sequence[Tokens], tokens_a_batch: int = 4096, max_examples: int = 256
+    ) -> Iterator[Batch]:
+        """Batches of similar length, longest first, none wider than `tokens_a_batch` padded."""
+        order = np.argsort([-len(t) for t in tokens], kind="stable")
+        a = 0
+        while a < len(order):
+            width = len(tokens[order[a]])
+            b = a + max(1, min(max_examples, tokens_a_batch // max(1, width)))
+            yield pad(tokens, order[a:b], self.pad_id)
+            a = b
+
+    def losses(
+        self, model: PreTrainedModel, tokens: Sequence[Tokens], tokens_a_batch: int = 8192
+    ) -> np.ndarray:
+        """Mean response-token loss of each example under `model` in eval mode: float32 [n]."""
+        import torch
+
+        out = np.empty(len(tokens), dtype=np.float32)
+        training = model.training
+        model.eval()
+        with torch.inference_mode():
+            for batch in self.batches(tokens, tokens_a_batch):
+                out[batch.index] = example_losses(model, batch.to(str(model.device))).cpu().numpy()
+        model.train(training)
+        return out
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def pad(tokens: Sequence[Tokens], index: np.ndarray, pad_id: int) -> Batch:
+    """The examples at `index`, padded on the right to the longest of them."""
+    import torch
+
+    width = max(len(tokens[i]) for i in index)
+    ids = np.full((len(index), width), pad_id, dtype=np.int64)
+    real = np.zeros((len(index), width), dtype=np.int64)
+    loss = np.zeros((len(index), width - 1), dtype=bool)
+    for row, i in enumerate(index):
+        t = tokens[i]
+        ids[row, : len(t)] = t.ids
+        real[row, : len(t)] = 1
+        loss[row, t.start - 1 : len(t) - 1] = True
+    return Batch(
+        np.asarray(index), torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(loss)
+    )
+
+
+def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of the response tokens, flat [tokens], and the batch row of each [tokens].
+
+    Logits are computed at response positions only: with a large vocabulary that is most of the
+    memory, and on short responses much of the time.
+    """
+    import torch
+
+    if getattr(model.config, "final_logit_softcapping", None):
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        picked = logits[:, :-1][batch.loss_mask]  # [tokens, vocabulary]
+    else:
+        hidden = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state  # [b, t, d]
+        picked = model.get_output_embeddings()(hidden[:, :-1][batch.loss_mask])
+    gold = batch.input_ids[:, 1:][batch.loss_mask]
+    losses = torch.nn.functional.cross_entropy(picked.float(), gold, reduction="none")
+    rows = torch.nonzero(batch.loss_mask)[:, 0]
+    return losses, rows
+
+
+def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Mean response-token loss of each example, differentiable: [b]."""
+    import torch
+
+    losses, rows = token_losses(model, batch)
+    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, rows, losses)
+    return sums / batch.loss_mask.sum(1)
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Loads a safetensors file into `model` (tied tensors may be absent), checking names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
+    tied = {k for k, v in model.state_dict().items() if k not in state}
+    outcome = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    model.tie_weights()
+    output = getattr(model.config, "tie_word_embeddings", False)
+    missing = [k for k in outcome.missing_keys if not (output and k in tied and "lm_head" in k)]
+    if outcome.unexpected_keys or missing:
+        odd = (missing + list(outcome.unexpected_keys))[:3]
+        raise DataError(f"{path} does not fit the model's configuration: {', '.join(odd)}")
+
+
+def save_weights(model: PreTrainedModel, path: Path, half: bool = True) -> None:
+    """Writes the weights as float16 (the rounded weights then *are* the checkpoint)."""
+    import torch
+    from safetensors.torch import save
+
+    from tdabench.io import write_bytes
+
+    state = dict(model.state_dict())
+    if getattr(model.config, "tie_word_embeddings", False):
+        state = {k: v for k, v in state.items() if not k.endswith("lm_head.weight")}
+    dtype = torch.float16 if half else torch.float32
+    write_bytes(path, save({k: v.to(dtype).contiguous().cpu() for k, v in state.items()}))

@@ -1,0 +1,173 @@
+"""The plan of a truth: a file that says which retrainings are to be done, and from what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, GuardError
+from tdabench.groups import Groups
+from tdabench.io import fingerprint, read_arrays, write_arrays
+from tdabench.method import named_seed
+from tdabench.targets.target import Target
+from tdabench.targets.training import Recipe
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One retraining: group `group` with its seed number `seed`."""
+
+    group: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"g{self.group:05d}-s{self.seed:02d}"
+
+
+@dataclass(frozen=True)
+class TruthPlan:
+    """Groups x seeds from one checkpoint by one recipe, evaluated on one set of queries.
+
+    `target`, `train` and `queries` are fingerprints. Two plans with the same `key` describe the
+    same numbers.
+    """
+
+    name: str
+    groups: Groups
+    n_seeds: int
+    recipe: Recipe
+    target: str
+    train: str
+    queries: str
+    query_ids: tuple[str, ...]
+    start: str = "base"
+    seed: int = 0
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def draw(
+        cls,
+        name: str,
+        target: Target,
+        train: Corpus,
+        queries: Corpus,
+        *,
+        n_groups: int,
+        fraction: float,
+        n_seeds: int,
+        recipe: Recipe,
+        seed: int = 0,
+    ) -> TruthPlan:
+        """A plan over uniform groups. The draw depends on `name` and `seed` only.
+
+        Raises GuardError when a query is also a training example.
+        """
+        check_disjoint(train, queries)
+        rng = np.random.default_rng(named_seed(seed, f"groups-{name}"))
+        groups = Groups.random(n_groups, len(train), fraction, rng)
+        return cls.of(
+            name, target, train, queries, groups=groups, n_seeds=n_seeds, recipe=recipe, seed=seed
+        )
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        target: Target,
+        train: Corpus,
+        queries: Corpus,
+        *,
+        groups: Groups,
+        n_seeds: int,
+        recipe: Recipe,
+        seed: int = 0,
+    ) -> TruthPlan:
+        """A plan over the given groups."""
+        if groups.n_train != len(train):
+            raise GuardError(f"groups over {groups.n_train} examples, a corpus of {len(train)}")
+        return cls(
+            name=name,
+            groups=groups,
+            n_seeds=n_seeds,
+            recipe=recipe,
+            target=target.fingerprint,
+            train=train.fingerprint,
+            queries=queries.fingerprint,
+            query_ids=tuple(queries.ids),
+            seed=seed,
+        )
+
+    def units(self) -> list[Unit]:
+        """Every retraining, seeds outermost, so that a part of a build is a smaller truth."""
+        return [Unit(g, s) for s in range(self.n_seeds) for g in range(len(self.groups))]
+
+    def run_seed(self, unit: Unit) -> int:
+        """The seed of one retraining: its example order."""
+        return named_seed(self.seed, f"{self.name}-{unit.name}")
+
+    def describe(self) -> dict[str, Any]:
+        """What a truth records of its plan."""
+        return {
+            "name": self.name,
+            "n_seeds": self.n_seeds,
+            "recipe": self.recipe.as_dict(),
+            "target": self.target,
+            "train": self.train,
+            "queries": self.queries,
+            "start": self.start,
+            "seed": self.seed,
+        }
+
+    @property
+    def key(self) -> str:
+        return fingerprint([self.describe(), self.groups.fingerprint, list(self.query_ids)])
+
+    def check(self, target: Target, train: Corpus, queries: Corpus) -> None:
+        """Raises GuardError naming what differs from what was planned."""
+        for what, planned, found in (
+            ("target", self.target, target.fingerprint),
+            ("training corpus", self.train, train.fingerprint),
+            ("query set", self.queries, queries.fingerprint),
+        ):
+            if planned != found:
+                raise GuardError(f"the plan {self.name!r} is for another {what} ({planned})")
+
+    def save(self, path: Path) -> None:
+        write_arrays(
+            path,
+            {"indptr": self.groups.indptr, "indices": self.groups.indices.astype(np.int32)},
+            {
+                **self.describe(),
+                "n_train": self.groups.n_train,
+                "query_ids": list(self.query_ids),
+                "kind": "truth-plan",
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> TruthPlan:
+        arrays, meta = read_arrays(path)
+        if meta.pop("kind", "") != "truth-plan":
+            raise DataError(f"{path} is not a truth plan")
+        groups = Groups(arrays["indptr"], arrays["indices"], meta.pop("n_train"))
+        recipe = Recipe(**meta.pop("recipe"))
+        ids = tuple(meta.pop("query_ids"))
+        return cls(groups=groups, recipe=recipe, query_ids=ids, **meta)
+
+
+def check_disjoint(train: Corpus, queries: Corpus) -> None:
+    """Raises GuardError when a query (by id or by text) is among the training examples."""
+    ids = set(train.ids)
+    texts = {(e.prompt, e.response) for e in train}
+    for q in queries:
+        if q.id in ids or (q.prompt, q.response) in texts:
+            raise GuardError(
+                f"the query {q.id!r} is also a training example",
+                "Its loss would be explained by itself: remove it from one of the two",
+            )

@@ -1,0 +1,97 @@
+"""Truth: what retraining showed. One loss per (group, seed, query), and the recipe behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, GuardError
+from tdabench.groups import Groups
+from tdabench.io import read_arrays, write_arrays
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Losses of retrained models, float32 [group, seed, query].
+
+    `plan` is the recipe: target and start checkpoint, fingerprints of corpus and queries,
+    training recipe, seeds. A unit that failed for good holds NaN and is listed in `plan`.
+    """
+
+    losses: np.ndarray
+    groups: Groups
+    query_ids: tuple[str, ...]
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.groups), self.losses.shape[1], len(self.query_ids))
+        if self.losses.ndim != 3 or self.losses.shape != shape:
+            raise DataError(f"truth of shape {self.losses.shape}, expected {shape}")
+
+    @property
+    def n_seeds(self) -> int:
+        return self.losses.shape[1]
+
+    @property
+    def values(self) -> np.ndarray:
+        """-loss averaged over seeds, float64 [query, group]: what group scores should rank as."""
+        return -self.losses.astype(np.float64).mean(axis=1).T
+
+    def by_seed(self) -> np.ndarray:
+        """-loss of each seed, float64 [seed, query, group]."""
+        return -self.losses.astype(np.float64).transpose(1, 2, 0)
+
+    def for_queries(self, ids: Sequence[str]) -> Truth:
+        """The same truth, of the queries `ids` in that order."""
+        place = {q: i for i, q in enumerate(self.query_ids)}
+        missing = [q for q in ids if q not in place]
+        if missing:
+            raise DataError(
+                f"the truth {self.plan.get('name', '')!r} has no losses for {len(missing)} of "
+                f"{len(ids)} queries, first {missing[0]!r}"
+            )
+        index = [place[q] for q in ids]
+        return Truth(self.losses[:, :, index], self.groups, tuple(ids), self.plan)
+
+    def check(self, train: Corpus, target_fingerprint: str) -> None:
+        """Raises GuardError unless this truth was made on this corpus and this target."""
+        for what, expected, found in (
+            ("training corpus", self.plan.get("train"), train.fingerprint),
+            ("target", self.plan.get("target"), target_fingerprint),
+        ):
+            if expected is not None and expected != found:
+                raise GuardError(
+                    f"the truth {self.plan.get('name', '')!r} was made on another {what} "
+                    f"({expected}, here {found})",
+                    "Rebuild it with: tdabench truth build",
+                )
+        if self.groups.n_train != len(train):
+            raise GuardError(
+                f"the truth's groups are over {self.groups.n_train} examples, "
+                f"the corpus has {len(train)}"
+            )
+
+    def save(self, path: Path) -> None:
+        write_arrays(
+            path,
+            {
+                "losses": self.losses.astype(np.float32),
+                "indptr": self.groups.indptr.astype(np.int64),
+                "indices": self.groups.indices.astype(np.int32),
+            },
+            {"query_ids": list(self.query_ids), "n_train": self.groups.n_train, **self.plan},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Truth:
+        arrays, meta = read_arrays(path)
+        try:
+            groups = Groups(arrays["indptr"], arrays["indices"], meta.pop("n_train"))
+            return cls(arrays["losses"], groups, tuple(meta.pop("query_ids")), meta)
+        except KeyError as e:
+            raise DataError(f"{path} is not a truth file: it lacks {e}") from e
