@@ -102,7 +102,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="numpy") as f:
             header = f.metadata() or {}
-            arrays = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
+            arrays = {k: f.get_tensor(k) for k in f.keys()}
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
     except (SafetensorError, OSError, ValueError) as e:

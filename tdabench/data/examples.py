@@ -92,7 +92,7 @@ def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
     path = Path(path)
     examples = []
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
         with opened as f:
             for n, raw in enumerate(f, start=1):
                 if not raw.strip():

@@ -46,9 +46,7 @@ class Trainer:
         """Retrains on the unit's group and evaluates: float32 [query]."""
         model = self.target.fresh_model(self.plan.start)
         tokens = [self.train[i] for i in self.plan.groups[unit.group]]
-        finetune(
-            model, tokens, self.plan.recipe, self.plan.run_seed(unit), self.target.pad_id
-        )
+        finetune(model, tokens, self.plan.recipe, self.plan.run_seed(unit), self.target.pad_id)
         return self.target.losses(model, self.queries)
 
 
@@ -77,7 +75,9 @@ def build(
     failed = []
     for unit, result in _engine(trainer, todo, min(workers, max(1, len(todo))), retries):
         if isinstance(result, np.ndarray):
-            write_arrays(_path(folder, unit), {"losses": result}, {"unit": unit.name, "plan": plan.key})
+            write_arrays(
+                _path(folder, unit), {"losses": result}, {"unit": unit.name, "plan": plan.key}
+            )
             on_unit(unit, "")
         else:
             failed.append(unit)
