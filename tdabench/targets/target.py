@@ -16,7 +16,7 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, unknown
-from tdabench.io import fingerprint, sha256_file
+from tdabench.io import fingerprint, read_json, sha256_file
 
 if TYPE_CHECKING:
     import torch
@@ -141,10 +141,18 @@ class Target:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        # transformers 5 picks the class by the model's type and lets it replace the
+        # pre-tokenizer that tokenizer.json declares. A folder that names the plain class means it.
+        config = self.folder / "tokenizer_config.json"
+        plain = config.exists() and (
+            read_json(config).get("tokenizer_class")
+            in ("PreTrainedTokenizerFast", "TokenizersBackend")
+        )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            loader = PreTrainedTokenizerFast if plain else AutoTokenizer
+            tokenizer = loader.from_pretrained(self.folder)
         except (OSError, ValueError) as e:
             raise DataError(f"the target {self.name!r} has no readable tokenizer: {e}") from e
         if tokenizer.eos_token_id is None:
