@@ -119,7 +119,9 @@ def pool_scores(
     member = _member_matrix(groups)
     if pooling in ("sum", "mean"):
         pooled = _times(scores, member)
-        return pooled / np.maximum(groups.sizes, 1) if pooling == "mean" else pooled
+        if pooling == "mean":
+            pooled = pooled / np.maximum(groups.sizes, 1).astype(np.float32)
+        return pooled
 
     out = np.empty((len(scores), len(groups)), dtype=np.float32)
     rows = max(1, (16 << 20) // max(1, groups.n_train))  # bounds the temporaries to 64 MB each

@@ -1,0 +1,86 @@
+"""Files are whole or absent, and what was altered is noticed."""
+
+import numpy as np
+import pytest
+
+from tdabench.errors import DataError, TdabenchError
+from tdabench.io import (
+    canonical,
+    fingerprint,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
+
+
+def test_arrays_round_trip_with_metadata(tmp_path):
+    path = tmp_path / "deep" / "a.safetensors"
+    arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.zeros((0, 4))}
+    write_arrays(path, arrays, {"recipe": {"lr": 0.1}, "ids": ["a", "b"]})
+    got, meta = read_arrays(path)
+    assert meta == {"recipe": {"lr": 0.1}, "ids": ["a", "b"]}
+    for k in arrays:
+        np.testing.assert_array_equal(got[k], arrays[k])
+        assert got[k].dtype == arrays[k].dtype
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, {"x": np.arange(100, dtype=np.float32)})
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="corrupt"):
+        read_arrays(path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 9, 60, -1])
+def test_a_truncated_file_is_one_clear_error(tmp_path, keep):
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, {"x": np.arange(100, dtype=np.float32)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="truncated"):
+        read_arrays(path)
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(DataError):
+        read_arrays(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": True})
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TdabenchError, match="No space left"):
+        write_json(path, {"old": False})
+    assert read_json(path) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(TdabenchError, match="file"):
+        write_bytes(tmp_path / "file" / "x", b"")
+
+
+def test_missing_and_malformed_json(tmp_path):
+    with pytest.raises(DataError, match="missing"):
+        read_json(tmp_path / "no.json")
+    (tmp_path / "bad.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_fingerprints_ignore_key_order_only():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    assert canonical({"é": 1}) == '{"é":1}'
