@@ -10,17 +10,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.data.examples import Corpus, Example
+from tdabench.data.examples import Corpus, Example, read_jsonl
 from tdabench.errors import (
     DataError,
     GuardError,
     MethodError,
+    MissingExtra,
     TdabenchError,
     UsageError,
 )
 from tdabench.groups import POOLINGS, Groups, Pooling, pool_scores
 from tdabench.hookspecs import hookimpl
-from tdabench.io import read_arrays, read_json, sha256_file, write_arrays, write_json
+from tdabench.io import (
+    fingerprint,
+    read_arrays,
+    read_json,
+    sha256_file,
+    write_arrays,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from tdabench.method import (
     Context,
     Index,
@@ -40,6 +50,11 @@ if TYPE_CHECKING:
     from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
     from tdabench.toolkit.gradients import GradientEngine
     from tdabench.toolkit.store import FeatureStore
+    from tdabench.truth.build import build as build_truth
+    from tdabench.truth.build import collect as collect_truth
+    from tdabench.truth.build import finished as finished_units
+    from tdabench.truth.plan import TruthPlan, check_disjoint
+    from tdabench.truth.store import Truth
 
 _LAZY = {
     "Batch": "tdabench.targets.target",
@@ -53,6 +68,12 @@ _LAZY = {
     "pooled_hidden_states": "tdabench.toolkit.encode",
     "GradientEngine": "tdabench.toolkit.gradients",
     "FeatureStore": "tdabench.toolkit.store",
+    "Truth": "tdabench.truth.store",
+    "TruthPlan": "tdabench.truth.plan",
+    "build_truth": "tdabench.truth.build:build",
+    "check_disjoint": "tdabench.truth.plan",
+    "collect_truth": "tdabench.truth.build:collect",
+    "finished_units": "tdabench.truth.build:finished",
 }
 
 __all__ = [
@@ -71,6 +92,7 @@ __all__ = [
     "Index",
     "MethodError",
     "Metric",
+    "MissingExtra",
     "Outcome",
     "Pooling",
     "Recipe",
@@ -82,22 +104,32 @@ __all__ = [
     "Target",
     "TdabenchError",
     "Tokens",
+    "Truth",
+    "TruthPlan",
     "UsageError",
+    "build_truth",
+    "check_disjoint",
+    "collect_truth",
     "encode_texts",
     "example_losses",
     "finetune",
+    "fingerprint",
+    "finished_units",
     "hookimpl",
     "named_seed",
     "pool_scores",
     "pooled_hidden_states",
     "read_arrays",
     "read_json",
+    "read_jsonl",
     "row_blocks",
     "sha256_file",
     "token_losses",
     "top_k_of",
     "write_arrays",
+    "write_bytes",
     "write_json",
+    "write_text",
 ]
 
 
@@ -105,5 +137,6 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module, _, attribute = _LAZY[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

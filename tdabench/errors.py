@@ -46,6 +46,18 @@ class MethodError(TdabenchError):
     """A method returned something that cannot be scored (exit code 1: its cell failed)."""
 
 
+class MissingExtra(TdabenchError):
+    """An optional package is not installed; `extra` is the extra that brings it.
+
+    A method raises it from `build` or `load`; its cell becomes a `skipped` row that says why.
+    """
+
+    def __init__(self, what: str, extra: str, remedy: str = "") -> None:
+        install = remedy or f"Install it with: pip install 'tdabench[{extra}]'"
+        super().__init__(f"{what} is not installed", install)
+        self.extra = extra
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the list of what is known when nothing is close."""
     known = sorted(known)

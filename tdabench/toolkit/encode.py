@@ -1,0 +1,197 @@
+"""Encoding text with a transformer: length-sorted, token-budget batches, masked pooling.
+
+Results come back in the order of the input and do not depend on the batch size beyond float
+rounding, since padding is masked in the attention and in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tdabench.targets.target import Target
+
+POOLINGS = ("mean", "position", "cls", "last")
+_WINDOW = 16_384  # texts tokenised at a time, so that a corpus of any size fits
+
+
+def encode_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    pooling: str = "mean",
+    layer: int = -1,
+    max_length: int | None = None,
+    tokens_a_batch: int = 8192,
+    max_examples: int = 256,
+    normalise: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """One vector a text, float32 [text, width].
+
+    `model` is any encoder or causal model that returns `last_hidden_state` (a head, if there is
+    one, is left out). Texts longer than `max_length` tokens (special tokens included; default:
+    what model and tokenizer allow) are cut at the end. `pooling` is "mean" over real tokens,
+    "position" (weights 1, 2, … over real tokens), "cls" (first token) or "last". `normalise`
+    scales to length 1. A text without tokens gives zeros.
+
+    Raises UsageError for an unknown pooling or layer.
+    """
+    limit = max_length or context_length(model, tokenizer)
+    vectors: np.ndarray | None = None
+    done = 0
+    for a in range(0, len(texts), _WINDOW):
+        window = list(texts[a : a + _WINDOW])
+        ids = tokenizer(
+            window,
+            add_special_tokens=True,
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for index, pooled in _encode_ids(
+            model, ids, tokenizer.pad_token_id or 0, pooling, layer, tokens_a_batch, max_examples
+        ):
+            if vectors is None:
+                vectors = np.zeros((len(texts), pooled.shape[1]), dtype=np.float32)
+            vectors[a + index] = pooled
+            done += len(index)
+            if progress:
+                progress(done, len(texts))
+    if vectors is None:
+        vectors = np.zeros((len(texts), int(model.config.hidden_size)), dtype=np.float32)
+    return unit_rows(vectors) if normalise else vectors
+
+
+def pooled_hidden_states(
+    target: Target,
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    layer: int = -1,
+    weighting: str = "mean",
+    role: str = "full",
+    tokens_a_batch: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Hidden states of the target, pooled over the tokens of each example: float32 [example, d].
+
+    `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final
+    norm. `weighting` is "mean" (RDS) or "position", weights 1, 2, … T over the T tokens divided
+    by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to leave the
+    response out; both are tokenised as the target is trained.
+    """
+    tokens = target.tokenize(examples, role)
+    out = np.zeros((len(examples), int(model.config.hidden_size)), dtype=np.float32)
+    done = 0
+    for index, pooled in _encode_ids(
+        model, [t.ids for t in tokens], target.pad_id, weighting, layer, tokens_a_batch
+    ):
+        out[index] = pooled
+        done += len(index)
+        if progress:
+            progress(done, len(examples))
+    return out
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, d] scaled to length 1; a row of zeros stays one."""
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def context_length(model: Any, tokenizer: Any) -> int | None:
+    """The most tokens that both model and tokenizer take; None where neither says."""
+    limits = [
+        getattr(model.config, "max_position_embeddings", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
+    if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        limits[0] = limits[0] and limits[0] - 2  # two positions are spent on padding
+    known = [int(x) for x in limits if x and x < 1 << 20]  # tokenizers say 1e30 for "no limit"
+    return min(known) if known else None
+
+
+def _encode_ids(
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int] | np.ndarray],
+    pad_id: int,
+    pooling: str,
+    layer: int,
+    tokens_a_batch: int,
+    max_examples: int = 256,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places in `ids`, pooled float32 [b, d]) batch by batch, longest first."""
+    import torch
+
+    if pooling not in POOLINGS:
+        raise UsageError(f"unknown token pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    lengths = np.array([len(x) for x in ids], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    trained = model.training
+    model.eval()
+    try:
+        a = 0
+        while a < len(order):
+            width = int(lengths[order[a]])
+            index = order[a : a + max(1, min(max_examples, tokens_a_batch // width))]
+            a += len(index)
+            padded = np.full((len(index), width), pad_id, dtype=np.int64)
+            for row, i in enumerate(index):
+                padded[row, : lengths[i]] = ids[i]
+            real = np.arange(width) < lengths[index, None]  # [b, t]
+            with torch.inference_mode():
+                hidden = _hidden(
+                    model,
+                    torch.from_numpy(padded).to(model.device),
+                    torch.from_numpy(real.astype(np.int64)).to(model.device),
+                    layer,
+                )
+                pooled = _pool(hidden.float(), torch.from_numpy(real).to(model.device), pooling)
+            yield index, pooled.cpu().numpy()
+    finally:
+        model.train(trained)
+
+
+def _hidden(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int
+) -> torch.Tensor:
+    """Hidden states [b, t, d] of one layer, without the language-modelling head."""
+    body = model.base_model
+    if layer == -1:
+        return body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    states = body(
+        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+    ).hidden_states
+    if not -len(states) <= layer < len(states):
+        raise UsageError(
+            f"the model has no layer {layer}",
+            f"Layers run from 0 (embeddings) to {len(states) - 1}",
+        )
+    return states[layer]
+
+
+def _pool(hidden: torch.Tensor, real: torch.Tensor, pooling: str) -> torch.Tensor:
+    """[b, t, d] -> [b, d]."""
+    import torch
+
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), real.sum(1) - 1]
+    weights = real.to(hidden.dtype)  # [b, t]
+    if pooling == "position":
+        weights = weights * torch.arange(1, real.shape[1] + 1, device=hidden.device)
+    weights = weights / weights.sum(1, keepdim=True)
+    return torch.einsum("bt,btd->bd", weights, hidden)
