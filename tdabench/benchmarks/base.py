@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.method import Index, named_seed
+from tdabench.errors import UsageError, unknown
+from tdabench.method import Index, _convert, named_seed
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
@@ -90,3 +93,23 @@ class Benchmark(ABC):
     @abstractmethod
     def run(self, context: BenchmarkContext) -> Outcome:
         """Scores the queries through `context.index` and compares with what is known."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters as resolved: every field with its value."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Self:
+        """Constructs the benchmark from parameters by name, as `TDAMethod.from_params` does."""
+        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        hints = typing.get_type_hints(cls)
+        values = {}
+        for key, value in params.items():
+            if key not in known:
+                raise unknown(f"parameter of the benchmark {cls.name}", key, known)
+            values[key] = _convert(f"{cls.name}.{key}", value, hints[key])
+        try:
+            return cls(**values)
+        except (ValueError, TypeError) as e:
+            raise UsageError(f"{cls.name}: {e}") from e

@@ -1,0 +1,132 @@
+"""LDS: do group scores rank groups as retraining on them does?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, MethodError
+from tdabench.groups import Groups
+from tdabench.method import Index
+from tdabench.truth.store import Truth
+
+if TYPE_CHECKING:
+    from tdabench.stats import Bootstrap
+
+
+@dataclass(frozen=True)
+class LDS(Benchmark):
+    """Linear datamodelling score (arXiv 2303.14186, section 4).
+
+    For each query, Spearman's correlation over groups between the method's group scores and
+    minus the query's loss after retraining on the group, averaged over training seeds; then the
+    mean over queries. `truth` names the suite's truth, `replicates` the bootstrap's size.
+    """
+
+    name: ClassVar[str] = "lds"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "rank correlation of group scores with retraining, over random groups"
+    source: ClassVar[str] = "Park et al. 2023, arXiv 2303.14186"
+    truth_kind: ClassVar[str | None] = "lds"
+
+    truth: str = "lds"
+    replicates: int = 1000
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        truth, notes = usable(context.truth(self.truth), context.queries)
+        scores = group_scores(context.index, context.queries, truth.groups)
+        return rank_outcome(self.name, scores, truth, self.replicates, notes)
+
+
+def usable(truth: Truth, queries: Corpus) -> tuple[Truth, list[str]]:
+    """The truth of these queries, without groups that failed or are empty, and notes on both.
+
+    Raises DataError when it lacks a query, or when fewer than two groups are left to rank.
+    """
+    truth = truth.for_queries(queries.ids)
+    failed = ~np.isfinite(truth.losses).all(axis=(1, 2))
+    keep = np.flatnonzero(~failed)
+    notes = []
+    if failed.any():
+        notes.append(f"{failed.sum()} groups whose retraining failed are left out")
+        groups = Groups.of((truth.groups[int(g)] for g in keep), truth.groups.n_train)
+        truth = Truth(truth.losses[keep], groups, truth.query_ids, truth.plan)
+    if len(truth.groups) < 2 or not len(queries):
+        raise DataError(
+            f"the truth {truth.plan.get('name', '')!r} leaves {len(truth.groups)} groups and "
+            f"{len(queries)} queries, and ranking needs two groups and a query",
+        )
+    return truth, notes
+
+
+def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
+    """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
+    scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
+    return checked(scores, (len(queries), len(groups)), "group scores")
+
+
+def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
+    """`scores` if they have `shape` and are finite; MethodError otherwise."""
+    if scores.shape != shape:
+        raise MethodError(f"the method returned {what} of shape {scores.shape}, expected {shape}")
+    bad = ~np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
+    if bad.any():
+        raise MethodError(f"the method returned NaN or infinite {what} for {bad.sum()} queries")
+    return scores
+
+
+def rank_outcome(
+    name: str, scores: np.ndarray, truth: Truth, replicates: int, notes: list[str] | None = None
+) -> Outcome:
+    """Scores [query, group] against a truth as an Outcome whose primary metric is `name`."""
+    from tdabench import stats
+
+    notes = list(notes or [])
+    values = truth.values
+    per_query = stats.spearman_rows(scores, values)
+    boot = stats.bootstrap_lds(scores, values, replicates)
+    flat = int(stats.constant_rows(scores).sum())
+    if flat:
+        notes.append(f"{flat} of {len(scores)} queries have constant scores and count as 0")
+    metrics = {
+        name: metric(boot, clip=(-1.0, 1.0)),
+        "constant_queries": Metric(float(flat), higher_is_better=False),
+    }
+    arrays = {"group_scores": scores, **boot.arrays()}
+
+    ceiling = stats.noise_ceiling(truth.by_seed(), replicates)
+    if ceiling is not None:
+        low, high = ceiling.interval() or (None, None)
+        metrics["ceiling"] = Metric(ceiling.value, low, high)
+        metrics["share_of_ceiling"] = metric(ceiling.share(boot))
+        arrays["ceiling_per_query"] = ceiling.per_query.astype(np.float32)
+    elif truth.n_seeds < 2:
+        notes.append("one seed a group: the truth's noise, and so a ceiling, cannot be known")
+    else:
+        notes.append("the truth's seeds do not agree with each other: no ceiling to compare with")
+    return Outcome(
+        primary=name,
+        metrics=metrics,
+        per_query=per_query,
+        query_ids=truth.query_ids,
+        replicates=boot.both,
+        arrays=arrays,
+        notes=tuple(notes),
+    )
+
+
+def metric(
+    boot: Bootstrap,
+    clip: tuple[float, float] | None = None,
+    higher_is_better: bool = True,
+    unit: str = "",
+) -> Metric:
+    """A Metric from a statistic's replicates, its interval cut to the range the metric can take."""
+    low, high = boot.interval() or (None, None)
+    if clip and low is not None and high is not None:
+        low, high = max(clip[0], low), min(clip[1], high)
+    return Metric(boot.value, low, high, higher_is_better, unit)

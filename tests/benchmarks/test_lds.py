@@ -1,0 +1,139 @@
+"""LDS on constructed cases whose value is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import FixedIndex, corpus, truth_of
+
+from tdabench.benchmarks.lds import LDS
+from tdabench.errors import DataError, MethodError, UsageError
+from tdabench.groups import Groups
+
+RNG = np.random.default_rng(0)
+N_TRAIN, N_QUERIES, N_GROUPS = 30, 8, 12
+GROUPS = Groups.random(N_GROUPS, N_TRAIN, 0.3, np.random.default_rng(1))
+TRAIN, QUERIES = corpus(N_TRAIN, "t"), corpus(N_QUERIES, "q")
+SCORES = RNG.normal(size=(N_QUERIES, N_TRAIN))
+GROUP_SCORES = SCORES @ GROUPS.membership(np.float64).toarray().T  # [query, group]
+
+
+def run(make_context, scores, values, groups=GROUPS, queries=QUERIES, ids=None, **params):
+    ids = ids or QUERIES.ids
+    context = make_context(
+        FixedIndex(scores, QUERIES.ids), TRAIN, queries, {"lds": truth_of(values, groups, ids)}
+    )
+    return LDS(replicates=200, **params).run(context)
+
+
+def test_perfect_is_one_and_reversed_minus_one(make_context) -> None:
+    for sign in (1, -1):
+        out = run(make_context, sign * SCORES, GROUP_SCORES[None])
+        assert out.metrics["lds"].value == pytest.approx(sign, abs=1e-12)
+        assert out.metrics["lds"].low == pytest.approx(sign, abs=1e-6)
+        assert out.metrics["lds"].high == pytest.approx(sign, abs=1e-6)
+
+
+def test_constant_scores_count_as_zero_and_are_reported(make_context) -> None:
+    scores = SCORES.copy()
+    scores[[1, 4]] = 0.0
+    out = run(make_context, scores, GROUP_SCORES[None])
+    assert out.metrics["lds"].value == pytest.approx(6 / 8)
+    assert out.metrics["constant_queries"].value == 2
+    assert any("2 of 8 queries have constant scores" in n for n in out.notes)
+
+
+def test_a_truth_that_is_constant_for_a_query_gives_zero(make_context) -> None:
+    values = GROUP_SCORES.copy()
+    values[3] = 7.0
+    out = run(make_context, SCORES, values[None])
+    assert out.per_query[3] == 0
+    assert out.metrics["lds"].value == pytest.approx(7 / 8)
+
+
+def test_queries_in_another_order_keep_their_own_values(make_context) -> None:
+    values = RNG.normal(size=(1, N_QUERIES, N_GROUPS))
+    straight = run(make_context, SCORES, values)
+    order = RNG.permutation(N_QUERIES)
+    permuted = run(make_context, SCORES, values, queries=QUERIES.subset(order))
+    np.testing.assert_array_equal(permuted.per_query, straight.per_query[order])
+    assert permuted.query_ids == tuple(QUERIES.ids[i] for i in order)
+
+
+def test_groups_in_another_order_change_nothing(make_context) -> None:
+    values = RNG.normal(size=(3, N_QUERIES, N_GROUPS))
+    order = RNG.permutation(N_GROUPS)
+    shuffled = Groups.of([GROUPS[int(g)] for g in order], N_TRAIN)
+    a = run(make_context, SCORES, values)
+    b = run(make_context, SCORES, values[:, :, order], groups=shuffled)
+    np.testing.assert_allclose(a.per_query, b.per_query, atol=1e-12)
+
+
+def test_one_query_has_a_value_and_no_interval(make_context) -> None:
+    out = run(make_context, SCORES, GROUP_SCORES[None], queries=QUERIES.subset([2]))
+    assert out.metrics["lds"].value == pytest.approx(1)
+    assert out.metrics["lds"].low is None
+    assert out.metrics["lds"].high is None
+
+
+def test_one_group_is_refused(make_context) -> None:
+    with pytest.raises(DataError, match="1 groups"):
+        run(make_context, SCORES, GROUP_SCORES[None, :, :1], groups=GROUPS[:1])
+
+
+def test_an_empty_group_scores_zero_and_is_ranked(make_context) -> None:
+    groups = Groups.of([[], *GROUPS], N_TRAIN)
+    values = np.concatenate([np.zeros((N_QUERIES, 1)), GROUP_SCORES], axis=1)
+    out = run(make_context, SCORES, values[None], groups=groups)
+    assert out.metrics["lds"].value == pytest.approx(1)
+
+
+def test_groups_that_failed_are_left_out_and_said(make_context) -> None:
+    values = np.stack([GROUP_SCORES, GROUP_SCORES])
+    values[1, :, 5] = np.nan
+    out = run(make_context, SCORES, values)
+    assert out.metrics["lds"].value == pytest.approx(1)
+    assert out.arrays["group_scores"].shape == (N_QUERIES, N_GROUPS - 1)
+    assert "1 groups whose retraining failed are left out" in out.notes
+
+
+def test_missing_truth_and_missing_queries_are_named(make_context) -> None:
+    with pytest.raises(UsageError, match="no truth 'other'"):
+        run(make_context, SCORES, GROUP_SCORES[None], truth="other")
+    ids = [f"x{i}" for i in range(N_QUERIES)]
+    with pytest.raises(DataError, match="no losses for 8 of 8 queries"):
+        run(make_context, SCORES, GROUP_SCORES[None], ids=ids)
+
+
+def test_nan_scores_are_refused_with_a_count(make_context) -> None:
+    scores = SCORES.copy()
+    scores[[0, 5], 3] = np.nan
+    with pytest.raises(MethodError, match="for 2 queries"):
+        run(make_context, scores, GROUP_SCORES[None])
+
+
+def test_ceiling_and_share_with_several_seeds_and_a_note_with_one(make_context) -> None:
+    noisy = GROUP_SCORES + 0.5 * GROUP_SCORES.std() * RNG.normal(size=(4, N_QUERIES, N_GROUPS))
+    out = run(make_context, SCORES, noisy)
+    m = out.metrics
+    assert 0.8 < m["ceiling"].value < 1
+    expected = m["lds"].value / m["ceiling"].value
+    assert m["share_of_ceiling"].value == pytest.approx(expected)
+    alone = run(make_context, SCORES, noisy[:1])
+    assert "ceiling" not in alone.metrics
+    assert any("one seed" in n for n in alone.notes)
+
+
+def test_the_same_run_twice_is_the_same_and_methods_are_paired(make_context) -> None:
+    values = RNG.normal(size=(2, N_QUERIES, N_GROUPS))
+    a, b = (run(make_context, SCORES, values) for _ in range(2))
+    np.testing.assert_array_equal(a.replicates, b.replicates)
+    # A monotone change of scores ranks alike: with paired draws every replicate agrees.
+    c = run(make_context, 3 * SCORES, values)
+    np.testing.assert_array_equal(a.replicates, c.replicates)
+
+
+def test_parameters_by_name() -> None:
+    assert LDS.from_params({"replicates": "50"}).params == {"truth": "lds", "replicates": 50}
+    with pytest.raises(UsageError, match="unknown parameter of the benchmark lds 'replicate'"):
+        LDS.from_params({"replicate": 5})
