@@ -1,0 +1,350 @@
+"""Encoders: the released AirRep layout, and own ones on any Hugging Face body.
+
+An encoder is a folder with `config.json` (`model_type: airrep`), `model.safetensors` and a
+tokenizer. Enc(x) = W mean_t h_t(x) + b: mean of the last hidden states over real tokens, then a
+linear layer; no normalisation (arXiv 2505.18513, section 3; public code `modeling_airrep.py`).
+
+The released layout has a BERT under `bert.*` and `projector.*`, and no further keys. An own
+encoder names its body in `backbone` (weights under `body.*`), its width in `projection_dim` and
+how text is put to it in `airrep_text`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tdabench.api import DataError, Example, TdabenchError, UsageError, read_json, sha256_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+RECORD = "airrep.json"
+NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How an example becomes tokens.
+
+    `template` has the places {prompt} and {response}; a prompt is cut to its first `max_words`
+    words (0: not cut; otherwise runs of white space become one space, as in the public code) and
+    the whole to `max_tokens` tokens, special ones included. `side` says which tokens stay:
+    "first" (the public code's inference) or "last" (its training). `append_eos` ends the text
+    with the tokenizer's end-of-text token, as causal targets are trained.
+    """
+
+    template: str = "Question: {prompt}\nAnswer: {response}"
+    max_words: int = 256
+    max_tokens: int = 512
+    side: str = "first"
+    append_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if "{prompt}" not in self.template and "{response}" not in self.template:
+            raise UsageError(
+                f"the text template {self.template!r} has neither {{prompt}} nor {{response}}"
+            )
+        if self.side not in ("first", "last"):
+            raise UsageError(f"unknown side {self.side!r} of a cut text", "One of: first, last")
+        if self.max_tokens < 2:
+            raise UsageError(f"max_tokens = {self.max_tokens} leaves no room for text")
+
+    def text(self, example: Example) -> str:
+        prompt = example.prompt
+        if self.max_words:
+            prompt = " ".join(prompt.split()[: self.max_words])
+        # Not str.format: prompts and responses may hold braces.
+        out = self.template.replace("{prompt}", "\0")
+        return out.replace("{response}", example.response).replace("\0", prompt)
+
+
+class Encoder(nn.Module):
+    """A transformer body, mean pooling and a linear projection; always without dropout."""
+
+    def __init__(self, body: nn.Module, dim: int, tokenizer: Tokenizer, text: TextFormat) -> None:
+        super().__init__()
+        self.body = body
+        config: Any = body.config
+        self.projector = nn.Linear(int(config.hidden_size), dim)
+        self.tokenizer = tokenizer
+        self.text = text
+        self.causal = is_causal(config)
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        return self.projector.out_features
+
+    @property
+    def device(self) -> torch.device:
+        return self.projector.weight.device
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        """ids int64 [b, t], padded on the right; real bool [b, t], None if nothing is padding.
+
+        Returns embeddings [b, dim] in the dtype of the weights.
+        """
+        # What follows a token cannot reach it in a causal body, so padding on the right needs
+        # no mask there, and a batch without padding needs none anywhere: unmasked attention
+        # takes the fast path.
+        mask = None if real is None or self.causal else real.long()
+        h = self.body(input_ids=ids, attention_mask=mask).last_hidden_state  # [b, t, d]
+        if real is None:
+            pooled = h.sum(1) / h.shape[1]
+        else:
+            h = h.masked_fill(~real[..., None], 0.0)
+            pooled = h.sum(1) / real.sum(1, keepdim=True)  # [b, d]
+        return self.projector(pooled)
+
+    # ------------------------------------------------------------------ text
+
+    def tokenize(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Token ids of each example, int64 [t], at most `text.max_tokens`, at least one."""
+        texts = [self.text.text(e) for e in examples]
+        eos = [self.eos_id] if self.text.append_eos else []
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(
+            self.text.max_tokens - len(eos),
+            direction="right" if self.text.side == "first" else "left",
+        )
+        out = []
+        for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=True):
+            ids = encoding.ids + eos
+            out.append(np.asarray(ids or [self.eos_id], dtype=np.int64))
+        return out
+
+    @property
+    def eos_id(self) -> int:
+        config: Any = self.body.config
+        for key in ("eos_token_id", "sep_token_id", "pad_token_id"):
+            value = getattr(config, key, None)
+            if isinstance(value, list):
+                value = value[0]
+            if value is not None:
+                return int(value)
+        return 0
+
+    # ------------------------------------------------------------------ files
+
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json: the body's fields, flat, and ours."""
+        body: Any = self.body.config
+        fields = json.loads(body.to_json_string(use_diff=True))
+        return {
+            **{k: v for k, v in fields.items() if k not in NOT_BODY},
+            "model_type": "airrep",
+            "backbone": body.model_type,
+            "projection_dim": self.dim,
+            "airrep_text": asdict(self.text),
+        }
+
+    def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
+        """Writes config, weights (float16, or float32), tokenizer and `airrep.json`."""
+        from safetensors.torch import save
+
+        from tdabench.api import write_bytes, write_json
+
+        dtype = torch.float16 if half else torch.float32
+        state = {k: v.detach().to(dtype).contiguous().cpu() for k, v in self.state_dict().items()}
+        bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
+        if bad:
+            raise TdabenchError(f"the encoder has weights that are not finite, first {bad[0]}")
+        write_json(folder / "config.json", self.config())
+        write_bytes(folder / "model.safetensors", save(state))
+        self.tokenizer.no_truncation()
+        write_bytes(folder / "tokenizer.json", self.tokenizer.to_str().encode())
+        write_json(folder / RECORD, dict(record))
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a body of this configuration lets a token see earlier tokens only."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    # Encoders with a causal head (BERT) are causal only when asked to be.
+    if getattr(config, "is_decoder", None) is not None and hasattr(config, "type_vocab_size"):
+        return bool(config.is_decoder)
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> Encoder:
+    """The encoder in `folder`, frozen.
+
+    `dtype` is that of the arithmetic: "float32", "float16" or "bfloat16". In bfloat16 attention
+    is computed by the eager kernel, which is how the public implementation rounds.
+
+    Raises DataError naming what is missing or does not fit.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "airrep":
+        raise DataError(
+            f"{folder} is not an AirRep encoder (its model_type is {config.get('model_type')!r})",
+            "Make one of it with: tdabench airrep train --init",
+        )
+    kind = config.pop("backbone", "bert")
+    text = TextFormat(**config.pop("airrep_text", {}))
+    dim = config.pop("projection_dim", None)
+    body_config = _body_config(kind, config, folder)
+    body = _empty_body(body_config, eager=dtype == "bfloat16")
+    limit = getattr(body_config, "max_position_embeddings", None)
+    if limit and text.max_tokens > limit:
+        text = replace(text, max_tokens=int(limit))
+    encoder = Encoder(body, int(dim or body_config.hidden_size), load_tokenizer(folder), text)
+    _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
+    size = encoder.tokenizer.get_vocab_size()
+    if size > body_config.vocab_size:
+        raise DataError(
+            f"the tokenizer in {folder} has {size} tokens, its encoder {body_config.vocab_size}"
+        )
+    torch_dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    return encoder.to(device=device, dtype=torch_dtype[dtype]).requires_grad_(False)
+
+
+def _body_config(kind: str, fields: Mapping[str, Any], folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    fields = {k: v for k, v in fields.items() if k not in NOT_BODY}
+    try:
+        return AutoConfig.for_model(kind, **fields)
+    except (ValueError, TypeError) as e:
+        raise DataError(f"{folder} has a body of an unknown kind {kind!r}: {e}") from e
+
+
+def _empty_body(config: Any, eager: bool = False) -> nn.Module:
+    """A body without pooler or head, randomly initialised; global random streams stay put."""
+    from transformers import AutoModel
+
+    config._attn_implementation = "eager" if eager else "sdpa"
+    config.use_cache = False
+    with torch.random.fork_rng(devices=[]):
+        body = AutoModel.from_config(config, dtype=torch.float32)
+    if getattr(body, "pooler", None) is not None:
+        body.pooler = None
+    return body
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
+
+
+def _load_state(encoder: Encoder, state: dict[str, torch.Tensor], folder: Path) -> None:
+    state = {
+        ("body." + k.removeprefix("bert.") if k.startswith("bert.") else k): v
+        for k, v in state.items()
+        if not k.startswith("bert.pooler.") and not k.endswith("embeddings.position_ids")
+    }
+    try:
+        outcome = encoder.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    except RuntimeError as e:
+        raise DataError(f"the weights in {folder} do not fit its configuration: {e}") from e
+    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
+    if odd:
+        raise DataError(
+            f"the weights in {folder} do not fit its configuration: {', '.join(odd[:3])}"
+        )
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The fast tokenizer in `folder`. Raises DataError where there is none."""
+    from tokenizers import Tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    if path.exists():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as e:
+            raise DataError(f"{path} is not a readable tokenizer: {e}") from e
+    if not (Path(folder) / "vocab.txt").exists():
+        raise DataError(
+            f"the encoder in {folder} has no tokenizer (tokenizer.json is missing)",
+            "Copy the tokenizer's files beside the weights",
+        )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer
+
+
+def fingerprint_of(folder: Path) -> str:
+    """16 hex digits over the files of an encoder that decide its embeddings."""
+    from tdabench.api import fingerprint
+
+    names = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")
+    return fingerprint({n: sha256_file(folder / n) for n in names if (folder / n).exists()})
+
+
+# --------------------------------------------------------------------------- encoding
+
+
+def batches(
+    lengths: np.ndarray, tokens_a_batch: int, max_examples: int = 256
+) -> Iterator[np.ndarray]:
+    """Places of each batch: lengths descending, no batch wider than `tokens_a_batch` padded."""
+    order = np.argsort(-lengths, kind="stable")
+    a = 0
+    while a < len(order):
+        width = max(1, int(lengths[order[a]]))
+        b = a + max(1, min(max_examples, tokens_a_batch // width))
+        yield order[a:b]
+        a = b
+
+
+def padded(
+    tokens: Sequence[np.ndarray], index: np.ndarray, device: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(ids int64 [b, t], real bool [b, t] or None where no token is padding)."""
+    lengths = np.array([len(tokens[i]) for i in index])
+    width = int(lengths.max())
+    ids = np.zeros((len(index), width), dtype=np.int64)
+    for row, i in enumerate(index):
+        ids[row, : lengths[row]] = tokens[i]
+    if (lengths == width).all():
+        return torch.from_numpy(ids).to(device), None
+    real = np.arange(width) < lengths[:, None]
+    return torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device)
+
+
+WINDOW = 16_384  # examples tokenised at a time, so that a corpus of any size fits
+
+
+def encode(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    tokens_a_batch: int = 0,
+    progress: Any = None,
+) -> np.ndarray:
+    """Embeddings float32 [example, dim], in the order given, whatever the batching.
+
+    `tokens_a_batch` 0 takes what suits the device: on a CPU activations should stay in cache.
+    """
+    budget = tokens_a_batch or (2048 if encoder.device.type == "cpu" else 65_536)
+    out = np.empty((len(examples), encoder.dim), dtype=np.float32)
+    done = 0
+    with torch.inference_mode():
+        for a in range(0, len(examples), WINDOW):
+            tokens = encoder.tokenize(examples[a : a + WINDOW])
+            for index in batches(np.array([len(t) for t in tokens]), budget):
+                ids, real = padded(tokens, index, encoder.device)
+                out[a + index] = encoder(ids, real).float().cpu().numpy()
+                done += len(index)
+                if progress:
+                    progress("encode", done, len(examples))
+    return out

@@ -1,0 +1,88 @@
+"""The method: encode both sides with a trained encoder, pool groups by attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from tdabench.api import (
+    Context,
+    Example,
+    RepresentationMethod,
+    Role,
+    Rows,
+    UsageError,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from tdabench_airrep.encoder import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirRep(RepresentationMethod):
+    """f(x, S) = Enc(x) . sum_i a_i Enc(z_i), a = softmax over S of |Enc(x) . Enc(z_i)|.
+
+    `encoder` is a folder, or the name of an asset of the suite. `max_tokens` (0: the encoder's
+    own) and `text` ("": the encoder's own, else a template with {prompt} and {response}) change
+    how examples are put to it; `dtype` is that of the arithmetic. Source: arXiv 2505.18513, eq. 5.
+    """
+
+    name: ClassVar[str] = "airrep"
+    version: ClassVar[int] = 1
+    family: ClassVar[str] = "learned"
+    source: ClassVar[str] = "arXiv 2505.18513"
+    summary: ClassVar[str] = "encoder trained on retraining labels, attention-pooled groups"
+
+    encoder: str = "airrep"
+    pooling: str = "softmax-abs"
+    max_tokens: int = 0
+    text: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise UsageError(
+                f"airrep: unknown dtype {self.dtype!r}", "One of: float32, float16, bfloat16"
+            )
+
+    def folder(self, context: Context) -> Path:
+        """The encoder's folder: a suite's asset of that name, else a path."""
+        if self.encoder in context.assets:
+            return context.asset(self.encoder)
+        path = Path(self.encoder).expanduser()
+        if path.is_dir():
+            return path
+        if "/" in self.encoder or path.exists():
+            raise UsageError(
+                f"airrep: there is no encoder folder {self.encoder}",
+                "Train one with: tdabench airrep train",
+            )
+        return context.asset(self.encoder)
+
+    def open(self, context: Context) -> Encoder:
+        """The encoder, with this method's text parameters."""
+        from dataclasses import replace
+
+        from tdabench_airrep.encoder import load_encoder
+
+        encoder = load_encoder(self.folder(context), context.device, self.dtype)
+        changes = {"max_tokens": self.max_tokens, "template": self.text}
+        encoder.text = replace(encoder.text, **{k: v for k, v in changes.items() if v})  # type: ignore[arg-type]
+        return encoder
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
+        from tdabench_airrep.encoder import encode
+
+        return encode(self.open(context), examples, progress=context.progress)
+
+    def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
+        """Seconds and retrainings behind the encoder, as its own record tells them."""
+        path = self.folder(context) / "airrep.json"
+        if not path.exists():
+            return None
+        cost = read_json(path).get("cost") or {}
+        return {k: float(cost[k]) for k in ("seconds", "retrainings") if k in cost} or None

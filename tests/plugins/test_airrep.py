@@ -1,0 +1,192 @@
+"""AirRep inference: the released layout, own encoders, text, batching, records, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tdabench_airrep.encoder import Encoder, TextFormat, encode, load_encoder, load_tokenizer
+from tdabench_airrep.method import AirRep
+
+from tdabench.api import DataError, Example, Groups, UsageError, pool_scores
+from tdabench.method import Context
+
+OWN = Path(__file__).parent.parent / "fixtures" / "airrep"
+SHARED = Path(__file__).parents[3] / "shared" / "parity" / "airrep"
+FIXTURES = [
+    OWN,
+    pytest.param(
+        SHARED, marks=pytest.mark.skipif(not SHARED.exists(), reason="fixture not at hand")
+    ),
+]
+# bfloat16 has 8 significant bits; two layers with weights of this scale add up a few roundings.
+BF16 = 2.0**-8
+
+
+def _parity(folder: Path):
+    data = json.loads((folder / "inputs.json").read_text())
+    items = {
+        k: [Example(f"{k}{i}", x["input"], x["output"]) for i, x in enumerate(data[k])]
+        for k in ("train", "queries")
+    }
+    groups = Groups.of(data["groups"], len(items["train"]))
+    return items, groups, load_file(folder / "expected.safetensors")
+
+
+@pytest.mark.parametrize("folder", FIXTURES)
+@pytest.mark.parametrize(("dtype", "ulps"), [("bfloat16", 4), ("float32", 16)])
+def test_embeddings_agree_with_the_reference(folder: Path, dtype: str, ulps: int) -> None:
+    items, _, expected = _parity(folder)
+    encoder = load_encoder(folder / "checkpoint", dtype=dtype)
+    for role, key in (("train", "train_embeddings"), ("queries", "query_embeddings")):
+        got = encode(encoder, items[role])
+        scale = np.abs(expected[key]).max()
+        assert np.abs(got - expected[key]).max() <= ulps * BF16 * scale
+        assert np.abs(got - expected[key]).mean() <= 2 * BF16 * scale
+
+
+@pytest.mark.parametrize("folder", FIXTURES)
+def test_bfloat16_is_exact_in_the_references_batching(folder: Path) -> None:
+    items, _, expected = _parity(folder)
+    encoder = load_encoder(folder / "checkpoint", dtype="bfloat16")
+    tokens = encoder.tokenize(items["train"])
+    from tdabench_airrep.encoder import padded
+
+    with torch.inference_mode():
+        got = encoder(*padded(tokens, np.arange(len(tokens)), "cpu")).float().numpy()
+    np.testing.assert_array_equal(got, expected["train_embeddings"])
+
+
+@pytest.mark.parametrize("folder", FIXTURES)
+@pytest.mark.parametrize(
+    ("pooling", "key"), [("softmax-abs", "group_score_abs_softmax"), ("sum", "group_score_sum")]
+)
+def test_group_scores_from_stored_embeddings(folder: Path, pooling: str, key: str) -> None:
+    _, groups, expected = _parity(folder)
+    scores = expected["query_embeddings"] @ expected["train_embeddings"].T
+    np.testing.assert_allclose(
+        pool_scores(scores, groups, pooling), expected[key], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_method_scores_groups_like_the_reference(tiny_target, tmp_path: Path) -> None:
+    items, groups, expected = _parity(OWN)
+    context = Context(tiny_target, tmp_path, assets={"airrep": OWN / "checkpoint"})
+    index = AirRep().build(context, items["train"])
+    want = expected["group_score_abs_softmax"]
+    got = index.score_groups(items["queries"], groups)
+    assert np.abs(got - want).max() <= 16 * BF16 * np.abs(want).max()
+    singles = Groups.singletons(len(items["train"]))
+    np.testing.assert_allclose(
+        index.score_groups(items["queries"], singles), index.score(items["queries"]), rtol=1e-5
+    )
+    assert AirRep().prepare_cost(context) is None  # the released layout has no record
+
+
+def test_encoding_does_not_depend_on_batching_or_order() -> None:
+    items, _, _ = _parity(OWN)
+    encoder = load_encoder(OWN / "checkpoint")
+    whole = encode(encoder, items["train"], tokens_a_batch=4096)
+    alone = np.vstack([encode(encoder, [e]) for e in items["train"]])
+    tight = encode(encoder, items["train"][::-1], tokens_a_batch=1)[::-1]
+    np.testing.assert_allclose(whole, alone, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(whole, tight, rtol=1e-5, atol=1e-5)
+    assert encode(encoder, []).shape == (0, 16)
+
+
+def own_encoder(target, dim: int = 24, **text) -> Encoder:
+    body = target.model("base").base_model
+    return Encoder(body, dim, load_tokenizer(target.folder), TextFormat(**text))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "llama"])
+def test_own_encoder_survives_saving(
+    make_target, tiny_corpus, tmp_path: Path, architecture
+) -> None:
+    encoder = own_encoder(make_target(architecture), max_tokens=100, append_eos=True)
+    assert encoder.causal
+    before = encode(encoder, tiny_corpus)
+    encoder.save(tmp_path / "enc", {"cost": {"seconds": 2.5, "retrainings": 7}}, half=False)
+    loaded = load_encoder(tmp_path / "enc")
+    assert loaded.text == encoder.text
+    assert loaded.dim == 24
+    np.testing.assert_allclose(encode(loaded, tiny_corpus), before, rtol=1e-5, atol=1e-6)
+    context = Context(make_target(architecture), tmp_path, assets={"airrep": tmp_path / "enc"})
+    assert AirRep().prepare_cost(context) == {"seconds": 2.5, "retrainings": 7.0}
+
+
+def test_mean_pooling_then_projection(tiny_target, tiny_corpus) -> None:
+    encoder = own_encoder(tiny_target)
+    tokens = encoder.tokenize(tiny_corpus[:1])[0]
+    hidden = tiny_target.model("base").base_model(input_ids=torch.tensor(tokens[None]))
+    mean = hidden.last_hidden_state[0].mean(0)
+    want = encoder.projector.weight @ mean + encoder.projector.bias
+    np.testing.assert_allclose(
+        encode(encoder, tiny_corpus[:5])[0], want.detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_text_format() -> None:
+    long = Example("a", " ".join(f"w{i}" for i in range(300)), "{prompt} {response}")
+    text = TextFormat().text(long)
+    assert text.startswith("Question: w0 w1 ")
+    assert text.endswith(" w255\nAnswer: {prompt} {response}")
+    assert (
+        TextFormat(max_words=0).text(Example("a", "x \n y", "z")) == "Question: x \n y\nAnswer: z"
+    )
+    for bad in ({"template": "x"}, {"side": "middle"}, {"max_tokens": 1}):
+        with pytest.raises(UsageError):
+            TextFormat(**bad)
+
+
+def test_texts_are_cut_on_the_side_asked_for(tiny_target) -> None:
+    e = Example("a", "one two three four five six seven", "eight")
+    full, first, last = (
+        own_encoder(tiny_target, **kw).tokenize([e])[0]
+        for kw in ({}, {"max_tokens": 6}, {"max_tokens": 6, "side": "last"})
+    )
+    assert len(full) > 6
+    np.testing.assert_array_equal(first, full[:6])
+    np.testing.assert_array_equal(last, full[-6:])
+
+
+def _copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OWN / "checkpoint", tmp_path / "copy"))
+
+
+def test_bad_encoders_are_named(tmp_path: Path, tiny_target) -> None:
+    folder = _copy(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="has no tokenizer"):
+        load_encoder(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="not a readable tokenizer"):
+        load_encoder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(DataError, match="not an AirRep encoder"):
+        load_encoder(folder)
+    shutil.copy(OWN / "checkpoint" / "tokenizer.json", folder)
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 8}))
+    with pytest.raises(DataError, match="do not fit"):
+        load_encoder(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "backbone": "nonesuch"}))
+    with pytest.raises(DataError, match="unknown kind"):
+        load_encoder(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-100])
+    with pytest.raises(DataError, match="truncated"):
+        load_encoder(folder)
+    context = Context(tiny_target, tmp_path)
+    with pytest.raises(UsageError, match="no encoder folder"):
+        AirRep(encoder="some/where").build(context, [])
+    with pytest.raises(UsageError, match="no asset 'airrep'"):
+        AirRep().build(context, [])
+    with pytest.raises(UsageError, match="dtype"):
+        AirRep(dtype="int4")
