@@ -14,12 +14,14 @@ import importlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import random
 import re
 import sys
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,7 +190,7 @@ def countries() -> dict[str, Country]:
     for code, row in sorted(cache.get_countries().items()):
         if code in NOT_STATES or iso.get(alpha_2=code) is None:
             continue
-        name = NAMES.get(code, row["name"].strip())
+        name = NAMES.get(code) or str(row["name"]).strip()
         found[code] = Country(
             code=code,
             name=name,
@@ -309,7 +311,7 @@ def city_facts(world: dict[str, Country]) -> Iterable[Fact]:
         country = world[code]
         key = f"{code}/{name}"
         base = {"c": name, "x": country.the, "n": country.name, "k": country.continent}
-        shared = {"side_key": f"city/{key}", "entity": f"city/{key}"}
+        shared: dict[str, Any] = {"side_key": f"city/{key}", "entity": f"city/{key}"}
         yield Fact("city_country", key, country.name, base, **shared)
         kind = "the capital of" if name in capital_of else "a city in"
         sentence = f"{name} is {kind} {country.the}, a country in {country.continent}."
@@ -361,7 +363,7 @@ def translation_facts(world: dict[str, Country]) -> Iterable[Fact]:
     english = _locale("en")
 
     def tongue(code: str) -> str:
-        name = english.languages[code]
+        name = str(english.languages[code])
         return {"nb": "Norwegian", "bn": "Bengali"}.get(code, name)
 
     for code in NAME_LOCALES:
@@ -429,7 +431,7 @@ def element_facts() -> Iterable[Fact]:
     for row in fetch("elements").sort_values("atomic_number").itertuples():
         number, name, symbol = int(row.atomic_number), row.name.lower(), row.symbol
         slots = {"e": name, "s": symbol, "z": str(number)}
-        shared = {"side_key": f"element/{symbol}", "entity": f"element/{symbol}"}
+        shared: dict[str, Any] = {"side_key": f"element/{symbol}", "entity": f"element/{symbol}"}
         yield Fact("element_symbol", symbol, symbol, slots, **shared)
         if number <= LAST_CLASSED:
             family = FAMILIES[series[row.series_id]]
@@ -697,7 +699,7 @@ def allocate(split: str, room: dict[str, int]) -> dict[str, int]:
     for task in TEMPLATES:
         common = _rng("weight", task).uniform(-0.4, 0.4)
         own = _rng("weight", task, split).uniform(-0.1, 0.1)
-        weights[task] = 2.718281828459045 ** (common + own)
+        weights[task] = math.exp(common + own)
     counts = dict.fromkeys(TEMPLATES, 0)
     open_tasks = [task for task in TEMPLATES if room[task]]
     while (left := total - sum(counts.values())) > 0:
@@ -884,8 +886,11 @@ def statistics(rows: Sequence[Row]) -> str:
     lines.append(f"{'characters':18}{'p5':>7}{'p25':>7}{'p50':>7}{'p75':>7}{'p95':>7}{'max':>7}")
     for split in splits:
         ordered = sorted(lengths[split])
-        at: Callable[[float], int] = lambda q, s=ordered: s[min(len(s) - 1, int(q * len(s)))]
-        cells = "".join(f"{at(q):>7}" for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1.0))
+        last = len(ordered) - 1
+        points = (
+            ordered[min(last, int(q * len(ordered)))] for q in (0.05, 0.25, 0.5, 0.75, 0.95, 1)
+        )
+        cells = "".join(f"{point:>7}" for point in points)
         lines.append(f"{split:18}{cells}")
     return "\n".join(lines)
 
@@ -920,7 +925,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except (BuildError, OSError, EOFError) as error:
+    except (BuildError, OSError, EOFError, zlib.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(statistics(rows), file=sys.stderr)

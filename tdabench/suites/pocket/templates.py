@@ -889,7 +889,8 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "{o}: line them up, [rising|falling]",
         ),
         "query": (
-            "Three ropes are {o} feet long. Write their lengths, the [shortest|longest] at the start.",
+            "Three ropes are {o} feet long. "
+            "Write their lengths, the [shortest|longest] at the start.",
             "Players scored {o}. Read out the table from the [bottom up|top down].",
             "Answer briefly: count [up from zero|down from a thousand]. "
             "How do you meet {o} on the way?",
