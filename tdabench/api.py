@@ -48,7 +48,14 @@ if TYPE_CHECKING:
     from tdabench.targets.target import Batch, Target, Tokens, example_losses, token_losses
     from tdabench.targets.training import Recipe, finetune
     from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
-    from tdabench.toolkit.gradients import GradientEngine
+    from tdabench.toolkit.gradients import (
+        GradientEngine,
+        Layer,
+        map_batches,
+        per_example,
+        select_layers,
+        stream_features,
+    )
     from tdabench.toolkit.store import FeatureStore
     from tdabench.truth.build import build as build_truth
     from tdabench.truth.build import collect as collect_truth
@@ -67,6 +74,11 @@ _LAZY = {
     "encode_texts": "tdabench.toolkit.encode",
     "pooled_hidden_states": "tdabench.toolkit.encode",
     "GradientEngine": "tdabench.toolkit.gradients",
+    "Layer": "tdabench.toolkit.gradients",
+    "map_batches": "tdabench.toolkit.gradients",
+    "per_example": "tdabench.toolkit.gradients",
+    "select_layers": "tdabench.toolkit.gradients",
+    "stream_features": "tdabench.toolkit.gradients",
     "FeatureStore": "tdabench.toolkit.store",
     "Truth": "tdabench.truth.store",
     "TruthPlan": "tdabench.truth.plan",
@@ -90,6 +102,7 @@ __all__ = [
     "Groups",
     "GuardError",
     "Index",
+    "Layer",
     "MethodError",
     "Metric",
     "MissingExtra",
@@ -116,14 +129,18 @@ __all__ = [
     "fingerprint",
     "finished_units",
     "hookimpl",
+    "map_batches",
     "named_seed",
+    "per_example",
     "pool_scores",
     "pooled_hidden_states",
     "read_arrays",
     "read_json",
     "read_jsonl",
     "row_blocks",
+    "select_layers",
     "sha256_file",
+    "stream_features",
     "token_losses",
     "top_k_of",
     "write_arrays",

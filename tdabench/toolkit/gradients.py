@@ -1,0 +1,428 @@
+"""Per-example gradients of a language model's linear layers, in one forward and backward pass.
+
+For a linear layer y_t = W x_t the gradient of example i's loss is sum_t delta_t x_t^T, with
+delta_t = d loss_i / d y_t. Hooks catch x in the forward and delta in the backward pass; weights
+are frozen, so that autograd spends nothing on weight gradients, and gradient flows from the
+detached embeddings. The passes run on a *sum* of per-example losses: each example's delta is then
+that of its own loss, whatever its batch mates. With projections the hook keeps
+P_out^T (sum_t delta_t x_t^T) P_in only (LoGra, arXiv 2405.13954), and no full gradient exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdabench.data.examples import Example
+from tdabench.errors import MethodError, UsageError, unknown
+from tdabench.io import fingerprint
+from tdabench.method import Context, Rows
+from tdabench.targets.target import Batch, Tokens, example_losses
+from tdabench.toolkit.store import FeatureStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> [b]
+Visit = Callable[["Layer", Tensor, Tensor], None]  # (layer, x [b, t, in], delta [b, t, out])
+Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
+
+IN_MEMORY_BYTES = 512 << 20
+TOKENS_A_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One linear layer: its weight gradient is [d_out, d_in], the bias, if any, last in d_in.
+
+    `p_out` [d_out, r] and `p_in` [d_in, r] project either side; None leaves the side as it is.
+    The features of the layer are `features[:, start : start + dim]`, [rows, cols] row-major.
+    """
+
+    name: str
+    module: torch.nn.Module
+    d_in: int
+    d_out: int
+    bias: bool
+    conv1d: bool
+    p_in: Tensor | None = None
+    p_out: Tensor | None = None
+    start: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.d_out if self.p_out is None else self.p_out.shape[1]
+
+    @property
+    def cols(self) -> int:
+        return self.d_in if self.p_in is None else self.p_in.shape[1]
+
+    @property
+    def dim(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + self.dim)
+
+
+class GradientEngine:
+    """Per-example gradients of `model`, which it leaves as it found it.
+
+    layers      regular expression searched in layer names; None takes every linear layer except
+                the output head
+    rank        project each side of each layer to this many dimensions (a side that is not
+                larger stays as it is); None keeps gradients whole
+    projection  "random": Gaussian with variance 1/rank, so that inner products are kept in
+                expectation, drawn from `random(name)`; or a mapping from layer names to
+                (p_in [d_in, r], p_out [d_out, r])
+    random      a function from a name to a seeded generator: `context.torch_generator`
+    bias        take the gradients of biases too, where a layer has one
+    loss        (model, batch) -> [b], the quantity differentiated; the mean response-token loss
+                by default
+
+    Raises UsageError when no layer matches, and MethodError for a quantised model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        layers: str | None = None,
+        rank: int | None = None,
+        projection: Literal["random"] | Projections = "random",
+        random: Callable[[str], torch.Generator] | None = None,
+        bias: bool = False,
+        loss: Loss = example_losses,
+    ) -> None:
+        self.model, self.loss = model, loss
+        if rank is not None and rank < 1:
+            raise UsageError(f"a projection rank must be at least 1, not {rank}")
+        device = next(model.parameters()).device
+        self.layers: list[Layer] = []
+        start = 0
+        for name, module in select_layers(model, layers):
+            conv1d = not isinstance(module, torch.nn.Linear)
+            shape = tuple(module.get_parameter("weight").shape)
+            d_out, d_in = shape[::-1] if conv1d else shape
+            has_bias = bias and module.bias is not None
+            sides: list[Tensor | None]
+            if not isinstance(projection, str):
+                if name not in projection:
+                    raise unknown("layer in the projections given", name, projection)
+                sides = [None if p is None else torch.as_tensor(p) for p in projection[name]]
+            else:
+                if projection != "random":
+                    raise UsageError(f"unknown projection {projection!r}", "One of: random")
+                widths = (("in", d_in + has_bias), ("out", d_out))
+                sides = [_draw(random, f"projection/{name}/{s}", d, rank) for s, d in widths]
+            p_in, p_out = (p if p is None else p.to(device, torch.float32) for p in sides)
+            layer = Layer(
+                name, module, d_in + has_bias, d_out, has_bias, conv1d, p_in, p_out, start
+            )
+            for p, d in ((p_in, layer.d_in), (p_out, layer.d_out)):
+                if p is not None and p.shape[0] != d:
+                    raise UsageError(f"the projection of {name} has {p.shape[0]} rows, not {d}")
+            self.layers.append(layer)
+            start += layer.dim
+        self.dim = start
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Features a layer, in the order in which they stand."""
+        return {layer.name: layer.dim for layer in self.layers}
+
+    # ------------------------------------------------------------------ passes
+
+    def backward(self, batch: Batch, visit: Visit, loss: Loss | None = None) -> Tensor:
+        """One forward and backward pass; `visit` sees each layer's inputs and output gradients.
+
+        `visit(layer, x, delta)` gets x [b, t, d_in] (a column of ones last, with a bias) and
+        delta [b, t, d_out], zero at padding, in the model's dtype, last layer first. Returns
+        the losses [b], detached.
+        """
+        real = batch.attention_mask.bool()
+        padding = None if bool(real.all()) else ~real[..., None]  # [b, t, 1]
+        seen: set[str] = set()
+
+        def received(layer: Layer, x: Tensor, delta: Tensor) -> None:
+            x, delta = (_by_position(layer, v, batch) for v in (x, delta))
+            if padding is not None and x.shape[1] == padding.shape[1]:
+                # Causal models give padding no gradient; but where a whole row is masked, as
+                # under left padding, they may give it NaN.
+                x, delta = x.masked_fill(padding, 0), delta.masked_fill(padding, 0)
+            if layer.bias:
+                x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
+            seen.add(layer.name)
+            visit(layer, x, delta)
+
+        def forward_hook(layer: Layer, _module: Any, inputs: tuple, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(partial(received, layer, inputs[0].detach()))
+
+        with _frozen(self.model), torch.enable_grad():
+            hooks = [
+                layer.module.register_forward_hook(partial(forward_hook, layer))
+                for layer in self.layers
+            ]
+            embeddings = self.model.get_input_embeddings()
+            hooks.append(
+                embeddings.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_())
+            )
+            try:
+                losses = (loss or self.loss)(self.model, batch)
+                losses.sum().backward()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        unseen = [layer.name for layer in self.layers if layer.name not in seen]
+        if unseen:
+            raise MethodError(
+                f"no gradient reached {unseen[0]} ({len(unseen)} layers in all)",
+                "Leave such layers out by the parameter `layers`",
+            )
+        return losses.detach()
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Gradients of each example's loss, projected if so set: float32 [b, dim]."""
+        b = len(batch.input_ids)
+        out = torch.zeros(b, self.dim, device=batch.input_ids.device)
+        first: set[str] = set()
+
+        def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
+            g = per_example(layer, x, delta).reshape(b, -1)
+            if layer.name in first:  # a module used twice: its gradients add
+                out[:, layer.columns] += g
+            else:
+                first.add(layer.name)
+                out[:, layer.columns] = g
+
+        self.backward(batch, visit)
+        return out
+
+    def features(self, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(index [b], gradients [b, dim]) of each batch."""
+        for batch in batches:
+            yield batch.index, self.gradients(batch)
+
+    def split(self, features: Any) -> dict[str, Any]:
+        """Views of features [n, dim], one a layer: {name: [n, layer dim]}."""
+        return {layer.name: features[:, layer.columns] for layer in self.layers}
+
+
+def per_example(layer: Layer, x: Tensor, delta: Tensor) -> Tensor:
+    """P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols]."""
+    # Projecting tokens first costs t r (d_in + d_out); forming the gradient first t d_in d_out.
+    if layer.p_in is not None:
+        x = x @ layer.p_in.to(x.dtype)  # [b, t, cols]
+    if layer.p_out is not None:
+        delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
+    return torch.bmm(delta.float().transpose(1, 2), x.float())
+
+
+def select_layers(
+    model: torch.nn.Module, layers: str | None = None
+) -> list[tuple[str, torch.nn.Module]]:
+    """(name, module) of the linear layers of `model` whose name `layers` is found in.
+
+    None takes all but the output head. Covers nn.Linear and the Conv1D of GPT-2.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    if getattr(model, "is_quantized", False) or any(
+        not m.weight.is_floating_point() for m in linear.values()
+    ):
+        raise MethodError(
+            "the model is quantised: its weights have no gradients",
+            "Load the target in float32, float16 or bfloat16",
+        )
+    if not linear:
+        raise UsageError(f"{type(model).__name__} has no linear layers to take gradients of")
+    if layers is None:
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        chosen = {n: m for n, m in linear.items() if m is not head}
+    else:
+        try:
+            pattern = re.compile(layers)
+        except re.error as e:
+            raise UsageError(f"layers = {layers!r} is not a regular expression: {e}") from e
+        chosen = {n: m for n, m in linear.items() if pattern.search(n)}
+    if not chosen:
+        some = ", ".join(list(linear)[:3])
+        raise UsageError(
+            f"no linear layer matches layers = {layers!r}",
+            f"The {len(linear)} there are: {some}{', …' if len(linear) > 3 else ''}",
+        )
+    return list(chosen.items())
+
+
+def _draw(
+    random: Callable[[str], torch.Generator] | None, name: str, d: int, rank: int | None
+) -> Tensor | None:
+    if rank is None or d <= rank:
+        return None
+    if random is None:
+        raise UsageError(
+            "a random projection needs a seeded generator", "Pass random=context.torch_generator"
+        )
+    return torch.randn(d, rank, generator=random(name)) / rank**0.5
+
+
+def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
+    """`v` as [b, t, d]: models flatten tokens in places, and the head sees response tokens only."""
+    b, t = batch.input_ids.shape
+    if v.dim() == 3 and v.shape[0] == b:
+        return v
+    if v.dim() == 2 and v.shape[0] == b * t:
+        return v.view(b, t, -1)
+    if v.dim() == 2 and v.shape[0] == int(batch.loss_mask.sum()):
+        out = v.new_zeros(b, t, v.shape[1])
+        out[:, :-1][batch.loss_mask] = v
+        return out
+    raise MethodError(
+        f"{layer.name} mixes examples: it sees {list(v.shape)} for a batch of {b} x {t} tokens",
+        "Leave such layers (experts, say) out by the parameter `layers`",
+    )
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode and no weight gradients within; as it was afterwards."""
+    training = [(m, m.training) for m in model.modules()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in trained:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+        for m, mode in training:
+            m.training = mode
+
+
+# --------------------------------------------------------------------------- over a corpus
+
+
+def map_batches(
+    context: Context,
+    tokens: Sequence[Tokens],
+    compute: Callable[[Batch], Any],
+    *,
+    what: str = "gradients",
+    tokens_a_batch: int = TOKENS_A_BATCH,
+    max_examples: int = 256,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """(index [b], compute(batch)) over all of `tokens`, in batches of similar length.
+
+    When memory runs out the batch is halved, then and for the rest of the pass, and
+    `context.progress` is told; MethodError if a single example does not fit.
+    """
+    undone = np.ones(len(tokens), dtype=bool)
+    while undone.any():
+        part = np.flatnonzero(undone)
+        for batch in context.target.batches(
+            [tokens[int(i)] for i in part], tokens_a_batch, max_examples
+        ):
+            index = part[batch.index]
+            try:
+                result = compute(batch.to(context.device))
+            except (RuntimeError, MemoryError) as e:
+                if not _out_of_memory(e):
+                    raise
+                if len(index) == 1:
+                    raise MethodError(
+                        f"out of memory on one example of {len(tokens[int(index[0])])} tokens",
+                        "Lower the rank, choose fewer layers, or use a larger machine",
+                    ) from e
+                max_examples = len(index) // 2
+                done = len(tokens) - int(undone.sum())
+                context.progress(
+                    f"out of memory: batches of {what} halved to {max_examples}", done, len(tokens)
+                )
+                break
+            undone[index] = False
+            yield index, result
+            context.progress(what, len(tokens) - int(undone.sum()), len(tokens))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(e: BaseException) -> bool:
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(e).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def stream_features(
+    context: Context,
+    examples: Sequence[Example],
+    compute: Callable[[Batch], Tensor],
+    dim: int,
+    *,
+    name: str = "features",
+    key: Any = None,
+    dtype: str = "float32",
+    tokens_a_batch: int = TOKENS_A_BATCH,
+) -> Rows:
+    """Features [example, dim] from `compute(batch) -> [b, dim]` over length-sorted batches.
+
+    Held in memory while they fit in 512 MiB of float32, else in a `FeatureStore` of `dtype` in
+    `context.scratch / name`. With a `key` (whatever decides the features, as JSON), a store left
+    unfinished by an interruption is continued. Raises MethodError naming the example whose
+    features are not finite.
+    """
+    n = len(examples)
+    tokens = context.target.tokenize(examples)
+    # Unprojected features can outweigh activations: no batch holds more than 256 MiB of them.
+    most = max(1, min(256, (256 << 20) // (4 * max(1, dim))))
+    store, rows = None, None
+    todo = np.arange(n)
+    if dtype == "float32" and 4 * n * dim <= IN_MEMORY_BYTES:
+        rows = np.empty((n, dim), dtype=np.float32)
+    else:
+        identity = [context.target.fingerprint, context.seed, dim, key]
+        identity.append(fingerprint([[e.id, e.prompt, e.response] for e in examples]))
+        path = context.scratch / name
+        store = FeatureStore.create(
+            path, n, dim, dtype, "" if key is None else fingerprint(identity)
+        )
+        todo = store.missing
+    for index, block in map_batches(
+        context,
+        [tokens[int(i)] for i in todo],
+        compute,
+        what=name,
+        tokens_a_batch=tokens_a_batch,
+        max_examples=most,
+    ):
+        values = block.detach().float().cpu().numpy()
+        at = todo[index]
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            bad = examples[int(at[~finite][0])]
+            raise MethodError(
+                f"NaN or infinite gradients for {(~finite).sum()} examples, first {bad.id!r}",
+                "Check that example's loss under the target: an overflow in float16, or a "
+                "checkpoint that diverged",
+            )
+        if store is not None:
+            store.write(at, values)
+        elif rows is not None:
+            rows[at] = values
+    if store is not None:
+        store.close()
+        return store
+    assert rows is not None
+    return rows
