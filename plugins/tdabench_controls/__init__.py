@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,16 +19,21 @@ from tdabench.api import (
     Context,
     Example,
     Index,
+    MethodError,
     RepresentationMethod,
     Role,
     TDAMethod,
     UsageError,
-    example_losses,
     hookimpl,
     named_seed,
     read_arrays,
     write_arrays,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tdabench.api import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,36 +124,44 @@ class Length(_QueryFree):
 
 @dataclass(frozen=True, kw_only=True)
 class GradNorm(_QueryFree):
-    """Norm of the training example's loss gradient over all weights, at one checkpoint.
+    """Norm of the gradient of the training example's loss over the linear layers.
 
-    One backward pass an example, exact; nothing is projected.
+    Exact and unprojected, and no gradient is formed: for G = sum_t delta_t x_t^T,
+    |G|^2 = sum over t, u of (delta_t . delta_u)(x_t . x_u). `layers` is a regular expression
+    searched in layer names; by default every linear layer but the output head.
     """
 
     name = "gradnorm"
     summary = "gradient norm of the training example"
 
     checkpoint: str = "warm"
+    layers: str | None = None
 
     def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:
-        import torch
+        from tdabench.api import GradientEngine, stream_features  # these load torch
 
-        target = context.target
-        model = target.model(self.checkpoint, context.device)
-        weights = list(model.parameters())
-        flags = [p.requires_grad for p in weights]
-        norms = np.empty(len(train), dtype=np.float32)
-        model.requires_grad_(True)
-        try:
-            for n, batch in enumerate(target.batches(target.tokenize(train), max_examples=1)):
-                loss = example_losses(model, batch.to(context.device)).sum()
-                grads = torch.autograd.grad(loss, weights, allow_unused=True)
-                squares = torch.stack([g.double().square().sum() for g in grads if g is not None])
-                norms[batch.index[0]] = float(squares.sum().sqrt())
-                context.progress("gradient norms", n + 1, len(train))
-        finally:  # the model is shared: leave it as it was
-            for p, flag in zip(weights, flags):
-                p.requires_grad_(flag)
-        return norms
+        model = context.target.model(self.checkpoint, context.device)
+        engine = GradientEngine(model, layers=self.layers)
+
+        def norms(batch: Batch) -> Tensor:
+            squares: dict[str, Tensor] = {}  # layer -> [b]
+
+            def visit(layer: Any, x: Tensor, delta: Tensor) -> None:
+                if layer.name in squares:
+                    raise MethodError(
+                        f"gradnorm: {layer.name} is used twice in a pass",
+                        "Leave it out by the parameter 'layers'",
+                    )
+                x, delta = x.float(), delta.float()
+                grams = (x @ x.mT) * (delta @ delta.mT)  # [b, t, t]
+                squares[layer.name] = grams.double().sum((1, 2))
+
+            engine.backward(batch, visit)
+            total = sum(squares.values())
+            return total.clamp_min(0).sqrt().float()[:, None]  # type: ignore[union-attr]
+
+        rows = stream_features(context, train, norms, 1, name="gradient norms")
+        return np.asarray(rows[:])
 
 
 @dataclass(frozen=True, kw_only=True)
