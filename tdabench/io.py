@@ -86,13 +86,39 @@ def read_json(path: Path) -> Any:
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes named arrays as safetensors; `metadata` is stored as JSON in the header.
 
-    The header carries a sha256 of the data, so that `read_arrays` notices a flipped bit.
+    The header carries a sha256 of the data, so that `read_arrays` notices a flipped bit. The
+    same arrays and metadata give the same bytes.
     """
-    from safetensors.numpy import save
-
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"tdabench": canonical(dict(metadata or {})), "sha256": _digest(contiguous)}
-    write_bytes(path, save(contiguous, metadata=header))
+    write_bytes(path, safetensors_bytes(contiguous, header))
+
+
+_DTYPES = {
+    "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16",
+    "|i1": "I8", "|u1": "U8", "<u2": "U16", "<u4": "U32", "<u8": "U64", "|b1": "BOOL",
+}  # fmt: skip
+
+
+def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
+    """The safetensors encoding with its header in a fixed order.
+
+    The library's own writer orders metadata by a hash that changes from run to run, and files
+    that are rebuilt are compared byte by byte.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    # Widest items first keeps every array aligned, as the format asks.
+    order = sorted(arrays, key=lambda k: (-arrays[k].dtype.itemsize, k))
+    for name in order:
+        a = arrays[name]
+        span = [end, end + a.nbytes]
+        header[name] = {"dtype": _DTYPES[a.dtype.str], "shape": list(a.shape), "data_offsets": span}
+        end = span[1]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    data = [np.ascontiguousarray(arrays[name]).tobytes() for name in order]
+    return b"".join([len(text).to_bytes(8, "little"), text, *data])
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -84,3 +84,20 @@ def test_fingerprints_ignore_key_order_only():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint([1, 2]) != fingerprint([2, 1])
     assert canonical({"é": 1}) == '{"é":1}'
+
+
+def test_our_bytes_are_the_librarys_and_never_change():
+    from safetensors.numpy import load
+
+    from tdabench.io import safetensors_bytes
+
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"a{i}": rng.integers(0, 2, (i, 3)).astype(t)
+        for i, t in enumerate(["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "bool"])
+    }
+    data = safetensors_bytes(arrays, {"z": "1", "a": "é"})
+    assert data == safetensors_bytes(dict(reversed(arrays.items())), {"a": "é", "z": "1"})
+    for k, v in load(data).items():
+        np.testing.assert_array_equal(v, arrays[k])
+        assert v.dtype == arrays[k].dtype

@@ -16,7 +16,7 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, unknown
-from tdabench.io import fingerprint, read_json, sha256_file
+from tdabench.io import fingerprint, read_json, safetensors_bytes, sha256_file, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -308,12 +308,10 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
 def save_weights(model: PreTrainedModel, path: Path, half: bool = True) -> None:
     """Writes the weights as float16 (the rounded weights then *are* the checkpoint)."""
     import torch
-    from safetensors.torch import save
-
-    from tdabench.io import write_bytes
 
     state = dict(model.state_dict())
     if getattr(model.config, "tie_word_embeddings", False):
         state = {k: v for k, v in state.items() if not k.endswith("lm_head.weight")}
     dtype = torch.float16 if half else torch.float32
-    write_bytes(path, save({k: v.to(dtype).contiguous().cpu() for k, v in state.items()}))
+    arrays = {k: v.detach().to("cpu", dtype).numpy() for k, v in state.items()}
+    write_bytes(path, safetensors_bytes(arrays, {"format": "pt"}))

@@ -1,0 +1,182 @@
+"""Truth: plans, units, builds that stop and go on, and the guards around them."""
+
+import numpy as np
+import pytest
+
+from tdabench.data import Corpus
+from tdabench.errors import DataError, GuardError
+from tdabench.groups import Groups
+from tdabench.io import read_arrays, write_arrays
+from tdabench.targets import Recipe, Target
+from tdabench.truth import Truth, TruthPlan, Unit, build, collect, finished
+from tdabench.truth.build import Trainer
+
+RECIPE = Recipe(lr=3e-3, epochs=1, batch_size=8)
+
+
+@pytest.fixture
+def plan(tiny_target, tiny_corpus, tiny_queries):
+    return TruthPlan.draw(
+        "tiny", tiny_target, tiny_corpus, tiny_queries,
+        n_groups=3, fraction=0.25, n_seeds=2, recipe=RECIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def parts(tiny_target, tiny_corpus, tiny_queries):
+    return tiny_target, tiny_corpus, tiny_queries
+
+
+def test_a_draw_depends_on_name_and_seed_only(plan, parts):
+    target, train, queries = parts
+    kw = {"n_groups": 3, "fraction": 0.25, "n_seeds": 2, "recipe": RECIPE}
+    assert TruthPlan.draw("tiny", target, train, queries, **kw).key == plan.key
+    assert TruthPlan.draw("tiny", target, train, queries, **kw, seed=1).key != plan.key
+    other = TruthPlan.draw("other", target, train, queries, **kw)
+    assert other.groups.fingerprint != plan.groups.fingerprint
+    assert (plan.groups.sizes == 15).all()
+
+
+def test_a_plan_survives_its_file(plan, tmp_path):
+    plan.save(tmp_path / "p.safetensors")
+    assert TruthPlan.load(tmp_path / "p.safetensors").key == plan.key
+    write_arrays(tmp_path / "x.safetensors", {"a": np.zeros(1)})
+    with pytest.raises(DataError, match="not a truth plan"):
+        TruthPlan.load(tmp_path / "x.safetensors")
+
+
+def test_a_unit_is_a_finetuning_from_base_evaluated_on_every_query(plan, parts):
+    from tdabench.targets import finetune
+
+    target, train, queries = parts
+    trainer = Trainer.of(plan, *parts)
+    unit = Unit(1, 0)
+    members = target.tokenize(train.subset(plan.groups[1]))
+    model = finetune(
+        target.fresh_model("base"), members, RECIPE, plan.run_seed(unit), target.pad_id
+    )
+    expected = target.losses(model, target.tokenize(queries))
+    np.testing.assert_array_equal(trainer.losses(unit), expected)
+    assert not np.array_equal(trainer.losses(Unit(1, 1)), expected)
+
+
+def test_stop_go_on_and_shards_give_the_same_truth(plan, parts, tmp_path):
+    assert build(plan, *parts, tmp_path / "whole") == []
+    whole = collect(plan, tmp_path / "whole")
+    assert np.isfinite(whole.losses).all()
+
+    build(plan, *parts, tmp_path / "split", shard=(0, 2))
+    assert len(finished(plan, tmp_path / "split")) == 3
+    with pytest.raises(DataError, match=r"3 of 6 retrainings.*g00001-s00"):
+        collect(plan, tmp_path / "split")
+    (tmp_path / "split" / "units" / "g00000-s00.safetensors").unlink()
+    done = []
+    build(plan, *parts, tmp_path / "split", on_unit=lambda u, reason: done.append(u))
+    assert len(done) == 4  # the other shard and the lost unit, nothing twice
+    np.testing.assert_array_equal(collect(plan, tmp_path / "split").losses, whole.losses)
+
+    for name in ("whole", "split"):
+        collect(plan, tmp_path / name).save(tmp_path / f"{name}.safetensors")
+    saved = [(tmp_path / f"{n}.safetensors").read_bytes() for n in ("whole", "split")]
+    assert saved[0] == saved[1]
+
+
+def test_worker_processes_give_the_same_truth(plan, parts, tmp_path):
+    build(plan, *parts, tmp_path / "one")
+    build(plan, *parts, tmp_path / "two", workers=2)
+    np.testing.assert_array_equal(
+        collect(plan, tmp_path / "one").losses, collect(plan, tmp_path / "two").losses
+    )
+
+
+def test_a_failing_unit_is_retried_reported_and_the_rest_goes_on(
+    plan, parts, tmp_path, monkeypatch
+):
+    calls = []
+    real = Trainer.losses
+
+    def flaky(self, unit):
+        calls.append(unit)
+        if unit == Unit(0, 0) or (unit == Unit(1, 0) and calls.count(unit) == 1):
+            raise RuntimeError("no luck")
+        return real(self, unit)
+
+    monkeypatch.setattr(Trainer, "losses", flaky)
+    reasons = {}
+    failed = build(
+        plan, *parts, tmp_path / "b", on_unit=lambda u, reason: reasons.update({u: reason})
+    )
+    assert failed == [Unit(0, 0)]
+    assert "no luck" in reasons[Unit(0, 0)]
+    assert reasons[Unit(1, 0)] == ""
+    assert calls.count(Unit(0, 0)) == 2
+    assert len(finished(plan, tmp_path / "b")) == 5
+
+
+def test_another_plans_folder_or_row_is_refused(plan, parts, tmp_path):
+    build(plan, *parts, tmp_path / "a", shard=(0, 6))
+    other = TruthPlan.draw("other", *parts, n_groups=3, fraction=0.25, n_seeds=2, recipe=RECIPE)
+    with pytest.raises(DataError, match="another truth"):
+        build(other, *parts, tmp_path / "a")
+    row = tmp_path / "a" / "units" / "g00000-s00.safetensors"
+    arrays, _ = read_arrays(row)
+    write_arrays(row, arrays, {"unit": "g00000-s00", "plan": "0" * 16})
+    with pytest.raises(DataError, match="another plan"):
+        collect(plan, tmp_path / "a")
+
+
+def test_a_corrupt_row_is_named(plan, parts, tmp_path):
+    build(plan, *parts, tmp_path / "a", shard=(0, 6))
+    row = tmp_path / "a" / "units" / "g00000-s00.safetensors"
+    data = bytearray(row.read_bytes())
+    data[-1] ^= 1
+    row.write_bytes(data)
+    with pytest.raises(DataError, match=r"g00000-s00.*corrupt"):
+        collect(plan, tmp_path / "a")
+
+
+def test_queries_among_the_training_examples_are_refused(parts):
+    target, train, queries = parts
+    leaky = Corpus([*queries, train[3]], "leaky")
+    with pytest.raises(GuardError, match=train[3].id):
+        TruthPlan.draw(
+            "x", target, train, leaky, n_groups=1, fraction=0.5, n_seeds=1, recipe=RECIPE
+        )
+
+
+def test_a_truth_is_of_one_corpus_and_one_target(plan, parts, tmp_path):
+    target, train, queries = parts
+    rng = np.random.default_rng(0)
+    losses = rng.standard_normal((3, 2, len(queries))).astype(np.float32)
+    truth = Truth(losses, plan.groups, plan.query_ids, plan.describe())
+    truth.save(tmp_path / "t.safetensors")
+    truth = Truth.load(tmp_path / "t.safetensors")
+    np.testing.assert_array_equal(truth.losses, losses)
+    assert truth.plan["recipe"] == RECIPE.as_dict()
+    np.testing.assert_allclose(truth.values, -losses.mean(1).T, rtol=1e-6)
+    assert truth.by_seed().shape == (2, len(queries), 3)
+    truth.check(train, target.fingerprint)
+    with pytest.raises(GuardError, match="training corpus"):
+        truth.check(train[:59], target.fingerprint)
+    other = Target(**{**target.__getstate__(), "template": "alpaca"})
+    with pytest.raises(GuardError, match="target"):
+        truth.check(train, other.fingerprint)
+    with pytest.raises(GuardError, match="plan"):
+        build(plan, other, train, queries, tmp_path / "b")
+
+
+def test_queries_are_picked_by_id_in_the_order_asked(plan):
+    losses = np.arange(3 * 2 * 12, dtype=np.float32).reshape(3, 2, 12)
+    truth = Truth(losses, plan.groups, plan.query_ids, plan.describe())
+    ids = [plan.query_ids[7], plan.query_ids[2]]
+    np.testing.assert_array_equal(truth.for_queries(ids).losses, losses[:, :, [7, 2]])
+    with pytest.raises(DataError, match="nobody"):
+        truth.for_queries(["nobody"])
+
+
+def test_damaged_truth_files(tmp_path):
+    write_arrays(tmp_path / "t.safetensors", {"losses": np.zeros((1, 1, 1))}, {"n_train": 3})
+    with pytest.raises(DataError, match="not a truth file"):
+        Truth.load(tmp_path / "t.safetensors")
+    with pytest.raises(DataError, match="shape"):
+        Truth(np.zeros((2, 1, 1)), Groups.of([[0]], 3), ("q",))
