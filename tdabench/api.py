@@ -45,6 +45,7 @@ from tdabench.method import (
 )
 
 if TYPE_CHECKING:
+    from tdabench.run.suite import load_suite
     from tdabench.targets.target import Batch, Target, Tokens, example_losses, token_losses
     from tdabench.targets.training import Recipe, finetune
     from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
@@ -86,6 +87,7 @@ _LAZY = {
     "check_disjoint": "tdabench.truth.plan",
     "collect_truth": "tdabench.truth.build:collect",
     "finished_units": "tdabench.truth.build:finished",
+    "load_suite": "tdabench.run.suite",
 }
 
 __all__ = [
@@ -129,6 +131,7 @@ __all__ = [
     "fingerprint",
     "finished_units",
     "hookimpl",
+    "load_suite",
     "map_batches",
     "named_seed",
     "per_example",

@@ -1,13 +1,17 @@
 """AirRep (arXiv 2505.18513): a text encoder trained to predict what retraining shows.
 
-`airrep` is the method.
+`airrep` is the method; `tdabench airrep` makes labels, trains encoders and runs its studies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from tdabench.api import TDAMethod, hookimpl
+
+if TYPE_CHECKING:
+    import click
 
 
 @hookimpl
@@ -15,3 +19,10 @@ def tdabench_methods() -> Iterable[type[TDAMethod]]:
     from tdabench_airrep.method import AirRep
 
     return [AirRep]
+
+
+@hookimpl
+def tdabench_commands(cli: click.Group) -> None:
+    from tdabench_airrep.cli import airrep
+
+    cli.add_command(airrep)

@@ -1,0 +1,238 @@
+"""`tdabench airrep`: labels, training and studies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tdabench.api import Corpus, UsageError, read_jsonl
+
+if TYPE_CHECKING:
+    from tdabench.api import Recipe, Target
+
+
+@click.group(name="airrep")
+def airrep() -> None:
+    """Make AirRep labels, train encoders, run studies."""
+
+
+def say(line: str) -> None:
+    """Progress, to stderr."""
+    click.echo(line, err=True)
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """A result, to stdout."""
+    click.echo(json.dumps(value, sort_keys=True))
+
+
+# --------------------------------------------------------------------------- where from
+
+
+@dataclass(frozen=True)
+class Source:
+    """The target, the corpora that labels are made on, and the suite's own queries to keep out."""
+
+    target: Target
+    train: Corpus
+    dev: Corpus
+    recipe: Recipe
+
+
+def source_options(function: Any) -> Any:
+    """Options that say which target and which corpora."""
+    for option in (
+        click.option("--suite", default="", help="Take target and corpus from this suite."),
+        click.option("--target", required=True, help="A target of the suite, or its folder."),
+        click.option("--corpus", default="", help="JSON lines (or .gz); default: the suite's."),
+        click.option("--pool-split", default="labels_pool", show_default=True),
+        click.option("--dev-split", default="labels_dev", show_default=True),
+        click.option("--max-length", default=128, show_default=True, help="With a target folder."),
+        click.option(
+            "--template", default="plain", show_default=True, help="With a target folder."
+        ),
+        click.option(
+            "--recipe", default="", help="Fine-tuning, e.g. lr=1e-3,epochs=2. Default: the truth's."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def open_source(
+    suite: str,
+    target: str,
+    corpus: str,
+    pool_split: str,
+    dev_split: str,
+    max_length: int,
+    template: str,
+    recipe: str,
+) -> Source:
+    """Raises GuardError when the suite's test or tuning queries are among the examples."""
+    from tdabench.api import Target, Truth, check_disjoint, load_suite
+
+    start: dict[str, Any] = {}
+    queries: list[Corpus] = []
+    if suite:
+        loaded = load_suite(suite)
+        declared = loaded.target(target)
+        chosen = declared.target
+        corpus = corpus or str(loaded.corpus.train[0])
+        queries = [loaded.queries("test")]
+        truth = declared.truths.get("lds")
+        if truth is not None and truth.exists():
+            start = dict(Truth.load(truth).plan.get("recipe", {}))
+    else:
+        folder = Path(target)
+        if not folder.is_dir():
+            raise UsageError(
+                f"there is no target folder {target}", "Give a folder, or --suite and its target"
+            )
+        found = {p.stem: p.name for p in sorted(folder.glob("*.safetensors"))}
+        chosen = Target(
+            name=folder.name,
+            folder=folder,
+            checkpoints={k: v for k, v in found.items() if k in ("base", "warm")} or found,
+            regime=folder.name,
+            template=template,
+            max_length=max_length,
+        )
+    if not corpus:
+        raise UsageError("no corpus is given", "Pass --corpus FILE, or --suite")
+    path = Path(corpus)
+    train = read_jsonl(path, pool_split or None, pool_split)
+    dev = read_jsonl(path, dev_split or None, dev_split)
+    for q in queries:
+        check_disjoint(train, q)
+        check_disjoint(dev, q)
+    return Source(chosen, train, dev, make_recipe(recipe, start))
+
+
+def make_recipe(text: str, start: Mapping[str, Any]) -> Recipe:
+    """`lr=1e-3,epochs=2` over the defaults in `start`."""
+    from tdabench.api import Recipe
+
+    known = {f.name: f for f in fields(Recipe)}
+    values = dict(start)
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise UsageError(f"unknown recipe key {key!r}", f"Known: {', '.join(known)}")
+        kind: Any = type(known[key].default)
+        try:
+            values[key] = kind(value)
+        except ValueError as e:
+            raise UsageError(f"recipe {key} = {value!r} is not of the type {kind.__name__}") from e
+    return Recipe(**values)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(x) for x in text.split(",") if x)
+    except ValueError as e:
+        raise UsageError(f"{text!r} is not a list of integers") from e
+
+
+# --------------------------------------------------------------------------- labels
+
+
+@airrep.command()
+@source_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
+@click.option("--instances", default=20, show_default=True)
+@click.option("--subsets", default=32, show_default=True, help="Subsets an instance.")
+@click.option("--pool-size", default=2000, show_default=True)
+@click.option("--subset-size", default="1000", show_default=True, help="One, or several to cycle.")
+@click.option("--dev", default=500, show_default=True, help="Dev examples an instance.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=1, show_default=True, help="Processes, one thread each.")
+@click.option("--collect-only", is_flag=True, help="Gather what is finished, retrain nothing.")
+def labels(
+    out: Path,
+    instances: int,
+    subsets: int,
+    pool_size: int,
+    subset_size: str,
+    dev: int,
+    seed: int,
+    workers: int,
+    collect_only: bool,
+    **source: Any,
+) -> None:
+    """Retrain the target on subsets and store the dev losses as labels.
+
+    Stopped at any point, the same command goes on where it was. `OUT/labels.safetensors` is
+    brought up to date after every instance.
+    """
+    import torch
+
+    from tdabench_airrep.labels import Draw, LabelJob
+
+    torch.set_num_threads(1)
+    opened = open_source(**source)
+    draw = Draw(
+        instances=instances,
+        subsets=subsets,
+        pool_size=pool_size,
+        subset_sizes=numbers(subset_size),
+        dev=dev,
+        seed=seed,
+    )
+    job = LabelJob(opened.target, opened.train, opened.dev, draw, opened.recipe, out)
+    if collect_only:
+        job.claim()
+        job.collect().save(out / "labels.safetensors")
+    else:
+        say(
+            f"{instances} instances x {subsets} subsets of {subset_size} from pools of "
+            f"{pool_size}, {dev} dev examples each; target {opened.target.name}"
+        )
+        job.run(workers, say)
+    made = job.collect()
+    emit(
+        {
+            "labels": str(out / "labels.safetensors"),
+            "instances": len(made.instances),
+            "retrainings": made.retrainings,
+            "seconds": made.meta["seconds"],
+            "excluded": made.excluded(),
+        }
+    )
+
+
+@airrep.command("import-labels")
+@click.option("--index", type=click.Path(path_type=Path), required=True, help="Subset index lines.")
+@click.option("--losses", type=click.Path(path_type=Path), required=True, help="Folder or lines.")
+@click.option("--corpus", type=click.Path(path_type=Path), required=True)
+@click.option("--split", default="", help="Split of the corpus that the indices count in.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--allow-missing", is_flag=True, help="Leave out subsets without losses.")
+def import_labels(
+    index: Path, losses: Path, corpus: Path, split: str, out: Path, allow_missing: bool
+) -> None:
+    """Read labels in the layout of the public AirRep code."""
+    from tdabench_airrep.labels import read_reference
+
+    read = read_reference(
+        index, losses, read_jsonl(corpus, split or None), allow_missing=allow_missing
+    )
+    read.save(out)
+    emit(
+        {
+            "labels": str(out),
+            "instances": len(read.instances),
+            "retrainings": read.retrainings,
+            "excluded": read.excluded(),
+        }
+    )
+
+
+if __name__ == "__main__":  # pragma: no cover
+    sys.exit(airrep())

@@ -1,0 +1,452 @@
+"""Labels: what retraining on subsets did to the losses of held-out examples.
+
+A cross-validation instance is a pool of training examples, dev examples outside it, and M subsets
+of the pool; the target is fine-tuned on each subset and the loss of each dev example stored
+(arXiv 2505.18513, section 3.2). An encoder is trained to rank the subsets of each dev example by
+r = -(loss - mean) / std, mean and population std over the instance's subsets, clipped to ±10.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.api import (
+    Corpus,
+    DataError,
+    Groups,
+    GuardError,
+    UsageError,
+    fingerprint,
+    named_seed,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from tdabench.api import Recipe, Target, TruthPlan
+
+CLIP = 10.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One cross-validation instance.
+
+    `dev` [dev] indexes the dev corpus, `subsets` the training corpus; `losses` is float32
+    [subset, dev], NaN where a loss is not known.
+    """
+
+    dev: np.ndarray
+    subsets: Groups
+    losses: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.losses.shape != (len(self.subsets), len(self.dev)):
+            raise DataError(
+                f"label losses of shape {self.losses.shape}, expected "
+                f"({len(self.subsets)}, {len(self.dev)})"
+            )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """r, float32 [dev, subset]; NaN where excluded."""
+        return normalise(self.losses)
+
+    @property
+    def pool(self) -> np.ndarray:
+        """Every training example in some subset, ascending."""
+        return np.unique(self.subsets.indices)
+
+
+def normalise(losses: np.ndarray) -> np.ndarray:
+    """losses [subset, dev] -> r [dev, subset], float32.
+
+    A loss that is not finite is excluded: its r is NaN, and it counts neither in the mean nor in
+    the std. A dev example with fewer than two finite losses is NaN throughout; one whose losses
+    are all equal says nothing and gets 0.
+    """
+    x = np.where(np.isfinite(losses), losses, np.nan).astype(np.float64).T  # [dev, subset]
+    n = np.isfinite(x).sum(1, keepdims=True)
+    known = np.nan_to_num(x)
+    mean = known.sum(1, keepdims=True) / np.maximum(n, 1)
+    deviation = np.where(np.isfinite(x), x - mean, 0.0)
+    std = np.sqrt((deviation**2).sum(1, keepdims=True) / np.maximum(n, 1))
+    # Equal losses leave a rounding residue in the mean: relative to it, that is no spread.
+    flat = std <= 1e-9 * np.maximum(1.0, np.abs(mean))
+    r = -(x - mean) / np.where(flat, 1.0, std)
+    r = np.where(flat & np.isfinite(x), 0.0, r)
+    return np.where(n >= 2, np.clip(r, -CLIP, CLIP), np.nan).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Instances over one training corpus and one dev corpus (which may be the same).
+
+    `meta` tells where they come from: fingerprints of target, `train` and `dev`, the recipe,
+    seeds, `retrainings` and `seconds`.
+    """
+
+    instances: tuple[Instance, ...]
+    n_train: int
+    n_dev: int
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def retrainings(self) -> int:
+        return sum(len(i.subsets) for i in self.instances)
+
+    def check(self, train: Corpus, dev: Corpus) -> None:
+        """Raises GuardError unless these labels were made on these corpora.
+
+        Also when a subset holds a dev example of its own instance: the encoder would learn to
+        recognise an example, not to attribute.
+        """
+        for what, corpus, n in (("train", train, self.n_train), ("dev", dev, self.n_dev)):
+            made = self.meta.get(what)
+            if made is not None and made != corpus.fingerprint:
+                raise GuardError(
+                    f"the labels were made on another {what} corpus ({made}, here "
+                    f"{corpus.fingerprint})",
+                    "Give the corpus they were made on, or make labels on this one with: "
+                    "tdabench airrep labels",
+                )
+            if n != len(corpus):
+                raise GuardError(
+                    f"the labels are over {n} {what} examples, the corpus has {len(corpus)}"
+                )
+        for k, instance in enumerate(self.instances):
+            refuse_overlap(k, instance, train, dev)
+
+    def excluded(self) -> list[str]:
+        """One line for each thing left out of training because losses are not finite."""
+        lines = []
+        for k, instance in enumerate(self.instances):
+            bad = ~np.isfinite(instance.losses)  # [subset, dev]
+            whole = np.flatnonzero(bad.all(1))
+            if len(whole):
+                lines.append(f"instance {k}: {len(whole)} subsets without losses, first {whole[0]}")
+            rest = bad[~bad.all(1)]
+            dead = np.flatnonzero((~rest).sum(0) < 2)
+            partial = int(rest.sum())
+            if partial:
+                lines.append(
+                    f"instance {k}: {partial} losses are NaN or infinite, "
+                    f"{len(dead)} dev examples are left with fewer than two"
+                )
+        return lines
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        for k, i in enumerate(self.instances):
+            arrays |= {
+                f"{k:04d}.dev": i.dev.astype(np.int32),
+                f"{k:04d}.indptr": i.subsets.indptr.astype(np.int64),
+                f"{k:04d}.indices": i.subsets.indices.astype(np.int32),
+                f"{k:04d}.losses": i.losses.astype(np.float32),
+                f"{k:04d}.labels": i.labels,
+            }
+        meta = {**self.meta, "kind": "airrep-labels", "n_train": self.n_train}
+        write_arrays(path, arrays, {**meta, "n_dev": self.n_dev, "instances": len(self.instances)})
+
+    @classmethod
+    def load(cls, path: Path) -> Labels:
+        arrays, meta = read_arrays(path)
+        if meta.pop("kind", "") != "airrep-labels":
+            raise DataError(f"{path} is not a labels file", "Make one with: tdabench airrep labels")
+        n_train, n_dev = meta.pop("n_train"), meta.pop("n_dev")
+        instances = []
+        for k in range(meta.pop("instances")):
+            a = {name: arrays[f"{k:04d}.{name}"] for name in ("dev", "indptr", "indices", "losses")}
+            subsets = Groups(a["indptr"], a["indices"], n_train)
+            instances.append(Instance(a["dev"].astype(np.int64), subsets, a["losses"]))
+        return cls(tuple(instances), n_train, n_dev, meta)
+
+
+def refuse_overlap(k: int, instance: Instance, train: Corpus, dev: Corpus) -> None:
+    """Raises GuardError when a subset of instance `k` holds one of its dev examples."""
+    ids = {train[int(i)].id for i in instance.pool}
+    texts = {(train[int(i)].prompt, train[int(i)].response) for i in instance.pool}
+    for d in instance.dev:
+        e = dev[int(d)]
+        if e.id in ids or (e.prompt, e.response) in texts:
+            raise GuardError(
+                f"instance {k}: the dev example {e.id!r} is in one of its own subsets",
+                "Its loss would be explained by itself: draw dev examples outside the pool",
+            )
+
+
+# --------------------------------------------------------------------------- making labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How instances are drawn: all from the named seed, each independent of how many follow."""
+
+    instances: int = 20
+    subsets: int = 32
+    pool_size: int = 2000
+    subset_sizes: tuple[int, ...] = (1000,)
+    dev: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "subsets", "pool_size", "dev"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.subset_sizes or not 0 < min(self.subset_sizes):
+            raise UsageError("subset sizes must be positive")
+        if max(self.subset_sizes) > self.pool_size:
+            raise UsageError(
+                f"subsets of {max(self.subset_sizes)} do not fit into a pool of {self.pool_size}"
+            )
+
+    def instance(self, k: int, n_train: int, n_dev: int) -> tuple[np.ndarray, np.ndarray, Groups]:
+        """(pool [pool_size] into train, dev [dev] into dev, subsets over the *pool*)."""
+        if self.pool_size > n_train or self.dev > n_dev:
+            raise UsageError(
+                f"a pool of {self.pool_size} and {self.dev} dev examples cannot be drawn from "
+                f"{n_train} and {n_dev}"
+            )
+        rng = np.random.default_rng(named_seed(self.seed, f"airrep-instance-{k}"))
+        pool = np.sort(rng.choice(n_train, self.pool_size, replace=False))
+        dev = np.sort(rng.choice(n_dev, self.dev, replace=False))
+        sizes = [self.subset_sizes[j % len(self.subset_sizes)] for j in range(self.subsets)]
+        members = [rng.choice(self.pool_size, size, replace=False) for size in sizes]
+        return pool, dev, Groups.of(members, self.pool_size)
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """The retrainings behind a labels file, in a folder: one truth build an instance."""
+
+    target: Target
+    train: Corpus
+    dev: Corpus
+    draw: Draw
+    recipe: Recipe
+    folder: Path
+
+    def plan(self, k: int) -> tuple[TruthPlan, Corpus, Corpus, np.ndarray, np.ndarray]:
+        """(plan, pool, dev examples, their places in train and in dev) of instance `k`.
+
+        Raises GuardError when a dev example is in the pool.
+        """
+        from tdabench.api import TruthPlan, check_disjoint
+
+        pool, dev, groups = self.draw.instance(k, len(self.train), len(self.dev))
+        pool_corpus, dev_corpus = self.train.subset(pool), self.dev.subset(dev)
+        check_disjoint(pool_corpus, dev_corpus)
+        plan = TruthPlan.of(
+            f"airrep-labels-{k:03d}",
+            self.target,
+            pool_corpus,
+            dev_corpus,
+            groups=groups,
+            n_seeds=1,
+            recipe=self.recipe,
+            seed=self.draw.seed,
+        )
+        return plan, pool_corpus, dev_corpus, pool, dev
+
+    def place(self, k: int) -> Path:
+        return self.folder / f"instance-{k:03d}"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "target": self.target.fingerprint,
+            "target_name": self.target.name,
+            "regime": self.target.regime,
+            "train": self.train.fingerprint,
+            "dev": self.dev.fingerprint,
+            "recipe": self.recipe.as_dict(),
+            "draw": {**asdict(self.draw), "subset_sizes": list(self.draw.subset_sizes)},
+        }
+
+    def claim(self) -> None:
+        """Writes what the folder is for, or checks it. More instances may follow later."""
+        path = self.folder / "job.json"
+        mine = self.describe()
+        if path.exists():
+            theirs = read_json(path)
+            theirs["draw"]["instances"] = mine["draw"]["instances"]
+            if fingerprint(theirs) != fingerprint(mine):
+                differ = [k for k in mine if theirs.get(k) != mine[k]]
+                raise DataError(
+                    f"{self.folder} holds labels of another job (differs in {', '.join(differ)})",
+                    "Choose another folder",
+                )
+        write_json(path, mine)
+
+    def run(self, workers: int, say: Callable[[str], None]) -> None:
+        """Does the missing retrainings, instance by instance; keeps the labels file current."""
+        from tdabench.api import build_truth
+
+        self.claim()
+        for k in range(self.draw.instances):
+            plan, pool, dev, _, _ = self.plan(k)
+            began, n, done = time.perf_counter(), len(plan.units()), _count(self.place(k))
+            if done == n:
+                continue
+
+            def on_unit(unit: Any, reason: str, k: int = k, n: int = n) -> None:
+                nonlocal began, done
+                now = time.perf_counter()
+                self._charge(now - began, 1)
+                done += 1
+                say(
+                    f"instance {k + 1}/{self.draw.instances}, retraining {done}/{n}, "
+                    f"{now - began:.1f} s{': failed: ' + reason if reason else ''}"
+                )
+                began = now
+
+            build_truth(
+                plan, self.target, pool, dev, self.place(k), workers=workers, on_unit=on_unit
+            )
+            self.collect().save(self.folder / "labels.safetensors")
+        labels = self.collect()
+        for line in labels.excluded():
+            say(f"excluded: {line}")
+        labels.save(self.folder / "labels.safetensors")
+
+    def _charge(self, seconds: float, retrainings: int) -> None:
+        path = self.folder / "cost.json"
+        cost = read_json(path) if path.exists() else {"seconds": 0.0, "retrainings": 0}
+        cost["seconds"] = round(cost["seconds"] + seconds, 3)
+        cost["retrainings"] += retrainings
+        write_json(path, cost)
+
+    def collect(self) -> Labels:
+        """The labels of every instance with at least two finished retrainings.
+
+        A retraining that failed or is not done yet leaves its subset out.
+        """
+        from tdabench.api import finished_units
+
+        instances = []
+        for k in range(self.draw.instances):
+            if not self.place(k).exists():
+                continue
+            plan, _, _, pool, dev = self.plan(k)
+            units = finished_units(plan, self.place(k))
+            if len(units) < 2:
+                continue
+            losses = np.stack([_unit_losses(plan, self.place(k), u) for u in units])
+            members = [pool[plan.groups[u.group]] for u in units]
+            instances.append(Instance(dev, Groups.of(members, len(self.train)), losses))
+        if not instances:
+            raise DataError(f"{self.folder} holds no finished retrainings")
+        cost = self.folder / "cost.json"
+        seconds = read_json(cost)["seconds"] if cost.exists() else 0.0
+        meta = {**self.describe(), "seconds": seconds}
+        meta["retrainings"] = sum(len(i.subsets) for i in instances)
+        return Labels(tuple(instances), len(self.train), len(self.dev), meta)
+
+
+def _count(folder: Path) -> int:
+    return len(list((folder / "units").glob("*.safetensors")))
+
+
+def _unit_losses(plan: TruthPlan, folder: Path, unit: Any) -> np.ndarray:
+    path = folder / "units" / f"{unit.name}.safetensors"
+    arrays, meta = read_arrays(path)
+    if meta.get("plan") != plan.key:
+        raise DataError(f"{path} belongs to another plan", "Delete it and run again")
+    return arrays["losses"]
+
+
+# --------------------------------------------------------------------------- reference layout
+
+
+def read_reference(
+    index: Path, losses: Path, corpus: Corpus, *, allow_missing: bool = False
+) -> Labels:
+    """Labels in the layout of the public code: subset index lines and loss files.
+
+    Each line of `index` has `id`, `select` (training indices), `dev` (dev indices) and `dev_id`
+    (the instance); `losses` is a folder of `loss-<id>.json` or a JSON-lines file, each with
+    `pair_id`, `dev_id` and `losses` in the order of `dev`. Both index `corpus`.
+
+    Raises DataError for a malformed line or a missing loss file (unless `allow_missing`, which
+    excludes that subset), GuardError for a subset that touches dev examples.
+    """
+    found = {str(row["pair_id"]): row for row in _loss_rows(Path(losses))}
+    by_dev: dict[str, list[dict[str, Any]]] = {}
+    for n, row in _lines(Path(index)):
+        for key in ("id", "select", "dev", "dev_id"):
+            if key not in row:
+                raise DataError(f"{index}, line {n}: the field {key!r} is missing")
+        by_dev.setdefault(str(row["dev_id"]), []).append(row)
+    if not by_dev:
+        raise DataError(f"{index} holds no subsets")
+    missing = [str(r["id"]) for rows in by_dev.values() for r in rows if str(r["id"]) not in found]
+    if missing and not allow_missing:
+        raise DataError(
+            f"{losses} lacks the losses of {len(missing)} subsets, first {missing[0]!r}",
+            "Retrain on them, or pass --allow-missing to leave them out",
+        )
+    instances = []
+    for k, (dev_id, rows) in enumerate(by_dev.items()):
+        dev = np.asarray(rows[0]["dev"], dtype=np.int64)
+        if len(dev) and not 0 <= dev.min() <= dev.max() < len(corpus):
+            raise DataError(f"{index}: a dev example lies outside the corpus of {len(corpus)}")
+        values, members = [], []
+        for row in rows:
+            if row["dev"] != rows[0]["dev"]:
+                raise DataError(
+                    f"{index}: subset {row['id']!r} has other dev examples than {dev_id}"
+                )
+            loss = found.get(str(row["id"]))
+            if loss is None:
+                continue
+            if str(loss.get("dev_id", dev_id)) != dev_id or len(loss["losses"]) != len(dev):
+                raise DataError(f"the losses of subset {row['id']!r} do not belong to its line")
+            members.append(row["select"])
+            values.append([np.nan if v is None else float(v) for v in loss["losses"]])
+        if not members:
+            continue
+        array = np.asarray(values, dtype=np.float32).reshape(len(members), len(dev))
+        instance = Instance(dev, Groups.of(members, len(corpus)), array)
+        refuse_overlap(k, instance, corpus, corpus)
+        instances.append(instance)
+    n = len(corpus)
+    meta = {"train": corpus.fingerprint, "dev": corpus.fingerprint, "layout": "reference"}
+    labels = Labels(tuple(instances), n, n, meta)
+    return Labels(labels.instances, n, n, {**meta, "retrainings": labels.retrainings})
+
+
+def _loss_rows(path: Path) -> Iterable[dict[str, Any]]:
+    if path.is_dir():
+        rows: Sequence[dict[str, Any]] = [read_json(p) for p in sorted(path.glob("*.json"))]
+    else:
+        rows = [row for _, row in _lines(path)]
+    for row in rows:
+        if not isinstance(row, dict) or "pair_id" not in row or "losses" not in row:
+            raise DataError(f"{path}: a loss record lacks pair_id or losses")
+    return rows
+
+
+def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot read {path}: {e}") from e
+    for n, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise DataError(f"{path}, line {n}: not valid JSON ({e})") from e
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {n}: expected an object")
+            yield n, row
