@@ -1,0 +1,64 @@
+"""`tdabench compare`: is B better than A, by how much, and how sure is that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("compare")
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run that holds the methods (default: the newest under runs/). May be repeated.",
+)
+@click.option("--benchmark", metavar="NAME", help="Only this benchmark.")
+@click.option("--target", metavar="NAME", help="Only this target.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["regression"]),
+    help="Exit with 1 when B is worse than A on any benchmark, or fails where A has a value.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    a: str,
+    b: str,
+    runs: tuple[Path, ...],
+    benchmark: str | None,
+    target: str | None,
+    fail_on: str | None,
+    as_json: bool,
+) -> None:
+    """Compare B with A: effect, 95% interval, p-value and a verdict in words.
+
+    A and B are two method labels of a run, or two run folders (then every method that both hold
+    is compared). Methods are compared on paired bootstrap replicates.
+
+    \b
+    Examples:
+      tdabench compare trak airrep
+      tdabench compare trak airrep --benchmark lds --run runs/mine
+      tdabench compare runs/main runs/change --fail-on regression
+    """
+    from tdabench.report.compare import compare, print_comparison
+
+    found = compare(a, b, runs, benchmark, target)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        rows = [asdict(d) | {"regressed": d.regressed, "words": d.words()} for d in found]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, sort_keys=True))
+    else:
+        from rich.console import Console
+
+        print_comparison(found, Console())
+    if fail_on == "regression" and any(d.regressed for d in found):
+        sys.exit(1)

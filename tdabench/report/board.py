@@ -1,0 +1,556 @@
+"""The table behind every output: computed from records, never typed in.
+
+`Board.from_runs` gives one `Table` a target and training corpus. A table has a column per
+benchmark and a row per method label; a row keeps its failures with their reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tdabench.errors import UsageError, unknown
+from tdabench.io import fingerprint
+from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
+from tdabench.report.records import (
+    Record,
+    Run,
+    describe_machine,
+    find_runs,
+    finite,
+    machine_of,
+    read_run,
+)
+
+CEILING, SHARE = "ceiling", "share_of_ceiling"
+TIMES = ("prepare", "build", "query")
+COSTS = (*TIMES, "bytes")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A benchmark with its version, parameters and truth: what makes values comparable."""
+
+    name: str
+    benchmark: str
+    metric: str
+    higher_is_better: bool = True
+    unit: str = ""
+    version: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    truth: Any = None
+    ceiling: float | None = None
+    queries: int | None = None
+    groups: int | None = None
+    truth_seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one benchmark: a value with its 95% interval, or why there is none."""
+
+    status: str
+    reason: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
+    rank: int | None = None
+    tied: bool = False
+    best: bool = False
+    seeds: int = 1
+    spread: float | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok" and self.value is not None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method cost, in seconds, milliseconds a query and bytes; None where not measured."""
+
+    prepare_seconds: float | None = None
+    retrainings: float | None = None
+    build_seconds: float | None = None
+    query_ms: float | None = None
+    bytes_per_example: float | None = None
+    index_bytes: float | None = None
+    build_peak_bytes: float | None = None
+    query_peak_bytes: float | None = None
+    machine: str = ""
+
+    def of(self, what: str) -> float | None:
+        """By the names that `--sort` and `--columns` know: prepare, build, query, bytes."""
+        return {
+            "prepare": self.prepare_seconds,
+            "build": self.build_seconds,
+            "query": self.query_ms,
+            "bytes": self.bytes_per_example,
+        }[what]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method label: a cell a column, and its cost."""
+
+    label: str
+    name: str = ""
+    version: Any = None
+    family: str = ""
+    plugin: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    passed: Mapping[str, Any] = field(default_factory=dict)
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    notes: tuple[str, ...] = ()
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """All methods on one target and training corpus. `primary` is the column that ranks."""
+
+    target: str
+    regime: str
+    target_fingerprint: str
+    n_train: int | None
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    primary: str
+    suite: str = ""
+    machines: Mapping[str, str] = field(default_factory=dict)
+
+    def column(self, name: str) -> Column:
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise unknown("benchmark", name, [c.name for c in self.columns], "in these runs")
+
+    @property
+    def one_machine(self) -> bool:
+        return len(self.machines) <= 1
+
+    def ranked_by(self, name: str) -> Table:
+        """The same table with another primary column, rows in its order."""
+        return replace(self, primary=name, rows=tuple(_by_rank(self.rows, self.column(name))))
+
+    def sorted_by(self, key: str) -> Table:
+        """Rows by `rank`, `method`, `family`, `share`, a cost or a benchmark; `-key` reverses.
+
+        Fidelity sorts best first and costs smallest first; rows without the value come last.
+        Raises UsageError for an unknown key, and for times measured on several machines.
+        """
+        name = key.removeprefix("-")
+        known = ["rank", "method", "family", "share", *COSTS, *(c.name for c in self.columns)]
+        if name not in known:
+            raise unknown("sort key", name, known)
+        if name in TIMES and not self.one_machine:
+            raise UsageError(
+                f"times from {len(self.machines)} machines cannot be ranked: "
+                + "; ".join(f"{k} is {v}" for k, v in self.machines.items()),
+                "Show one machine's runs at a time, or sort by rank",
+            )
+        rows = _by_rank(self.rows, self.column(self.primary))
+
+        def value(row: Row) -> Any:
+            if name == "rank":
+                return row.cells[self.primary].rank if self.primary in row.cells else None
+            if name == "method":
+                return row.label.casefold()
+            if name == "family":
+                return row.family.casefold()
+            if name in COSTS:
+                return row.cost.of(name)
+            cell = row.cells.get(self.primary if name == "share" else name)
+            if cell is None:
+                return None
+            if name == "share":
+                return None if cell.share is None else -cell.share
+            sign = -1.0 if self.column(name).higher_is_better else 1.0
+            return None if cell.value is None else sign * cell.value
+
+        have = [r for r in rows if value(r) is not None]
+        have.sort(key=value, reverse=key.startswith("-"))
+        return replace(self, rows=tuple(have + [r for r in rows if value(r) is None]))
+
+
+@dataclass(frozen=True)
+class Board:
+    """Tables over one or several runs, and what a reader must know about mixing them."""
+
+    tables: tuple[Table, ...]
+    runs: tuple[Run, ...]
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_runs(
+        cls,
+        folders: Iterable[Path] = (),
+        *,
+        methods: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        cache: bool = True,
+    ) -> Board:
+        """Reads run folders (or folders of runs; none: the newest run under `runs/`).
+
+        `methods` and `targets` keep only those labels. With `cache`, the result of comparing
+        methods is kept in the first run's folder. Raises UsageError or DataError.
+        """
+        runs = tuple(read_run(f) for f in find_runs(folders))
+        records, warnings = _merge(runs)
+        if targets is not None:
+            known = {_target_name(r) for r, _ in records}
+            for t in targets:
+                if t not in known:
+                    raise unknown("target", t, known)
+            records = [(r, label) for r, label in records if _target_name(r) in targets]
+        if methods is not None:
+            records = [(r, label) for r, label in records if r.label in methods]
+        by_table: dict[tuple[str, ...], list[tuple[Record, str]]] = {}
+        for record, label in records:
+            by_table.setdefault(_table_key(record), []).append((record, label))
+        where = {run.name: run for run in runs}
+        tables = tuple(
+            _table(members, where, runs[0].folder / ".cache" if cache else None)
+            for members in by_table.values()
+        )
+        for run in runs:
+            warnings += [f"{run.name}: {p}" for p in run.problems]
+        return cls(tables, runs, tuple(warnings + _differences(runs, tables)))
+
+    def table(self, target: str | None = None) -> Table:
+        """The only table, or that of `target`. Raises UsageError when that is not one."""
+        found = [t for t in self.tables if target in (None, t.target)]
+        if len(found) == 1:
+            return found[0]
+        names = [t.target for t in self.tables]
+        if not names:
+            raise UsageError("these runs hold no records", "Make some with: tdabench run")
+        if not found:
+            raise unknown("target", str(target), names)
+        raise UsageError(f"these runs hold {len(found)} tables", "Choose with --target NAME")
+
+
+def _target_name(record: Record) -> str:
+    return str(record.target.get("label") or record.target.get("name") or "?")
+
+
+def _table_key(record: Record) -> tuple[str, ...]:
+    """Values are comparable within one target (weights included) and one training corpus."""
+    train = record.corpus.get("train")
+    return (_target_name(record), str(record.target.get("fingerprint")), fingerprint(train))
+
+
+def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
+    """Records with the label each is shown under, one a (table, label, benchmark, seed)."""
+    warnings: list[str] = []
+    kept: dict[tuple[Any, ...], Record] = {}
+    for run in runs:
+        for record in run.records:
+            place = (record.run, *_place(record))
+            old = kept.get(place)
+            if old is not None:
+                record = max(old, record, key=lambda r: (str(r.data.get("started") or ""), r.key))
+                warnings.append(
+                    f"{record.run}: {record.label} on {record.benchmark_name} has several "
+                    "records; the latest is shown"
+                )
+            kept[place] = record
+    keys: dict[tuple[Any, ...], set[str]] = {}
+    identity: dict[str, set[str]] = {}
+    for record in kept.values():
+        keys.setdefault(_place(record), set()).add(record.key)
+        identity.setdefault(record.label, set()).add(_identity(record))
+    clashing = {place[3] for place, found in keys.items() if len(found) > 1}
+    clashing |= {label for label, found in identity.items() if len(found) > 1}
+    seen: set[tuple[Any, ...]] = set()
+    out = []
+    for record in kept.values():
+        label = f"{record.label} ({record.run})" if record.label in clashing else record.label
+        place = (label, *_place(record))
+        if place in seen:  # the same cell, computed or copied twice
+            continue
+        if record.label not in clashing and not record.ok:
+            twin = [r for r in kept.values() if _place(r) == _place(record) and r.ok]
+            record = twin[0] if twin else record
+        seen.add(place)
+        out.append((record, label))
+    if len(runs) == 1:
+        return [(r, r.label) for r in kept.values()], sorted(set(warnings))
+    return out, sorted(set(warnings))
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    return (
+        *_table_key(record),
+        record.label,
+        record.benchmark_name,
+        fingerprint(record.what),
+        record.seed,
+    )
+
+
+def _identity(record: Record) -> str:
+    m = record.method
+    return fingerprint([m.get("name"), m.get("version"), m.get("params") or m.get("passed")])
+
+
+def _table(
+    members: Sequence[tuple[Record, str]], where: Mapping[str, Run], cache: Path | None
+) -> Table:
+    order = _benchmark_order(members, where)
+    columns: dict[str, Column] = {}
+    cells: dict[str, dict[str, list[Record]]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for record, label in sorted(members, key=lambda m: order.index(m[0].benchmark_name)):
+        what = fingerprint(record.what)
+        same = [n for (b, _), n in names.items() if b == record.benchmark_name]
+        name = names.get((record.benchmark_name, what))
+        if name is None:
+            name = record.benchmark_name if not same else f"{record.benchmark_name}@{what[:4]}"
+            names[record.benchmark_name, what] = name
+        cells.setdefault(label, {}).setdefault(name, []).append(record)
+        columns[name] = _column(name, record, columns.get(name))
+    first = members[0][0]
+    primary = next(iter(columns))
+    ranks = {name: _ranks(name, column, cells, cache) for name, column in columns.items()}
+    machines: dict[str, str] = {}
+    rows = []
+    for label, of_label in cells.items():
+        filled = {
+            name: _cell(label, columns[name], of_label[name], ranks[name])
+            for name in columns
+            if name in of_label
+        }
+        rows.append(_row(label, of_label, filled, primary, where, machines))
+    n_train = [n for r, _ in members if (n := finite(r.cost.get("n_train"))) is not None]
+    return Table(
+        target=_target_name(first),
+        regime=str(first.target.get("regime") or ""),
+        target_fingerprint=str(first.target.get("fingerprint") or ""),
+        n_train=int(n_train[0]) if n_train else None,
+        columns=tuple(columns.values()),
+        rows=tuple(_by_rank(rows, columns[primary])),
+        primary=primary,
+        suite=str(where[first.run].suite.get("name") or "") if first.run in where else "",
+        machines=machines,
+    )
+
+
+def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
+    """LDS first, then as the manifests list them, then as found."""
+    found = [r.benchmark_name for r, _ in members]
+    listed = [str(b) for run in where.values() for b in run.manifest.get("benchmarks") or ()]
+    ordered = dict.fromkeys(b for b in ["lds", *listed, *sorted(found)] if b in found)
+    return list(ordered)
+
+
+def _column(name: str, record: Record, old: Column | None) -> Column:
+    """A column described by its first record that succeeded."""
+    if old is not None and (old.metric or not record.ok):
+        return old
+    metric = record.metric(record.primary)
+    shapes = record.shapes() if record.ok else {}
+    info = record.data.get("truth_info")
+    info = info if isinstance(info, Mapping) else {}
+    ceiling = finite(record.metric(CEILING).get("value"))
+    queries = (shapes.get("per_query") or (None,))[0]
+    groups = finite(info.get("groups")) or (shapes.get("group_scores") or (None, None))[-1]
+    seeds = finite(info.get("seeds"))
+    params = record.benchmark.get("params")
+    return Column(
+        name=name,
+        benchmark=record.benchmark_name,
+        metric=record.primary if record.ok else "",
+        higher_is_better=bool(metric.get("higher_is_better", True)),
+        unit=str(metric.get("unit") or ""),
+        version=record.benchmark.get("version"),
+        params=params if isinstance(params, Mapping) else {},
+        truth=record.data.get("truth"),
+        ceiling=ceiling,
+        queries=queries,
+        groups=int(groups) if groups else None,
+        truth_seeds=int(seeds) if seeds else None,
+    )
+
+
+def _ranks(
+    name: str,
+    column: Column,
+    cells: Mapping[str, Mapping[str, Sequence[Record]]],
+    cache: Path | None,
+) -> Ranks:
+    entries = []
+    for label, of_label in cells.items():
+        records = of_label.get(name, ())
+        if records and all(r.ok for r in records):
+            value = pooled(records, column.metric).get("value")
+            if value is not None:
+                entries.append(Entry(label, value, tuple(records)))
+    return rank_column(entries, column.higher_is_better, cache)
+
+
+def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -> Cell:
+    bad = [r for r in records if not r.ok]
+    notes = tuple(dict.fromkeys(n for r in records for n in r.notes))
+    base = Cell(
+        status="ok",
+        seeds=len(records),
+        notes=notes,
+        keys=tuple(r.key for r in records),
+        runs=tuple(dict.fromkeys(r.run for r in records)),
+        metrics={k: v for k in records[0].metrics if (v := pooled(records, k))},
+    )
+    if bad:
+        some = f"{len(bad)} of {len(records)} seeds: " if len(records) > 1 else ""
+        return replace(base, status=bad[0].status, reason=some + (bad[0].reason or "no reason was recorded"))
+    metric = pooled(records, column.metric)
+    if not metric:
+        return replace(base, status="failed", reason=f"its record has no {column.metric}")
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if (low is None or high is None) and label in ranks.interval:
+        low, high = ranks.interval[label]
+    rank = ranks.rank.get(label)
+    return replace(
+        base,
+        value=value,
+        low=low,
+        high=high,
+        spread=metric["spread"],
+        share=_share(records, value, column.ceiling),
+        rank=rank,
+        tied=ranks.shared.get(label, False),
+        best=rank == 1,
+    )
+
+
+def _share(records: Sequence[Record], value: float, ceiling: float | None) -> float | None:
+    """As the benchmark recorded it; else the value over the column's ceiling."""
+    recorded = pooled(records, SHARE).get("value")
+    if recorded is not None:
+        return float(recorded)
+    return value / ceiling if ceiling and ceiling > 0 else None
+
+
+def _row(
+    label: str,
+    records: Mapping[str, Sequence[Record]],
+    cells: Mapping[str, Cell],
+    primary: str,
+    where: Mapping[str, Run],
+    machines: dict[str, str],
+) -> Row:
+    everything = [r for name in cells for r in records[name]]
+    first = (records.get(primary) or everything)[0]
+    measured = next((records[n] for n in cells if cells[n].ok and records[n][0].cost), ())
+    method = first.method
+    tail = next((r.data.get("log_tail") for r in everything if not r.ok), None)
+    return Row(
+        label=label,
+        name=str(method.get("name") or ""),
+        version=method.get("version"),
+        family=str(method.get("family") or ""),
+        plugin=str(method.get("plugin") or ""),
+        params=_mapping(method.get("params")),
+        passed=_mapping(method.get("passed")),
+        cells=cells,
+        cost=_cost(measured, where, machines),
+        notes=tuple(dict.fromkeys(n for c in cells.values() for n in c.notes)),
+        log_tail=tuple(str(line) for line in tail) if isinstance(tail, list) else (),
+    )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[str, str]) -> Cost:
+    """Averaged over seeds. `machines` collects a letter a machine that times come from."""
+    if not records:
+        return Cost()
+
+    def mean(*path: str) -> float | None:
+        values = []
+        for record in records:
+            part: Any = record.cost
+            for name in path:
+                part = part.get(name) if isinstance(part, Mapping) else None
+            if (value := finite(part)) is not None:
+                values.append(value)
+        return sum(values) / len(values) if values else None
+
+    first = records[0]
+    hardware = first.hardware or (where[first.run].hardware if first.run in where else {})
+    per_query = [
+        1e3 * s / n
+        for r in records
+        if (s := finite(_mapping(r.cost.get("query")).get("seconds"))) is not None
+        and (n := finite(_mapping(r.cost.get("query")).get("queries")))
+    ]
+    machines.setdefault(machine_of(hardware), describe_machine(hardware))
+    return Cost(
+        prepare_seconds=mean("prepare", "seconds"),
+        retrainings=mean("prepare", "retrainings"),
+        build_seconds=mean("build", "seconds"),
+        query_ms=sum(per_query) / len(per_query) if per_query else None,
+        bytes_per_example=mean("bytes_per_example"),
+        index_bytes=mean("index_bytes"),
+        build_peak_bytes=mean("build", "peak_bytes"),
+        query_peak_bytes=mean("query", "peak_bytes"),
+        machine=machine_of(hardware),
+    )
+
+
+def _by_rank(rows: Iterable[Row], column: Column) -> list[Row]:
+    """Ranked rows best first, then those without a value, by label."""
+    sign = -1.0 if column.higher_is_better else 1.0
+
+    def place(row: Row) -> tuple[Any, ...]:
+        cell = row.cells.get(column.name)
+        if cell is None or not cell.ok:
+            return (1, cell is None, 0.0, row.label)
+        return (0, cell.rank or 0, sign * (cell.value or 0.0), row.label)
+
+    return sorted(rows, key=place)
+
+
+def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
+    """What differs between the records shown that a reader should know."""
+    out = []
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        stamps = [(r.versions, r.data.get("git")) for r in run.records] or [({}, None)]
+        for versions, git in stamps:
+            packages = versions or _mapping(run.manifest.get("packages"))
+            for package, version in packages.items():
+                found.setdefault(str(package), {})[str(version)] = None
+            commit = git or run.manifest.get("git")
+            if commit:
+                found.setdefault("the commit of tdabench", {})[str(commit)[:12]] = None
+    for what, values in sorted(found.items()):
+        if len(values) > 1:
+            out.append(f"records differ in {what}: {', '.join(values)}")
+    suites = {str(r.suite.get("fingerprint")) for r in runs}
+    if len(suites) > 1:
+        out.append(f"the runs are of {len(suites)} versions of the suite")
+    machines = {k: v for t in tables for k, v in t.machines.items()}
+    if len(machines) > 1:
+        out.append(
+            f"times come from {len(machines)} machines and are not ranked: "
+            + "; ".join(dict.fromkeys(machines.values()))
+        )
+    for table in tables:
+        for column in table.columns:
+            if "@" in column.name:
+                out.append(
+                    f"{column.name}: {column.benchmark} with another version, parameters or "
+                    "truth; not comparable with the first column of that name"
+                )
+    return out

@@ -1,0 +1,195 @@
+"""Which methods can be told apart: ranks from the bootstrap replicates that records carry.
+
+The comparing is done by `tdabench.stats`; this module reads what it needs from the records and
+keeps the answer in the run folder, under a key made of what went in, so that a board prints at
+once thereafter and loads no statistics package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.errors import DataError, TdabenchError
+from tdabench.io import fingerprint, read_json, write_json
+from tdabench.report.records import Record, finite
+
+if TYPE_CHECKING:
+    from tdabench.stats import Bootstrap
+
+ALPHA = 0.05
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one column: its value and its records, one a seed."""
+
+    label: str
+    value: float
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks from 1 and whether they are shared; Holm-adjusted p of each pair of `labels`.
+
+    `labels` are the tested methods, best first; `p[i][j - i - 1]` is the pair (i, j), i < j.
+    `interval` is that of a value averaged over several seeds. `untested` methods carry no
+    replicates (or unpaired ones) and are ranked by value alone.
+    """
+
+    rank: Mapping[str, int]
+    shared: Mapping[str, bool]
+    labels: tuple[str, ...]
+    p: tuple[tuple[float, ...], ...]
+    interval: Mapping[str, tuple[float, float]]
+    untested: tuple[str, ...] = ()
+
+    def p_of(self, a: str, b: str) -> float | None:
+        """Adjusted p-value of a pair; None where it was not tested."""
+        if a == b or a not in self.labels or b not in self.labels:
+            return None
+        i, j = sorted((self.labels.index(a), self.labels.index(b)))
+        return self.p[i][j - i - 1]
+
+
+def rank_column(entries: Sequence[Entry], higher: bool, cache: Path | None = None) -> Ranks:
+    """Ranks the methods of one column, from `cache` (a folder) where it holds the answer."""
+    entries = sorted(entries, key=lambda e: e.label)
+    stored = [[e.label, e.value, [r.arrays_hash() for r in e.records]] for e in entries]
+    key = fingerprint([_VERSION, ALPHA, higher, stored])
+    path = cache / f"ranks-{key}.json" if cache else None
+    if path and path.is_file() and (kept := _read(path, {e.label for e in entries})):
+        return kept
+    ranks = _compute(entries, higher)
+    if path and entries:
+        with contextlib.suppress(TdabenchError):  # a read-only folder only costs the cache
+            write_json(path, asdict(ranks))
+    return ranks
+
+
+def _read(path: Path, labels: set[str]) -> Ranks | None:
+    try:
+        data = read_json(path)
+        ranks = Ranks(
+            {str(k): int(v) for k, v in data["rank"].items()},
+            {str(k): bool(v) for k, v in data["shared"].items()},
+            tuple(str(v) for v in data["labels"]),
+            tuple(tuple(float(v) for v in row) for row in data["p"]),
+            {str(k): (float(v[0]), float(v[1])) for k, v in data["interval"].items()},
+            tuple(str(v) for v in data["untested"]),
+        )
+    except (TdabenchError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    shape = [len(ranks.labels) - i - 1 for i in range(len(ranks.labels))]
+    fits = set(ranks.rank) == set(ranks.shared) == labels == {*ranks.labels, *ranks.untested}
+    return ranks if fits and [len(row) for row in ranks.p] == shape else None
+
+
+def bootstrap_of(records: Sequence[Record], value: float) -> Bootstrap | None:
+    """A method's stored replicates, averaged over its seeds; None where they are not stored."""
+    from tdabench.stats import Bootstrap
+
+    found = []
+    for record in records:
+        try:
+            arrays = record.arrays()[0]
+            b = Bootstrap.of_record(value, arrays["per_query"], arrays)
+        except (TdabenchError, KeyError, IndexError, TypeError, ValueError):
+            return None
+        parts = [b.both, b.queries] + ([b.groups] if b.groups is not None else [])
+        for a in parts:
+            if a.ndim != 1 or len(a) < 2 or len(a) != len(b.both) or not np.isfinite(a).all():
+                return None
+        found.append(b)
+    first = found[0]
+    if len(found) == 1:
+        return first
+    if len({(len(b.both), b.groups is None) for b in found}) > 1:
+        return None
+    groups = [b.groups for b in found if b.groups is not None]
+    return Bootstrap(
+        value,
+        np.mean([b.both for b in found], axis=0),
+        np.mean([b.queries for b in found], axis=0),
+        np.mean(groups, axis=0) if groups else None,
+        min(b.df for b in found),
+    )
+
+
+def _compute(entries: Sequence[Entry], higher: bool) -> Ranks:
+    if not entries:
+        return Ranks({}, {}, (), (), {})
+    from tdabench.stats import rank_groups
+
+    drawn = {e.label: b for e in entries if (b := bootstrap_of(e.records, e.value)) is not None}
+    kinds = [(len(b.both), b.groups is None) for b in drawn.values()]
+    usual = max(set(kinds), key=lambda k: (kinds.count(k), k)) if kinds else None
+    drawn = {k: b for k, b in drawn.items() if (len(b.both), b.groups is None) == usual}
+    ranking = rank_groups(drawn, ALPHA, higher) if drawn else None
+
+    sign = 1.0 if higher else -1.0
+    labels = ranking.labels if ranking else ()
+    value = {e.label: sign * e.value for e in entries}
+    untested = [e.label for e in entries if e.label not in drawn]
+    rank: dict[str, int] = {}
+    leader: dict[int, str] = {}
+    for i, label in enumerate(labels):  # each group's rank counts the untested above its best
+        assert ranking is not None
+        best = leader.setdefault(ranking.ranks[i], label)
+        rank[label] = ranking.ranks[i] + sum(value[u] > value[best] for u in untested)
+    for label in untested:
+        rank[label] = 1 + sum(v > value[label] for v in value.values())
+    counts = list(rank.values())
+    interval = {}
+    for e in entries:
+        if len(e.records) > 1 and e.label in drawn and (found := drawn[e.label].interval()):
+            interval[e.label] = found
+    return Ranks(
+        rank,
+        {label: counts.count(r) > 1 for label, r in rank.items()},
+        tuple(labels),
+        tuple(
+            tuple(round(ranking.p[a, b], 12) for b in labels[i + 1 :])
+            for i, a in enumerate(labels)
+            if ranking is not None
+        ),
+        interval,
+        tuple(untested),
+    )
+
+
+def pooled(records: Sequence[Record], metric: str) -> dict[str, Any]:
+    """A method's metric over its seeds: the mean value, and the interval where there is one seed.
+
+    Empty when any record lacks the metric.
+    """
+    found = [r.metric(metric) for r in records]
+    values = [v for m in found if (v := finite(m.get("value"))) is not None]
+    if not values or len(values) < len(records):
+        return {}
+    one = found[0] if len(found) == 1 else {}
+    return {
+        "value": float(np.mean(values)),
+        "low": finite(one.get("low")),
+        "high": finite(one.get("high")),
+        "higher": bool(found[0].get("higher_is_better", True)),
+        "unit": str(found[0].get("unit") or ""),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+
+
+def comparable(a: Sequence[Record], b: Sequence[Record]) -> None:
+    """Raises DataError unless two cells measured the same thing."""
+    if a[0].what != b[0].what:
+        raise DataError(
+            f"{a[0].label} and {b[0].label} were not measured alike on {a[0].benchmark_name}: "
+            "its version, parameters or truth differ",
+            "Rerun both with: tdabench run",
+        )

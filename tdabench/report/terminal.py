@@ -1,0 +1,324 @@
+"""The board in a terminal: one line of context, a row a method, failures and the next command.
+
+Columns that do not fit are dropped in a fixed order and named below the table. In a pipe the
+whole table is printed, without colour and without regard to any width, so that scripts see
+the same text everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from tdabench.errors import unknown
+from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.text import (
+    clean,
+    count,
+    listing,
+    milliseconds,
+    number,
+    seconds,
+)
+
+BAR = 10
+GAP = 2
+_ASCII = str.maketrans("█░·–…−×→", "#.--~-x>")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One column as laid out: its header, alignment and the text of each row."""
+
+    key: str
+    header: str
+    cells: list[Text]
+    right: bool = True
+
+    @property
+    def width(self) -> int:
+        return max([cell_len(self.header), *(c.cell_len for c in self.cells)])
+
+
+def print_board(
+    board: Board,
+    console: Console,
+    *,
+    sort: str = "rank",
+    columns: Sequence[str] | None = None,
+    benchmark: str | None = None,
+    target: str | None = None,
+    wide: bool = False,
+) -> None:
+    """Prints every table of `board` (or that of `target`).
+
+    `columns` names what to show (rank, method, share, build, query, bytes, prepare, family and
+    benchmarks), whatever the width; `wide` shows everything. Raises UsageError for a name that
+    is not there.
+    """
+    tables = [board.table(target)] if target else list(board.tables)
+    if not tables:
+        console.print("These runs hold no records yet. Next: tdabench run", highlight=False)
+    for i, table in enumerate(tables):
+        if i:
+            emit(console, Text())
+        table = table.ranked_by(benchmark) if benchmark else table
+        _print_table(table.sorted_by(sort), console, columns, wide)
+    for warning in board.warnings:
+        hang(console, Text("! ", "yellow"), Text(clean(warning), "yellow"))
+    if tables:
+        hang(console, Text(), Text(_next_command(board, tables[0]), "dim"))
+
+
+def _next_command(board: Board, table: Table) -> str:
+    failed = next((r.label for r in table.rows if not any(c.ok for c in r.cells.values())), None)
+    label = failed or (table.rows[0].label if table.rows else "METHOD")
+    label = clean(label, 60)
+    quoted = f"'{label}'" if " " in label else label
+    return f"Details: tdabench show {quoted}, tdabench report"
+
+
+def _print_table(table: Table, console: Console, columns: Sequence[str] | None, wide: bool) -> None:
+    plain = not console.is_terminal
+    width = console.width
+    digits = 3 if plain or wide or width >= 100 else 2
+    hang(console, Text(), context_line(table))
+    ranked = [r for r in table.rows if _primary(table, r).ok]
+    failed = [r for r in table.rows if not _primary(table, r).ok]
+    hidden: list[str] = []
+    if columns is not None:
+        shown = [_column(table, ranked, key, digits) for key in columns]
+    else:
+        shown = [_column(table, ranked, key, digits) for key in _default_columns(table)]
+        shown = [c for c in shown if c.key not in COSTS or any(str(t) != "–" for t in c.cells)]
+        if not (plain or wide):
+            shown, hidden = _fit(shown, table, width)
+    if ranked:
+        header = [Text(c.header, "bold") for c in shown]
+        for line in [header, *([c.cells[i] for c in shown] for i in range(len(ranked)))]:
+            emit(console, _line(line, shown))
+    for row in failed:
+        cell = _primary(table, row)
+        prefix = Text(" -    ")
+        prefix.append(clean(row.label, 60), "bold")
+        prefix.append("  ")
+        body = Text(f"{cell.status}: ", "red")
+        body.append(clean(cell.reason or "no reason was recorded", 300))
+        if cell.status not in ("absent", "skipped"):
+            body.append(f" (tdabench show {clean(row.label, 60)})", "dim")
+        hang(console, prefix, body, indent=6)
+    for note in footnotes(table, wide or plain):
+        hang(console, Text(), Text(clean(note), "dim"))
+    if hidden:
+        names = listing(clean(h) for h in hidden)
+        hang(console, Text(), Text(f"Not shown at this width: {names} (--wide).", "dim"))
+
+
+def context_line(table: Table) -> Text:
+    """`pocket · target qwen2-1m · 2,000 train · 400 queries · … · noise ceiling 0.87`."""
+    column = table.column(table.primary)
+    regime = f" ({table.regime})" if table.regime and table.regime not in table.target else ""
+    parts = [table.suite, f"target {table.target}{regime}"]
+    if table.n_train is not None:
+        parts.append(f"{count(table.n_train)} train")
+    if column.queries is not None:
+        parts.append(f"{count(column.queries)} queries")
+    if column.groups is not None:
+        seeds = f" x {column.truth_seeds} seeds" if column.truth_seeds else ""
+        parts.append(f"{count(column.groups)} groups{seeds}")
+    if column.ceiling is not None:
+        parts.append(f"noise ceiling {number(column.ceiling)}")
+    if table.primary != table.columns[0].name:
+        parts.append(f"ranked by {table.primary}")
+    return Text(" · ".join(clean(p, 80) for p in parts if p), "bold")
+
+
+def footnotes(table: Table, everything: bool = True) -> list[str]:
+    """Prepare phases, what a tie means, failures in other columns, and notes of the rows."""
+    out = []
+    for row in table.rows:
+        cost = row.cost
+        parts = [
+            f"{count(cost.retrainings)} retrainings" if cost.retrainings else "",
+            seconds(cost.prepare_seconds) if cost.prepare_seconds else "",
+        ]
+        if any(parts):
+            spent = ", ".join(p for p in parts if p)
+            out.append(f"{clean(row.label, 60)}'s prepare phase: {spent} (once).")
+    ties = [c for r in table.rows if (c := _primary(table, r)).ok and c.tied]
+    if ties:
+        out.append("=: not told apart at 5% (paired bootstrap, Holm over all pairs).")
+    for row in table.rows:
+        said = _primary(table, row)
+        for name, cell in row.cells.items():
+            if name != table.primary and not cell.ok and cell.reason != said.reason:
+                reason = clean(cell.reason or "no reason was recorded", 200)
+                out.append(f"{clean(row.label, 60)} on {clean(name, 60)}: {cell.status}: {reason}.")
+    notes: dict[str, list[str]] = {}
+    for row in table.rows:
+        for note in row.notes:
+            notes.setdefault(clean(note, 300), []).append(clean(row.label, 60))
+    said_notes = [
+        f"{listing(labels) if len(labels) < 4 else f'{len(labels)} methods'}: {note}"
+        for note, labels in notes.items()
+    ]
+    limit = len(said_notes) if everything else 4
+    out += said_notes[:limit]
+    if len(said_notes) > limit:
+        out.append(f"… and {len(said_notes) - limit} more notes (--wide).")
+    return out
+
+
+def _primary(table: Table, row: Row) -> Cell:
+    return row.cells.get(table.primary) or Cell("absent", f"not run on {table.primary}")
+
+
+def _default_columns(table: Table) -> list[str]:
+    others = [c.name for c in table.columns if c.name != table.primary]
+    share = ["share"] if table.column(table.primary).ceiling else []
+    return ["rank", "method", table.primary, *share, *others, "build", "query", "bytes"]
+
+
+def _fit(shown: list[_Shown], table: Table, width: int) -> tuple[list[_Shown], list[str]]:
+    """Drops columns, least needed first, until the table fits; then cuts long labels."""
+
+    def needed(columns: list[_Shown]) -> int:
+        return sum(min(c.width, 24) if c.key == "method" else c.width for c in columns) + GAP * (
+            len(columns) - 1
+        )
+
+    others = [c.key for c in shown if c.key in {x.name for x in table.columns} - {table.primary}]
+    hidden: list[str] = []
+    for key in [*reversed(others), "bytes", "build", "query", "share"]:
+        if needed(shown) <= width:
+            break
+        if any(c.key == key for c in shown):
+            shown = [c for c in shown if c.key != key]
+            hidden.insert(0, {"bytes": "bytes/ex", "share": "of ceiling"}.get(key, key))
+    spare = width - sum(c.width for c in shown if c.key != "method") - GAP * (len(shown) - 1)
+    for c in shown:
+        if c.key == "method" and c.width > spare:
+            for cell in c.cells:
+                cell.truncate(max(8, spare), overflow="ellipsis")
+    return shown, hidden
+
+
+def _column(table: Table, rows: Sequence[Row], key: str, digits: int) -> _Shown:
+    names = {c.name for c in table.columns}
+    if key == "rank":
+        return _Shown("rank", "rank", [_rank(_primary(table, r)) for r in rows], right=False)
+    if key == "method":
+        return _Shown("method", "method", [Text(clean(r.label, 60)) for r in rows], right=False)
+    if key == "family":
+        return _Shown(key, key, [Text(clean(r.family, 30) or "–") for r in rows], right=False)
+    if key == "share":
+        return _Shown(
+            key, "of ceiling", [_bar(_primary(table, r).share) for r in rows], right=False
+        )
+    if key in COSTS:
+        header = {"bytes": "bytes/ex"}.get(key, key)
+        return _Shown(key, header, [Text(_cost(r, key, table)) for r in rows])
+    if key in names:
+        column = table.column(key)
+        primary = key == table.primary
+        header = clean(title(column), 40) + (" [95%]" if primary else "")
+        cells = [_value(r.cells.get(key), column, digits, interval=primary) for r in rows]
+        return _Shown(key, header, cells, right=False)
+    raise unknown("column", key, ["rank", "method", "family", "share", *COSTS, *sorted(names)])
+
+
+def title(column: Column) -> str:
+    """`LDS`; other benchmarks by their name."""
+    return column.name.upper() if column.name == "lds" else column.name
+
+
+def _rank(cell: Cell) -> Text:
+    rank = "-" if cell.rank is None else f"{cell.rank}{'=' if cell.tied else ''}"
+    return Text(f" {rank}", "bold green" if cell.rank == 1 else "")
+
+
+def _value(cell: Cell | None, column: Column, digits: int, interval: bool) -> Text:
+    if cell is None:
+        return Text("–")
+    if not cell.ok or cell.value is None:
+        return Text(cell.status, "red")
+    text = Text(metric(cell.value, digits), "bold" if cell.best else "")
+    if interval and cell.low is not None and cell.high is not None:
+        text.append(f" [{metric(cell.low, digits)}, {metric(cell.high, digits)}]", "not bold dim")
+    return text
+
+
+def metric(value: float | None, digits: int = 2) -> str:
+    """A metric's value; large ones without decimals."""
+    return count(value) if value is not None and abs(value) >= 1000 else number(value, digits)
+
+
+def _bar(share: float | None) -> Text:
+    if share is None:
+        return Text("–")
+    full = round(max(0.0, min(1.0, share)) * BAR)
+    text = Text("█" * full, "cyan")
+    text.append("░" * (BAR - full), "dim")
+    text.append(f" {share * 100:3.0f}%", "")
+    return text
+
+
+def _cost(row: Row, key: str, table: Table) -> str:
+    value = row.cost.of(key)
+    if key == "bytes":
+        return count(value)
+    said = milliseconds(value) if key == "query" else seconds(value)
+    if value is not None and not table.one_machine:
+        said += f" {machine_letter(table, row.cost.machine)}"
+    return said
+
+
+def machine_letter(table: Table, machine: str) -> str:
+    """`a`, `b`, … in the order of `table.machines`; marks times that cannot be compared."""
+    places = list(table.machines)
+    return chr(ord("a") + places.index(machine)) if machine in places[:26] else "?"
+
+
+def _line(cells: Sequence[Text], columns: Sequence[_Shown]) -> Text:
+    line = Text()
+    for i, (cell, column) in enumerate(zip(cells, columns)):
+        pad = " " * max(
+            0, max(c.cell_len for c in [Text(column.header), *column.cells]) - cell.cell_len
+        )
+        last = i == len(columns) - 1
+        line.append_text(Text(pad) + cell if column.right else cell + Text("" if last else pad))
+        line.append("" if last else " " * GAP)
+    return line
+
+
+def hang(console: Console, prefix: Text, body: Text, indent: int = 2) -> None:
+    """Prints `prefix` and a paragraph; in a terminal its further lines are indented."""
+    if not console.is_terminal:
+        emit(console, prefix + body)
+        return
+    room = console.width
+    first = room - prefix.cell_len
+    if first < 20:  # a long label: the paragraph starts on its own line
+        emit(console, prefix)
+        prefix, first = Text(" " * indent), room - indent
+    lines = body.wrap(console, max(10, first))
+    head = lines[0] if lines else Text()
+    emit(console, prefix + head)
+    rest = Text(" ").join(lines[1:]) if len(lines) > 1 else Text()
+    if rest:
+        for line in rest.wrap(console, max(10, room - indent)):
+            emit(console, Text(" " * indent) + line)
+
+
+def emit(console: Console, text: Text) -> None:
+    """Prints one line as it is; in an encoding without box characters, in ASCII."""
+    text = text.copy()
+    text.rstrip()
+    if console.options.ascii_only:
+        plain = text.plain.translate(_ASCII)
+        text = Text(plain.encode("ascii", "backslashreplace").decode())
+    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)

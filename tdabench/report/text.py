@@ -1,0 +1,102 @@
+"""Strings from data and plugins, made safe to show.
+
+A label, a reason or an example may hold terminal escapes, right-to-left overrides, markup or
+megabytes. `clean` makes what is invisible or directional visible as an escape; the exports
+then quote for their own syntax.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+# Control, format (bidi overrides, zero-width), surrogate, private, unassigned, line separators.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_MARKS = re.compile(
+    r"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]{4})"
+    r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]+"
+)
+
+
+def clean(value: Any, limit: int = 2000, keep_newlines: bool = False) -> str:
+    r"""`value` as text without control, bidi or zero-width characters, at most `limit` long.
+
+    Newlines and tabs become spaces, or stay newlines with `keep_newlines`; every other unsafe
+    character becomes its escape (`\x1b`, `\u202e`). More than four stacked accents are cut.
+    """
+    text = value if isinstance(value, str) else str(value)
+    cut = len(text) > limit
+    text = text[:limit]
+    if text.isascii() and text.isprintable():
+        return text + "…" if cut else text
+    text = text.replace("\r\n", "\n")
+    out = []
+    for c in text:
+        if c in "\n\t":
+            out.append(c if keep_newlines and c == "\n" else " ")
+        elif unicodedata.category(c) in _UNSAFE:
+            out.append(_escape(c))
+        else:
+            out.append(c)
+    text = _MARKS.sub(r"\1", "".join(out))
+    return text + "…" if cut else text
+
+
+def _escape(c: str) -> str:
+    n = ord(c)
+    return f"\\x{n:02x}" if n < 0x100 else f"\\u{n:04x}" if n < 0x10000 else f"\\U{n:08x}"
+
+
+def shorten(text: str, width: int) -> str:
+    """`text` in at most `width` characters, with an ellipsis where it was cut."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`0.38`, `-0.02`; `–` where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the unit that reads best: `0.4 ms`, `3.2 s`, `41 min`, `2.5 h`."""
+    if value is None:
+        return "–"
+    for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s")):
+        if value >= size * (2 if unit != "s" else 1):
+            return f"{_three(value / size)} {unit}"
+    return f"{_three(value * 1e3)} ms"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time a query: `0.03 ms`, `12 ms`, `1.2 s`."""
+    return "–" if value is None else seconds(value / 1e3)
+
+
+def count(value: float | None) -> str:
+    """`2,000`; bytes and sizes that may be fractions keep one decimal below ten."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def _three(value: float) -> str:
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value >= 9.995:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 0.9995 else f"{value:.2g}"
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def listing(words: Iterable[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    *head, tail = list(words) or [""]
+    return f"{', '.join(head)} {last} {tail}" if head else tail
