@@ -95,8 +95,17 @@ class Target:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over weights, tokenizer, template and truncation rule."""
-        files = ["config.json", "tokenizer.json", *sorted(set(self.checkpoints.values()))]
+        """16 hex digits over all checkpoints, tokenizer, template and truncation rule."""
+        return self._fingerprint(sorted(set(self.checkpoints.values())))
+
+    def fingerprint_of(self, checkpoint: str) -> str:
+        """The same over one checkpoint: what a truth that starts there depends on."""
+        if checkpoint not in self.checkpoints:
+            raise unknown(f"checkpoint of {self.name}", checkpoint, self.checkpoints)
+        return self._fingerprint([self.checkpoints[checkpoint]])
+
+    def _fingerprint(self, weights: Sequence[str]) -> str:
+        files = ["config.json", "tokenizer.json", *weights]
         hashes = {}
         for f in files:
             path = self.folder / f

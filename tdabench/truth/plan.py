@@ -96,7 +96,7 @@ class TruthPlan:
             groups=groups,
             n_seeds=n_seeds,
             recipe=recipe,
-            target=target.fingerprint,
+            target=target.fingerprint_of("base"),
             train=train.fingerprint,
             queries=queries.fingerprint,
             query_ids=tuple(queries.ids),
@@ -131,7 +131,7 @@ class TruthPlan:
     def check(self, target: Target, train: Corpus, queries: Corpus) -> None:
         """Raises GuardError naming what differs from what was planned."""
         for what, planned, found in (
-            ("target", self.target, target.fingerprint),
+            ("target", self.target, target.fingerprint_of(self.start)),
             ("training corpus", self.train, train.fingerprint),
             ("query set", self.queries, queries.fingerprint),
         ):

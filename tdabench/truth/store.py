@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    from tdabench.targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Truth:
         index = [place[q] for q in ids]
         return Truth(self.losses[:, :, index], self.groups, tuple(ids), self.plan)
 
-    def check(self, train: Corpus, target_fingerprint: str) -> None:
-        """Raises GuardError unless this truth was made on this corpus and this target."""
+    def check(self, train: Corpus, target: Target) -> None:
+        """Raises GuardError unless this truth was made on this corpus and from this target."""
+        target_fingerprint = target.fingerprint_of(self.plan.get("start", "base"))
         for what, expected, found in (
             ("training corpus", self.plan.get("train"), train.fingerprint),
             ("target", self.plan.get("target"), target_fingerprint),

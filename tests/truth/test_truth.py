@@ -155,12 +155,12 @@ def test_a_truth_is_of_one_corpus_and_one_target(plan, parts, tmp_path):
     assert truth.plan["recipe"] == RECIPE.as_dict()
     np.testing.assert_allclose(truth.values, -losses.mean(1).T, rtol=1e-6)
     assert truth.by_seed().shape == (2, len(queries), 3)
-    truth.check(train, target.fingerprint)
+    truth.check(train, target)
     with pytest.raises(GuardError, match="training corpus"):
-        truth.check(train[:59], target.fingerprint)
+        truth.check(train[:59], target)
     other = Target(**{**target.__getstate__(), "template": "alpaca"})
     with pytest.raises(GuardError, match="target"):
-        truth.check(train, other.fingerprint)
+        truth.check(train, other)
     with pytest.raises(GuardError, match="plan"):
         build(plan, other, train, queries, tmp_path / "b")
 
