@@ -42,6 +42,7 @@ from tdabench.method import (
     named_seed,
     row_blocks,
     top_k_of,
+    transform_rows,
 )
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ __all__ = [
     "stream_features",
     "token_losses",
     "top_k_of",
+    "transform_rows",
     "write_arrays",
     "write_bytes",
     "write_json",

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from tdabench.data.examples import Example
-from tdabench.errors import DataError, MethodError, UsageError, unknown
+from tdabench.errors import DataError, MethodError, MissingAsset, UsageError, unknown
 from tdabench.groups import POOLINGS, Groups, pool_scores
 from tdabench.io import fingerprint, read_arrays, write_arrays
 
@@ -69,10 +69,7 @@ class Context:
     def asset(self, name: str) -> Path:
         """The file or folder that the suite provides under `name` (an encoder, say)."""
         if name not in self.assets:
-            raise UsageError(
-                f"the suite provides no asset {name!r}",
-                f"It provides: {', '.join(sorted(self.assets)) or 'none'}",
-            )
+            raise MissingAsset(name, self.assets)
         return self.assets[name]
 
 
@@ -86,6 +83,7 @@ class TDAMethod(ABC):
 
     Class variables: `name` (what users type), `version` (raise it whenever scores change),
     `family` (for grouping in tables), `source` (paper), `summary` (one line).
+    `expected_failures` maps a law of the conformance kit that the method breaks to the reason.
     """
 
     name: ClassVar[str]
@@ -93,6 +91,7 @@ class TDAMethod(ABC):
     family: ClassVar[str] = "other"
     source: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    expected_failures: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def build(self, context: Context, train: Sequence[Example]) -> Index:
@@ -138,7 +137,8 @@ class Index(ABC):
     """What a method built on a training corpus; answers queries.
 
     `n_train` examples; `pooling` and `temperature` say how group scores come from example
-    scores unless `score_groups` is overridden.
+    scores. An index whose group scores are no pooling of its example scores overrides
+    `score_groups` and sets `pooling = "own"`.
     """
 
     n_train: int
@@ -231,7 +231,7 @@ class RepresentationMethod(TDAMethod):
         features = self.encode(context, train, "train")
         check_rows(self.name, features, len(train))
         state = self.fit(context, features)
-        rows = _transform_all(self, context, features, state)
+        rows = transform_rows(self, context, features, state)
         return RepresentationIndex(self, context, rows, state)
 
     def load(self, context: Context, path: Path) -> RepresentationIndex:
@@ -251,9 +251,10 @@ class RepresentationMethod(TDAMethod):
         return RepresentationIndex(self, context, rows, state)
 
 
-def _transform_all(
+def transform_rows(
     method: RepresentationMethod, context: Context, features: Rows, state: Mapping[str, np.ndarray]
 ) -> Rows:
+    """`method.transform` of all training features; what is in a store streams into another."""
     if type(method).transform is RepresentationMethod.transform:
         return features
     if isinstance(features, np.ndarray) or sp.issparse(features):

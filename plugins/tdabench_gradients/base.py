@@ -1,0 +1,181 @@
+"""What the gradient methods share: settings, the engines they run, and block curvature."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from tdabench.api import (
+    Context,
+    Example,
+    MethodError,
+    RepresentationIndex,
+    RepresentationMethod,
+    Role,
+    Rows,
+    UsageError,
+    row_blocks,
+    transform_rows,
+)
+
+if TYPE_CHECKING:
+    from tdabench.api import GradientEngine
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMethod(RepresentationMethod):
+    """Features are gradients of each example's loss with respect to linear layers' weights.
+
+    checkpoint  checkpoint of the target at which gradients are taken
+    layers      regular expression searched in layer names (all but the output head if None)
+    rank        random projection of each side of each layer to this many dimensions; None keeps
+                gradients whole
+    bias        include the gradients of biases
+    dtype       of the training rows kept: float32, float16 or int8 (from disk, each row scaled)
+    """
+
+    family = "gradient"
+
+    checkpoint: str = "warm"
+    layers: str | None = None
+    rank: int | None = 16
+    bias: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("float32", "float16", "int8"):
+            raise UsageError(
+                f"{self.name}: unknown dtype {self.dtype!r}", "One of: float32, float16, int8"
+            )
+        if self.rank is not None and self.rank < 1:
+            raise UsageError(f"{self.name}: rank must be at least 1, not {self.rank}")
+
+    # ------------------------------------------------------------------ what a subclass changes
+
+    def engine(self, context: Context, state: State, **changes: Any) -> GradientEngine:
+        """The engine at the method's checkpoint; `state` is what `learn` returned."""
+        from tdabench.api import GradientEngine
+
+        settings = {"layers": self.layers, "rank": self.rank, "bias": self.bias}
+        model = context.target.model(changes.pop("checkpoint", self.checkpoint), context.device)
+        return GradientEngine(
+            model,
+            random=context.torch_generator,
+            **(settings | changes),
+        )
+
+    def learn(self, context: Context, train: Sequence[Example]) -> State:
+        """What encoding itself needs to know of the training corpus (projections, moments)."""
+        return {}
+
+    def features(
+        self, context: Context, examples: Sequence[Example], role: Role, state: State
+    ) -> Rows:
+        """Features [example, dim] before `transform`."""
+        engine = self.engine(context, state)
+        return self.stream(context, examples, role, engine.gradients, engine.dim)
+
+    # ------------------------------------------------------------------ the rest
+
+    def stream(
+        self, context: Context, examples: Sequence[Example], role: Role, compute: Any, dim: int
+    ) -> Rows:
+        from tdabench.api import stream_features
+
+        return stream_features(
+            context,
+            examples,
+            compute,
+            dim,
+            name=f"{self.name}-{role}",
+            key=[self.name, self.version, role, {k: str(v) for k, v in self.params.items()}],
+            dtype=self.dtype if role == "train" else "float32",
+        )
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
+        return self.features(context, examples, role, {})
+
+    def build(self, context: Context, train: Sequence[Example]) -> GradientIndex:
+        state = self.learn(context, train)
+        features = self.features(context, train, "train", state)
+        state = state | self.fit(context, features)
+        return GradientIndex(self, context, transform_rows(self, context, features, state), state)
+
+    def load(self, context: Context, path: Path) -> GradientIndex:
+        index = super().load(context, path)
+        return GradientIndex(self, context, index.rows, index.state)
+
+
+class GradientIndex(RepresentationIndex):
+    """Encodes queries with what the method learnt from the training corpus."""
+
+    method: GradientMethod
+
+    def query_features(self, queries: Sequence[Example]) -> Any:
+        features = self.method.features(self.context, queries, "query", self.state)
+        return self.method.transform(features[:], self.state, "query")
+
+
+# --------------------------------------------------------------------------- curvature
+
+
+def block_starts(dims: Mapping[str, int]) -> np.ndarray:
+    """Boundaries of the layers' features: [layer + 1]."""
+    return np.concatenate([[0], np.cumsum(list(dims.values()))]).astype(np.int64)
+
+
+def curvature_blocks(rows: Rows, starts: np.ndarray) -> list[np.ndarray]:
+    """Mean outer product of the features of each block: float64 [d, d] each.
+
+    Streams over the rows. Sums within a block of rows are float32, across blocks float64.
+    """
+    sums = [np.zeros((b - a, b - a)) for a, b in itertools.pairwise(starts)]
+    for _, block in row_blocks(rows):
+        for c, a, b in zip(sums, starts[:-1], starts[1:]):
+            g = np.ascontiguousarray(block[:, a:b], dtype=np.float64)
+            c += g.T @ g
+    return [c / max(1, rows.shape[0]) for c in sums]
+
+
+def damped_cholesky(c: np.ndarray, damping: float, what: str, n: int) -> np.ndarray:
+    """Lower L with L L^T = C + lambda I, lambda = damping * tr(C) / dim: float64 [d, d].
+
+    `n` examples made C. Raises MethodError where the sum is singular: fewer examples than
+    dimensions without damping leave directions in which any score is noise.
+    """
+    d = len(c)
+    mean = np.trace(c) / d
+    if mean == 0:  # no gradient ever reaches this block, and no score comes from it
+        return np.eye(d)
+    if damping <= 0 and n <= d:
+        raise MethodError(
+            f"the curvature of {what} is singular: {n} examples, {d} dimensions, no damping",
+            "Set damping above 0, or lower the rank",
+        )
+    try:
+        low = np.linalg.cholesky(c + damping * mean * np.eye(d))
+    except np.linalg.LinAlgError as e:
+        raise MethodError(
+            f"the curvature of {what} is singular at damping {damping}", "Raise the damping"
+        ) from e
+    return low
+
+
+def whiten(features: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """L^-1 g of each row [n, d]: inner products become g^T (C + lambda I)^-1 g'."""
+    return solve_triangular(low, np.asarray(features, dtype=np.float64).T, lower=True).T
+
+
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Rows of unit length; a zero row stays zero."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)

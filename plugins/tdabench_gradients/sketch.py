@@ -1,0 +1,86 @@
+"""Random sketches of whole gradients: drawn once from named seeds, never redrawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.api import Context, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tdabench.api import GradientEngine, Layer
+
+KINDS = ("sparse", "rademacher", "normal")
+_BLOCK = 1 << 14  # parameters a block of a dense sketch
+
+
+class Sketch:
+    """P^T g for gradients g [b, parameters], layer after layer, with E[P P^T] = I.
+
+    sparse      every parameter is added with a random sign to one of `dim` sums (the sparse
+                Johnson-Lindenstrauss transform with one entry a column): linear in parameters
+    rademacher  dense signs; normal: dense Gaussian. Both are drawn once, block by block, into a
+                file in the method's scratch folder and mapped from there, so that memory holds one
+                block of 2^14 parameters
+    """
+
+    def __init__(self, context: Context, engine: GradientEngine, dim: int, kind: str) -> None:
+        if kind not in KINDS:
+            raise UsageError(f"unknown sketch {kind!r}", f"One of: {', '.join(KINDS)}")
+        self.dim, self.kind = dim, kind
+        self.blocks: dict[str, Any] = {}
+        for layer in engine.layers:
+            generator = context.torch_generator(f"sketch/{kind}/{layer.name}")
+            if kind == "sparse":
+                self.blocks[layer.name] = _sparse(layer.dim, dim, generator, context.device)
+            else:
+                name = f"sketch-{kind}-{context.seed}-{dim}-{layer.start}-{layer.dim}.bin"
+                self.blocks[layer.name] = _dense(
+                    context.scratch / name, layer.dim, dim, kind, generator
+                )
+
+    def add(self, layer: Layer, gradients: torch.Tensor, out: torch.Tensor) -> None:
+        """Adds the sketch of one layer's gradients [b, layer dim] to `out` [b, dim]."""
+        import torch
+
+        if self.kind == "sparse":
+            place, sign = self.blocks[layer.name]
+            out.index_add_(1, place, gradients * sign)
+            return
+        p = self.blocks[layer.name]
+        for a in range(0, len(p), _BLOCK):
+            part = torch.from_numpy(np.array(p[a : a + _BLOCK], dtype=np.float32)).to(out.device)
+            out += gradients[:, a : a + _BLOCK] @ part / self.dim**0.5
+
+
+def _sparse(
+    n: int, dim: int, generator: torch.Generator, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    place = torch.randint(dim, (n,), generator=generator)
+    sign = torch.randint(2, (n,), generator=generator).float() * 2 - 1
+    return place.to(device), sign.to(device)
+
+
+def _dense(path: Path, n: int, dim: int, kind: str, generator: torch.Generator) -> np.memmap:
+    import torch
+
+    dtype = np.int8 if kind == "rademacher" else np.float32
+    if not path.exists():
+        part = path.with_suffix(".part")
+        drawn = np.memmap(part, dtype=dtype, mode="w+", shape=(n, dim))
+        for a in range(0, n, _BLOCK):
+            size = (min(_BLOCK, n - a), dim)
+            if kind == "rademacher":
+                block = torch.randint(2, size, generator=generator, dtype=torch.int8) * 2 - 1
+            else:
+                block = torch.randn(size, generator=generator)
+            drawn[a : a + _BLOCK] = block.numpy()
+        drawn.flush()
+        part.rename(path)
+    return np.memmap(path, dtype=dtype, mode="r", shape=(n, dim))

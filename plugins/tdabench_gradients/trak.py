@@ -1,0 +1,155 @@
+"""TRAK: attribution by a linearised model on sketched gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tdabench.api import Context, Example, Role, Rows, UsageError
+from tdabench_gradients.base import GradientMethod, State, damped_cholesky
+
+if TYPE_CHECKING:
+    import torch
+
+    from tdabench.api import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRAK(GradientMethod):
+    """score(q, z) = mean_m [phi_m(q)^T (F_m + lambda I)^-1 phi_m(z)] * mean_m [1 - p_m(z)]
+
+    phi_m = P^T grad f at checkpoint m and F_m the mean of phi_m phi_m^T over the training corpus
+    (arXiv 2303.14186, eq. 17), averaged over `checkpoints` (just `checkpoint` if empty). f is the
+    log-odds log(p_t / (1 - p_t)) of each response token, and 1 - p_t the token's weight; both are
+    reduced over the response by `reduction`, since TRAK leaves the choice open for language models.
+
+    dim        sketch dimension
+    sketch     "sparse" (one signed entry a parameter), "rademacher" or "normal" (dense, as in the
+               paper; much slower)
+    damping    lambda as a multiple of the mean eigenvalue; must be positive where examples are no
+               more than `dim`
+    rank       project each layer's sides first: a Kronecker sketch, cheaper and coarser
+    reduction  "mean" or "sum" of the token log-odds over the response
+    """
+
+    name = "trak"
+    source = "Park et al. 2023, arXiv 2303.14186"
+    summary = "linearised-model attribution on sketched gradients"
+
+    checkpoints: tuple[str, ...] = ()
+    rank: int | None = None
+    dim: int = 2048
+    sketch: Literal["sparse", "rademacher", "normal"] = "sparse"
+    damping: float = 0.1
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.damping < 0 or self.dim < 1:
+            raise UsageError(f"{self.name}: damping must be >= 0 and dim >= 1")
+        if self.dtype != "float32":
+            raise UsageError(
+                f"{self.name}: rows are kept in float32, not {self.dtype}", "Lower dim instead"
+            )
+        if self.reduction not in ("mean", "sum"):
+            raise UsageError(
+                f"{self.name}: unknown reduction {self.reduction!r}", "One of: mean, sum"
+            )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Checkpoints averaged over: `checkpoints`, or the one `checkpoint`."""
+        return self.checkpoints or (self.checkpoint,)
+
+    def features(
+        self, context: Context, examples: Sequence[Example], role: Role, state: State
+    ) -> Rows:
+        """[example, models * dim + models]: the sketches, then 1 - p of each model."""
+        import torch
+
+        parts = [self._sketched(context, m) for m in self.models]
+
+        def compute(batch: Batch) -> torch.Tensor:
+            phis, weights = zip(*(part(batch) for part in parts))
+            return torch.cat([*phis, torch.stack(weights, dim=1)], dim=1)
+
+        dim = len(self.models) * (self.dim + 1)
+        return self.stream(context, examples, role, compute, dim)
+
+    def _sketched(self, context: Context, checkpoint: str) -> Any:
+        """A function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
+        import torch
+
+        from tdabench.api import Layer, per_example
+        from tdabench_gradients.sketch import Sketch
+
+        engine = self.engine(context, {}, checkpoint=checkpoint)
+        sketch = Sketch(context, engine, self.dim, self.sketch)
+
+        def compute(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            b = len(batch.input_ids)
+            phi = torch.zeros(b, self.dim, device=batch.input_ids.device)
+            weight: list[torch.Tensor] = []
+
+            def measured(model: Any, batch: Batch) -> torch.Tensor:
+                margin, w = self.measure(model, batch)
+                weight.append(w)
+                return margin
+
+            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+                sketch.add(layer, per_example(layer, x, delta).reshape(b, -1), phi)
+
+            engine.backward(batch, visit, measured)
+            return phi, weight[0]
+
+        return compute
+
+    def measure(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(f [b], differentiable; mean token 1 - p [b], detached)."""
+        import torch
+
+        from tdabench.api import token_losses
+
+        losses, rows = token_losses(model, batch)  # -log p of response tokens, and their rows
+        # log(p / (1 - p)); 1 - p = -expm1(-loss), kept from 0 where p rounds to 1.
+        rest = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
+        margins = -losses - rest.log()
+        zeros = torch.zeros(len(batch.input_ids), device=losses.device)
+        counts = batch.loss_mask.sum(1)
+        f = zeros.index_add(0, rows, margins)
+        weight = zeros.index_add(0, rows, rest.detach()) / counts
+        return (f / counts if self.reduction == "mean" else f), weight
+
+    # ------------------------------------------------------------------ curvature
+
+    def fit(self, context: Context, features: Rows) -> State:
+        from tdabench_gradients.base import curvature_blocks
+
+        m = len(self.models)
+        starts = np.arange(m + 1) * self.dim
+        return {
+            f"low.{i}": damped_cholesky(c, self.damping, f"{self.name} ({name})", features.shape[0])
+            for i, (c, name) in enumerate(zip(curvature_blocks(features, starts), self.models))
+        }
+
+    def transform(self, features: Any, state: Any, role: Role) -> Any:
+        """Rows: phi_m whitened; on the training side times mean(1 - p) / models."""
+        from tdabench_gradients.base import whiten
+
+        m, d = len(self.models), self.dim
+        features = np.asarray(features)
+        out = np.empty((len(features), m * d), dtype=np.float32)
+        for i in range(m):
+            out[:, i * d : (i + 1) * d] = whiten(
+                features[:, i * d : (i + 1) * d], state[f"low.{i}"]
+            )
+        if role == "train":
+            out *= self.train_weight(features[:, m * d :]) / m
+        return out
+
+    def train_weight(self, missing: np.ndarray) -> np.ndarray:
+        """[n, 1] factor of each training example from 1 - p of each model [n, models]."""
+        return missing.mean(axis=1, keepdims=True)

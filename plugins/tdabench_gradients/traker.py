@@ -1,0 +1,236 @@
+"""TRAK as its authors' package computes it (PyPI name `traker`, import name `trak`)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tdabench.api import (
+    Context,
+    DataError,
+    Example,
+    Index,
+    MethodError,
+    MissingExtra,
+    TDAMethod,
+    UsageError,
+    read_json,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from tdabench.api import Batch
+
+_EXAMPLES_A_BATCH = 32  # traker holds whole gradients of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traker(TDAMethod):
+    """The `traker` package run on the target: vmap(grad), its own projector and scores.
+
+    The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
+    inverse. On a CPU its projector draws the whole projection anew for every batch, so keep `dim`
+    small there. Parameters as in `trak`.
+    """
+
+    name = "traker"
+    family = "gradient"
+    source = "Park et al. 2023, arXiv 2303.14186; package traker 0.3"
+    summary = "TRAK by its authors' package"
+
+    checkpoint: str = "warm"
+    layers: str | None = None
+    dim: int = 512
+    damping: float = 0.1
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if self.damping < 0 or self.dim < 1:
+            raise UsageError(f"{self.name}: damping must be >= 0 and dim >= 1")
+
+    def build(self, context: Context, train: Sequence[Example]) -> TrakerIndex:
+        package = trak_package()
+        if self.damping == 0 and len(train) <= self.dim:
+            raise MethodError(
+                f"{self.name}: {len(train)} examples in {self.dim} dimensions need a ridge",
+                "Set damping above 0, or lower dim",
+            )
+        folder = context.scratch / "traker"
+        shutil.rmtree(folder, ignore_errors=True)
+        runner = _Runner(self, context, package, folder, len(train))
+        with _quiet():
+            runner.traker.load_checkpoint(runner.model.state_dict(), model_id=0)
+            for index, batch in runner.batches(train):
+                runner.traker.featurize(batch, inds=index)
+                context.progress("traker features", int(index[-1]) + 1, len(train))
+            grads = np.asarray(runner.traker.saver.current_store["grads"])
+            # lambda is added to the sum of outer products, so its multiple is of tr(X^T X) / dim.
+            ridge = self.damping * float(np.square(grads, dtype=np.float64).sum()) / self.dim
+            runner.traker.score_computer.lambda_reg = ridge
+            runner.traker.finalize_features()
+        return TrakerIndex(self, context, folder, len(train))
+
+    def load(self, context: Context, path: Path) -> TrakerIndex:
+        meta = read_json(path / "index.json")
+        if meta.get("method") != self.name or meta.get("version") != self.version:
+            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        trak_package()
+        folder = context.scratch / "traker-loaded"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(path / "traker", folder)
+        return TrakerIndex(self, context, folder, int(meta["n_train"]))
+
+
+class TrakerIndex(Index):
+    """traker's save folder, and how to score against it."""
+
+    def __init__(self, method: Traker, context: Context, folder: Path, n_train: int) -> None:
+        self.method, self.context, self.folder, self.n_train = method, context, folder, n_train
+        self._calls = 0
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        if not len(queries):
+            return np.empty((0, self.n_train), dtype=np.float32)
+        name, self._calls = f"queries-{self._calls}", self._calls + 1
+        runner = _Runner(self.method, self.context, trak_package(), self.folder, self.n_train, True)
+        with _quiet():
+            runner.traker.start_scoring_checkpoint(
+                exp_name=name,
+                checkpoint=runner.model.state_dict(),
+                model_id=0,
+                num_targets=len(queries),
+            )
+            for index, batch in runner.batches(queries):
+                runner.traker.score(batch, inds=index)
+            scores = np.array(runner.traker.finalize_scores(exp_name=name), dtype=np.float32)
+        for file in self.folder.rglob(f"{name}*"):  # the scores of this call are of no more use
+            file.unlink()
+        return np.ascontiguousarray(scores.T)
+
+    def save(self, path: Path) -> None:
+        shutil.copytree(self.folder, path / "traker", ignore=shutil.ignore_patterns("queries-*"))
+        meta = {"method": self.method.name, "version": self.method.version, "n_train": self.n_train}
+        write_json(path / "index.json", meta)
+
+
+def trak_package() -> Any:
+    """The module `trak` of the package traker. Says so when PyPI's other `trak` is in its place."""
+    try:
+        import trak
+    except ImportError as e:
+        raise MissingExtra("the package traker", "", "Install it with: pip install traker") from e
+    if not hasattr(trak, "TRAKer"):
+        raise MethodError(
+            "the installed module `trak` is not TRAK but an unrelated program of that name",
+            "Run: pip uninstall trak && pip install traker",
+        )
+    return trak
+
+
+class _Runner:
+    """A TRAKer on a model of its own: traker loads state into it."""
+
+    def __init__(
+        self,
+        method: Traker,
+        context: Context,
+        package: Any,
+        folder: Path,
+        n_train: int,
+        resume: bool = False,
+    ) -> None:
+        from tdabench.api import select_layers
+
+        self.method, self.context = method, context
+        self.model = context.target.fresh_model(method.checkpoint).to(context.device)
+        # Fused attention has no batching rule under vmap.
+        self.model.set_attn_implementation("eager")
+        chosen = [f"{name}.weight" for name, _ in select_layers(self.model, method.layers)]
+        with _quiet():
+            self.traker = package.TRAKer(
+                model=self.model,
+                task=_task(method.reduction),
+                train_set_size=n_train,
+                save_dir=str(folder),
+                load_from_save_dir=resume,
+                device=str(context.device),  # a torch.device("cpu") is taken for CUDA
+                proj_dim=method.dim,
+                projector_seed=context.seed,
+                grad_wrt=chosen,
+                use_half_precision=False,
+                logging_level=100,
+            )
+
+    def batches(
+        self, examples: Sequence[Example]
+    ) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
+        """(index, (token ids, additive attention mask, loss mask)), longest examples first."""
+        target = self.context.target
+        for batch in target.batches(target.tokenize(examples), max_examples=_EXAMPLES_A_BATCH):
+            b = batch.to(self.context.device)
+            yield b.index, (b.input_ids, _attention(b), b.loss_mask)
+
+
+def _attention(batch: Batch) -> torch.Tensor:
+    """Additive causal mask [b, 1, t, t]: building it from padding fails under vmap."""
+    import torch
+
+    t = batch.input_ids.shape[1]
+    causal = torch.ones(t, t, device=batch.input_ids.device).tril().bool()
+    seen = causal & batch.attention_mask.bool()[:, None, None, :]
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, math.log(1e-30))
+
+
+def _task(reduction: str) -> Any:
+    import torch
+    from trak.modelout_functions import AbstractModelOutput
+
+    class ResponseMargin(AbstractModelOutput):
+        """The log-odds of the response tokens, as `trak` defines it."""
+
+        def __init__(self) -> None:
+            pass
+
+        @staticmethod
+        def _losses(model, weights, buffers, ids, attention, mask):
+            kwargs = {"input_ids": ids[None], "attention_mask": attention[None]}
+            out = torch.func.functional_call(model, (weights, buffers), (), kwargs)
+            logits = out.logits[0, :-1].float()
+            losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+            rest = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
+            return losses, rest, mask.float()
+
+        @staticmethod
+        def get_output(model, weights, buffers, ids, attention, mask):
+            losses, rest, m = ResponseMargin._losses(model, weights, buffers, ids, attention, mask)
+            # Outside the response the odds may be infinite: keep them out before they multiply.
+            total = torch.where(mask, -losses - rest.log(), 0.0).sum()
+            return total / m.sum() if reduction == "mean" else total
+
+        @staticmethod
+        def get_out_to_loss_grad(model, weights, buffers, batch):
+            def one(ids, attention, mask):
+                _, rest, m = ResponseMargin._losses(model, weights, buffers, ids, attention, mask)
+                return (rest * m).sum() / m.sum()
+
+            with torch.no_grad():
+                return torch.func.vmap(one)(*batch)[:, None]
+
+    return ResponseMargin()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """traker draws progress bars on stderr, which belongs to the harness."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
