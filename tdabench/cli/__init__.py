@@ -1,0 +1,146 @@
+"""The command line. Commands are loaded when used: help and completion import nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.errors import TdabenchError, did_you_mean
+
+# name: (module in this folder, one line of help). Static, so that `tdabench --help` loads none.
+COMMANDS = {
+    "run": ("run", "Measure methods on a suite and print the board."),
+    "leaderboard": ("leaderboard", "Print the board of one or more run folders."),
+    "show": ("show", "Show one result, or one failure, in full."),
+    "compare": ("compare", "Compare two runs or methods, paired."),
+    "report": ("report", "Write a run as an HTML page or a table."),
+    "plot": ("plot", "Draw fidelity against cost."),
+    "verify": ("verify", "Recompute a board from its records alone."),
+    "tune": ("tune", "Choose a method's parameters on the tuning queries."),
+    "methods": ("methods", "List methods, or the parameters of one."),
+    "benchmarks": ("benchmarks", "List benchmarks, or describe one."),
+    "suites": ("suites", "List suites, or describe one."),
+    "plugins": ("plugins", "List plugins and what is wrong with the broken ones."),
+    "truth": ("truth", "Build and verify ground truth by retraining."),
+    "new": ("new", "Start a plugin from a template."),
+    "check": ("check", "Check that a method keeps the interface's promises."),
+    "timing": ("timing", "Time the phases of methods."),
+    "doctor": ("doctor", "Look for what could go wrong on this machine."),
+    "completion": ("completion", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands by the table above; a name that is not there may be a plugin's."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        here = Path(__file__).parent
+        return [n for n, (module, _) in COMMANDS.items() if (here / f"{module}.py").exists()]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in self.commands:
+            return self.commands[name]
+        if name not in self.list_commands(ctx):
+            from tdabench.plugins import registry
+
+            registry().add_commands(self)
+            return self.commands.get(name)
+        module = importlib.import_module(f"tdabench.cli.{COMMANDS[name][0]}")
+        for attribute in ("command", name, "cli"):
+            found = getattr(module, attribute, None)
+            if isinstance(found, click.Command):
+                return found
+        return next(v for v in vars(module).values() if isinstance(v, click.Command))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            known = {*self.list_commands(ctx), *self.commands}
+            ctx.fail(f"unknown command {name!r}. {did_you_mean(name, known)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(n, COMMANDS[n][1]) for n in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+EPILOG = """\b
+Examples:
+  tdabench run --methods airrep,trak     run two methods on the embedded suite
+  tdabench run                           run every bundled method; resumes where it stopped
+  tdabench leaderboard                   the board again
+  tdabench methods trak                  what a method is and what it can be set to
+Plugins may add commands: tdabench plugins lists them.
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="tdabench", prog_name="tdabench")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; works anywhere.")
+def cli(debug: bool) -> None:
+    """Benchmark training-data-attribution methods on language models.
+
+    A method is scored against what retraining really did to the model, with intervals and a
+    noise ceiling, and its cost is measured beside it.
+    """
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0, 1 failed, 2 usage, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    end = args.index("--") if "--" in args else len(args)
+    debug = "--debug" in args[:end]
+    args = [a for i, a in enumerate(args) if a != "--debug" or i >= end]
+    try:
+        code = cli.main(args, prog_name="tdabench", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.UsageError as e:
+        say(_usage(e))
+        return 2
+    except click.ClickException as e:
+        say(e.format_message())
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted; Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except TdabenchError as e:
+        if debug:
+            raise
+        say(str(e))
+        return e.exit_code
+    except Exception as e:
+        if debug:
+            raise
+        lines = str(e).strip().splitlines() or [""]
+        say(f"unexpected {type(e).__name__}: {lines[0]}. Show where with: --debug")
+        return 1
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(f"tdabench: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _usage(e: click.UsageError) -> str:
+    message = e.format_message().rstrip()
+    if e.ctx is None:
+        return message
+    dot = "" if message.endswith((".", "?")) else "."
+    return f"{message}{dot} See: {e.ctx.command_path} --help"

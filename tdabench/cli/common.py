@@ -1,0 +1,158 @@
+"""What commands share: options, JSON output, names for completion, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tdabench.errors import UsageError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+    from rich.console import Console
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--plugin` and `--no-plugin`, which take effect before the command begins."""
+
+    def add(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+        state = ctx.meta.setdefault("tdabench.plugins", {"modules": [], "disabled": []})
+        state[param.name] += value
+        use_plugins(state["disabled"], state["modules"])
+
+    command = click.option(
+        "--no-plugin",
+        "disabled",
+        multiple=True,
+        metavar="NAME",
+        callback=add,
+        expose_value=False,
+        is_eager=True,
+        help="Leave a plugin out (also: TDABENCH_DISABLE_PLUGINS=a,b).",
+    )(command)
+    return click.option(
+        "--plugin",
+        "modules",
+        multiple=True,
+        metavar="MODULE",
+        callback=add,
+        expose_value=False,
+        is_eager=True,
+        help="Add a plugin that is not installed: a module, or a Python file.",
+    )(command)
+
+
+def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
+    """Configures discovery from options and the environment."""
+    from tdabench import plugins
+
+    words = os.environ.get("TDABENCH_DISABLE_PLUGINS", "").replace(",", " ").split()
+    plugins.configure([*words, *disabled], modules)
+
+
+def discovered() -> Any:
+    """The registry, having warned once on stderr about every broken plugin."""
+    from tdabench import plugins
+
+    if not plugins.configuration()["disabled"]:
+        use_plugins((), plugins.configuration()["modules"])
+    registry = plugins.registry()
+    if not getattr(registry, "warned", False):
+        registry.warned = True  # type: ignore[attr-defined]
+        for origin, reason in registry.problems:
+            warn(f"plugin {origin} is broken: {reason} (see: tdabench plugins)")
+    return registry
+
+
+def warn(message: str) -> None:
+    print(f"tdabench: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def emit_json(value: Any) -> None:
+    """`value` on stdout as one JSON document."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str))
+
+
+def words(text: str | None) -> tuple[str, ...] | None:
+    """A comma-separated option as a tuple; None stays None.
+
+    Raises UsageError for an empty list, which would otherwise mean "nothing".
+    """
+    if text is None:
+        return None
+    found = tuple(w.strip() for w in text.split(",") if w.strip())
+    if not found:
+        raise UsageError(f"{text!r} names nothing", "Give names separated by commas")
+    return found
+
+
+def console(**options: Any) -> Console:
+    """A rich console on stdout; plain and as wide as needed when it is not a terminal."""
+    from rich.console import Console
+
+    if not sys.stdout.isatty():
+        options.setdefault("width", int(os.environ.get("COLUMNS", 0)) or 200)
+    return Console(highlight=False, **options)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A plain table: aligned, no frame, nothing interpreted as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(str(cell)) for cell in row])
+    console().print(table)
+
+
+# --------------------------------------------------------------------------- completion
+
+
+def complete_from(names: Callable[[], Iterable[str]]) -> Callable[..., list[CompletionItem]]:
+    """A click completion callback for one name, or the last of a comma-separated list."""
+
+    def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        head, comma, last = typed.rpartition(",")
+        taken = set(head.split(","))
+        try:
+            known = list(names())
+        except Exception:
+            return []  # a completion must never print an error into the prompt
+        chosen = [n for n in known if n.startswith(last) and n not in taken]
+        return [CompletionItem(head + comma + n) for n in chosen]
+
+    return complete
+
+
+def _names(kind: str) -> list[str]:
+    use_plugins()
+    from tdabench.plugins import registry
+
+    return list(getattr(registry(), kind))
+
+
+complete_methods = complete_from(lambda: ["all", *_names("methods")])
+complete_benchmarks = complete_from(lambda: _names("benchmarks"))
+complete_suites = complete_from(lambda: _names("suites"))
+
+
+def run_folders(root: Path = Path("runs")) -> list[Path]:
+    """Run folders below `root`, the one touched last first."""
+    found = [p.parent for p in root.glob("*/manifest.json")] if root.is_dir() else []
+    return sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime, reverse=True)
+
+
+complete_runs = complete_from(lambda: [str(p) for p in run_folders()])

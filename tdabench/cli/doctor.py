@@ -1,0 +1,171 @@
+"""`tdabench doctor`: what could go wrong on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.cli.common import emit_json, json_option, plugin_options, print_table, use_plugins
+
+# (distribution, what it is for)
+OPTIONAL = [
+    ("traker", "the cross-check of TRAK against its authors' code"),
+    ("sentence-transformers", "text encoders from the hub"),
+    ("ray", "building truth on several machines"),
+    ("matplotlib", "plots"),
+    ("datasets", "corpora from the hub"),
+    ("pyarrow", "Parquet corpora"),
+]
+REQUIRED = ("torch", "tokenizers", "numpy", "scipy", "safetensors", "pluggy")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  tdabench doctor
+Exits with 1 when something is wrong that keeps tdabench from working.
+"""
+)
+@plugin_options
+@json_option
+def command(as_json: bool) -> int:
+    """Look for what could go wrong on this machine."""
+    from tdabench import plugins
+
+    if not plugins.configuration()["disabled"]:
+        use_plugins((), plugins.configuration()["modules"])
+    checks = [*environment(), *packages(), *machine(), *found_plugins(), *suites()]
+    if as_json:
+        emit_json([dict(zip(("status", "found", "remedy"), c)) for c in checks])
+    else:
+        print_table(
+            ["", "what", "found"],
+            [
+                (s, what, found + (f". {remedy}" if remedy else ""))
+                for s, what, found, remedy in checks
+            ],
+        )
+    return 1 if any(c[0] == "wrong" for c in checks) else 0
+
+
+Check = tuple[str, str, str, str]  # status (ok, note, wrong), what, found, remedy
+
+
+def environment() -> list[Check]:
+    import tdabench
+    from tdabench.run.environment import git_commit
+
+    python = platform.python_version()
+    old = sys.version_info < (3, 11)
+    remedy = "tdabench needs Python 3.11 or newer" if old else ""
+    where = str(Path(tdabench.__file__).parent)
+    commit = git_commit()
+    return [
+        ("wrong" if old else "ok", "python", f"{python} at {sys.executable}", remedy),
+        (
+            "ok",
+            "tdabench",
+            f"{tdabench.__version__} at {where}" + (f", {commit}" * bool(commit)),
+            "",
+        ),
+    ]
+
+
+def packages() -> list[Check]:
+    checks: list[Check] = []
+    for name in REQUIRED:
+        try:
+            checks.append(("ok", name, version(name), ""))
+        except PackageNotFoundError:
+            checks.append(("wrong", name, "missing", f"pip install {name}"))
+    for name, purpose in OPTIONAL:
+        try:
+            checks.append(("ok", name, version(name), ""))
+        except PackageNotFoundError:
+            checks.append(("note", name, f"not installed: {purpose}", f"pip install {name}"))
+    return [*checks, *unrelated_trak()]
+
+
+def unrelated_trak() -> list[Check]:
+    """The PyPI package `trak` shares its import name with TRAK's `traker`, and is no kin."""
+    try:
+        found = version("trak")
+    except PackageNotFoundError:
+        return []
+    remedy = "pip uninstall trak && pip install --force-reinstall --no-deps traker"
+    return [("wrong", "trak", f"the package trak {found} is not TRAK and hides it", remedy)]
+
+
+def machine() -> list[Check]:
+    from tdabench.run import environment as env
+
+    free = shutil.disk_usage(Path.cwd()).free
+    memory, available = env.memory_bytes(), env.available_bytes()
+    gpu = env.gpu()
+    checks: list[Check] = [
+        ("ok", "processor", f"{env.hardware()['cpu']}, {env.cores()} cores", ""),
+        (
+            "note" if 0 < available < 2 * 2**30 else "ok",
+            "memory",
+            f"{memory / 2**30:.1f} GiB, {available / 2**30:.1f} GiB free",
+            "A run may fail for want of memory" if 0 < available < 2 * 2**30 else "",
+        ),
+        (
+            "note" if free < 2**30 else "ok",
+            "disk",
+            f"{free / 2**30:.1f} GiB free in {Path.cwd()}",
+            "Indices are large: use --no-keep-indices, or another --out" if free < 2**30 else "",
+        ),
+    ]
+    if gpu and find_spec("torch") is not None and "+cpu" in version("torch"):
+        checks.append(("note", "device", f"{gpu}, but torch is built for CPU only", ""))
+    else:
+        checks.append(("ok", "device", gpu or "no GPU: everything runs on the CPU", ""))
+    folder = Path("runs") if Path("runs").is_dir() else Path.cwd()
+    if not os.access(folder, os.W_OK):
+        remedy = "Run elsewhere, or give --out"
+        checks.append(("wrong", "run folder", f"{folder.resolve()} is not writable", remedy))
+    return checks
+
+
+def found_plugins() -> list[Check]:
+    from tdabench import plugins
+
+    registry = plugins.registry()
+    if not registry.plugins:
+        remedy = "Install tdabench: pip install -e ."
+        return [("wrong", "none is registered", remedy)]
+    checks: list[Check] = []
+    for p in registry.plugins:
+        if p.status == "broken":
+            remedy = f"Leave it out: --no-plugin {p.origin.plugin}"
+            checks.append(("wrong", f"plugin {p.origin}", "; ".join(p.problems), remedy))
+    working = [p for p in registry.plugins if p.status == "ok"]
+    brought = f"{len(registry.methods)} methods, {len(registry.benchmarks)} benchmarks"
+    return [("ok", "plugins", f"{len(working)} work, with {brought}", ""), *checks]
+
+
+def suites() -> list[Check]:
+    from tdabench import plugins
+    from tdabench.errors import TdabenchError
+    from tdabench.run.suite import read_suite
+
+    checks: list[Check] = []
+    for name, entry in plugins.registry().suites.items():
+        try:
+            suite = read_suite(entry.value)
+            for path in suite.hashes:
+                suite.verify(path)
+            found: Any = f"version {suite.version}, {len(suite.hashes)} files as declared"
+            checks.append(("ok", f"suite {name}", found, ""))
+        except TdabenchError as e:
+            checks.append(("wrong", f"suite {name}", e.message, e.remedy))
+    return checks

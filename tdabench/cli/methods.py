@@ -1,0 +1,114 @@
+"""`tdabench methods`: what can be measured, and how it can be set."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from typing import Any
+
+import click
+
+from tdabench.cli.common import (
+    complete_methods,
+    console,
+    discovered,
+    emit_json,
+    json_option,
+    plugin_options,
+    print_table,
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench methods            every method that the installed plugins bring
+  tdabench methods trak       one method, with its parameters
+  tdabench methods --json
+"""
+)
+@click.argument("name", required=False, shell_complete=complete_methods)
+@plugin_options
+@json_option
+def command(name: str | None, as_json: bool) -> None:
+    """List methods, or the parameters of one."""
+    registry = discovered()
+    if name is not None:
+        shown = describe(registry.method(name))
+        return emit_json(shown) if as_json else print_described("method", shown)
+    rows = [describe(e) for e in registry.methods.values()]
+    if as_json:
+        return emit_json(rows)
+    print_table(
+        ["method", "family", "what it is", "plugin"],
+        [(r["name"], r["family"], r["summary"], r["plugin"]) for r in rows],
+    )
+
+
+def describe(entry: Any) -> dict[str, Any]:
+    """A method or benchmark class as JSON: what it says of itself, and its parameters."""
+    cls = entry.cls
+    return {
+        "name": cls.name,
+        "version": cls.version,
+        "family": getattr(cls, "family", ""),
+        "summary": cls.summary,
+        "source": cls.source,
+        "description": inspect.getdoc(cls) or "",
+        "plugin": entry.origin.plugin,
+        "distribution": f"{entry.origin.distribution} {entry.origin.version}".strip(),
+        "parameters": parameters(cls),
+    }
+
+
+def parameters(cls: Any) -> list[dict[str, Any]]:
+    """Name, type and default of each field of a method or benchmark."""
+    from tdabench.run.plan import jsonable
+
+    hints = typing.get_type_hints(cls)
+    out = []
+    for f in dataclasses.fields(cls):
+        default = f.default
+        if default is dataclasses.MISSING and f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        required = default is dataclasses.MISSING
+        out.append(
+            {
+                "name": f.name,
+                "type": type_name(hints[f.name]),
+                "default": None if required else jsonable(default),
+                "required": required,
+            }
+        )
+    return out
+
+
+def type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(a) for a in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+
+
+def print_described(kind: str, shown: dict[str, Any]) -> None:
+    out = console()
+    lines = [f"{shown['name']} · version {shown['version']}"]
+    if shown["summary"]:
+        lines.append(shown["summary"])
+    if shown["source"]:
+        lines.append(f"source: {shown['source']}")
+    lines += [f"plugin: {shown['plugin']} ({shown['distribution']})", "", shown["description"], ""]
+    out.print("\n".join(lines), markup=False, soft_wrap=True)
+    if shown["parameters"]:
+        print_table(
+            ["parameter", "type", "default"],
+            [
+                (p["name"], p["type"], "required" if p["required"] else repr(p["default"]))
+                for p in shown["parameters"]
+            ],
+        )
+    if kind == "method":
+        example = next((p for p in shown["parameters"] if not p["required"]), None)
+        hint = f" --set {shown['name']}.{example['name']}={example['default']}" if example else ""
+        text = f"\nRun it: tdabench run --methods {shown['name']}{hint}"
+        out.print(text, markup=False, soft_wrap=True)

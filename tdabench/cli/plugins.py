@@ -1,0 +1,57 @@
+"""`tdabench plugins`: who brings what, and what is wrong with the broken ones."""
+
+from __future__ import annotations
+
+import click
+
+from tdabench.cli.common import emit_json, json_option, plugin_options, print_table
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench plugins
+  tdabench plugins --plugin ./my_method.py      see how a file of yours is taken
+  tdabench run --no-plugin broken               leave one out
+"""
+)
+@plugin_options
+@json_option
+def command(as_json: bool) -> None:
+    """List plugins and what is wrong with the broken ones."""
+    from tdabench import plugins
+    from tdabench.cli.common import use_plugins
+
+    if not plugins.configuration()["disabled"]:
+        use_plugins((), plugins.configuration()["modules"])
+    registry = plugins.registry()
+    rows = [
+        {
+            "plugin": p.origin.plugin,
+            "distribution": p.origin.distribution,
+            "version": p.origin.version,
+            "module": p.module,
+            "status": p.status,
+            "problems": p.problems,
+            "methods": p.methods,
+            "benchmarks": p.benchmarks,
+            "suites": p.suites,
+            "hooks": p.hooks,
+        }
+        for p in registry.plugins
+    ]
+    if as_json:
+        return emit_json(rows)
+    table = []
+    for p in registry.plugins:
+        brings = [
+            *p.methods,
+            *(f"{n} (benchmark)" for n in p.benchmarks),
+            *(f"{n} (suite)" for n in p.suites),
+            *(["commands"] if "tdabench_commands" in p.hooks else []),
+            *(["a record observer"] if "tdabench_record" in p.hooks else []),
+        ]
+        source = f"{p.origin.distribution} {p.origin.version}".strip()
+        table.append((p.origin.plugin, source, p.status, ", ".join(brings) or "-"))
+        table += [("", "", "", f"! {problem}") for problem in p.problems]
+    print_table(["plugin", "from", "status", "brings"], table)

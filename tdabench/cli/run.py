@@ -1,0 +1,279 @@
+"""`tdabench run`: measure methods on a suite and print the board."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.cli.common import (
+    complete_benchmarks,
+    complete_methods,
+    complete_suites,
+    discovered,
+    emit_json,
+    json_option,
+    plugin_options,
+    print_table,
+    words,
+)
+from tdabench.errors import UsageError
+
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
+    """`4G` or `500M` as bytes."""
+    if value is None:
+        return 0
+    text = value.strip().lower().removesuffix("b").removesuffix("i")
+    unit = text[-1:] if text[-1:] in UNITS else ""
+    try:
+        number = float(text.removesuffix(unit)) * UNITS[unit]
+        if not 0 < number < 2**60:
+            raise ValueError
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a size like 4G or 500M") from None
+    return int(number)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench run --methods airrep,trak
+  tdabench run --methods trak --set trak.proj_dim=512
+  tdabench run --target all --methods all
+  tdabench run --suite mine.toml --plugin my_method.py --methods my-method
+  tdabench run --dry-run
+Finished cells are never measured twice: run the same command again to go on.
+"""
+)
+@click.option(
+    "--suite",
+    metavar="NAME|FILE",
+    shell_complete=complete_suites,
+    help="A suite's name, or a TOML file.  [default: pocket]",
+)
+@click.option(
+    "--methods",
+    metavar="A,B|all",
+    shell_complete=complete_methods,
+    help="Methods, by name or label.  [default: the suite's]",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="A,B|all",
+    help="Targets, by label.  [default: the suite's main one]",
+)
+@click.option(
+    "--benchmarks",
+    metavar="A,B|all",
+    shell_complete=complete_benchmarks,
+    help="Benchmarks.  [default: the suite's]",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="METHOD.PARAM=VALUE",
+    help="Set a parameter; repeatable.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="Seed; repeatable.  [default: the suite's]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/SUITE]")
+@click.option(
+    "--from",
+    "replay",
+    type=click.Path(path_type=Path),
+    metavar="MANIFEST",
+    help="Replay the request that a manifest.json records.",
+)
+@click.option("--dry-run", is_flag=True, help="List the cells and what is already on disk.")
+@click.option("--force", is_flag=True, help="Measure again what is already on disk.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Worker processes at a time. More than one disturbs the timings.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Threads of a worker.  [default: cores / jobs]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=7200.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Most time for one build or benchmark; 0: no limit.",
+)
+@click.option(
+    "--memory",
+    callback=memory_size,
+    metavar="SIZE",
+    help="Most memory of a worker, such as 4G.  [default: 90% of what is free]",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option(
+    "--retry-failed/--no-retry-failed",
+    default=True,
+    show_default=True,
+    help="Whether cells that failed are tried again.",
+)
+@click.option(
+    "--keep-indices/--no-keep-indices",
+    default=True,
+    show_default=True,
+    help="Keep built indices, so that another benchmark need not build.",
+)
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@plugin_options
+@json_option
+def command(
+    suite: str | None,
+    methods: str | None,
+    targets: str | None,
+    benchmarks: str | None,
+    sets: tuple[str, ...],
+    seeds: tuple[int, ...],
+    out: Path | None,
+    replay: Path | None,
+    dry_run: bool,
+    force: bool,
+    jobs: int,
+    threads: int,
+    timeout: float,
+    memory: int,
+    device: str,
+    retry_failed: bool,
+    keep_indices: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Measure methods on a suite and print the board.
+
+    Each method runs in a process of its own: a crash, a hang or a memory blow-up is a failed
+    row, not the end of the run.
+    """
+    from tdabench import run as running
+    from tdabench.run.progress import watcher
+
+    discovered()
+    asked: dict[str, Any] = {
+        "suite": suite,
+        "methods": words(methods),
+        "targets": words(targets),
+        "benchmarks": words(benchmarks),
+        "seeds": seeds or None,
+        "sets": sets or None,
+    }
+    given = {k: v for k, v in asked.items() if v is not None}
+    base = recorded_request(replay) if replay else {}
+    request = running.Request.from_dict({**base, "device": device, **given})
+    options = running.Options(
+        jobs=jobs,
+        threads=threads,
+        timeout=timeout,
+        memory=memory,
+        force=force,
+        keep_indices=keep_indices,
+        retry_failed=retry_failed,
+        command=("tdabench", *sys.argv[1:]),
+    )
+    plan = running.make_plan(request)
+    folder = running.RunFolder(out or Path("runs") / plan.suite.name)
+    if dry_run:
+        show_plan(plan, folder, force, retry_failed, as_json)
+        return 0
+    progress = watcher(quiet)
+    try:
+        result = running.run(request, folder.path, options, progress, plan)
+    finally:
+        progress.close()
+    if as_json:
+        emit_json({"run": str(result.folder), "cells": result.records})
+    else:
+        print_result(result)
+    if result.interrupted:
+        from tdabench.cli import say
+
+        say("interrupted. The same command goes on from here")
+        return 130
+    return 1 if result.failed else 0
+
+
+def recorded_request(path: Path) -> dict[str, Any]:
+    """The request in a manifest."""
+    from tdabench.io import read_json
+
+    manifest = read_json(path / "manifest.json" if path.is_dir() else path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("request"), dict):
+        raise UsageError(f"{path} is not a run's manifest", "Give runs/NAME/manifest.json")
+    return manifest["request"]
+
+
+def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: bool) -> None:
+    from tdabench.run import is_done
+
+    rows = []
+    for cell in plan.cells:
+        done = None if force else is_done(plan, folder, cell, retry_failed)
+        state = "on disk" if done else (f"skip: {cell.skip}" if cell.skip else "to run")
+        rows.append((cell, state))
+    if as_json:
+        emit_json(
+            {
+                "run": str(folder.path),
+                "cells": [
+                    {
+                        "key": c.key,
+                        "method": c.method.as_dict(),
+                        "target": c.target.label,
+                        "benchmark": c.benchmark.as_dict(),
+                        "seed": c.seed,
+                        "state": state,
+                    }
+                    for c, state in rows
+                ],
+            }
+        )
+        return
+    print_table(
+        ["method", "target", "benchmark", "seed", "state"],
+        [(c.method.label, c.target.label, c.benchmark.name, c.seed, state) for c, state in rows],
+    )
+
+
+def print_result(result: Any) -> None:
+    """The board of the cells of this run."""
+    print_table(
+        ["method", "target", "benchmark", "result"],
+        [
+            (
+                r["method"]["label"],
+                r["target"]["label"],
+                r["benchmark"]["name"],
+                _value(r),
+            )
+            for r in result.records
+        ],
+    )
+
+
+def _value(record: dict[str, Any]) -> str:
+    if record["status"] != "ok":
+        return f"{record['status']}: {record['reason']}"
+    value = record["metrics"].get(record["primary"], {}).get("value")
+    return f"{record['primary']} " + ("none" if value is None else f"{value:.4f}")

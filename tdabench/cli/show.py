@@ -1,0 +1,179 @@
+"""`tdabench show`: one record in full."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.cli.common import (
+    complete_from,
+    complete_runs,
+    console,
+    emit_json,
+    json_option,
+    print_table,
+    run_folders,
+)
+from tdabench.errors import UsageError, unknown
+
+
+def _labels() -> list[str]:
+    folders = run_folders()
+    return sorted({r["method"]["label"] for r in _records(folders[0])}) if folders else []
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench show trak                 the cells of a method in the run folder used last
+  tdabench show 3f9c                 a cell, by the beginning of its key
+  tdabench show demo --run runs/pocket --json
+"""
+)
+@click.argument("name", required=False, shell_complete=complete_from(_labels))
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    shell_complete=complete_runs,
+    help="Run folder.  [default: the one used last in runs/]",
+)
+@click.option("--target", help="Only this target.")
+@click.option("--benchmark", help="Only this benchmark.")
+@json_option
+def command(
+    name: str | None, folder: Path | None, target: str | None, benchmark: str | None, as_json: bool
+) -> None:
+    """Show one result, or one failure, in full: scores, cost, parameters, versions, log."""
+    if folder is None:
+        known = run_folders()
+        if not known:
+            raise UsageError("there is no run folder in runs/", "Make one with: tdabench run")
+        folder = known[0]
+    records = _records(folder)
+    chosen = [r for r in records if name is None or _answers(r, name)]
+    if not chosen:
+        labels = {r["method"]["label"] for r in records}
+        raise unknown(f"method or key in {folder}", name or "", labels)
+    chosen = [
+        r
+        for r in chosen
+        if (target is None or r["target"]["label"] == target)
+        and (benchmark is None or r["benchmark"]["name"] == benchmark)
+    ]
+    if not chosen:
+        raise UsageError(f"{folder} has no such cell of {name}", "See: tdabench show")
+    if as_json:
+        return emit_json(chosen)
+    if name is None:
+        return print_table(
+            ["key", "method", "target", "benchmark", "seed", "status", "value"],
+            [
+                (
+                    r["key"],
+                    r["method"]["label"],
+                    r["target"]["label"],
+                    r["benchmark"]["name"],
+                    r["seed"],
+                    r["status"],
+                    _number(r["metrics"].get(r["primary"], {}).get("value")),
+                )
+                for r in chosen
+            ],
+        )
+    for n, record in enumerate(chosen):
+        print_record(record, folder, first=n == 0)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    from tdabench.run.folder import RunFolder
+
+    run = RunFolder(folder)
+    if not run.cells.is_dir():
+        raise UsageError(f"{folder} is not a run folder: it has no cells", "Give --run runs/NAME")
+    return list(run.records())
+
+
+def _answers(record: dict[str, Any], name: str) -> bool:
+    method = record["method"]
+    if name in (method["label"], method["name"], record["key"]):
+        return True
+    return len(name) >= 4 and record["key"].startswith(name)
+
+
+def print_record(r: dict[str, Any], folder: Path, first: bool = True) -> None:
+    out = console()
+
+    def line(text: str = "") -> None:
+        out.print(text, markup=False, soft_wrap=True)
+
+    if not first:
+        line()
+    line(
+        f"{r['method']['label']} · {r['target']['label']} · {r['benchmark']['name']} · "
+        f"seed {r['seed']} · {r['status']}"
+    )
+    if r["reason"]:
+        line(f"reason: {r['reason']}")
+    for name, m in sorted(r["metrics"].items(), key=lambda kv: kv[0] != r["primary"]):
+        interval = ""
+        if m.get("low") is not None:
+            interval = f" [{_number(m['low'])}, {_number(m['high'])}]"
+        line(f"  {name} = {_number(m['value'])}{interval} {m.get('unit', '')}".rstrip())
+    for note in r["notes"]:
+        line(f"  note: {note}")
+    cost = r["cost"]
+    if cost.get("prepare"):
+        facts = ", ".join(f"{k} {v:,.6g}" for k, v in sorted(cost["prepare"].items()))
+        line(f"prepare: {facts}")
+    for phase in ("build", "query"):
+        if phase in cost:
+            c = cost[phase]
+            each = c["seconds"] / c["queries"] * 1000 if c.get("queries") else None
+            line(
+                f"{phase}: {c['seconds']:.3f} s"
+                + (f" for {c['queries']} queries, {each:.2f} ms each" if each is not None else "")
+                + f", peak memory {_bytes(c.get('peak_bytes', 0))}"
+                + (f", GPU {_bytes(c['gpu_peak_bytes'])}" if c.get("gpu_peak_bytes") else "")
+            )
+    if "index_bytes" in cost:
+        line(
+            f"index: {_bytes(cost['index_bytes'])}, {cost['bytes_per_example']:,.0f} bytes "
+            f"an example of {cost['n_train']:,}"
+        )
+    method = r["method"]
+    line("parameters:")
+    for key, value in sorted(method["params"].items()):
+        who = next((w for w in ("passed", "tuned", "suite") if key in method.get(w, {})), "default")
+        line(f"  {key} = {json.dumps(value)}  ({who})")
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(r["versions"].items()))
+    line(f"method version {method['version']} of plugin {method['plugin']}")
+    line(f"made {r['started']} with {versions}, commit {r['git'] or 'unknown'}")
+    line(
+        f"on {r['hardware'].get('cpu')}, {r['hardware'].get('cores')} cores, "
+        f"{r.get('threads', '?')} threads, device {r.get('device', 'cpu')}"
+    )
+    line(
+        f"corpus {r['corpus']['train']}, queries {r['corpus']['queries']}, target "
+        f"{r['target']['fingerprint']}, truth {r['truth'] or 'none'}"
+    )
+    line(f"record: {folder / 'cells' / r['key']}.json")
+    if r["log_tail"]:
+        line("last lines of its log:")
+        for text in r["log_tail"]:
+            line(f"  | {text}")
+
+
+def _number(value: Any) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"

@@ -1,0 +1,147 @@
+"""`tdabench suites`: what there is to run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.cli.common import (
+    complete_suites,
+    console,
+    discovered,
+    emit_json,
+    json_option,
+    plugin_options,
+    print_table,
+    warn,
+)
+from tdabench.errors import TdabenchError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench suites
+  tdabench suites pocket       targets, truths, methods and sizes; checks every declared hash
+  tdabench suites ./mine.toml
+"""
+)
+@click.argument("name", required=False, shell_complete=complete_suites)
+@plugin_options
+@json_option
+def command(name: str | None, as_json: bool) -> None:
+    """List suites, or describe one and check its files."""
+    from tdabench.run.suite import load_suite, read_suite
+
+    registry = discovered()
+    if name is not None:
+        shown = describe(load_suite(name))
+        return emit_json(shown) if as_json else print_suite(shown)
+    rows: list[dict[str, Any]] = []
+    for known, entry in registry.suites.items():
+        try:
+            suite = read_suite(entry.value)
+        except TdabenchError as e:
+            warn(f"suite {known} of plugin {entry.origin}: {e}")
+            continue
+        rows.append(
+            {
+                "name": suite.name,
+                "version": suite.version,
+                "summary": suite.summary,
+                "targets": [t.label for t in suite.targets],
+                "path": str(suite.path),
+                "plugin": entry.origin.plugin,
+            }
+        )
+    if as_json:
+        return emit_json(rows)
+    print_table(
+        ["suite", "version", "targets", "what it is", "plugin"],
+        [
+            (r["name"], r["version"], ", ".join(r["targets"]), r["summary"], r["plugin"])
+            for r in rows
+        ],
+    )
+
+
+def describe(suite: Any) -> dict[str, Any]:
+    """A suite with its files opened and their hashes checked."""
+    for path in suite.hashes:
+        suite.verify(path)
+    train, queries = suite.train, suite.queries()
+    targets = []
+    for t in suite.targets:
+        truths = {name: truth_shape(path) for name, path in t.truths.items()}
+        targets.append(
+            {
+                "label": t.label,
+                "name": t.target.name,
+                "regime": t.target.regime,
+                "main": t.main,
+                "checkpoints": list(t.target.checkpoints),
+                "fingerprint": t.target.fingerprint,
+                "truths": truths,
+                "assets": sorted(suite.assets_for(t)),
+            }
+        )
+    size = sum(p.stat().st_size for p in suite.folder.rglob("*") if p.is_file())
+    return {
+        "name": suite.name,
+        "version": suite.version,
+        "summary": suite.summary,
+        "path": str(suite.path),
+        "fingerprint": suite.fingerprint,
+        "train": {"examples": len(train), "fingerprint": train.fingerprint},
+        "queries": {"examples": len(queries), "fingerprint": queries.fingerprint},
+        "tasks": len(set(train.tasks)),
+        "targets": targets,
+        "methods": list(suite.default_methods),
+        "variants": sorted(suite.variants),
+        "benchmarks": list(suite.default_benchmarks),
+        "seeds": list(suite.seeds),
+        "hashed_files": len(suite.hashes),
+        "folder_bytes": size,
+    }
+
+
+def truth_shape(path: Path) -> dict[str, Any]:
+    from tdabench.truth.store import Truth
+
+    truth = Truth.load(path)
+    groups, seeds, queries = truth.losses.shape
+    return {"groups": groups, "seeds": seeds, "queries": queries}
+
+
+def print_suite(s: dict[str, Any]) -> None:
+    lines = [
+        f"{s['name']} · version {s['version']} · {s['summary']}",
+        f"{s['train']['examples']:,} training examples of {s['tasks']} tasks, "
+        f"{s['queries']['examples']:,} queries",
+        f"methods: {', '.join(s['methods']) or 'all'}",
+        *([f"variants: {', '.join(s['variants'])}"] if s["variants"] else []),
+        f"benchmarks: {', '.join(s['benchmarks'])}",
+        f"file: {s['path']} ({s['hashed_files']} hashed files, all as declared; "
+        f"{s['folder_bytes'] / 1e6:.1f} MB)",
+        "",
+    ]
+    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    print_table(
+        ["target", "model", "regime", "checkpoints", "truths (groups x seeds x queries)"],
+        [
+            (
+                t["label"] + (" (main)" if t["main"] else ""),
+                t["name"],
+                t["regime"],
+                ", ".join(t["checkpoints"]),
+                ", ".join(
+                    f"{n} {v['groups']} x {v['seeds']} x {v['queries']}"
+                    for n, v in t["truths"].items()
+                )
+                or "none",
+            )
+            for t in s["targets"]
+        ],
+    )

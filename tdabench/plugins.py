@@ -1,0 +1,337 @@
+"""Guarded discovery: what the installed plugins bring, and what is wrong with the broken ones.
+
+A plugin that cannot be imported, returns rubbish or raises is recorded as a problem that names
+it, its distribution and the reason; everything else goes on. The harness's own benchmarks and
+suites, and the bundled methods, come through the same door: the entry point group `tdabench`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from tdabench import hookspecs
+from tdabench.errors import TdabenchError, UsageError, did_you_mean, unknown
+
+GROUP = "tdabench"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where something comes from: the plugin's name and the distribution that carries it."""
+
+    plugin: str
+    distribution: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        held_by = f" ({self.distribution} {self.version})".replace(" )", ")")
+        return self.plugin + (held_by if self.distribution else "")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method or benchmark class, or a suite's path, with its origin."""
+
+    value: Any
+    origin: Origin
+
+    @property
+    def cls(self) -> Any:
+        return self.value
+
+
+@dataclass
+class Plugin:
+    """One plugin as found: `status` is ok, broken or disabled; `problems` say why."""
+
+    origin: Origin
+    module: str
+    status: str = "ok"
+    problems: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    benchmarks: list[str] = field(default_factory=list)
+    suites: list[str] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "origin": None, **self.origin.__dict__} | {"origin": str(self)}
+
+    def __str__(self) -> str:
+        return str(self.origin)
+
+
+class Registry:
+    """Everything the plugins bring. Names claimed twice are errors only when they are used."""
+
+    def __init__(self, disabled: Iterable[str] = (), modules: Sequence[str] = ()) -> None:
+        self.disabled = frozenset(disabled)
+        self.modules = tuple(modules)
+        self.plugins: list[Plugin] = []
+        self.manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        self._by_name: dict[str, Plugin] = {}
+        self._methods: dict[str, list[Entry]] = {}
+        self._benchmarks: dict[str, list[Entry]] = {}
+        self._suites: dict[str, list[Entry]] = {}
+        for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+            self._add(_origin(found), found.value, found.load)
+        for name in self.modules:
+            self._add(Origin(name, "--plugin"), name, lambda name=name: import_plugin(name))
+        self._collect("tdabench_methods", self._take_method)
+        self._collect("tdabench_benchmarks", self._take_benchmark)
+        self._collect("tdabench_suites", self._take_suite)
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def methods(self) -> dict[str, Entry]:
+        """Method classes by name, without those that two plugins claim."""
+        return {k: v[0] for k, v in sorted(self._methods.items()) if len(v) == 1}
+
+    @property
+    def benchmarks(self) -> dict[str, Entry]:
+        return {k: v[0] for k, v in sorted(self._benchmarks.items()) if len(v) == 1}
+
+    @property
+    def suites(self) -> dict[str, Entry]:
+        return {k: v[0] for k, v in sorted(self._suites.items()) if len(v) == 1}
+
+    def method(self, name: str) -> Entry:
+        """The method `name`. Raises UsageError when unknown, or claimed by two plugins."""
+        return self._one("method", name, self._methods, "List them with: tdabench methods")
+
+    def benchmark(self, name: str) -> Entry:
+        return self._one("benchmark", name, self._benchmarks, "List them: tdabench benchmarks")
+
+    def suite(self, name: str) -> Entry:
+        return self._one("suite", name, self._suites, "Or give the path of a TOML file")
+
+    @property
+    def problems(self) -> list[tuple[Origin, str]]:
+        return [(p.origin, reason) for p in self.plugins for reason in p.problems]
+
+    def _one(self, kind: str, name: str, table: dict[str, list[Entry]], see: str) -> Entry:
+        entries = table.get(name, [])
+        if len(entries) == 1:
+            return entries[0]
+        if entries:
+            a, b = entries[0].origin, entries[1].origin
+            raise UsageError(
+                f"two plugins bring a {kind} named {name!r}: {a} and {b}",
+                f"Leave one out with: --no-plugin {b.plugin}",
+            )
+        raise self._missing(kind, name, table, see)
+
+    def _missing(
+        self, kind: str, name: str, table: dict[str, list[Entry]], see: str
+    ) -> TdabenchError:
+        error = unknown(kind, name, table, see)
+        broken = [p.origin.plugin for p in self.plugins if p.status == "broken"]
+        if not self.plugins:
+            error.remedy = "No plugin is registered: install tdabench with pip install -e ."
+        elif broken:
+            error.remedy += f". Broken plugins: {', '.join(broken)} (tdabench plugins)"
+        return error
+
+    # ------------------------------------------------------------------ hooks with effects
+
+    def add_commands(self, cli: Any) -> None:
+        """Lets plugins add commands to the command line."""
+        for plugin, function in self._implementations("tdabench_commands"):
+            with self._guard(plugin, "tdabench_commands"):
+                function(cli)
+
+    def tell(self, record: dict[str, Any], folder: Path) -> list[str]:
+        """Tells observers of a finished cell; returns what went wrong with them."""
+        complaints = []
+        for plugin, function in self._implementations("tdabench_record"):
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    function(record=record, folder=folder)
+            except Exception as e:
+                complaints.append(f"the observer of plugin {plugin} raised {_brief(e)}")
+        return complaints
+
+    # ------------------------------------------------------------------ discovery
+
+    def _add(self, origin: Origin, module: str, load: Callable[[], Any]) -> None:
+        plugin = Plugin(origin, module)
+        self.plugins.append(plugin)
+        if self.disabled & {origin.plugin, origin.distribution, module}:
+            plugin.status = "disabled"
+            return
+        if origin.plugin in self._by_name:
+            other = self._by_name[origin.plugin].origin
+            self._blame(plugin, f"another plugin has the same name: {other}")
+            return
+        with self._guard(plugin, "importing it"):
+            loaded = load()
+            plugin.hooks = _hooks(loaded)
+            self.manager.register(loaded, origin.plugin)
+            self._by_name[origin.plugin] = plugin
+
+    def _implementations(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:
+        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            yield self._by_name[impl.plugin_name], impl.function
+
+    def _collect(self, hook: str, take: Callable[[Plugin, Any], None]) -> None:
+        for plugin, function in self._implementations(hook):
+            with self._guard(plugin, hook):
+                brought = function()
+                if brought is None or isinstance(brought, (str, bytes)):
+                    raise TypeError(f"returned {brought!r}, expected a list")
+                for item in brought:
+                    with self._guard(plugin, hook):
+                        take(plugin, item)
+
+    def _take_method(self, plugin: Plugin, cls: Any) -> None:
+        from tdabench.method import TDAMethod
+
+        name = _checked(cls, TDAMethod)
+        self._methods.setdefault(name, []).append(Entry(cls, plugin.origin))
+        plugin.methods.append(name)
+
+    def _take_benchmark(self, plugin: Plugin, cls: Any) -> None:
+        from tdabench.benchmarks.base import Benchmark
+
+        name = _checked(cls, Benchmark)
+        self._benchmarks.setdefault(name, []).append(Entry(cls, plugin.origin))
+        plugin.benchmarks.append(name)
+
+    def _take_suite(self, plugin: Plugin, path: Any) -> None:
+        path = Path(path)
+        name = path.parent.name if path.stem == "suite" else path.stem
+        if not path.is_file():
+            raise FileNotFoundError(f"the suite file {path} does not exist")
+        self._suites.setdefault(name, []).append(Entry(path, plugin.origin))
+        plugin.suites.append(name)
+
+    @contextlib.contextmanager
+    def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:
+        """Turns whatever a plugin raises into a recorded problem. Its prints go to stderr."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except (Exception, SystemExit) as e:
+            self._blame(plugin, f"{doing} failed: {_brief(e)}")
+
+    def _blame(self, plugin: Plugin, reason: str) -> None:
+        plugin.status = "broken"
+        plugin.problems.append(reason)
+
+
+def _origin(found: EntryPoint) -> Origin:
+    dist = found.dist
+    return Origin(found.name, dist.name if dist else "", dist.version if dist else "")
+
+
+def _hooks(plugin: Any) -> list[str]:
+    """Names of the hooks `plugin` implements. Raises UsageError for one that does not exist."""
+    specs = {n for n in vars(hookspecs) if n.startswith("tdabench_")}
+    marked = [n for n, v in inspect.getmembers(plugin) if hasattr(v, "tdabench_impl")]
+    for name in marked:
+        if name not in specs:
+            raise UsageError(f"it implements an unknown hook {name!r}", did_you_mean(name, specs))
+    unmarked = [
+        n for n in specs if inspect.isfunction(getattr(plugin, n, None)) and n not in marked
+    ]
+    if unmarked:
+        raise UsageError(f"{unmarked[0]} lacks the decorator @hookimpl")
+    return sorted(marked)
+
+
+def _checked(cls: Any, base: type) -> str:
+    """The name of a well-formed class; raises TypeError saying what is wrong with it."""
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{cls!r} is not a subclass of {base.__name__}")
+    if inspect.isabstract(cls):
+        lacking = ", ".join(sorted(cls.__abstractmethods__))
+        raise TypeError(f"{cls.__name__} does not implement {lacking}")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise TypeError(f"{cls.__name__}.name is {name!r}: letters, digits, '.', '_', '-' only")
+    if not is_dataclass(cls):
+        raise TypeError(f"{cls.__name__} is not a dataclass: decorate it with @dataclass")
+    if not isinstance(cls.version, int):  # type: ignore[attr-defined]
+        raise TypeError(f"{cls.__name__}.version is not an integer")
+    return name
+
+
+def _brief(e: BaseException) -> str:
+    text = str(e).strip().splitlines()
+    return f"{type(e).__name__}: {text[0]}" if text else type(e).__name__
+
+
+def import_plugin(name: str) -> ModuleType:
+    """Imports `--plugin NAME`: a module, or the path of a Python file."""
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"{name} does not exist")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses look their module up here
+        spec.loader.exec_module(module)
+        return module
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+# --------------------------------------------------------------------------- the one registry
+
+_disabled: tuple[str, ...] = ()
+_modules: tuple[str, ...] = ()
+_registry: Registry | None = None
+
+
+def configure(disabled: Iterable[str] | None = None, modules: Iterable[str] | None = None) -> None:
+    """Says which plugins to leave out and which modules to add, before or after discovery."""
+    global _disabled, _modules, _registry
+    _disabled = _disabled if disabled is None else tuple(dict.fromkeys(disabled))
+    _modules = _modules if modules is None else tuple(dict.fromkeys(modules))
+    _registry = None
+
+
+def configuration() -> dict[str, list[str]]:
+    """What a worker process needs to find the same plugins."""
+    return {"disabled": list(_disabled), "modules": list(_modules)}
+
+
+def registry() -> Registry:
+    """What the plugins bring; discovered on first use."""
+    global _registry
+    if _registry is None:
+        _registry = Registry(_disabled, _modules)
+    return _registry
+
+
+def methods() -> dict[str, Entry]:
+    """Method classes by name."""
+    return registry().methods
+
+
+def benchmarks() -> dict[str, Entry]:
+    """Benchmark classes by name."""
+    return registry().benchmarks
+
+
+def suites() -> dict[str, Entry]:
+    """Paths of suite files by name."""
+    return registry().suites

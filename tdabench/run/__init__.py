@@ -1,0 +1,131 @@
+"""Running a suite: request -> plan -> cells -> records.
+
+from tdabench.run import Request, run
+result = run(Request(methods=("tfidf", "trak")), Path("runs/mine"))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdabench.errors import UsageError
+from tdabench.io import write_json
+from tdabench.run import environment
+from tdabench.run.execute import Executor, Interrupted, Options, Watcher, is_done
+from tdabench.run.folder import SCHEMA, RunFolder, now
+from tdabench.run.plan import Cell, Plan, Request, make_plan
+from tdabench.run.progress import Silent
+
+__all__ = [
+    "Cell",
+    "Interrupted",
+    "Options",
+    "Plan",
+    "Request",
+    "Result",
+    "RunFolder",
+    "is_done",
+    "make_plan",
+    "run",
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Records of a run in the order of its cells, and whether Ctrl-C cut it short."""
+
+    folder: Path
+    plan: Plan
+    records: list[dict[str, Any]]
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """Records that are neither ok nor skipped."""
+        return [r for r in self.records if r["status"] not in ("ok", "skipped")]
+
+
+def run(
+    request: Request,
+    out: Path | None = None,
+    options: Options | None = None,
+    watcher: Watcher | None = None,
+    plan: Plan | None = None,
+) -> Result:
+    """Measures every cell of a request that is not on disk yet; returns all their records.
+
+    Results go to `out`, by default runs/<suite>. Raises UsageError, DataError or GuardError
+    before any work when the request cannot be met.
+    """
+    options, watcher = options or Options(), watcher or Silent()
+    plan = plan or make_plan(request)
+    if not plan.cells:
+        raise UsageError("nothing to run: no method or no benchmark is left")
+    folder = RunFolder(out or Path("runs") / plan.suite.name)
+    old = folder.claim(plan.suite.name, plan.suite.version)
+    with folder.locked():
+        manifest = make_manifest(plan, folder, options, old)
+        if old is None or _substance(old) != _substance(manifest):
+            write_json(folder.manifest_path, manifest)
+        executor = Executor(plan, folder, options, watcher)
+        interrupted = False
+        try:
+            executor.run()
+        except Interrupted:
+            interrupted = True
+    records = [executor.records[c.key] for c in plan.cells if c.key in executor.records]
+    return Result(folder.path, plan, records, interrupted)
+
+
+def make_manifest(
+    plan: Plan, folder: RunFolder, options: Options, old: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the folder holds: this run's request joined with what earlier runs left there."""
+    old = old or {}
+
+    def joined(key: str, values: list[Any]) -> list[Any]:
+        return list(dict.fromkeys([*old.get(key, []), *values]))
+
+    return {
+        "schema": SCHEMA,
+        "run": folder.path.resolve().name,
+        "suite": {
+            "name": plan.suite.name,
+            "version": plan.suite.version,
+            "fingerprint": plan.suite.fingerprint,
+        },
+        "command": list(options.command),
+        "request": plan.request.as_dict(),
+        "created": old.get("created", now()),
+        "tdabench": environment.versions().get("tdabench", ""),
+        "git": environment.git_commit(),
+        "python": _python(),
+        "packages": environment.versions(),
+        "hardware": environment.hardware(),
+        "targets": {
+            **old.get("targets", {}),
+            **{
+                t.label: {
+                    "name": t.target.name,
+                    "regime": t.target.regime,
+                    "fingerprint": plan.fingerprints[t.label],
+                }
+                for t in plan.targets
+            },
+        },
+        "methods": joined("methods", [c.method.label for c in plan.cells]),
+        "benchmarks": joined("benchmarks", [c.benchmark.name for c in plan.cells]),
+        "seeds": joined("seeds", [c.seed for c in plan.cells]),
+    }
+
+
+def _python() -> str:
+    import platform
+
+    return platform.python_version()
+
+
+def _substance(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in manifest.items() if k not in ("hardware", "created")}

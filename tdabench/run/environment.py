@@ -1,0 +1,113 @@
+"""What a record says about where it was made: versions, hardware, commit. Nothing is imported."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("tdabench", "torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors")
+
+
+@functools.cache
+def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
+    """Installed versions of the packages that scores depend on."""
+    found = {}
+    for name in dict.fromkeys([*PACKAGES, *extra]):
+        try:
+            found[name] = version(name)
+        except (PackageNotFoundError, ValueError):
+            continue
+    return found
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the source tree tdabench runs from, with "-dirty"; "" for a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory, or the control group's limit where that is lower; 0 when unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+    return min([total, *_group_limits()])
+
+
+def _group_limits() -> list[int]:
+    paths = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    limits = []
+    for path in paths:
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return limits
+
+
+def available_bytes() -> int:
+    """Memory that could be used now without swapping; 0 when unknown."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, memory_bytes())
+    except OSError:
+        pass
+    return 0
+
+
+@functools.cache
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory, graphics processor and platform."""
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "gpu": gpu(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def gpu() -> str:
+    """Name of the first NVIDIA device, "" when there is none. Does not load torch."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.partition("\n")[0].strip()

@@ -1,0 +1,471 @@
+"""Running a plan: resume, worker processes and their limits, records for those that die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tdabench import plugins
+from tdabench.errors import GuardError
+from tdabench.io import write_json
+from tdabench.run import environment
+from tdabench.run.folder import SCHEMA, RunFolder, append_line, now, tail
+from tdabench.run.plan import Cell, Job, Plan
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run: nothing here changes a score.
+
+    `timeout`: most seconds a phase (build, load, one benchmark) may take; `memory`: most bytes
+    of a worker process. 0 means no limit.
+    """
+
+    jobs: int = 1
+    threads: int = 0  # 0: cores / jobs
+    timeout: float = 7200.0
+    memory: int = 0  # 0: nine tenths of what is available
+    force: bool = False
+    keep_indices: bool = True
+    retry_failed: bool = True
+    command: tuple[str, ...] = ()
+
+
+class Watcher(Protocol):
+    """What hears of progress; see tdabench.run.progress."""
+
+    def begin(self, total: int, cached: int) -> None: ...
+    def job(self, title: str, phase: str, done: int, total: int) -> None: ...
+    def finished(self, record: dict[str, Any], cached: bool) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
+@dataclass
+class _Running:
+    """A worker process and how far it has come."""
+
+    job: Job
+    id: str
+    process: subprocess.Popen
+    work: Path
+    log: Path
+    phase: str = "start"
+    cell: str = ""
+    since: float = field(default_factory=time.monotonic)
+    offset: int = 0
+    done: set[str] = field(default_factory=set)
+    verdict: tuple[str, str] | None = None
+    peak: int = 0
+
+
+def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> dict | None:
+    """The record that makes a cell not worth running again, if there is one."""
+    record = folder.read(cell.key)
+    if record is None:
+        return None
+    if record["status"] != "ok":
+        return None if retry_failed or record["status"] == "interrupted" else record
+    paths = {"asset": plan.suite.assets_for(cell.target), "truth": cell.target.truths}
+    for used, content in record.get("inputs", {}).items():
+        kind, _, name = used.partition(":")
+        path = paths.get(kind, {}).get(name)
+        if path is None or not path.exists() or plan.suite.content(path) != content:
+            return None
+    return record
+
+
+class Interrupted(Exception):
+    """Ctrl-C: what was running has been recorded as interrupted."""
+
+
+class Executor:
+    """Runs the cells of a plan that are not on disk yet. Call with the folder's lock held."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, options: Options, watcher: Watcher) -> None:
+        self.plan, self.folder, self.options, self.watcher = plan, folder, options, watcher
+        self.queue: list[Job] = []
+        self.running: list[_Running] = []
+        self.records: dict[str, dict[str, Any]] = {}
+        self.interrupts = 0
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Records by cell key, cached ones included."""
+        cached = {}
+        if not self.options.force:
+            for cell in self.plan.cells:
+                record = is_done(self.plan, self.folder, cell, self.options.retry_failed)
+                if record is not None:
+                    cached[cell.key] = record
+        todo = [c for c in self.plan.cells if c.key not in cached]
+        self.watcher.begin(len(self.plan.cells), len(cached))
+        for record in cached.values():
+            self.records[record["key"]] = record
+            self.watcher.finished(record, cached=True)
+        if not todo:
+            return self.records
+        self.folder.tidy()
+        check_inputs(self.plan, todo)
+        for cell in [c for c in todo if c.skip]:
+            self._write(cell, "skipped", cell.skip)
+        self.queue = self.plan.jobs(c for c in todo if not c.skip)
+        if self.options.force:
+            for job in self.queue:
+                shutil.rmtree(self.folder.indices / job.index_key, ignore_errors=True)
+        with self._signals():
+            self._loop()
+        shutil.rmtree(self.folder.work, ignore_errors=True)
+        return self.records
+
+    # ------------------------------------------------------------------ the loop
+
+    def _loop(self) -> None:
+        try:
+            while self.queue or self.running:
+                while self.queue and len(self.running) < self.options.jobs:
+                    self.running.append(self._start(self.queue.pop(0)))
+                for worker in list(self.running):
+                    self._hear(worker)
+                    if worker.process.poll() is not None:
+                        self.running.remove(worker)
+                        self._end(worker)
+                    else:
+                        self._limit(worker)
+                if self.interrupts:
+                    raise Interrupted
+                time.sleep(POLL_SECONDS)
+        except BaseException as e:
+            for worker in self.running:
+                kill(worker.process)
+                self._hear(worker)
+                worker.verdict = ("interrupted", "stopped by the user")
+                if not isinstance(e, Interrupted):
+                    worker.verdict = ("interrupted", f"the run stopped: {e}")
+                self._end(worker, again=False)
+            raise
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C once: kill what runs, record it, return. Twice: leave at once."""
+
+        def on_signal(number: int, frame: object) -> None:
+            self.interrupts += 1
+            if self.interrupts > 1:
+                for worker in self.running:
+                    kill(worker.process)
+                os._exit(130)
+            self.watcher.say("stopping: recording what was running (again to leave at once)")
+
+        try:
+            previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+
+    def _start(self, job: Job) -> _Running:
+        id = uuid.uuid4().hex[:12]
+        work = (self.folder.work / id).absolute()
+        name = f"{job.method.label}-{job.target.label}-{job.seed}"
+        log = (self.folder.logs / f"{_file_name(name)}.log").absolute()
+        for path in (work / "scratch", work / "cwd", work / "tmp", log.parent):
+            path.mkdir(parents=True, exist_ok=True)
+        (work / "events.jsonl").touch()
+        threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
+        write_json(work / "job.json", self._describe(job, id, work, log, threads))
+        count = str(threads)
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": count,
+            "RAYON_NUM_THREADS": count,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONHASHSEED": "0",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),
+            "TMPDIR": str(work / "tmp"),
+        }
+        command = [sys.executable, "-P", "-m", "tdabench.run.worker", str(work / "job.json")]
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,  # Ctrl-C reaches the parent only, which decides
+            )
+        self.watcher.job(job.title, "start", 0, 0)
+        return _Running(job, id, process, work, log)
+
+    def _describe(self, job: Job, id: str, work: Path, log: Path, threads: int) -> dict[str, Any]:
+        cells = [
+            {"key": c.key, "benchmark": c.benchmark.as_dict(), "record": self._skeleton(c, threads)}
+            for c in job.cells
+        ]
+        return {
+            "id": id,
+            "parent": os.getpid(),
+            "plugins": plugins.configuration(),
+            "cwd": str(work / "cwd"),
+            "folder": str(self.folder.path.absolute()),
+            "work": str(work),
+            "log": str(log),
+            "suite": str(self.plan.suite.path),
+            "target": job.target.label,
+            "split": self.plan.request.split,
+            "device": self.plan.request.device,
+            "seed": job.seed,
+            "threads": threads,
+            "method": {"name": job.method.name, "params": dict(job.method.params)},
+            "index_key": job.index_key,
+            "cells": cells,
+        }
+
+    def _skeleton(self, cell: Cell, threads: int) -> dict[str, Any]:
+        """A record with everything that is known before the cell runs."""
+        plan, target = self.plan, cell.target
+        return {
+            "schema": SCHEMA,
+            "key": cell.key,
+            "status": "interrupted",
+            "reason": "",
+            "log_tail": [],
+            "suite": {"name": plan.suite.name, "version": plan.suite.version},
+            "method": cell.method.as_dict(),
+            "target": {
+                "label": target.label,
+                "name": target.target.name,
+                "regime": target.target.regime,
+                "fingerprint": plan.fingerprints[target.label],
+            },
+            "benchmark": cell.benchmark.as_dict(),
+            "seed": cell.seed,
+            "split": plan.request.split,
+            "device": plan.request.device,
+            "corpus": plan.corpora,
+            "truth": cell.truth,
+            "primary": "",
+            "metrics": {},
+            "notes": [],
+            "cost": {},
+            "inputs": {},
+            "versions": environment.versions((cell.method.origin.distribution,)),
+            "hardware": environment.hardware(),
+            "threads": threads,
+            "concurrent": self.options.jobs,
+            "git": environment.git_commit(),
+            "started": now(),
+            "seconds": 0.0,
+        }
+
+    # ------------------------------------------------------------------ watching
+
+    def _hear(self, worker: _Running) -> None:
+        """Reads the events a worker has written since the last look."""
+        with open(worker.work / "events.jsonl", "rb") as f:
+            f.seek(worker.offset)
+            for line in f:
+                if not line.endswith(b"\n"):
+                    break
+                worker.offset += len(line)
+                event = json.loads(line)
+                if event["event"] == "phase":
+                    worker.phase, worker.cell = event["phase"], event["key"]
+                    worker.since = time.monotonic()
+                    self.watcher.job(worker.job.title, worker.phase, 0, 0)
+                elif event["event"] == "progress":
+                    shown = f"{worker.phase}: {event['what']}"
+                    self.watcher.job(worker.job.title, shown, event["done"], event["total"])
+                elif event["event"] == "record":
+                    self._done(worker, event["key"])
+
+    def _done(self, worker: _Running, key: str) -> None:
+        record = self.folder.read(key)
+        if record is None or key in worker.done:
+            return
+        worker.done.add(key)
+        self._tell(record)
+
+    def _limit(self, worker: _Running) -> None:
+        """Kills a worker that takes too long or too much."""
+        spent = time.monotonic() - worker.since
+        if self.options.timeout and spent > self.options.timeout:
+            worker.verdict = (
+                "timeout",
+                f"{worker.phase} took longer than {self.options.timeout:g} s (--timeout)",
+            )
+            kill(worker.process)
+            return
+        limit = self.options.memory or self._default_memory()
+        used = tree_bytes(worker.process.pid)
+        worker.peak = max(worker.peak, used)
+        if limit and used > limit:
+            worker.verdict = (
+                "oom",
+                f"{worker.phase} used {used / 2**30:.2f} GiB, more than the "
+                f"{limit / 2**30:.2f} GiB allowed (--memory)",
+            )
+            kill(worker.process)
+
+    def _default_memory(self) -> int:
+        if not hasattr(self, "_memory"):
+            self._memory = int(0.9 * environment.available_bytes() / self.options.jobs)
+        return self._memory
+
+    def _end(self, worker: _Running, again: bool = True) -> None:
+        """Settles the cells of a worker that has ended; those it never reached run again."""
+        worker.process.wait()
+        self._hear(worker)
+        for cell in worker.job.cells:
+            record = self.folder.read(cell.key)
+            if record is not None and record.get("job") == worker.id:
+                self._done(worker, cell.key)
+        left = [c for c in worker.job.cells if c.key not in worker.done]
+        if left:
+            status, reason = worker.verdict or self._cause_of_death(worker)
+            here = [c for c in left if c.key == worker.cell] or left
+            for cell in here:
+                self._write(cell, status, reason, worker)
+            rest = [c for c in left if c not in here]
+            if rest and again:
+                job = worker.job
+                self.queue.insert(
+                    0, Job(job.method, job.target, job.seed, job.index_key, tuple(rest))
+                )
+        else:
+            self._drop_index(worker)
+        shutil.rmtree(worker.work, ignore_errors=True)
+
+    def _drop_index(self, worker: _Running) -> None:
+        if not self.options.keep_indices:
+            shutil.rmtree(self.folder.indices / worker.job.index_key, ignore_errors=True)
+
+    def _cause_of_death(self, worker: _Running) -> tuple[str, str]:
+        code = worker.process.returncode
+        if code == -signal.SIGKILL and worker.peak > 0.5 * environment.memory_bytes():
+            return "oom", f"{worker.phase} was killed by the system, most likely for its memory"
+        if code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"signal {-code}"
+            return "failed", f"its process was killed by {name} during {worker.phase}"
+        return "failed", f"its process ended with exit status {code} during {worker.phase}"
+
+    # ------------------------------------------------------------------ records
+
+    def _write(self, cell: Cell, status: str, reason: str, worker: _Running | None = None) -> None:
+        threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
+        record = {**self._skeleton(cell, threads), "status": status, "reason": reason}
+        if worker is not None:
+            record["log_tail"] = tail(worker.log)
+        self.folder.write(record)
+        self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.records[record["key"]] = record
+        append_line(
+            self.folder.path / "log.jsonl",
+            {
+                "time": now(),
+                "key": record["key"],
+                "method": record["method"]["label"],
+                "target": record["target"]["label"],
+                "benchmark": record["benchmark"]["name"],
+                "status": record["status"],
+                "reason": record["reason"],
+                "seconds": record["seconds"],
+            },
+        )
+        self.watcher.finished(record, cached=False)
+        for complaint in plugins.registry().tell(record, self.folder.path):
+            self.watcher.say(f"warning: {complaint}")
+
+
+# --------------------------------------------------------------------------- guards
+
+
+def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
+    """Refuses what would give a number that flatters, before any work is done.
+
+    Raises GuardError for a query that is also trained on, for a truth made on another corpus or
+    target, and for a checkpoint that is both scored at and among the models behind the truth.
+    """
+    from tdabench.run.suite import truth_name
+    from tdabench.truth.plan import check_disjoint
+    from tdabench.truth.store import Truth
+
+    queries = plan.suite.queries(plan.request.split)
+    check_disjoint(plan.suite.train, queries)
+    checked = set()
+    for cell in todo:
+        if cell.benchmark.truth is None or cell.skip:
+            continue
+        name = truth_name(cell.benchmark.truth, plan.request.split)
+        if (cell.target.label, name) in checked:
+            continue
+        checked.add((cell.target.label, name))
+        truth = Truth.load(cell.target.truths[name])
+        truth.check(plan.suite.train, plan.fingerprints[cell.target.label])
+        truth.for_queries(queries.ids)
+        for checkpoint in cell.target.target.checkpoints.values():
+            if checkpoint in truth.plan.get("models", ()):
+                raise GuardError(
+                    f"the checkpoint {checkpoint} of {cell.target.label} is among the models "
+                    f"behind its truth {name!r}",
+                    "Score at a checkpoint that was not trained on the pool",
+                )
+
+
+# --------------------------------------------------------------------------- processes
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kills a worker with everything it started, and waits for it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+
+
+def tree_bytes(pid: int) -> int:
+    """Memory a process and its descendants cannot give back: anonymous and shared, not files.
+
+    0 where the system has no /proc.
+    """
+    total = 0
+    pending = [pid]
+    while pending:
+        p = pending.pop()
+        try:
+            status = Path(f"/proc/{p}/status").read_text()
+            for task in Path(f"/proc/{p}/task").iterdir():
+                pending += map(int, (task / "children").read_text().split())
+        except (OSError, ValueError):
+            continue
+        for line in status.splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._+=-" else "_" for c in text)[:120]

@@ -1,0 +1,340 @@
+"""The cost meter, and the checks on what a plugin returns and leaves behind.
+
+Time spent importing libraries and loading the target's weights is kept apart from the phases:
+it is the same for every method that needs them, and at small scale it would be all one sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.machinery as machinery
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import MethodError
+from tdabench.groups import Groups
+from tdabench.method import Index
+from tdabench.targets.target import Target
+
+PAGE = resource.getpagesize()
+
+
+class Clock:
+    """Seconds of wall time spent under it, nested uses counted once."""
+
+    def __init__(self) -> None:
+        self.seconds, self._depth, self._start = 0.0, 0, 0.0
+
+    def __enter__(self) -> Clock:
+        if self._depth == 0:
+            self._start = time.perf_counter()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._start
+
+
+class Meter:
+    """Seconds and peak memory of a phase, without imports and loading of the target.
+
+    `setup` runs while a library is imported or a checkpoint is read.
+    """
+
+    def __init__(self) -> None:
+        self.setup = Clock()
+
+    def watch_imports(self) -> None:
+        """Counts the execution of modules imported from here on as setup."""
+        for loader in (machinery.SourceFileLoader, machinery.ExtensionFileLoader):
+            loader.exec_module = _timed(loader.exec_module, self.setup)  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def phase(self) -> Iterator[dict[str, Any]]:
+        """Fills the dict it yields with `seconds`, `peak_bytes`, `base_bytes` when it ends."""
+        cost: dict[str, Any] = {}
+        exact = reset_peak()
+        cost["base_bytes"] = resident_bytes()
+        reset_gpu_peak()
+        set_up, start = self.setup.seconds, time.perf_counter()
+        try:
+            yield cost
+        finally:
+            spent = time.perf_counter() - start
+            cost["setup_seconds"] = round(self.setup.seconds - set_up, 4)
+            cost["seconds"] = round(max(0.0, spent - (self.setup.seconds - set_up)), 6)
+            cost["peak_bytes"] = peak_bytes()
+            cost["peak_measured"] = "phase" if exact else "process"
+            gpu = gpu_peak_bytes()
+            if gpu:
+                cost["gpu_peak_bytes"] = gpu
+
+
+def _timed(function: Any, clock: Clock) -> Any:
+    @functools.wraps(function)
+    def wrapper(self: Any, module: Any) -> Any:
+        with clock:
+            return function(self, module)
+
+    return wrapper
+
+
+class MeteredTarget(Target):
+    """A target whose loading is timed apart, and whose models must come back unchanged."""
+
+    def attach(self, meter: Meter) -> MeteredTarget:
+        object.__setattr__(self, "_meter", meter)
+        object.__setattr__(self, "_seen", {})
+        return self
+
+    @classmethod
+    def of(cls, target: Target, meter: Meter) -> MeteredTarget:
+        fields = {f: getattr(target, f) for f in target.__dataclass_fields__}
+        made = cls(**fields).attach(meter)
+        if "fingerprint" in target.__dict__:
+            made.__dict__["fingerprint"] = target.fingerprint
+        return made
+
+    def model(self, checkpoint: str = "base", device: str = "cpu") -> Any:
+        meter: Meter = self.__dict__["_meter"]
+        with meter.setup:
+            model = super().model(checkpoint, device)
+            seen: dict[tuple[str, str], Any] = self.__dict__["_seen"]
+            if (checkpoint, device) not in seen:
+                seen[checkpoint, device] = model_state(model)
+        return model
+
+    def fresh_model(self, checkpoint: str = "base") -> Any:
+        meter: Meter = self.__dict__["_meter"]
+        with meter.setup:
+            return super().fresh_model(checkpoint)
+
+    @property
+    def tokenizer(self) -> Any:  # type: ignore[override]
+        if "_tokenizer" not in self.__dict__:
+            meter: Meter = self.__dict__["_meter"]
+            with meter.setup:
+                self.__dict__["_tokenizer"] = Target.tokenizer.func(self)  # type: ignore[attr-defined]
+        return self.__dict__["_tokenizer"]
+
+    def check_unchanged(self, who: str) -> None:
+        """Raises MethodError when a model is not as it was loaded."""
+        for (checkpoint, device), before in self.__dict__["_seen"].items():
+            model = self._models.get((checkpoint, device))
+            if model is None:
+                continue
+            after = model_state(model)
+            for what in before:
+                if before[what] != after[what]:
+                    raise MethodError(
+                        f"{who} left the target's model {checkpoint!r} with {what} changed",
+                        "A method must leave the model as it found it: work on "
+                        "target.fresh_model()",
+                    )
+
+
+def model_state(model: Any) -> dict[str, Any]:
+    """What a method must not change: weights (hashed), mode, gradient flags, hooks."""
+    digest = hashlib.sha256()
+    for name, p in model.state_dict().items():
+        flat = p.detach().reshape(-1)
+        # Large tensors by a stride sample and their sum: hashing 30 GB would outlast the method.
+        if flat.numel() > 1 << 22:
+            step = flat.numel() >> 20
+            digest.update(np.float64(flat.double().sum().item()).tobytes())
+            flat = flat[::step]
+        digest.update(name.encode())
+        digest.update(flat.float().cpu().numpy().tobytes())
+    return {
+        "its weights": digest.hexdigest(),
+        "train/eval mode": model.training,
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "hooks": sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            for m in model.modules()
+        ),
+    }
+
+
+# --------------------------------------------------------------------------- global randomness
+
+
+class GlobalRandomness:
+    """The state of Python's, numpy's and torch's global generators."""
+
+    def __init__(self) -> None:
+        self.before = self._state()
+
+    @staticmethod
+    def _state() -> dict[str, Any]:
+        kind, keys, pos, *_ = np.random.get_state()  # type: ignore[misc]
+        state: dict[str, Any] = {
+            "random": random.getstate(),
+            "numpy.random": (kind, keys.tobytes(), pos),  # type: ignore[union-attr]
+        }
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch, "default_generator"):
+            state["torch"] = torch.default_generator.get_state().numpy().tobytes()
+        return state
+
+    def check(self, who: str) -> None:
+        """Raises MethodError naming the generators that moved."""
+        after = self._state()
+        if "torch" in after and "torch" not in self.before:
+            # Imported meanwhile: a fresh generator has the state that torch starts with.
+            fresh = sys.modules["torch"].Generator()
+            self.before["torch"] = fresh.get_state().numpy().tobytes()
+        moved = [k for k in after if after[k] != self.before[k]]
+        self.before = after
+        if moved:
+            raise MethodError(
+                f"{who} drew from or seeded the global random state of {' and '.join(moved)}",
+                "Draw from context.rng(name) or context.torch_generator(name)",
+            )
+
+
+# --------------------------------------------------------------------------- scores
+
+
+class MeteredIndex(Index):
+    """An index whose every call is timed, counted and checked."""
+
+    def __init__(self, index: Index, method: str, n_train: int, meter: Meter) -> None:
+        self.inner, self.method, self.meter = index, method, meter
+        self.n_train = n_train
+        self.pooling = getattr(index, "pooling", "sum")
+        self.temperature = getattr(index, "temperature", 1.0)
+        self.seconds, self.queries, self.calls = 0.0, 0, 0
+
+    @contextlib.contextmanager
+    def _call(self, queries: Sequence[Example]) -> Iterator[None]:
+        set_up, start = self.meter.setup.seconds, time.perf_counter()
+        yield
+        spent = time.perf_counter() - start - (self.meter.setup.seconds - set_up)
+        self.seconds += max(0.0, spent)
+        self.queries += len(queries)
+        self.calls += 1
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        with self._call(queries):
+            scores = self.inner.score(queries)
+        return checked(self.method, "score", scores, (len(queries), self.n_train))
+
+    def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
+        with self._call(queries):
+            scores = self.inner.score_groups(queries, groups)
+        return checked(self.method, "score_groups", scores, (len(queries), len(groups)))
+
+    def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._call(queries):
+            answer = self.inner.top_k(queries, k)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise MethodError(f"{self.method}: top_k returned {type(answer).__name__}, not a pair")
+        shape = (len(queries), min(k, self.n_train))
+        values = checked(self.method, "top_k", answer[0], shape)
+        ids = np.asarray(answer[1])
+        if ids.shape != shape or ids.dtype.kind not in "iu":
+            raise MethodError(
+                f"{self.method}: top_k returned indices {ids.dtype} {list(ids.shape)}, expected "
+                f"integers {list(shape)}"
+            )
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.n_train):
+            raise MethodError(f"{self.method}: top_k returned indices outside the corpus")
+        return values, ids
+
+    def save(self, path: Path) -> None:
+        self.inner.save(path)
+
+    def cost(self) -> dict[str, Any]:
+        return {"seconds": round(self.seconds, 6), "queries": self.queries, "calls": self.calls}
+
+
+def checked(who: str, call: str, scores: Any, shape: tuple[int, int]) -> np.ndarray:
+    """`scores` as a contiguous array of floats, or a MethodError that counts what is wrong."""
+    if hasattr(scores, "detach"):
+        scores = scores.detach().cpu().numpy()
+    if not isinstance(scores, np.ndarray):
+        raise MethodError(f"{who}: {call} returned {type(scores).__name__}, expected an array")
+    if scores.shape != shape:
+        axes = "[query, group]" if call == "score_groups" else "[query, train]"
+        raise MethodError(
+            f"{who}: {call} returned shape {list(scores.shape)}, expected {axes} = {list(shape)}"
+        )
+    if scores.dtype.kind != "f" or scores.dtype.itemsize < 4:
+        raise MethodError(f"{who}: {call} returned {scores.dtype}, expected float32 or float64")
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        rows = int(bad.any(axis=1).sum())
+        kind = "NaN" if np.isnan(scores).any() else "infinite values"
+        noun = "query" if rows == 1 else "queries"
+        raise MethodError(f"{who} returned {kind} for {rows} {noun} ({int(bad.sum())} scores)")
+    return np.ascontiguousarray(scores)
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (0 where the system does not say)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    except OSError:
+        return 0
+
+
+def reset_peak() -> bool:
+    """Asks the kernel to forget the peak so far; False where it cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except OSError:
+        return False
+
+
+def peak_bytes() -> int:
+    """Peak resident memory: since `reset_peak` where that worked, else of the process."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_gpu_peak() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_peak_bytes() -> int:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return 0
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files below `path`."""
+    return sum(p.stat().st_size for p in Path(path).rglob("*") if p.is_file())
+
+
+def as_costs(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A method's own prepare cost, with only finite numbers kept."""
+    if not cost:
+        return None
+    return {str(k): float(v) for k, v in cost.items() if isinstance(v, (int, float))}

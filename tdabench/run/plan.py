@@ -1,0 +1,386 @@
+"""From a request to cells: which (method, target, benchmark, seed) are to be measured.
+
+Planning reads files and hashes them, and imports neither torch nor transformers, so that a run
+whose cells are all on disk costs no more than looking.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tdabench import plugins
+from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.io import fingerprint
+from tdabench.method import TDAMethod
+from tdabench.run.suite import Suite, SuiteTarget, Variant, load_suite, truth_name
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. `None` means the suite's own choice."""
+
+    suite: str = "pocket"
+    methods: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    benchmarks: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    sets: tuple[str, ...] = ()
+    split: str = "test"
+    device: str = "cpu"
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Request:
+        """The request that a manifest recorded. Raises UsageError when it does not fit."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        if set(values) - known:
+            raise UsageError(f"the manifest asks for {sorted(set(values) - known)[0]!r}, unknown")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as it will run on one target: resolved parameters, and who set which."""
+
+    label: str
+    name: str
+    version: int
+    family: str
+    origin: plugins.Origin
+    params: Mapping[str, Any]
+    passed: Mapping[str, Any]
+    tuned: Mapping[str, Any]
+    suite: Mapping[str, Any]
+
+    @property
+    def identity(self) -> list[Any]:
+        """What of it changes scores: name, version and parameters."""
+        cls = plugins.registry().method(self.name).cls
+        ignored = {
+            f.name for f in dataclasses.fields(cls) if f.metadata.get("changes_scores") is False
+        }
+        kept = {k: v for k, v in self.params.items() if k not in ignored}
+        return [self.name, self.version, kept]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "label": self.label,
+            "version": self.version,
+            "plugin": str(self.origin),
+            "family": self.family,
+            "passed": dict(self.passed),
+            "tuned": dict(self.tuned),
+            "suite": dict(self.suite),
+            "params": dict(self.params),
+        }
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """A benchmark with its parameters as resolved, and the name of the truth it needs, if any."""
+
+    name: str
+    version: int
+    params: Mapping[str, Any]
+    truth: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version, "params": dict(self.params)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. `key` covers everything that changes its result and nothing else.
+
+    `skip` holds the reason when it cannot be measured at all (the target has no such truth).
+    """
+
+    key: str
+    method: MethodSpec
+    target: SuiteTarget
+    benchmark: BenchmarkSpec
+    seed: int
+    truth: str | None
+    skip: str = ""
+
+    @property
+    def slot(self) -> tuple[str, str, str, int]:
+        return (self.method.label, self.target.label, self.benchmark.name, self.seed)
+
+    @property
+    def title(self) -> str:
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.method.label} · {self.target.label} · {self.benchmark.name}{seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The cells of one method, target and seed: one index, one process."""
+
+    method: MethodSpec
+    target: SuiteTarget
+    seed: int
+    index_key: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.method.label} on {self.target.label}" + (
+            f", seed {self.seed}" if self.seed else ""
+        )
+
+
+@dataclass
+class Plan:
+    """Every cell of a request, in the order of methods, targets, seeds, benchmarks."""
+
+    request: Request
+    suite: Suite
+    cells: list[Cell]
+    corpora: dict[str, str]  # {"train", "queries"}: fingerprints
+    targets: list[SuiteTarget]
+    fingerprints: dict[str, str] = field(default_factory=dict)  # target label -> fingerprint
+
+    def jobs(self, cells: Iterable[Cell]) -> list[Job]:
+        """`cells` grouped so that each index is built once."""
+        grouped: dict[str, list[Cell]] = {}
+        for cell in cells:
+            grouped.setdefault(self.index_key(cell), []).append(cell)
+        return [
+            Job(c[0].method, c[0].target, c[0].seed, key, tuple(c)) for key, c in grouped.items()
+        ]
+
+    def index_key(self, cell: Cell) -> str:
+        """Names what `build` depends on, so that an index is reused for nothing else."""
+        target = self.fingerprints[cell.target.label]
+        return fingerprint(
+            [
+                SCHEMA,
+                "index",
+                jsonable(cell.method.identity),
+                target,
+                self.corpora["train"],
+                cell.seed,
+                _device(self.request.device),
+            ]
+        )
+
+
+def make_plan(request: Request) -> Plan:
+    """Resolves every name and parameter, reads the corpora and computes the cell keys.
+
+    Raises UsageError or DataError, naming the first thing that is wrong.
+    """
+    suite = load_suite(request.suite)
+    targets = _targets(suite, request.targets)
+    chosen = _methods(suite, request.methods)
+    overrides = _overrides(request.sets, chosen)
+    benchmarks = [_benchmark(suite, n) for n in _benchmarks(suite, request.benchmarks)]
+    seeds = request.seeds if request.seeds is not None else suite.seeds
+    specs = {
+        (v.label, t.label): _method(suite, v, t, overrides.get(v.label, {}))
+        for v in chosen
+        for t in targets
+    }
+    train, queries = suite.train, suite.queries(request.split)
+    corpora = {"train": train.fingerprint, "queries": queries.fingerprint}
+    for t in targets:
+        suite.verify(t.target.folder)
+    fingerprints = {t.label: t.target.fingerprint for t in targets}
+    truths: dict[Path, str] = {}
+    plan = Plan(request, suite, [], corpora, targets, fingerprints)
+    seen: dict[tuple[str, str], str] = {}
+    for variant in chosen:
+        for target in targets:
+            for seed in seeds:
+                for benchmark in benchmarks:
+                    spec = specs[variant.label, target.label]
+                    cell = _cell(plan, truths, spec, target, benchmark, seed)
+                    # Two labels that resolve to the same parameters are one measurement.
+                    if seen.setdefault((target.label, cell.key), variant.label) == variant.label:
+                        plan.cells.append(cell)
+    return plan
+
+
+def _cell(
+    plan: Plan,
+    truths: dict[Path, str],
+    method: MethodSpec,
+    target: SuiteTarget,
+    benchmark: BenchmarkSpec,
+    seed: int,
+) -> Cell:
+    truth, skip = None, ""
+    if benchmark.truth is not None:
+        name = truth_name(benchmark.truth, plan.request.split)
+        path = target.truths.get(name)
+        if path is None:
+            skip = f"the target {target.label} declares no truth {name!r}"
+        else:
+            if path not in truths:
+                plan.suite.verify(path)
+                truths[path] = plan.suite.content(path)
+            truth = truths[path]
+    key = fingerprint(
+        jsonable(
+            {
+                "schema": SCHEMA,
+                "method": method.identity,
+                "target": plan.fingerprints[target.label],
+                "corpus": plan.corpora,
+                "benchmark": [benchmark.name, benchmark.version, benchmark.params],
+                "truth": truth,
+                "seed": seed,
+                "device": _device(plan.request.device),
+            }
+        )
+    )
+    return Cell(key, method, target, benchmark, seed, truth, skip)
+
+
+def _device(device: str) -> str:
+    """The kind of device: cuda:0 and cuda:1 give the same scores."""
+    return device.partition(":")[0]
+
+
+# --------------------------------------------------------------------------- names
+
+
+def _targets(suite: Suite, asked: Sequence[str] | None) -> list[SuiteTarget]:
+    if asked is None:
+        return list(suite.main_targets)
+    if "all" in asked:
+        return list(suite.targets)
+    return [suite.target(label) for label in dict.fromkeys(asked)]
+
+
+def _benchmarks(suite: Suite, asked: Sequence[str] | None) -> list[str]:
+    if asked is None:
+        return list(suite.default_benchmarks)
+    if "all" in asked:
+        return list(plugins.registry().benchmarks)
+    return list(dict.fromkeys(asked))
+
+
+def _methods(suite: Suite, asked: Sequence[str] | None) -> list[Variant]:
+    """The chosen methods as variants: a plain name is the variant without parameters."""
+    registry = plugins.registry()
+    if asked is None:
+        asked = suite.default_methods or tuple(registry.methods)
+    labels: list[str] = []
+    for word in asked:
+        labels += [*registry.methods, *suite.variants] if word == "all" else [word]
+    chosen = []
+    for label in dict.fromkeys(labels):
+        if label in suite.variants:
+            variant = suite.variants[label]
+            registry.method(variant.method)
+        else:
+            try:
+                registry.method(label)
+            except UsageError as e:
+                if "unknown" not in e.message:
+                    raise
+                known = [*registry.methods, *suite.variants]
+                error = unknown("method", label, known, "List them with: tdabench methods")
+                error.remedy = e.remedy if "Broken" in e.remedy or not known else error.remedy
+                raise error from None
+            variant = Variant(label, label)
+        chosen.append(variant)
+    return chosen
+
+
+def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict[str, str]]:
+    """`--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels)."""
+    out: dict[str, dict[str, str]] = {}
+    for text in sets:
+        left, equals, value = text.partition("=")
+        name, dot, param = left.strip().rpartition(".")
+        if not (equals and dot and name and param):
+            raise UsageError(f"--set {text!r} is not of the form METHOD.PARAMETER=VALUE")
+        labels = [v.label for v in chosen if v.label == name] or [
+            v.label for v in chosen if v.method == name
+        ]
+        if not labels:
+            known = [*(v.label for v in chosen), *(v.method for v in chosen)]
+            raise unknown("method in --set", name, set(known), "It must be among those that run")
+        for label in labels:
+            out.setdefault(label, {})[param] = value
+    return out
+
+
+def _method(
+    suite: Suite, variant: Variant, target: SuiteTarget, passed: Mapping[str, str]
+) -> MethodSpec:
+    """Later wins: the method's defaults, the suite, tuned values, the variant, --set."""
+    entry = plugins.registry().method(variant.method)
+    cls: type[TDAMethod] = entry.cls
+    base = {
+        **suite.method_params.get(variant.method, {}),
+        **suite.method_params.get(variant.label, {}),
+    }
+    tuned_here = suite.tuned.get(target.label, {})
+    tuned = {**tuned_here.get(variant.method, {}), **tuned_here.get(variant.label, {})}
+    source = f"suite {suite.name}" if not passed else "--set"
+    try:
+        before = cls.from_params({**base, **tuned, **variant.params})
+        method = cls.from_params({**base, **tuned, **variant.params, **passed})
+    except TdabenchError as e:
+        raise UsageError(f"{source}: {e.message}", e.remedy) from e
+    except Exception as e:
+        raise UsageError(f"{source}: {variant.method} refuses its parameters: {e}") from e
+    params = jsonable(method.params)
+    given = {k: params[k] for k in passed}
+    altered = {k: v for k, v in given.items() if v != jsonable(before.params)[k]}
+    # Other parameters are another row: the label says which.
+    suffix = ",".join(f"{k}={_short(v)}" for k, v in sorted(altered.items()))
+    return MethodSpec(
+        label=f"{variant.label}[{suffix}]" if suffix else variant.label,
+        name=cls.name,
+        version=cls.version,
+        family=cls.family,
+        origin=entry.origin,
+        params=params,
+        passed=given,
+        tuned={k: params[k] for k in tuned if k not in variant.params and k not in given},
+        suite={k: params[k] for k in {**base, **variant.params} if k not in given},
+    )
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
+    cls = plugins.registry().benchmark(name).cls
+    benchmark = construct(cls, suite.benchmark_params.get(name, {}))
+    params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
+    # A benchmark with a parameter `truth` may be pointed at another truth of its kind.
+    truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None
+    return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth)
+
+
+def construct(cls: Any, params: Mapping[str, Any]) -> Any:
+    """A benchmark from parameters by name, checked and converted as a method's are."""
+    return TDAMethod.from_params.__func__(cls, params)  # type: ignore[attr-defined]
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with only what JSON holds: tuples become lists, numpy scalars numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return value
+    return jsonable(value.item()) if hasattr(value, "item") else str(value)

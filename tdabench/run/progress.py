@@ -1,0 +1,130 @@
+"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+def describe(record: dict[str, Any]) -> str:
+    """One line: what a cell gave, or why it gave nothing."""
+    title = f"{record['method']['label']} · {record['target']['label']}"
+    title += f" · {record['benchmark']['name']}"
+    if record["seed"]:
+        title += f" · seed {record['seed']}"
+    if record["status"] != "ok":
+        return f"{title}: {record['status']}: {record['reason']}"
+    metric = record["metrics"].get(record["primary"], {})
+    value = metric.get("value")
+    shown = "no value" if value is None else f"{value:.3f}"
+    if value is not None and metric.get("low") is not None and metric.get("high") is not None:
+        shown += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+    build = record["cost"].get("build", {}).get("seconds", 0.0)
+    query = record["cost"].get("query", {}).get("seconds", 0.0)
+    return f"{title}: {record['primary']} {shown} (build {build:.2f} s, query {query:.2f} s)"
+
+
+class Silent:
+    """Nothing but what must be said."""
+
+    def begin(self, total: int, cached: int) -> None:
+        pass
+
+    def job(self, title: str, phase: str, done: int, total: int) -> None:
+        pass
+
+    def finished(self, record: dict[str, Any], cached: bool) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        print(f"tdabench: {message}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Lines(Silent):
+    """One line a finished cell, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.total, self.count, self.start = 0, 0, time.monotonic()
+
+    def begin(self, total: int, cached: int) -> None:
+        self.total, self.count = total, cached
+        if cached:
+            print(f"{cached} of {total} cells are on disk", file=sys.stderr, flush=True)
+
+    def finished(self, record: dict[str, Any], cached: bool) -> None:
+        if cached:
+            return
+        self.count += 1
+        print(f"[{self.count}/{self.total}] {describe(record)}", file=sys.stderr, flush=True)
+
+
+class Bars(Silent):
+    """A bar over all cells and a line for each running job; finished cells scroll above."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.all: Any = None
+        self.tasks: dict[str, Any] = {}
+
+    def begin(self, total: int, cached: int) -> None:
+        if cached == total:
+            return
+        self.all = self.bars.add_task("cells", total=total, completed=cached)
+        self.bars.start()
+
+    def job(self, title: str, phase: str, done: int, total: int) -> None:
+        if title not in self.tasks:
+            self.tasks[title] = self.bars.add_task(title, total=None)
+        self.bars.update(
+            self.tasks[title],
+            description=f"{title}: {phase}",
+            completed=done,
+            total=total or None,
+        )
+
+    def finished(self, record: dict[str, Any], cached: bool) -> None:
+        if cached or self.all is None:
+            return
+        self.bars.advance(self.all)
+        style = {"ok": "green", "skipped": "yellow"}.get(record["status"], "red")
+        mark = {"ok": "✓", "skipped": "–"}.get(record["status"], "✗")
+        self.console.print(mark, end=" ", style=style)
+        self.console.print(describe(record), markup=False, soft_wrap=True)
+        for title in [t for t in self.tasks if t.startswith(record["method"]["label"] + " on ")]:
+            self.bars.remove_task(self.tasks.pop(title))
+
+    def say(self, message: str) -> None:
+        self.console.print(f"tdabench: {message}", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.bars.stop()
+
+
+def watcher(quiet: bool = False) -> Silent:
+    """The one that fits stderr."""
+    if quiet:
+        return Silent()
+    return Bars() if sys.stderr.isatty() else Lines()

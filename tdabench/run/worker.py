@@ -1,0 +1,367 @@
+"""The worker process: builds one index and runs its benchmarks, a record after each.
+
+    python -m tdabench.run.worker job.json
+
+It is a process of its own so that nothing a method does can reach another cell: a crash, a hang
+or a leak ends here. Progress goes to an events file as one JSON line each; what the method
+prints goes to a log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tdabench import plugins
+from tdabench.benchmarks.base import BenchmarkContext, Outcome
+from tdabench.errors import MethodError, TdabenchError
+from tdabench.io import read_json, write_arrays, write_json
+from tdabench.method import Context, Index
+from tdabench.run.folder import RunFolder, append_line, tail
+from tdabench.run.meter import (
+    GlobalRandomness,
+    Meter,
+    MeteredIndex,
+    MeteredTarget,
+    as_costs,
+    folder_bytes,
+)
+from tdabench.run.plan import construct, jsonable
+from tdabench.run.suite import Suite, SuiteTarget, load_suite, truth_name
+from tdabench.truth.store import Truth
+
+
+class Worker:
+    """One job: what it was told, and where it puts things."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.job = job
+        self.folder = RunFolder(Path(job["folder"]))
+        self.work = Path(job["work"])
+        self.log = Path(job["log"])
+        self.meter = Meter()
+        self.started = time.perf_counter()
+        self._last_progress = 0.0
+
+    # ------------------------------------------------------------------ telling
+
+    def event(self, kind: str, **details: Any) -> None:
+        append_line(self.work / "events.jsonl", {"event": kind, **details})
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if done >= total or time.monotonic() - self._last_progress > 0.2:
+            self._last_progress = time.monotonic()
+            self.event("progress", what=str(what)[:80], done=int(done), total=int(total))
+
+    def record(self, cell: Mapping[str, Any], status: str, **fields: Any) -> dict[str, Any]:
+        return {**cell["record"], "status": status, "job": self.job["id"], **fields}
+
+    def finish(self, cell: Mapping[str, Any], record: dict[str, Any]) -> None:
+        self.folder.write(record)
+        self.event("record", key=cell["key"], status=record["status"])
+
+    def fail(self, cells: list[dict], error: BaseException, cost: Mapping[str, Any]) -> None:
+        status, reason = explain(error)
+        traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for cell in cells:
+            details = {"reason": reason, "log_tail": tail(self.log), "cost": dict(cost)}
+            seconds = round(time.perf_counter() - self.started, 3)
+            self.finish(cell, self.record(cell, status, **details, seconds=seconds))
+
+    # ------------------------------------------------------------------ working
+
+    def run(self) -> None:
+        cells = list(self.job["cells"])
+        try:
+            suite = load_suite(self.job["suite"])
+            declared = suite.target(self.job["target"])
+            target = MeteredTarget.of(declared.target, self.meter)
+            assets = Inputs(suite, suite.assets_for(declared), "asset")
+            method = self._method()
+            context = Context(
+                target=target,
+                scratch=self._scratch("build"),
+                seed=self.job["seed"],
+                device=self.job["device"],
+                assets=assets,
+                progress=self.progress,
+            )
+            self.meter.watch_imports()
+            train = suite.train
+        except BaseException as e:
+            self.fail(cells, e, {})
+            return
+        try:
+            self.event("phase", phase="build", key="")
+            index, cost = self._index(method, context, train, target, assets)
+        except BaseException as e:
+            self.fail(cells, e, {})
+            return
+        for cell in cells:
+            self.event("phase", phase=cell["benchmark"]["name"], key=cell["key"])
+            try:
+                record = self._benchmark(cell, suite, declared, target, index, cost, assets)
+            except BaseException as e:
+                self.fail([cell], e, cost)
+                if isinstance(e, (KeyboardInterrupt, SystemExit)):
+                    raise
+            else:
+                self.finish(cell, record)
+
+    def _method(self) -> Any:
+        cls = plugins.registry().method(self.job["method"]["name"]).cls
+        return cls.from_params(self.job["method"]["params"])
+
+    def _scratch(self, name: str) -> Path:
+        path = self.work / "scratch" / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _index(
+        self, method: Any, context: Context, train: Any, target: MeteredTarget, assets: Inputs
+    ) -> tuple[Index, dict[str, Any]]:
+        """The index as loaded from disk, whether built now or by an earlier run.
+
+        Scores always come from the loaded index: then a resumed run sees what a fresh one sees,
+        and the bytes on disk are honest.
+        """
+        name = self.job["method"]["name"]
+        folder = self.folder.indices / self.job["index_key"]
+        cost = self._kept(folder, assets)
+        if cost is None:
+            cost = self._build(method, context, train, target, folder, assets)
+        self.event("phase", phase="load", key="")
+        index = method.load(context, folder / "index")
+        if not isinstance(index, Index):
+            raise MethodError(f"{name}.load returned {type(index).__name__}, expected an Index")
+        return index, cost
+
+    def _kept(self, folder: Path, assets: Inputs) -> dict[str, Any] | None:
+        if not (folder / "built.json").exists():
+            return None
+        built = read_json(folder / "built.json")
+        if any(assets.content(k) != v for k, v in built["assets"].items()):
+            return None
+        assets.used.update(built["assets"])
+        return built["cost"]
+
+    def _build(
+        self,
+        method: Any,
+        context: Context,
+        train: Any,
+        target: MeteredTarget,
+        folder: Path,
+        assets: Inputs,
+    ) -> dict[str, Any]:
+        name = self.job["method"]["name"]
+        randomness = GlobalRandomness()
+        with self.meter.phase() as phase:
+            index = method.build(context, train)
+        randomness.check(f"{name}.build")
+        target.check_unchanged(f"{name}.build")
+        if not isinstance(index, Index):
+            raise MethodError(f"{name}.build returned {type(index).__name__}, expected an Index")
+        covers = getattr(index, "n_train", None)
+        if covers != len(train):
+            raise MethodError(f"{name} built an index of {covers} examples, not {len(train)}")
+        self.event("phase", phase="save", key="")
+        temporary = folder.parent / f".{folder.name}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "index").mkdir(parents=True)
+        index.save(temporary / "index")
+        size = folder_bytes(temporary / "index")
+        cost = {
+            "prepare": as_costs(method.prepare_cost(context)),
+            "build": phase,
+            "index_bytes": size,
+            "bytes_per_example": size / len(train),
+            "n_train": len(train),
+        }
+        write_json(temporary / "built.json", {"cost": cost, "assets": dict(assets.used)})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        return cost
+
+    def _benchmark(
+        self,
+        cell: Mapping[str, Any],
+        suite: Suite,
+        declared: SuiteTarget,
+        target: MeteredTarget,
+        index: Index,
+        cost: Mapping[str, Any],
+        assets: Inputs,
+    ) -> dict[str, Any]:
+        who = self.job["method"]["name"]
+        name = cell["benchmark"]["name"]
+        split = self.job["split"]
+        train, queries = suite.train, suite.queries(split)
+        metered = MeteredIndex(index, who, len(train), self.meter)
+        truths = Inputs(suite, declared.truths, "truth")
+
+        def truth(kind: str) -> Truth:
+            path = truths[truth_name(kind, split)]
+            found = Truth.load(path)
+            found.check(train, target)
+            return found.for_queries(queries.ids)
+
+        benchmark = construct(plugins.registry().benchmark(name).cls, cell["benchmark"]["params"])
+        context = BenchmarkContext(
+            index=metered,
+            target=target,
+            train=train,
+            queries=queries,
+            truth=truth,
+            scratch=self._scratch(cell["key"]),
+            seed=self.job["seed"],
+            device=self.job["device"],
+            params=cell["benchmark"]["params"],
+        )
+        randomness, start = GlobalRandomness(), time.perf_counter()
+        with self.meter.phase() as phase:
+            outcome = benchmark.run(context)
+        check_outcome(name, outcome)
+        randomness.check(f"scoring with {who}")
+        target.check_unchanged(f"scoring with {who}")
+        memory = {k: v for k, v in phase.items() if k not in ("seconds", "setup_seconds")}
+        metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
+        write_arrays(
+            self.folder.arrays_path(cell["key"]),
+            arrays_of(outcome),
+            {"query_ids": list(outcome.query_ids), "key": cell["key"]},
+        )
+        return self.record(
+            cell,
+            "ok",
+            primary=outcome.primary,
+            metrics=metrics,
+            notes=list(outcome.notes),
+            cost={**cost, "query": {**metered.cost(), **memory}},
+            inputs={**assets.used, **truths.used},
+            seconds=round(time.perf_counter() - start + cost["build"]["seconds"], 3),
+        )
+
+
+class Inputs(Mapping[str, Path]):
+    """Declared files by name, each checked against its hash when first asked for.
+
+    Which ones were asked for is recorded with their content: a record made with another
+    encoder, say, is not taken for this one's.
+    """
+
+    def __init__(self, suite: Suite, paths: Mapping[str, Path], kind: str) -> None:
+        self.suite, self.paths, self.kind = suite, paths, kind
+        self.used: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> Path:
+        path = self.paths[name]
+        if f"{self.kind}:{name}" not in self.used:
+            self.suite.verify(path)
+            self.used[f"{self.kind}:{name}"] = self.suite.content(path)
+        return path
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.paths
+
+    def content(self, used: str) -> str:
+        """What the input recorded as `kind:name` holds now."""
+        path = self.paths.get(used.partition(":")[2])
+        return self.suite.content(path) if path is not None and path.exists() else ""
+
+
+def check_outcome(name: str, outcome: Any) -> None:
+    """Raises TdabenchError unless a benchmark returned a well-formed outcome."""
+    if not isinstance(outcome, Outcome):
+        raise TdabenchError(f"benchmark {name} returned {type(outcome).__name__}, not an Outcome")
+    if outcome.primary not in outcome.metrics:
+        raise TdabenchError(f"benchmark {name} has no metric {outcome.primary!r}, its primary")
+    if len(outcome.per_query) != len(outcome.query_ids):
+        raise TdabenchError(
+            f"benchmark {name} returned {len(outcome.per_query)} values for "
+            f"{len(outcome.query_ids)} queries"
+        )
+
+
+def arrays_of(outcome: Outcome) -> dict[str, Any]:
+    import numpy as np
+
+    arrays = {"per_query": np.asarray(outcome.per_query), **outcome.arrays}
+    if outcome.replicates is not None:
+        arrays["replicates"] = np.asarray(outcome.replicates)
+    return arrays
+
+
+def finite(value: Any) -> Any:
+    """`value` for JSON, which has no NaN: what is not finite becomes null."""
+    value = jsonable(value)
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Status and reason of a failure; for a bug in a plugin, also where it was raised."""
+    extra = getattr(error, "extra", None)
+    if isinstance(error, TdabenchError):
+        return ("skipped" if extra else "failed"), str(error)
+    text = (str(error).strip().splitlines() or [""])[0][:300]
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    if memory or "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        return "oom", reason
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames:
+        last = frames[-1]
+        reason += f" (in {last.name}, {Path(last.filename).name}:{last.lineno})"
+    return "failed", reason
+
+
+def follow_parent(parent: int) -> None:
+    """Ends this process when the one that started it is gone: no orphan keeps computing."""
+    try:
+        import ctypes
+
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        pass  # not Linux: the thread below does it
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: list[str]) -> int:
+    job = read_json(Path(argv[0]))
+    follow_parent(job["parent"])
+    plugins.configure(**job["plugins"])
+    os.chdir(job["cwd"])
+    Worker(job).run()
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
