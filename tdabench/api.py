@@ -47,7 +47,14 @@ from tdabench.method import (
 
 if TYPE_CHECKING:
     from tdabench.run.suite import load_suite
-    from tdabench.targets.target import Batch, Target, Tokens, example_losses, token_losses
+    from tdabench.targets.target import (
+        Batch,
+        Target,
+        Tokens,
+        example_losses,
+        response_logits,
+        token_losses,
+    )
     from tdabench.targets.training import Recipe, finetune
     from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
     from tdabench.toolkit.gradients import (
@@ -70,6 +77,7 @@ _LAZY = {
     "Target": "tdabench.targets.target",
     "Tokens": "tdabench.targets.target",
     "example_losses": "tdabench.targets.target",
+    "response_logits": "tdabench.targets.target",
     "token_losses": "tdabench.targets.target",
     "Recipe": "tdabench.targets.training",
     "finetune": "tdabench.targets.training",
@@ -141,6 +149,7 @@ __all__ = [
     "read_arrays",
     "read_json",
     "read_jsonl",
+    "response_logits",
     "row_blocks",
     "select_layers",
     "sha256_file",

@@ -262,24 +262,28 @@ def pad(tokens: Sequence[Tokens], index: np.ndarray, pad_id: int) -> Batch:
     )
 
 
-def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of the response tokens, flat [tokens], and the batch row of each [tokens].
+def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Logits at the positions that predict response tokens, row after row: [tokens, vocabulary].
 
-    Logits are computed at response positions only: with a large vocabulary that is most of the
-    memory, and on short responses much of the time.
+    Computed there only: with a large vocabulary the rest is most of the memory, and on short
+    responses much of the time.
     """
-    import torch
-
     if getattr(model.config, "final_logit_softcapping", None):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        picked = logits[:, :-1][batch.loss_mask]  # [tokens, vocabulary]
-    else:
-        hidden = model.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state  # [b, t, d]
-        picked = model.get_output_embeddings()(hidden[:, :-1][batch.loss_mask])
+        return logits[:, :-1][batch.loss_mask]
+    hidden = model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask
+    ).last_hidden_state  # [b, t, d]
+    return model.get_output_embeddings()(hidden[:, :-1][batch.loss_mask])
+
+
+def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of the response tokens, flat [tokens], and the batch row of each [tokens]."""
+    import torch
+
+    logits = response_logits(model, batch).float()
     gold = batch.input_ids[:, 1:][batch.loss_mask]
-    losses = torch.nn.functional.cross_entropy(picked.float(), gold, reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits, gold, reduction="none")
     rows = torch.nonzero(batch.loss_mask)[:, 0]
     return losses, rows
 

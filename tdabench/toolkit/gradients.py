@@ -146,7 +146,7 @@ class GradientEngine:
         """One forward and backward pass; `visit` sees each layer's inputs and output gradients.
 
         `visit(layer, x, delta)` gets x [b, t, d_in] (a column of ones last, with a bias) and
-        delta [b, t, d_out], zero at padding, in the model's dtype, last layer first. Returns
+        delta [b, t, d_out], both zero at padding, in the model's dtype, last layer first. Returns
         the losses [b], detached.
         """
         real = batch.attention_mask.bool()
@@ -155,12 +155,12 @@ class GradientEngine:
 
         def received(layer: Layer, x: Tensor, delta: Tensor) -> None:
             x, delta = (_by_position(layer, v, batch) for v in (x, delta))
+            if layer.bias:
+                x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
             if padding is not None and x.shape[1] == padding.shape[1]:
                 # Causal models give padding no gradient; but where a whole row is masked, as
                 # under left padding, they may give it NaN.
                 x, delta = x.masked_fill(padding, 0), delta.masked_fill(padding, 0)
-            if layer.bias:
-                x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
             seen.add(layer.name)
             visit(layer, x, delta)
 
