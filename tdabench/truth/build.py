@@ -67,16 +67,38 @@ def build(
     `shard=(i, n)` does every n-th unit, beginning with the i-th. Finished units are kept and
     never redone. A unit that fails is retried, then reported with its reason; the rest goes on.
     """
+    units = plan.units()[shard[0] :: shard[1]]
+    return build_units(
+        plan, target, train, queries, folder, units,
+        workers=workers, retries=retries, on_unit=on_unit,
+    )  # fmt: skip
+
+
+def build_units(
+    plan: TruthPlan,
+    target: Target,
+    train: Corpus,
+    queries: Corpus,
+    folder: Path,
+    units: Sequence[Unit],
+    *,
+    workers: int = 1,
+    retries: int = 1,
+    on_unit: OnUnit = lambda unit, reason: None,
+) -> list[Unit]:
+    """The same for chosen units."""
     folder = Path(folder)
     plan.check(target, train, queries)
     claim(plan, folder)
-    todo = [u for u in plan.units()[shard[0] :: shard[1]] if not _path(folder, u).exists()]
+    todo = [u for u in units if not unit_path(folder, u).exists()]
+    if not todo:
+        return []
     trainer = Trainer.of(plan, target, train, queries)
     failed = []
     for unit, result in _engine(trainer, todo, min(workers, max(1, len(todo))), retries):
         if isinstance(result, np.ndarray):
             write_arrays(
-                _path(folder, unit), {"losses": result}, {"unit": unit.name, "plan": plan.key}
+                unit_path(folder, unit), {"losses": result}, {"unit": unit.name, "plan": plan.key}
             )
             on_unit(unit, "")
         else:
@@ -97,7 +119,7 @@ def claim(plan: TruthPlan, folder: Path) -> None:
 
 def finished(plan: TruthPlan, folder: Path) -> list[Unit]:
     """The units whose result lies in `folder`."""
-    return [u for u in plan.units() if _path(folder, u).exists()]
+    return [u for u in plan.units() if unit_path(folder, u).exists()]
 
 
 def collect(plan: TruthPlan, folder: Path) -> Truth:
@@ -107,7 +129,7 @@ def collect(plan: TruthPlan, folder: Path) -> Truth:
     )
     missing = []
     for unit in plan.units():
-        path = _path(folder, unit)
+        path = unit_path(folder, unit)
         if not path.exists():
             missing.append(unit)
             continue
@@ -124,7 +146,8 @@ def collect(plan: TruthPlan, folder: Path) -> Truth:
     return Truth(losses, plan.groups, plan.query_ids, plan.describe())
 
 
-def _path(folder: Path, unit: Unit) -> Path:
+def unit_path(folder: Path, unit: Unit) -> Path:
+    """Where the losses of a unit lie."""
     return folder / "units" / f"{unit.name}.safetensors"
 
 

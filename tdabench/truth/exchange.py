@@ -1,0 +1,61 @@
+"""Truth in the layout that others publish: one JSON line a group.
+
+`train_subset` lists training indices, `test_loss` one loss per query (a data card calls it
+`test_score`). See docs/truth.md.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError
+from tdabench.groups import Groups
+from tdabench.io import write_text
+from tdabench.truth.store import Truth
+
+
+def export_lds(path: Path, out: Path) -> int:
+    """Writes the truth in `path`, losses averaged over seeds; returns the number of groups."""
+    truth = Truth.load(path)
+    mean = truth.losses.astype(np.float64).mean(axis=1)
+    lines = [
+        json.dumps({"train_subset": ids.tolist(), "test_loss": [float(x) for x in row]})
+        for ids, row in zip(truth.groups, mean)
+    ]
+    write_text(out, "\n".join(lines) + "\n")
+    return len(lines)
+
+
+def import_lds(path: Path, train: Corpus, queries: Corpus) -> Truth:
+    """A truth of one seed from published lines. Raises DataError naming a malformed line."""
+    groups, losses = [], []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from e
+    for n, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            row = json.loads(raw.decode("utf-8"))
+            subset, loss = row["train_subset"], row.get("test_loss", row.get("test_score"))
+            members = np.asarray(subset, dtype=np.int64)
+            values = np.asarray(loss, dtype=np.float32)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise DataError(f"{path}, line {n}: not a train_subset with test_loss ({e!r})") from e
+        if members.ndim != 1 or values.shape != (len(queries),):
+            raise DataError(
+                f"{path}, line {n}: {values.size} losses for {len(queries)} queries",
+                "Give the query file that the losses were measured on",
+            )
+        groups.append(members)
+        losses.append(values)
+    if not groups:
+        raise DataError(f"{path} holds no groups")
+    plan = {"name": Path(path).stem, "train": train.fingerprint, "queries": queries.fingerprint}
+    stacked = np.stack(losses)[:, None, :]
+    return Truth(stacked, Groups.of(groups, len(train)), tuple(queries.ids), plan)
