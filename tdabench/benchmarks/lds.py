@@ -95,6 +95,7 @@ def rank_outcome(
     metrics = {
         name: metric(boot, clip=(-1.0, 1.0)),
         "constant_queries": Metric(float(flat), higher_is_better=False),
+        "truth_seeds": Metric(float(truth.n_seeds)),
     }
     arrays = {"group_scores": scores, **boot.arrays()}
 

@@ -24,7 +24,7 @@ from tdabench.report.records import (
     read_run,
 )
 
-CEILING, SHARE = "ceiling", "share_of_ceiling"
+CEILING, SHARE, TRUTH_SEEDS = "ceiling", "share_of_ceiling", "truth_seeds"
 TIMES = ("prepare", "build", "query")
 COSTS = (*TIMES, "bytes")
 
@@ -311,10 +311,12 @@ def _table(
     names: dict[tuple[str, str], str] = {}
     for record, label in sorted(members, key=lambda m: order.index(m[0].benchmark_name)):
         what = fingerprint(record.what)
-        same = [n for (b, _), n in names.items() if b == record.benchmark_name]
         name = names.get((record.benchmark_name, what))
         if name is None:
-            name = record.benchmark_name if not same else f"{record.benchmark_name}@{what[:4]}"
+            split = str(record.data.get("split") or "test")
+            name = record.benchmark_name if split == "test" else f"{record.benchmark_name}@{split}"
+            if name in names.values():
+                name = f"{name}@{what[:4]}"
             names[record.benchmark_name, what] = name
         cells.setdefault(label, {}).setdefault(name, []).append(record)
         columns[name] = _column(name, record, columns.get(name))
@@ -358,12 +360,10 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
         return old
     metric = record.metric(record.primary)
     shapes = record.shapes() if record.ok else {}
-    info = record.data.get("truth_info")
-    info = info if isinstance(info, Mapping) else {}
     ceiling = finite(record.metric(CEILING).get("value"))
     queries = (shapes.get("per_query") or (None,))[0]
-    groups = finite(info.get("groups")) or (shapes.get("group_scores") or (None, None))[-1]
-    seeds = finite(info.get("seeds"))
+    groups = (shapes.get("group_scores") or (None,))[-1]
+    seeds = finite(record.metric(TRUTH_SEEDS).get("value"))
     params = record.benchmark.get("params")
     return Column(
         name=name,
@@ -376,7 +376,7 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
         truth=record.data.get("truth"),
         ceiling=ceiling,
         queries=queries,
-        groups=int(groups) if groups else None,
+        groups=groups,
         truth_seeds=int(seeds) if seeds else None,
     )
 
@@ -410,7 +410,9 @@ def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -
     )
     if bad:
         some = f"{len(bad)} of {len(records)} seeds: " if len(records) > 1 else ""
-        return replace(base, status=bad[0].status, reason=some + (bad[0].reason or "no reason was recorded"))
+        return replace(
+            base, status=bad[0].status, reason=some + (bad[0].reason or "no reason was recorded")
+        )
     metric = pooled(records, column.metric)
     if not metric:
         return replace(base, status="failed", reason=f"its record has no {column.metric}")
@@ -487,14 +489,14 @@ def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[st
         return sum(values) / len(values) if values else None
 
     first = records[0]
-    hardware = first.hardware or (where[first.run].hardware if first.run in where else {})
+    machine = first.machine or (where[first.run].hardware if first.run in where else {})
     per_query = [
         1e3 * s / n
         for r in records
         if (s := finite(_mapping(r.cost.get("query")).get("seconds"))) is not None
         and (n := finite(_mapping(r.cost.get("query")).get("queries")))
     ]
-    machines.setdefault(machine_of(hardware), describe_machine(hardware))
+    machines.setdefault(machine_of(machine), describe_machine(machine))
     return Cost(
         prepare_seconds=mean("prepare", "seconds"),
         retrainings=mean("prepare", "retrainings"),
@@ -504,7 +506,7 @@ def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[st
         index_bytes=mean("index_bytes"),
         build_peak_bytes=mean("build", "peak_bytes"),
         query_peak_bytes=mean("query", "peak_bytes"),
-        machine=machine_of(hardware),
+        machine=machine_of(machine),
     )
 
 
@@ -550,7 +552,7 @@ def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
         for column in table.columns:
             if "@" in column.name:
                 out.append(
-                    f"{column.name}: {column.benchmark} with another version, parameters or "
-                    "truth; not comparable with the first column of that name"
+                    f"{column.name}: {column.benchmark} with other queries, parameters, truth or "
+                    f"version; not comparable with another column {column.benchmark}"
                 )
     return out

@@ -117,7 +117,14 @@ class Record:
             "version": self.benchmark.get("version"),
             "params": self.benchmark.get("params"),
             "truth": self.data.get("truth"),
+            "queries": self.corpus.get("queries"),
         }
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """What decides how long things take: hardware, and how it was used."""
+        used = {k: self.data.get(k) for k in ("device", "threads", "concurrent")}
+        return {**self.hardware, **{k: v for k, v in used.items() if v is not None}}
 
     @property
     def arrays_path(self) -> Path:
@@ -270,16 +277,23 @@ def finite(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def machine_of(hardware: Mapping[str, Any]) -> str:
-    """A fingerprint of what decides times: processor, cores, accelerator."""
-    return fingerprint([str(hardware.get(k) or "") for k in ("cpu", "cores", "gpu")])
+_DECIDES = ("cpu", "cores", "gpu", "device", "threads", "concurrent")
 
 
-def describe_machine(hardware: Mapping[str, Any]) -> str:
-    cores = hardware.get("cores")
+def machine_of(machine: Mapping[str, Any]) -> str:
+    """A fingerprint of what decides times: processor, cores, accelerator, threads, jobs."""
+    return fingerprint([str(machine.get(k) or "") for k in _DECIDES])
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """One line for a reader: `Testor 9, 2 cores, 1 thread, 2 jobs at once`."""
+    cores, threads = machine.get("cores"), machine.get("threads")
+    jobs = machine.get("concurrent")
     parts = [
-        str(hardware.get("cpu") or "unknown processor"),
+        str(machine.get("cpu") or "unknown processor"),
         f"{cores} cores" if cores else "",
-        str(hardware.get("gpu") or ""),
+        str(machine.get("gpu") or ""),
+        f"{threads} thread{'s' if threads != 1 else ''} a method" if threads else "",
+        f"{jobs} methods at once" if jobs and jobs != 1 else "",
     ]
     return ", ".join(p for p in parts if p)

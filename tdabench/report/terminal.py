@@ -93,7 +93,7 @@ def _print_table(table: Table, console: Console, columns: Sequence[str] | None, 
     if columns is not None:
         shown = [_column(table, ranked, key, digits) for key in columns]
     else:
-        shown = [_column(table, ranked, key, digits) for key in _default_columns(table)]
+        shown = [_column(table, ranked, key, digits) for key in default_columns(table)]
         shown = [c for c in shown if c.key not in COSTS or any(str(t) != "–" for t in c.cells)]
         if not (plain or wide):
             shown, hidden = _fit(shown, table, width)
@@ -104,7 +104,10 @@ def _print_table(table: Table, console: Console, columns: Sequence[str] | None, 
     for row in failed:
         cell = _primary(table, row)
         prefix = Text(" -    ")
-        prefix.append(clean(row.label, 60), "bold")
+        label = Text(clean(row.label, 60), "bold")
+        if not plain:
+            label.truncate(max(8, width - 30), overflow="ellipsis")
+        prefix.append_text(label)
         prefix.append("  ")
         body = Text(f"{cell.status}: ", "red")
         body.append(clean(cell.reason or "no reason was recorded", 300))
@@ -149,23 +152,24 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
         if any(parts):
             spent = ", ".join(p for p in parts if p)
             out.append(f"{clean(row.label, 60)}'s prepare phase: {spent} (once).")
-    ties = [c for r in table.rows if (c := _primary(table, r)).ok and c.tied]
+    ties = [c.rank for r in table.rows if (c := _primary(table, r)).ok and c.tied]
     if ties:
-        out.append("=: not told apart at 5% (paired bootstrap, Holm over all pairs).")
+        marks = listing(dict.fromkeys(f"{r}=" for r in ties[:2] + ties[-1:]))
+        out.append(f"{marks}: not told apart at 5% (paired bootstrap, Holm over all pairs).")
+    lost: dict[tuple[str, str, str], list[str]] = {}
     for row in table.rows:
-        said = _primary(table, row)
+        main = _primary(table, row)
         for name, cell in row.cells.items():
-            if name != table.primary and not cell.ok and cell.reason != said.reason:
-                reason = clean(cell.reason or "no reason was recorded", 200)
-                out.append(f"{clean(row.label, 60)} on {clean(name, 60)}: {cell.status}: {reason}.")
+            if name != table.primary and not cell.ok and cell.reason != main.reason:
+                reason = clean(cell.reason or "no reason was recorded", 200).rstrip(".")
+                lost.setdefault((clean(name, 60), cell.status, reason), []).append(row.label)
+    for (name, status, reason), labels in lost.items():
+        out.append(f"{_some(labels)} on {name}: {status}: {reason}.")
     notes: dict[str, list[str]] = {}
     for row in table.rows:
         for note in row.notes:
-            notes.setdefault(clean(note, 300), []).append(clean(row.label, 60))
-    said_notes = [
-        f"{listing(labels) if len(labels) < 4 else f'{len(labels)} methods'}: {note}"
-        for note, labels in notes.items()
-    ]
+            notes.setdefault(clean(note, 300), []).append(row.label)
+    said_notes = [f"{_some(labels)}: {note}" for note, labels in notes.items()]
     limit = len(said_notes) if everything else 4
     out += said_notes[:limit]
     if len(said_notes) > limit:
@@ -173,12 +177,19 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
     return out
 
 
+def _some(labels: Sequence[str]) -> str:
+    """Up to three labels by name, more by their number."""
+    return listing(clean(x, 60) for x in labels) if len(labels) < 4 else f"{len(labels)} methods"
+
+
 def _primary(table: Table, row: Row) -> Cell:
     return row.cells.get(table.primary) or Cell("absent", f"not run on {table.primary}")
 
 
-def _default_columns(table: Table) -> list[str]:
-    others = [c.name for c in table.columns if c.name != table.primary]
+def default_columns(table: Table) -> list[str]:
+    """What a table shows unless told otherwise; benchmarks nobody has a value on are left out."""
+    filled = {name for row in table.rows for name, cell in row.cells.items() if cell.ok}
+    others = [c.name for c in table.columns if c.name != table.primary and c.name in filled]
     share = ["share"] if table.column(table.primary).ceiling else []
     return ["rank", "method", table.primary, *share, *others, "build", "query", "bytes"]
 

@@ -1,0 +1,76 @@
+"""`tdabench leaderboard`: the table computed from the records of one or several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FORMATS = ("table", "json", "csv", "md", "latex")
+
+
+@click.command("leaderboard")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option(
+    "--sort",
+    default="rank",
+    show_default=True,
+    metavar="KEY",
+    help="rank, method, family, share, build, query, bytes, prepare or a benchmark; "
+    "--sort=-KEY reverses.",
+)
+@click.option("--columns", metavar="A,B", help="Show these columns, whatever the width.")
+@click.option("--benchmark", metavar="NAME", help="Rank by this benchmark.")
+@click.option("--target", metavar="NAME", help="Only this target.")
+@click.option("--wide", is_flag=True, help="Every column, whatever the width.")
+@click.option("--no-cache", is_flag=True, help="Compare the methods again.")
+def command(
+    folders: tuple[Path, ...],
+    form: str,
+    as_json: bool,
+    sort: str,
+    columns: str | None,
+    benchmark: str | None,
+    target: str | None,
+    wide: bool,
+    no_cache: bool,
+) -> None:
+    """Print the leaderboard of a run, or of several runs merged.
+
+    DIR is a run folder or a folder of runs; without one, the newest run under runs/. In a pipe
+    the table is printed in full and without colour.
+
+    \b
+    Examples:
+      tdabench leaderboard
+      tdabench leaderboard runs/mine runs/theirs --benchmark selection
+      tdabench leaderboard --format latex > table.tex
+    """
+    from tdabench.report.board import Board
+
+    board = Board.from_runs(folders, cache=not no_cache)
+    chosen = [c.strip() for c in columns.split(",") if c.strip()] if columns else None
+    form = "json" if as_json else form
+    if form == "table":
+        from rich.console import Console
+
+        from tdabench.report.terminal import print_board
+
+        print_board(
+            board,
+            Console(),
+            sort=sort,
+            columns=chosen,
+            benchmark=benchmark,
+            target=target,
+            wide=wide,
+        )
+        return
+    from tdabench.report.export import export
+
+    click.echo(
+        export(board, form, sort=sort, columns=chosen, benchmark=benchmark, target=target),
+        nl=False,
+    )

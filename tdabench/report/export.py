@@ -1,0 +1,290 @@
+"""The same table as JSON, CSV, Markdown and LaTeX.
+
+JSON and CSV carry everything at full precision; Markdown and LaTeX are for reading, in the
+terminal's columns. Strings are quoted for each syntax: CSV cells that a spreadsheet would run
+as a formula are prefixed, Markdown and LaTeX specials escaped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tdabench.errors import unknown
+from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.terminal import (
+    context_line,
+    default_columns,
+    footnotes,
+    machine_letter,
+    metric,
+    title,
+)
+from tdabench.report.text import clean, count, milliseconds, seconds
+
+FORMATS = ("json", "csv", "md", "latex")
+SCHEMA = 1
+
+
+def export(
+    board: Board,
+    form: str,
+    *,
+    sort: str = "rank",
+    columns: Sequence[str] | None = None,
+    benchmark: str | None = None,
+    target: str | None = None,
+) -> str:
+    """`board` as text in a format of FORMATS, ending in a newline. Raises UsageError."""
+    if form not in FORMATS:
+        raise unknown("format", form, FORMATS)
+    tables = [board.table(target)] if target else list(board.tables)
+    tables = [(t.ranked_by(benchmark) if benchmark else t).sorted_by(sort) for t in tables]
+    if form == "json":
+        # ASCII: no direction mark or control character of a label reaches a terminal raw.
+        return json.dumps(as_json(board, tables), indent=2) + "\n"
+    if form == "csv":
+        return _csv(tables)
+    write = _markdown if form == "md" else _latex
+    return "\n".join(write(t, columns or default_columns(t)) for t in tables)
+
+
+# --------------------------------------------------------------------------- data
+
+
+def as_json(board: Board, tables: Sequence[Table]) -> dict[str, Any]:
+    """Everything a table holds, as plain values; what is not finite becomes null."""
+    value = {
+        "schema": SCHEMA,
+        "runs": [{"run": r.name, **{k: r.manifest.get(k) for k in _MANIFEST}} for r in board.runs],
+        "warnings": list(board.warnings),
+        "tables": [asdict(t) for t in tables],
+    }
+    return dict(_storable(value))
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _storable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_storable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, bool, int, float)) or value is None else str(value)
+
+
+_MANIFEST = ("suite", "command", "created", "tdabench", "git", "python", "packages", "hardware")
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One line a (target, method); columns of benchmarks that a table lacks stay empty."""
+    names = list(dict.fromkeys(c.name for t in tables for c in t.columns))
+    parts = ("", "_low", "_high", "_share", "_rank", "_tied", "_status", "_reason")
+    costs = list(asdict(Row("").cost))
+    head = ["suite", "target", "regime", "n_train", "ranked_by", "rank", "tied"]
+    head += ["method", "name", "version", "family", "params"]
+    head += [f"{name}{part}" for name in names for part in parts]
+    head += costs + ["notes"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_formula_safe(h) for h in head])
+    for t in tables:
+        for row in t.rows:
+            main = row.cells.get(t.primary) or Cell("absent")
+            line: list[Any] = [t.suite, t.target, t.regime, t.n_train, t.primary]
+            line += [main.rank, main.tied, row.label, row.name, row.version, row.family]
+            line.append(json.dumps(row.params, sort_keys=True, ensure_ascii=False, default=str))
+            for name in names:
+                c = row.cells.get(name) or Cell("absent")
+                line += [c.value, c.low, c.high, c.share, c.rank, c.tied, c.status, c.reason]
+            line += [getattr(row.cost, k) for k in costs]
+            line.append("; ".join(row.notes))
+            writer.writerow([_formula_safe(v) for v in line])
+    return out.getvalue()
+
+
+def _formula_safe(value: Any) -> Any:
+    """Text that a spreadsheet would evaluate is prefixed with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = clean(value, 10_000)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+# --------------------------------------------------------------------------- for reading
+
+
+def _headers(table: Table, columns: Sequence[str]) -> list[str]:
+    names = {c.name for c in table.columns}
+    known = ["rank", "method", "family", "share", *COSTS, *names]
+    out = []
+    for key in columns:
+        if key not in known:
+            raise unknown("column", key, known)
+        if key in names:
+            column = table.column(key)
+            out.append(clean(title(column), 40) + (" [95%]" if key == table.primary else ""))
+        else:
+            out.append({"share": "of ceiling", "bytes": "bytes/ex"}.get(key, key))
+    return out
+
+
+def _plain(table: Table, row: Row, key: str) -> str:
+    main = row.cells.get(table.primary) or Cell("absent")
+    if key == "rank":
+        return "–" if main.rank is None else f"{main.rank}{'=' if main.tied else ''}"
+    if key == "method":
+        return clean(row.label, 60)
+    if key == "family":
+        return clean(row.family, 30) or "–"
+    if key == "share":
+        return "–" if main.share is None else f"{main.share * 100:.0f}%"
+    value = row.cost.of(key)
+    if key == "bytes":
+        return count(value)
+    said = milliseconds(value) if key == "query" else seconds(value)
+    if value is not None and not table.one_machine:
+        said += f" {machine_letter(table, row.cost.machine)}"
+    return said
+
+
+def _figure(cell: Cell) -> str:
+    return metric(cell.value, 3)
+
+
+def _interval(cell: Cell) -> str:
+    if cell.low is None or cell.high is None:
+        return ""
+    return f"[{metric(cell.low, 3)}, {metric(cell.high, 3)}]"
+
+
+def _markdown(table: Table, columns: Sequence[str]) -> str:
+    names = {c.name for c in table.columns}
+    right = {"share", *COSTS}
+    lines = [f"**{_md(context_line(table).plain)}**", ""]
+    lines.append("| " + " | ".join(_md(h) for h in _headers(table, columns)) + " |")
+    lines.append("|" + "|".join("--:" if c in right else ":--" for c in columns) + "|")
+    for row in table.rows:
+        main = row.cells.get(table.primary) or Cell("absent", f"not run on {table.primary}")
+        cells = []
+        for key in columns:
+            if key not in names:
+                cells.append(_md(_plain(table, row, key)))
+                continue
+            cell = row.cells.get(key)
+            if cell is None:
+                cells.append("–")
+            elif not cell.ok:
+                said = f"{cell.status}: {cell.reason}" if key == table.primary else cell.status
+                cells.append(f"*{_md(clean(said, 200))}*")
+            else:
+                figure = f"**{_figure(cell)}**" if cell.best else _figure(cell)
+                shown = f"{figure} {_md(_interval(cell))}" if key == table.primary else figure
+                cells.append(shown.strip())
+        if not main.ok and table.primary not in columns:
+            cells[-1] += f" *{_md(clean(f'{main.status}: {main.reason}', 200))}*"
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = [f"- {_md(clean(n, 600))}" for n in footnotes(table)]
+    bold = "- Bold: the best, and what is not told apart from it."
+    return "\n".join([*lines, "", bold, *notes, ""])
+
+
+_MD = re.compile(r"([\\`*_{}\[\]<>|#~!&])")
+
+
+def _md(text: str) -> str:
+    return _MD.sub(r"\\\1", text)
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "·": r"$\cdot$",
+    "−": "$-$",
+    "…": r"\dots{}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def _latex(table: Table, columns: Sequence[str]) -> str:
+    """A booktabs table: the best of a column in bold, a mark on what is not told apart from it."""
+    names = {c.name for c in table.columns}
+    spec = "".join("r" if c in ("share", *COSTS) else "l" for c in columns)
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{{spec}}}",
+        r"\toprule",
+        " & ".join(_tex(h) for h in _headers(table, columns)) + r" \\",
+        r"\midrule",
+    ]
+    best = {name: _best(table, table.column(name)) for name in names}
+    for row in table.rows:
+        cells = []
+        for key in columns:
+            if key not in names:
+                cells.append(_tex(_plain(table, row, key)))
+                continue
+            cell = row.cells.get(key)
+            if cell is None or not cell.ok:
+                cells.append(rf"\emph{{{_tex(cell.status)}}}" if cell else "--")
+                continue
+            figure = _figure(cell).replace("-", "$-$")
+            if cell.value == best[key]:
+                figure = rf"\textbf{{{figure}}}"
+            if cell.best and cell.tied:
+                figure += r"$^{=}$"
+            if key == table.primary and (span := _interval(cell)):
+                figure += rf" {{\scriptsize {span.replace('-', '$-$')}}}"
+            cells.append(figure)
+        lines.append(" & ".join(cells) + r" \\")
+    notes = [clean(n, 600) for n in footnotes(table) if not n.split(":")[0].endswith("=")]
+    failed = [
+        f"{clean(r.label, 60)}: {c.status}, {clean(c.reason, 200)}."
+        for r in table.rows
+        if (c := r.cells.get(table.primary)) is not None and not c.ok
+    ]
+    caption = (
+        f"{context_line(table).plain}. Bold: best; $^{{=}}$: not told apart from it at 5\\% "
+        "(paired bootstrap, Holm)."
+    )
+    said = caption.split("$^", 1)
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{_tex(said[0])}$^{said[1]}}}",
+        *[f"% {note}" for note in [*failed, *notes]],
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _best(table: Table, column: Column) -> float | None:
+    values = [c.value for r in table.rows if (c := r.cells.get(column.name)) and c.ok]
+    found = [v for v in values if v is not None]
+    if not found:
+        return None
+    return max(found) if column.higher_is_better else min(found)

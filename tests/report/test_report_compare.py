@@ -1,0 +1,162 @@
+"""Comparing two methods or two runs: effect, interval, verdict, exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from tdabench import stats
+from tdabench.cli.compare import command
+from tdabench.errors import DataError, UsageError
+from tdabench.report.compare import compare, print_comparison
+from tdabench.report.records import read_run
+
+
+def said(found, width=200):
+    out = io.StringIO()
+    print_comparison(found, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def boot(folder, label, benchmark="lds"):
+    r = next(
+        r for r in read_run(folder).records if (r.label, r.benchmark_name) == (label, benchmark)
+    )
+    arrays, _ = r.arrays()
+    value = r.metrics[benchmark]["value"]
+    return stats.Bootstrap.of_record(value, arrays["per_query"], arrays)
+
+
+def test_the_effect_is_that_of_the_statistics_module(plain_run):
+    (d,) = compare("bm25", "logra", [plain_run], benchmark="lds")
+    expected = stats.compare(boot(plain_run, "logra"), boot(plain_run, "bm25"))
+    assert (d.effect, d.low, d.high, d.p) == (
+        expected.effect,
+        expected.low,
+        expected.high,
+        expected.p,
+    )
+    assert d.verdict == "better"
+    assert "logra is better than bm25 on LDS by" in said([d])
+
+
+def test_the_other_way_round_is_a_regression(plain_run):
+    (d,) = compare("logra", "bm25", [plain_run], benchmark="lds")
+    assert (d.verdict, d.regressed) == ("worse", True)
+    assert d.effect < 0
+
+
+def test_equal_methods_are_not_told_apart(plain_run):
+    (d,) = compare("logra", "ekfac", [plain_run], benchmark="lds")
+    assert d.verdict == "tied"
+    assert not d.regressed
+    assert "not told apart on LDS (95% interval" in said([d])
+
+
+def test_a_method_against_itself_has_no_effect(plain_run):
+    for d in compare("logra", "logra", [plain_run]):
+        assert (d.effect, d.verdict) == (0.0, "tied")
+
+
+def test_p_values_of_several_benchmarks_are_adjusted_together(plain_run):
+    alone = [compare("bm25", "airrep", [plain_run], b)[0].p for b in ("lds", "transfer")]
+    together = {d.benchmark: d.p for d in compare("bm25", "airrep", [plain_run])}
+    third = compare("bm25", "airrep", [plain_run], "selection")[0].p
+    adjusted = stats.holm([*alone, third])
+    assert together["LDS"] == pytest.approx(adjusted[0])
+    assert together["transfer"] == pytest.approx(adjusted[1])
+
+
+def test_less_is_better_turns_the_verdict(make_run):
+    def lower(record):
+        for m in record["metrics"].values():
+            m["higher_is_better"] = False
+
+    folder = make_run("r", {"a": 3.0, "b": 0.0}, benchmarks=("transfer",), change=lower)
+    (d,) = compare("a", "b", [folder])
+    assert d.effect < 0
+    assert d.verdict == "better"
+
+
+def test_two_runs_are_compared_method_by_method(make_run):
+    before = make_run("before", {"x": 1.5, "y": 0.3}, benchmarks=("lds",))
+    after = make_run("after", {"x": 0.5, "y": 0.3}, benchmarks=("lds",))
+    found = {d.a: d for d in compare(str(before), str(after))}
+    assert found["x (before)"].verdict == "worse"
+    assert found["y (before)"].verdict == "tied"
+    assert found["y (before)"].b == "y (after)"
+
+
+def test_a_result_that_is_lost_is_a_regression(make_run):
+    before = make_run("before", {"x": 1.5}, benchmarks=("lds",))
+    after = make_run("after", {}, benchmarks=("lds",), failed={"x": ("oom", "needed 9 GiB")})
+    (d,) = compare(str(before), str(after))
+    assert (d.verdict, d.regressed) == ("lost", True)
+    assert "needed 9 GiB" in said([d])
+
+
+def test_without_replicates_nothing_is_claimed(plain_run):
+    for r in read_run(plain_run).records:
+        if r.label == "airrep":
+            r.arrays_path.unlink()
+    (d,) = compare("bm25", "airrep", [plain_run], "lds")
+    assert (d.verdict, d.p) == ("untested", None)
+    assert not d.regressed
+    assert "not tested" in said([d])
+
+
+def test_unpaired_replicates_are_not_compared(plain_run, put_cell):
+    r = next(
+        r for r in read_run(plain_run).records if (r.label, r.benchmark_name) == ("bm25", "lds")
+    )
+    arrays, meta = r.arrays()
+    short = {k: v[:50] if k.startswith("replicates") else v for k, v in arrays.items()}
+    put_cell(plain_run, r.data, {k: np.ascontiguousarray(v) for k, v in short.items()}, meta)
+    (d,) = compare("bm25", "airrep", [plain_run], "lds")
+    assert d.verdict == "untested"
+    assert "not paired" in d.reason
+
+
+def test_cells_measured_otherwise_are_refused(make_run):
+    def other(record):
+        record["truth"] = "8888"
+
+    before = make_run("before", {"x": 1.5}, benchmarks=("lds",))
+    after = make_run("after", {"x": 1.5}, benchmarks=("lds",), change=other)
+    with pytest.raises(DataError, match="not measured alike"):
+        compare(str(before), str(after))
+
+
+def test_unknown_names(plain_run):
+    with pytest.raises(UsageError, match="Did you mean 'airrep'"):
+        compare("airep", "bm25", [plain_run])
+    with pytest.raises(UsageError, match="unknown benchmark 'ldz'"):
+        compare("airrep", "bm25", [plain_run], "ldz")
+    with pytest.raises(DataError, match="demo has no result on lds"):
+        compare("demo", "bm25", [plain_run], "lds")
+
+
+def test_machines_are_named_when_times_cannot_be_compared(make_run):
+    def other(record):
+        record["hardware"] = {"cpu": "Other", "cores": 64}
+
+    before = make_run("before", {"x": 1.5}, benchmarks=("lds",))
+    after = make_run("after", {"x": 1.5}, benchmarks=("lds",), change=other)
+    assert "times are from two machines" in said(compare(str(before), str(after)))
+    assert "two machines" not in said(compare(str(before), str(before)))
+
+
+def test_the_command_and_its_exit_code(plain_run):
+    run = CliRunner().invoke
+    worse = ["airrep", "bm25", "--run", str(plain_run)]
+    assert run(command, worse).exit_code == 0
+    assert run(command, [*worse, "--fail-on", "regression"]).exit_code == 1
+    better = ["bm25", "airrep", "--run", str(plain_run), "--fail-on", "regression"]
+    assert run(command, better).exit_code == 0
+    rows = json.loads(run(command, [*worse, "--json"]).stdout)
+    assert [r["regressed"] for r in rows if r["benchmark"] == "LDS"] == [True]
