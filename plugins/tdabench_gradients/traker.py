@@ -152,7 +152,7 @@ class _Runner:
         from tdabench.api import select_layers
 
         self.method, self.context = method, context
-        self.model = context.target.fresh_model(method.checkpoint).to(context.device)
+        self.model = context.target.fresh_model(method.checkpoint).to(context.device)  # type: ignore[arg-type]
         # Fused attention has no batching rule under vmap.
         self.model.set_attn_implementation("eager")
         chosen = [f"{name}.weight" for name, _ in select_layers(self.model, method.layers)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -325,6 +325,8 @@ def map_batches(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(index [b], compute(batch)) over all of `tokens`, in batches of similar length.
 
+    `batch.index`, as `compute` sees it, equals `index`: places in `tokens`.
+
     When memory runs out the batch is halved, then and for the rest of the pass, and
     `context.progress` is told; MethodError if a single example does not fit.
     """
@@ -336,7 +338,7 @@ def map_batches(
         ):
             index = part[batch.index]
             try:
-                result = compute(batch.to(context.device))
+                result = compute(replace(batch.to(context.device), index=index))
             except (RuntimeError, MemoryError) as e:
                 if not _out_of_memory(e):
                     raise
@@ -402,7 +404,7 @@ def stream_features(
     for index, block in map_batches(
         context,
         [tokens[int(i)] for i in todo],
-        compute,
+        lambda batch: compute(replace(batch, index=todo[batch.index])),
         what=name,
         tokens_a_batch=tokens_a_batch,
         max_examples=most,

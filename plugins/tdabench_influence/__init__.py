@@ -1,0 +1,13 @@
+"""Influence functions: curvature of the training loss applied to whole query gradients.
+
+Importing this package loads no torch: the methods do when they build.
+"""
+
+from tdabench.api import TDAMethod, hookimpl
+from tdabench_influence.ekfac import EKFAC, KFAC
+from tdabench_influence.identity import Identity
+
+
+@hookimpl
+def tdabench_methods() -> list[type[TDAMethod]]:
+    return [EKFAC, KFAC, Identity]

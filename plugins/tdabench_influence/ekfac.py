@@ -1,0 +1,191 @@
+"""EK-FAC and K-FAC: Kronecker-factored curvature of each linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tdabench.api import Context, Example, MethodError, UsageError
+from tdabench_influence.streaming import Gradients, State, StreamingIndex, StreamingMethod
+
+if TYPE_CHECKING:
+    import torch
+
+    from tdabench.api import Batch, GradientEngine, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class KFAC(StreamingMethod):
+    """score(q, z) = g_q^T (F + lambda I)^-1 g_z, F block-diagonal over layers (arXiv 1503.05671).
+
+    With A the second moment of a layer's inputs and S that of its output gradients, over tokens,
+    F is T S (x) A, T the mean tokens of an example: exact were tokens independent. Per layer
+
+        H^-1 G = Q_S [(Q_S^T G Q_A) / (Lambda + lambda)] Q_A^T,    Lambda = T s a^T,
+
+    with eigenvectors Q and eigenvalues s, a, and lambda = damping * mean(Lambda).
+
+    fisher   "true": gradients of labels drawn from the model; "empirical": of the training labels
+    damping  multiple of the layer's mean eigenvalue added to each
+    """
+
+    name = "kfac"
+    source = "Martens & Grosse 2015, arXiv 1503.05671"
+    summary = "influence with Kronecker-factored curvature"
+
+    fisher: Literal["true", "empirical"] = "true"
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fisher not in ("true", "empirical"):
+            raise UsageError(
+                f"{self.name}: unknown fisher {self.fisher!r}", "One of: true, empirical"
+            )
+        if self.damping < 0:
+            raise UsageError(f"{self.name}: damping must not be negative, but is {self.damping}")
+
+    # ------------------------------------------------------------------ curvature
+
+    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        tokens = context.target.tokenize(train)
+        per_example = sum(len(t) for t in tokens) / max(1, len(tokens))
+        moments = self._pass(context, engine, train, _second_moments, "factors")
+        state: State = {}
+        for layer in engine.layers:
+            a, s = (m / (max(1, len(tokens)) * per_example) for m in moments[layer.name])
+            a_values, q_a = np.linalg.eigh(a)
+            s_values, q_s = np.linalg.eigh(s)
+            state[f"q_a.{layer.name}"] = q_a.astype(np.float32)
+            state[f"q_s.{layer.name}"] = q_s.astype(np.float32)
+            values = per_example * np.outer(s_values.clip(0), a_values.clip(0))
+            state[f"lambda.{layer.name}"] = values.astype(np.float32)
+        return state
+
+    def _pass(
+        self,
+        context: Context,
+        engine: GradientEngine,
+        train: Sequence[Example],
+        moment: Callable[[Layer, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+        what: str,
+    ) -> dict[str, tuple[np.ndarray, ...]]:
+        """Sums of `moment(layer, x, delta)` over the corpus, float64, with Fisher gradients."""
+        from tdabench.api import map_batches
+
+        tokens = context.target.tokenize(train)
+        # One uniform number a response token, drawn for the corpus in order: the label drawn for
+        # a token then depends on neither batch nor padding.
+        uniform = [
+            context.rng(f"fisher/{i}").random(len(t) - t.start) for i, t in enumerate(tokens)
+        ]
+        sums: dict[str, tuple[np.ndarray, ...]] = {}
+
+        def compute(batch: Batch) -> dict[str, tuple[torch.Tensor, ...]]:
+            found: dict[str, tuple[torch.Tensor, ...]] = {}
+
+            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+                found[layer.name] = moment(layer, x.float(), delta.float())
+
+            if self.fisher == "empirical":
+                engine.backward(batch, visit)
+            else:
+                u = np.concatenate([uniform[i] for i in batch.index])
+                engine.backward(batch, visit, lambda model, b: _drawn_losses(model, b, u))
+            return found
+
+        for _, found in map_batches(context, tokens, compute, what=what):
+            for name, parts in found.items():
+                values = tuple(p.double().cpu().numpy() for p in parts)
+                before = sums.get(name)
+                sums[name] = values if before is None else tuple(map(np.add, before, values))
+        bad = [name for name, parts in sums.items() if not all(np.isfinite(p).all() for p in parts)]
+        if bad:
+            raise MethodError(
+                f"{self.name}: the curvature of {bad[0]} is not finite",
+                "The loss of some example overflows under this checkpoint",
+            )
+        return sums
+
+    def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
+        import torch
+
+        for layer in index.engine.layers:
+            parts = (index.state[f"{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
+            g = gradients[layer.name]
+            q_a, q_s, values = (torch.from_numpy(p).to(g.device) for p in parts)
+            mean = float(values.double().mean())
+            damped = values + self.damping * mean
+            if mean == 0:  # no gradient reaches the layer: nothing to scale, and none to score
+                continue
+            if float(damped.min()) <= 1e-7 * mean and self.damping < 1e-7:
+                raise MethodError(
+                    f"{self.name}: the curvature of {layer.name} is singular",
+                    "Set damping above 0",
+                )
+            g = q_s.T @ g @ q_a  # [query, d_out, d_in] in the eigenbasis
+            gradients[layer.name] = q_s @ (g / damped) @ q_a.T
+        return gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class EKFAC(KFAC):
+    """As K-FAC, with Lambda the mean square of per-example gradients in the eigenbasis.
+
+    Lambda = mean_i (Q_S^T G_i Q_A)^2, the best diagonal in that basis (arXiv 1806.03884; for
+    language models arXiv 2308.03296). Parameters as in `kfac`.
+    """
+
+    name = "ekfac"
+    source = "Grosse et al. 2023, arXiv 2308.03296; George et al. 2018, arXiv 1806.03884"
+    summary = "influence with eigenvalue-corrected Kronecker-factored curvature"
+
+    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        import torch
+
+        state = super().fit(context, engine, train)
+        bases = {
+            layer.name: tuple(
+                torch.from_numpy(state[f"{q}.{layer.name}"]).to(context.device)
+                for q in ("q_a", "q_s")
+            )
+            for layer in engine.layers
+        }
+
+        def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor]:
+            q_a, q_s = bases[layer.name]
+            g = torch.bmm((delta @ q_s).transpose(1, 2), x @ q_a)  # [b, d_out, d_in]
+            return (g.square_().sum(0),)
+
+        sums = self._pass(context, engine, train, squares, "eigenvalues")
+        for layer in engine.layers:
+            (total,) = sums.get(layer.name, (np.zeros((layer.d_out, layer.d_in)),))
+            state[f"lambda.{layer.name}"] = (total / max(1, len(train))).astype(np.float32)
+        return state
+
+
+def _second_moments(
+    layer: Layer, x: torch.Tensor, delta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x, delta = x.flatten(0, 1), delta.flatten(0, 1)
+    return x.T @ x, delta.T @ delta
+
+
+def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
+    """Mean loss [b] of response labels drawn from the model, by the uniform numbers [tokens]."""
+    import torch
+
+    from tdabench.api import response_logits
+
+    logits = response_logits(model, batch).float()  # [tokens, vocabulary]
+    with torch.no_grad():
+        below = torch.softmax(logits, dim=1).cumsum(1)
+        u = torch.from_numpy(uniform).to(below).unsqueeze(1) * below[:, -1:]
+        labels = torch.searchsorted(below, u).squeeze(1).clamp_max(logits.shape[1] - 1)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    rows = torch.nonzero(batch.loss_mask)[:, 0]
+    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, rows, losses)
+    return sums / batch.loss_mask.sum(1)

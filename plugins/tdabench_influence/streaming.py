@@ -1,0 +1,171 @@
+"""Methods that keep a curvature and the training corpus, and stream over whole gradients.
+
+Whole gradients of a corpus do not fit on a disk, so none is stored: queries' gradients are
+preconditioned, a block of queries at a time, and one pass over the training corpus takes their
+inner products with each example's gradient, layer by layer.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.api import (
+    POOLINGS,
+    Context,
+    DataError,
+    Example,
+    Index,
+    MethodError,
+    TDAMethod,
+    UsageError,
+    read_arrays,
+    read_jsonl,
+    write_arrays,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from tdabench.api import Batch, GradientEngine, Layer
+
+State = dict[str, np.ndarray]
+Gradients = dict[str, "torch.Tensor"]  # layer name -> [query, d_out, d_in]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingMethod(TDAMethod):
+    """score(q, z) = g_q^T H^-1 g_z with whole gradients g of the linear layers.
+
+    checkpoint  checkpoint of the target at which gradients and curvature are taken
+    layers      regular expression searched in layer names (all but the output head if None)
+    bias        include the gradients of biases
+    """
+
+    family = "influence"
+
+    pooling: str = "sum"
+    temperature: float = 1.0
+    checkpoint: str = "warm"
+    layers: str | None = None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UsageError(
+                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
+            )
+        if not self.temperature > 0:
+            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+
+    @abstractmethod
+    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        """The curvature of the training corpus."""
+
+    @abstractmethod
+    def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
+        """H^-1 g of each query; may overwrite `gradients`."""
+
+    # ------------------------------------------------------------------ the rest
+
+    def engine(self, context: Context) -> GradientEngine:
+        from tdabench.api import GradientEngine
+
+        model = context.target.model(self.checkpoint, context.device)
+        return GradientEngine(model, layers=self.layers, bias=self.bias)
+
+    def build(self, context: Context, train: Sequence[Example]) -> StreamingIndex:
+        state = self.fit(context, self.engine(context), train)
+        return StreamingIndex(self, context, list(train), state)
+
+    def load(self, context: Context, path: Path) -> StreamingIndex:
+        state, meta = read_arrays(path / "state.safetensors")
+        if meta.get("method") != self.name or meta.get("version") != self.version:
+            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
+        return StreamingIndex(self, context, train, state)
+
+
+class StreamingIndex(Index):
+    """The training corpus, the curvature, and passes over the former."""
+
+    # Whole gradients of a block of queries; a further block costs another pass over the corpus.
+    query_bytes = 1 << 30
+
+    def __init__(
+        self, method: StreamingMethod, context: Context, train: list[Example], state: State
+    ) -> None:
+        self.method, self.context, self.train, self.state = method, context, train, state
+        self.n_train = len(train)
+        self.pooling, self.temperature = method.pooling, method.temperature
+        self.engine = method.engine(context)
+        self.tokens = context.target.tokenize(train)
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        out = np.empty((len(queries), self.n_train), dtype=np.float32)
+        step = max(1, self.query_bytes // (4 * self.engine.dim))
+        for a in range(0, len(queries), step):
+            gradients = self.gradients(queries[a : a + step])
+            gradients = self.method.precondition(self, gradients)
+            for index, block in self.products(gradients):
+                out[a : a + step, index] = block
+        if not np.isfinite(out).all():
+            raise MethodError(f"{self.method.name} returned NaN or infinite scores")
+        return out
+
+    def gradients(self, queries: Sequence[Example]) -> Gradients:
+        """Whole gradients of `queries`: {layer: [query, d_out, d_in]}."""
+        import torch
+
+        from tdabench.api import map_batches
+
+        engine, device = self.engine, self.context.device
+        out = {
+            layer.name: torch.empty(len(queries), layer.d_out, layer.d_in, device=device)
+            for layer in engine.layers
+        }
+        most = max(1, min(256, (256 << 20) // (4 * engine.dim)))
+        tokens = self.context.target.tokenize(queries)
+        for index, g in map_batches(
+            self.context, tokens, engine.gradients, what="query gradients", max_examples=most
+        ):
+            for layer in engine.layers:
+                out[layer.name][index] = g[:, layer.columns].view(-1, layer.d_out, layer.d_in)
+        return out
+
+    def products(self, gradients: Gradients) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(training indices [b], inner products [query, b]), one pass over the corpus."""
+        import torch
+
+        from tdabench.api import map_batches, per_example
+
+        flat = {name: g.flatten(1) for name, g in gradients.items()}  # [query, d_out * d_in]
+        n = len(next(iter(flat.values())))
+
+        def compute(batch: Batch) -> torch.Tensor:
+            total = torch.zeros(n, len(batch.input_ids), device=batch.input_ids.device)
+
+            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+                total.addmm_(flat[layer.name], per_example(layer, x, delta).flatten(1).T)
+
+            self.engine.backward(batch, visit)
+            return total
+
+        for index, total in map_batches(self.context, self.tokens, compute, what="scores"):
+            yield index, total.cpu().numpy()
+
+    def save(self, path: Path) -> None:
+        meta: dict[str, Any] = {"method": self.method.name, "version": self.method.version}
+        write_arrays(path / "state.safetensors", self.state, meta | {"n_train": self.n_train})
+        lines = [
+            json.dumps({"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task})
+            for e in self.train
+        ]
+        write_text(path / "train.jsonl", "\n".join(lines) + "\n")
