@@ -15,6 +15,7 @@ from tdabench.errors import (
     DataError,
     GuardError,
     MethodError,
+    MissingAsset,
     MissingExtra,
     TdabenchError,
     UsageError,
@@ -46,7 +47,9 @@ from tdabench.method import (
 )
 
 if TYPE_CHECKING:
+    from tdabench.plugins import registry
     from tdabench.run.suite import load_suite
+    from tdabench.stats import bootstrap_lds, bootstrap_queries, compare, spearman_rows
     from tdabench.targets.target import (
         Batch,
         Target,
@@ -97,6 +100,11 @@ _LAZY = {
     "collect_truth": "tdabench.truth.build:collect",
     "finished_units": "tdabench.truth.build:finished",
     "load_suite": "tdabench.run.suite",
+    "registry": "tdabench.plugins",
+    "bootstrap_lds": "tdabench.stats",
+    "bootstrap_queries": "tdabench.stats",
+    "compare": "tdabench.stats",
+    "spearman_rows": "tdabench.stats",
 }
 
 __all__ = [
@@ -116,6 +124,7 @@ __all__ = [
     "Layer",
     "MethodError",
     "Metric",
+    "MissingAsset",
     "MissingExtra",
     "Outcome",
     "Pooling",
@@ -131,9 +140,12 @@ __all__ = [
     "Truth",
     "TruthPlan",
     "UsageError",
+    "bootstrap_lds",
+    "bootstrap_queries",
     "build_truth",
     "check_disjoint",
     "collect_truth",
+    "compare",
     "encode_texts",
     "example_losses",
     "finetune",
@@ -149,10 +161,12 @@ __all__ = [
     "read_arrays",
     "read_json",
     "read_jsonl",
+    "registry",
     "response_logits",
     "row_blocks",
     "select_layers",
     "sha256_file",
+    "spearman_rows",
     "stream_features",
     "token_losses",
     "top_k_of",

@@ -30,6 +30,15 @@ class UsageError(TdabenchError):
     exit_code = 2
 
 
+class MissingAsset(UsageError):
+    """A method asked for a file or folder that nobody provides under the name `asset`."""
+
+    def __init__(self, asset: str, provided: Iterable[str]) -> None:
+        there = ", ".join(sorted(provided)) or "none"
+        super().__init__(f"the suite provides no asset {asset!r}", f"It provides: {there}")
+        self.asset = asset
+
+
 class DataError(TdabenchError):
     """A file is missing, truncated, corrupt or belongs to something else (exit code 2)."""
 

@@ -1,0 +1,32 @@
+"""The conformance kit: what every method must keep, as executable laws on a tiny offline model.
+
+    from tdabench.testing import parametrize_with_laws
+
+    @parametrize_with_laws([MyMethod()])
+    def test_laws(method, law):
+        law(method)
+
+`tdabench check NAME` runs the same laws and prints a table. `tiny_world()` is the model, corpus
+and queries they run on, for tests of your own.
+"""
+
+from tdabench.testing.kit import Result, check_law, check_method, find_law, parametrize_with_laws
+from tdabench.testing.laws import LAWS, Case, DoesNotApply, Law, LawBroken
+from tdabench.testing.tiny import TinyWorld, tiny_corpus, tiny_target, tiny_world
+
+__all__ = [
+    "LAWS",
+    "Case",
+    "DoesNotApply",
+    "Law",
+    "LawBroken",
+    "Result",
+    "TinyWorld",
+    "check_law",
+    "check_method",
+    "find_law",
+    "parametrize_with_laws",
+    "tiny_corpus",
+    "tiny_target",
+    "tiny_world",
+]

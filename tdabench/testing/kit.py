@@ -1,0 +1,156 @@
+"""Runs the laws: results for a table, and a parametrisation for pytest."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tdabench.errors import MissingAsset, MissingExtra, unknown
+from tdabench.method import TDAMethod
+from tdabench.testing.laws import LAWS, Case, DoesNotApply, Law, LawBroken
+from tdabench.testing.tiny import tiny_world
+
+Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one law went. `failed` and `unexpected` (a waiver that is not needed) are failures.
+
+    `expected` is a failure that the method declares, with its reason in `detail`; `where` is
+    the traceback of an exception that was no verdict of the law.
+    """
+
+    method: str
+    law: str
+    status: Status
+    detail: str = ""
+    seconds: float = 0.0
+    where: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status not in ("failed", "unexpected")
+
+
+def check_law(law: Law, case: Case) -> Result:
+    """One law on one case, whatever it raises."""
+    cls = type(case.method)
+    waiver = cls.expected_failures.get(law.name)
+    start, where = time.perf_counter(), ""
+    status: Status = "passed"
+    detail = ""
+    try:
+        law(case)
+    except (MissingExtra, MissingAsset, DoesNotApply) as e:
+        status, detail = "skipped", str(e)
+    except LawBroken as e:
+        status, detail = "failed", str(e)
+    except Exception as e:
+        status, detail = "failed", f"raised {type(e).__name__}: {e}"
+        where = traceback.format_exc()
+    if waiver and status == "failed" and not where:
+        status, detail = "expected", waiver
+    elif waiver and status == "passed":
+        status, detail = "unexpected", f"holds, though a failure is declared: {waiver}"
+    return Result(cls.name, law.name, status, detail, time.perf_counter() - start, where)
+
+
+def check_method(
+    method: TDAMethod,
+    laws: Iterable[str] | None = None,
+    assets: Mapping[str, Path] | None = None,
+    architecture: str = "qwen2",
+) -> Iterator[Result]:
+    """Results of the laws (all by default), one by one as they are known.
+
+    Raises UsageError for a law that does not exist.
+    """
+    chosen = [find_law(name) for name in laws] if laws is not None else list(LAWS.values())
+    world = replace(tiny_world(architecture), assets=dict(assets or {}))
+    case = Case(method, world)
+    try:
+        for law in chosen:
+            yield check_law(law, case)
+    finally:
+        case.close()
+
+
+def find_law(name: str) -> Law:
+    """The law of that name. Raises UsageError with the nearest names."""
+    if name not in LAWS:
+        raise unknown("law", name, LAWS)
+    return LAWS[name]
+
+
+# --------------------------------------------------------------------------- pytest
+
+
+class BoundLaw:
+    """A law as a test calls it: `law(method)`. Skips where the law does not apply."""
+
+    def __init__(self, law: Law, cases: dict[TDAMethod, Case], assets: Mapping[str, Path]) -> None:
+        self.law, self.cases, self.assets = law, cases, assets
+
+    def __repr__(self) -> str:
+        return self.law.name
+
+    def __call__(self, method: TDAMethod) -> None:
+        """Raises LawBroken, or whatever the method raised."""
+        import pytest
+
+        __tracebackhide__ = True
+        if method not in self.cases:
+            for case in self.cases.values():
+                case.close()  # tests run method by method: one case at a time is enough
+            self.cases.clear()
+            self.cases[method] = Case(method, replace(tiny_world(), assets=dict(self.assets)))
+        try:
+            self.law(self.cases[method])
+        except (MissingExtra, MissingAsset, DoesNotApply) as e:
+            pytest.skip(str(e))
+
+
+def parametrize_with_laws(
+    methods: Sequence[TDAMethod | type[TDAMethod]],
+    assets: Mapping[str, Path] | None = None,
+    laws: Iterable[str] | None = None,
+) -> Callable[[Any], Any]:
+    """A decorator that runs a test once for every method and law.
+
+        @parametrize_with_laws([MyMethod(), MyMethod(width=64)])
+        def test_laws(method, law):
+            law(method)
+
+    Classes stand for their defaults. Failures that a method declares in `expected_failures` are
+    strict xfails with the reason; laws that do not apply, and methods whose optional package or
+    asset is missing, are skipped.
+    """
+    import pytest
+
+    chosen = [find_law(name) for name in laws] if laws is not None else list(LAWS.values())
+    cases: dict[TDAMethod, Case] = {}
+    params = []
+    for m in methods:
+        method = m() if isinstance(m, type) else m
+        for law in chosen:
+            waiver = type(method).expected_failures.get(law.name)
+            marks = (
+                [pytest.mark.xfail(raises=LawBroken, strict=True, reason=waiver)] if waiver else []
+            )
+            bound = BoundLaw(law, cases, assets or {})
+            params.append(
+                pytest.param(method, bound, marks=marks, id=f"{_label(method)}-{law.name}")
+            )
+    return pytest.mark.parametrize(("method", "law"), params)
+
+
+def _label(method: TDAMethod) -> str:
+    """The name with those parameters that are not at their defaults."""
+    plain = type(method)().params
+    changed = [f"{k}={v}" for k, v in method.params.items() if v != plain[k]]
+    return "-".join([type(method).name, *changed])

@@ -1,0 +1,48 @@
+"""Every method that ships keeps the laws, and no plugin imports more than it may."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tdabench import plugins
+from tdabench.testing import parametrize_with_laws
+
+ROOT = Path(__file__).parents[2]
+ASSETS = {"airrep": ROOT / "tests/fixtures/airrep/checkpoint"}
+SHIPPED = [
+    entry.cls
+    for entry in plugins.Registry().methods.values()
+    if entry.origin.distribution == "tdabench"
+]
+
+
+@parametrize_with_laws(SHIPPED, assets=ASSETS)
+def test_shipped_methods_keep_the_laws(method, law):
+    law(method)
+
+
+def test_something_ships():
+    names = {cls.name for cls in SHIPPED}
+    assert {"tfidf", "bm25", "ngram", "dsir", "hidden", "embedding"} <= names
+    assert {"random", "length", "gradnorm", "sametask"} <= names
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda p: f"{p.parent.name}.{p.stem}"
+)
+def test_plugins_import_the_public_interface_only(file):
+    own = file.relative_to(ROOT / "plugins").parts[0]
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or own, file
+            imported.add(node.module or "")
+    of_tdabench = {m for m in imported if m.split(".")[0] == "tdabench"}
+    assert of_tdabench <= {"tdabench.api", "tdabench.testing"}
+    of_others = {m for m in imported if m.startswith("tdabench_") and m.split(".")[0] != own}
+    assert not of_others
