@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,6 +232,155 @@ def import_labels(
             "excluded": read.excluded(),
         }
     )
+
+
+# --------------------------------------------------------------------------- training
+
+
+def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
+    """`key=value` pairs of the parameters of one method."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{pair!r} is not KEY=VALUE (a parameter of {method})")
+        found[key.strip()] = value.strip()
+    return found
+
+
+@airrep.command()
+@source_options
+@click.option("--method", required=True, help="A method that scores examples, e.g. logra.")
+@click.option("--set", "pairs", multiple=True, help="Its parameters, KEY=VALUE.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--seed", default=0, show_default=True)
+def teacher(method: str, pairs: tuple[str, ...], out: Path, seed: int, **source: Any) -> None:
+    """Score the dev examples against the pool by another method, to distil an encoder from."""
+    import tempfile
+    import time
+
+    import torch
+
+    from tdabench.api import Context, registry
+    from tdabench_airrep.train import Teacher
+
+    torch.set_num_threads(1)
+    opened = open_source(**source)
+    chosen = registry().method(method).cls.from_params(settings(method, pairs))
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(
+            opened.target, Path(scratch), seed=seed, progress=progress_line(f"teacher {method}")
+        )
+        index = chosen.build(context, opened.train)
+        scores = index.score(opened.dev)
+    seconds = round(time.perf_counter() - began, 1)
+    meta = {
+        "method": method,
+        "params": {k: str(v) for k, v in chosen.params.items()},
+        "seed": seed,
+        "seconds": seconds,
+        "target": opened.target.fingerprint,
+        "train": opened.train.fingerprint,
+        "dev": opened.dev.fingerprint,
+    }
+    Teacher(scores, meta).save(out)
+    emit({"teacher": str(out), "shape": list(scores.shape), "seconds": seconds})
+
+
+def progress_line(title: str) -> Any:
+    """A progress callback that says where it is about every ten seconds."""
+    import time
+
+    last = time.perf_counter()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last > 10:
+            last = time.perf_counter()
+            say(f"{title}: {what} {done}/{total}")
+
+    return progress
+
+
+def config_options(function: Any) -> Any:
+    """One option for each field of the training recipe."""
+    from tdabench_airrep.recipe import TrainConfig
+
+    for f in reversed(fields(TrainConfig)):
+        default: Any = f.default
+        function = click.option(
+            f"--{f.name.replace('_', '-')}", f.name, default=default, show_default=True
+        )(function)
+    return function
+
+
+@airrep.command()
+@source_options
+@click.option("--labels", "label_files", multiple=True, type=click.Path(path_type=Path))
+@click.option("--teacher", "teacher_files", multiple=True, help="FILE, or FILE=WEIGHT to blend.")
+@click.option(
+    "--init",
+    default="target:base",
+    show_default=True,
+    help="target:CHECKPOINT, scratch:WIDTHxLAYERS, a model's folder or an encoder's.",
+)
+@click.option("--dim", default=384, show_default=True, help="Width of the embeddings.")
+@click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
+@click.option("--attention", default="own", show_default=True, help="own, or full.")
+@click.option("--text", default="", help="Template with {prompt} and {response}.")
+@click.option("--max-tokens", default=0, help="Tokens kept of a text; 0: as the body takes.")
+@click.option("--side", default="first", show_default=True, help="Tokens kept: first or last.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
+@config_options
+def train(
+    label_files: tuple[Path, ...],
+    teacher_files: tuple[str, ...],
+    init: str,
+    dim: int,
+    layers: str,
+    attention: str,
+    text: str,
+    max_tokens: int,
+    side: str,
+    out: Path,
+    suite: str,
+    target: str,
+    corpus: str,
+    pool_split: str,
+    dev_split: str,
+    max_length: int,
+    template: str,
+    recipe: str,
+    **config: Any,
+) -> None:
+    """Train an encoder on labels, after distilling it from a teacher if one is given."""
+    import torch
+
+    from tdabench_airrep import build
+
+    torch.set_num_threads(1)
+    opened = open_source(suite, target, corpus, pool_split, dev_split, max_length, template, recipe)
+    record = build.train_encoder(
+        target=opened.target,
+        train=opened.train,
+        dev=opened.dev,
+        label_files=label_files,
+        teacher_files=teacher_files,
+        body=build.Body(
+            init=init,
+            dim=dim,
+            layers=numbers(layers),
+            attention=attention,
+            text=text,
+            max_tokens=max_tokens,
+            side=side,
+        ),
+        config=build.TrainConfig(**config),
+        out=out,
+        say=say,
+    )
+    emit({"encoder": str(out), **{k: record[k] for k in ("best", "cost", "bytes")}})
 
 
 if __name__ == "__main__":  # pragma: no cover

@@ -5,8 +5,9 @@ tokenizer. Enc(x) = W mean_t h_t(x) + b: mean of the last hidden states over rea
 linear layer; no normalisation (arXiv 2505.18513, section 3; public code `modeling_airrep.py`).
 
 The released layout has a BERT under `bert.*` and `projector.*`, and no further keys. An own
-encoder names its body in `backbone` (weights under `body.*`), its width in `projection_dim` and
-how text is put to it in `airrep_text`.
+encoder names its body in `backbone` (weights under `body.*`), its width in `projection_dim`, how
+text is put to it in `airrep_text` and, where they differ from the above, which layers are pooled
+and what a token attends to in `airrep_body`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from tdabench.api import DataError, Example, TdabenchError, UsageError, read_json, sha256_file
+from tdabench.api import (
+    DataError,
+    Example,
+    TdabenchError,
+    UsageError,
+    named_seed,
+    read_json,
+    sha256_file,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from tdabench.api import Target
 
 RECORD = "airrep.json"
 NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
@@ -66,14 +77,41 @@ class TextFormat:
         return out.replace("{response}", example.response).replace("\0", prompt)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """What the mean over tokens is taken of.
+
+    `layers` lists hidden states to concatenate, counted as in Hugging Face (0: the embeddings,
+    -1: the last, after the final norm). `attention` is "own", or "full" to let every token of a
+    causal body see every other.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+    attention: str = "own"
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("own", "full"):
+            raise UsageError(f"unknown attention {self.attention!r}", "One of: own, full")
+        if not self.layers:
+            raise UsageError("no layer is pooled", "Give at least one, -1 for the last")
+
+
 class Encoder(nn.Module):
     """A transformer body, mean pooling and a linear projection; always without dropout."""
 
-    def __init__(self, body: nn.Module, dim: int, tokenizer: Tokenizer, text: TextFormat) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        dim: int,
+        tokenizer: Tokenizer,
+        text: TextFormat,
+        pooled: Pooled | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
         config: Any = body.config
-        self.projector = nn.Linear(int(config.hidden_size), dim)
+        self.pooled = pooled or Pooled()
+        self.projector = nn.Linear(int(config.hidden_size) * len(self.pooled.layers), dim)
         self.tokenizer = tokenizer
         self.text = text
         self.causal = is_causal(config)
@@ -92,17 +130,35 @@ class Encoder(nn.Module):
 
         Returns embeddings [b, dim] in the dtype of the weights.
         """
-        # What follows a token cannot reach it in a causal body, so padding on the right needs
-        # no mask there, and a batch without padding needs none anywhere: unmasked attention
-        # takes the fast path.
-        mask = None if real is None or self.causal else real.long()
-        h = self.body(input_ids=ids, attention_mask=mask).last_hidden_state  # [b, t, d]
+        return self.projector(self.mean_states(ids, real))
+
+    def mean_states(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        """Mean over real tokens of the pooled layers' hidden states: [b, layers * d]."""
+        h = self._hidden(ids, real)  # [b, t, layers * d]
         if real is None:
-            pooled = h.sum(1) / h.shape[1]
-        else:
-            h = h.masked_fill(~real[..., None], 0.0)
-            pooled = h.sum(1) / real.sum(1, keepdim=True)  # [b, d]
-        return self.projector(pooled)
+            return h.sum(1) / h.shape[1]
+        h = h.masked_fill(~real[..., None], 0.0)
+        return h.sum(1) / real.sum(1, keepdim=True)
+
+    def _hidden(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        mask = None if real is None else real.long()
+        if self.causal:
+            # What follows a token cannot reach it in a causal body, so padding on the right
+            # needs no mask there: unmasked attention takes the fast path.
+            mask = None
+            if self.pooled.attention == "full":
+                b, t = ids.shape
+                seen = torch.ones_like(ids, dtype=torch.bool) if real is None else real
+                dtype = self.projector.weight.dtype
+                mask = torch.zeros(b, 1, t, t, dtype=dtype, device=ids.device)
+                mask = mask.masked_fill(~seen[:, None, None, :], torch.finfo(dtype).min)
+        layers = self.pooled.layers
+        out = self.body(
+            input_ids=ids, attention_mask=mask, output_hidden_states=layers != (-1,) or None
+        )
+        if layers == (-1,):
+            return out.last_hidden_state
+        return torch.cat([out.hidden_states[i] for i in layers], dim=-1)
 
     # ------------------------------------------------------------------ text
 
@@ -144,6 +200,7 @@ class Encoder(nn.Module):
             "backbone": body.model_type,
             "projection_dim": self.dim,
             "airrep_text": asdict(self.text),
+            "airrep_body": {"layers": list(self.pooled.layers), "attention": self.pooled.attention},
         }
 
     def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
@@ -195,12 +252,17 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
     kind = config.pop("backbone", "bert")
     text = TextFormat(**config.pop("airrep_text", {}))
     dim = config.pop("projection_dim", None)
+    pooled = config.pop("airrep_body", {})
+    pooled = Pooled(
+        layers=tuple(pooled.get("layers", (-1,))), attention=pooled.get("attention", "own")
+    )
     body_config = _body_config(kind, config, folder)
-    body = _empty_body(body_config, eager=dtype == "bfloat16")
+    body = empty_body(body_config, eager=dtype == "bfloat16")
     limit = getattr(body_config, "max_position_embeddings", None)
     if limit and text.max_tokens > limit:
         text = replace(text, max_tokens=int(limit))
-    encoder = Encoder(body, int(dim or body_config.hidden_size), load_tokenizer(folder), text)
+    dim = int(dim or body_config.hidden_size)
+    encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
     _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
     size = encoder.tokenizer.get_vocab_size()
     if size > body_config.vocab_size:
@@ -221,17 +283,21 @@ def _body_config(kind: str, fields: Mapping[str, Any], folder: Path) -> Any:
         raise DataError(f"{folder} has a body of an unknown kind {kind!r}: {e}") from e
 
 
-def _empty_body(config: Any, eager: bool = False) -> nn.Module:
+def empty_body(config: Any, eager: bool = False) -> nn.Module:
     """A body without pooler or head, randomly initialised; global random streams stay put."""
+    config._attn_implementation = "eager" if eager else "sdpa"
+    with torch.random.fork_rng(devices=[]):
+        return _from_config(config)
+
+
+def _from_config(config: Any) -> nn.Module:
     from transformers import AutoModel
 
-    config._attn_implementation = "eager" if eager else "sdpa"
     config.use_cache = False
-    with torch.random.fork_rng(devices=[]):
-        body = AutoModel.from_config(config, dtype=torch.float32)
+    body = AutoModel.from_config(config, dtype=torch.float32)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None
-    return body
+    return body.eval()
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -281,6 +347,100 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer
+
+
+def initial_encoder(
+    init: str,
+    target: Target | None,
+    *,
+    dim: int,
+    pooled: Pooled,
+    text: TextFormat | None,
+    seed: int,
+) -> Encoder:
+    """An untrained encoder, float32, every weight requiring gradients.
+
+    `init` is "target:CHECKPOINT" (the target's own body and tokenizer, text as it is trained on),
+    "scratch:WIDTHxLAYERS" (a BERT of that size on the target's tokenizer), the folder of a Hugging
+    Face model (any encoder or causal model), or that of an AirRep encoder, whose projection and
+    text are kept. The projection is drawn from `seed`.
+    """
+    kind, _, what = init.partition(":")
+    if kind in ("target", "scratch") and what:
+        if target is None:
+            raise UsageError(f"--init {init} needs a target")
+        tokenizer = load_tokenizer(target.folder)
+        before, between = target.prompt_text(Example("", "\0", "")).split("\0")
+        space = " " if target.template == "plain" else ""
+        as_trained = TextFormat(
+            template=f"{before}{{prompt}}{between}{space}{{response}}",
+            max_words=0,
+            max_tokens=target.max_length,
+            append_eos=True,
+        )
+        if kind == "target":
+            body: nn.Module = target.fresh_model(what).base_model
+        else:
+            body = _scratch(what, tokenizer, target, seed)
+        text = text or as_trained
+    elif Path(init).is_dir():
+        folder = Path(init)
+        config = read_json(folder / "config.json")
+        if config.get("model_type") == "airrep":
+            encoder = load_encoder(folder)
+            if text:
+                encoder.text = text
+            return encoder.requires_grad_(True)
+        body, tokenizer = _pretrained(folder), load_tokenizer(folder)
+        text = text or TextFormat(max_tokens=_length(body.config))
+    else:
+        raise UsageError(
+            f"there is nothing to start from at {init!r}",
+            "Give target:CHECKPOINT, scratch:WIDTHxLAYERS or the folder of a model",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed(seed, "projection"))
+        encoder = Encoder(body, dim, tokenizer, text, pooled)
+    return encoder.float().requires_grad_(True)
+
+
+def _length(config: Any) -> int:
+    return min(512, int(getattr(config, "max_position_embeddings", 512) or 512))
+
+
+def _pretrained(folder: Path) -> nn.Module:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(f"{folder} holds no readable model: {e}") from e
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _scratch(size: str, tokenizer: Tokenizer, target: Target, seed: int) -> nn.Module:
+    from transformers import BertConfig
+
+    try:
+        width, layers = (int(x) for x in size.split("x"))
+    except ValueError as e:
+        raise UsageError(f"--init scratch:{size} is not scratch:WIDTHxLAYERS") from e
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        intermediate_size=2 * width,
+        max_position_embeddings=target.max_length,
+        pad_token_id=target.pad_id,
+        eos_token_id=int(target.tokenizer.eos_token_id),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed(seed, "scratch"))
+        return _from_config(config)
 
 
 def fingerprint_of(folder: Path) -> str:

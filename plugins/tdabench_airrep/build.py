@@ -1,0 +1,159 @@
+"""From labels and teachers to an encoder folder with its record."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdabench.api import Corpus, DataError, Target, UsageError, sha256_file
+from tdabench_airrep.encoder import Encoder, Pooled, TextFormat, initial_encoder
+from tdabench_airrep.labels import Labels
+from tdabench_airrep.recipe import TrainConfig
+from tdabench_airrep.train import Teacher, Trainer
+
+__all__ = ["Body", "TrainConfig", "blend", "join_labels", "train_encoder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """What an encoder starts from, and how text is put to it."""
+
+    init: str = "target:base"
+    dim: int = 384
+    layers: tuple[int, ...] = (-1,)
+    attention: str = "own"
+    text: str = ""
+    max_tokens: int = 0
+    side: str = "first"
+
+    def encoder(self, target: Target, seed: int) -> Encoder:
+        encoder = initial_encoder(
+            self.init,
+            target,
+            dim=self.dim,
+            pooled=Pooled(layers=self.layers, attention=self.attention),
+            text=TextFormat(template=self.text) if self.text else None,
+            seed=seed,
+        )
+        if self.max_tokens:
+            encoder.text = replace(encoder.text, max_tokens=self.max_tokens)
+        encoder.text = replace(encoder.text, side=self.side)
+        return encoder
+
+
+def join_labels(paths: Sequence[Path]) -> Labels | None:
+    """Labels files over the same corpora as one, in the order given."""
+    if not paths:
+        return None
+    parts = [Labels.load(p) for p in paths]
+    first = parts[0]
+    for path, part in zip(paths, parts):
+        for key in ("target", "train", "dev"):
+            if part.meta.get(key) != first.meta.get(key):
+                raise DataError(f"{path} and {paths[0]} were made on another {key}")
+    instances = tuple(i for part in parts for i in part.instances)
+    cost = {k: sum(p.meta.get(k, 0) for p in parts) for k in ("seconds", "retrainings")}
+    return Labels(instances, first.n_train, first.n_dev, {**first.meta, **cost})
+
+
+def blend(specs: Sequence[str]) -> Teacher | None:
+    """The weighted mean of teachers, each row standardised; `FILE` or `FILE=WEIGHT`."""
+    if not specs:
+        return None
+    total: np.ndarray | None = None
+    parts, seconds = [], 0.0
+    meta: dict[str, Any] = {}
+    for spec in specs:
+        path, _, weight = spec.partition("=")
+        try:
+            w = float(weight or 1.0)
+        except ValueError as e:
+            raise UsageError(f"the teacher's weight {weight!r} is not a number") from e
+        teacher = Teacher.load(Path(path))
+        rows = teacher.scores.astype(np.float32)
+        rows = rows - rows.mean(1, keepdims=True)
+        rows /= np.maximum(rows.std(1, keepdims=True), 1e-20)
+        total = w * rows if total is None else total + w * rows
+        parts.append({**teacher.meta, "weight": w})
+        seconds += float(teacher.meta.get("seconds", 0.0))
+        for key in ("target", "train", "dev"):
+            if meta.setdefault(key, teacher.meta.get(key)) != teacher.meta.get(key):
+                raise DataError(f"the teacher {path} scored another {key} than the first")
+    assert total is not None
+    return Teacher(total, {**meta, "parts": parts, "seconds": seconds})
+
+
+def train_encoder(
+    *,
+    target: Target,
+    train: Corpus,
+    dev: Corpus,
+    label_files: Sequence[Path],
+    teacher_files: Sequence[str],
+    body: Body,
+    config: TrainConfig,
+    out: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains, writes the encoder to `out` and returns its record.
+
+    The record's `cost` is what a board shows as the prepare phase: the seconds of labels, teachers
+    and training together, and the retrainings behind the labels.
+    """
+    labels, teacher = join_labels(label_files), blend(teacher_files)
+    if labels is not None and labels.meta.get("target") not in (None, target.fingerprint):
+        say("note: the labels were made on another target than the one given")
+    encoder = body.encoder(target, config.seed)
+    trainer = Trainer(encoder, train, dev, config, out, labels=labels, teacher=teacher, say=say)
+    trainer.run()
+    measured = [row for row in trainer.curve if row["stage"] != "start"]
+    best = max(measured, key=lambda r: r.get("lds", r.get("kernel", -r["loss"])), default={})
+    label_seconds = float(labels.meta.get("seconds", 0.0)) if labels else 0.0
+    teacher_seconds = float(teacher.meta.get("seconds", 0.0)) if teacher else 0.0
+    record: dict[str, Any] = {
+        "schema": 1,
+        "body": asdict(body),
+        "recipe": asdict(config),
+        "target": {
+            "name": target.name,
+            "regime": target.regime,
+            "fingerprint": target.fingerprint,
+        },
+        "corpora": {"train": train.fingerprint, "dev": dev.fingerprint},
+        "labels": _label_record(labels, label_files),
+        "teacher": dict(teacher.meta) if teacher else None,
+        "best": best,
+        "curve": trainer.curve,
+        "cost": {
+            "seconds": round(label_seconds + teacher_seconds + trainer.seconds, 1),
+            "retrainings": labels.retrainings if labels else 0,
+            "label_seconds": round(label_seconds, 1),
+            "teacher_seconds": round(teacher_seconds, 1),
+            "train_seconds": round(trainer.seconds, 1),
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    encoder.save(out, record)
+    files = ("config.json", "model.safetensors", "tokenizer.json", "airrep.json")
+    record["bytes"] = sum((out / f).stat().st_size for f in files)
+    return record
+
+
+def _label_record(labels: Labels | None, files: Sequence[Path]) -> dict[str, Any] | None:
+    if labels is None:
+        return None
+    kept = {
+        k: labels.meta[k] for k in ("target", "target_name", "draw", "recipe") if k in labels.meta
+    }
+    return {
+        **kept,
+        "sha256": [sha256_file(p) for p in files],
+        "instances": len(labels.instances),
+        "excluded": labels.excluded(),
+    }

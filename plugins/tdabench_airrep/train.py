@@ -1,0 +1,519 @@
+"""Training an encoder: distillation from a teacher's scores, then ranking of retraining labels.
+
+Every step embeds each of its distinct examples once without gradient, takes the loss and its
+gradient at the embeddings, and runs the encoder again chunk by chunk to carry that gradient into
+the weights (gradient caching: exact, two forwards and one backward, memory of one chunk).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdabench.api import (
+    Corpus,
+    DataError,
+    TdabenchError,
+    UsageError,
+    fingerprint,
+    named_seed,
+    read_arrays,
+    write_arrays,
+)
+from tdabench_airrep.encoder import Encoder, batches, padded
+from tdabench_airrep.labels import Instance, Labels
+from tdabench_airrep.loss import group_scores, kernel_loss, ranking_loss
+from tdabench_airrep.recipe import TrainConfig
+
+Say = Callable[[str], None]
+STAGES = ("distil", "rank")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Scores [dev, train] of another method on the corpora the labels are made on."""
+
+    scores: np.ndarray
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, train: Corpus, dev: Corpus) -> None:
+        if self.scores.shape != (len(dev), len(train)):
+            raise DataError(
+                f"the teacher scored {self.scores.shape}, the corpora are "
+                f"({len(dev)}, {len(train)})"
+            )
+        for what, corpus in (("train", train), ("dev", dev)):
+            made = self.meta.get(what)
+            if made is not None and made != corpus.fingerprint:
+                raise DataError(
+                    f"the teacher scored another {what} corpus ({made})",
+                    "Score this one with: tdabench airrep teacher",
+                )
+        if not np.isfinite(self.scores).all():
+            raise DataError("the teacher's scores are not all finite")
+
+    @classmethod
+    def load(cls, path: Path) -> Teacher:
+        arrays, meta = read_arrays(path)
+        if meta.get("kind") != "airrep-teacher":
+            raise DataError(f"{path} holds no teacher", "Make one with: tdabench airrep teacher")
+        return cls(arrays["scores"], meta)
+
+    def save(self, path: Path) -> None:
+        meta = {**self.meta, "kind": "airrep-teacher"}
+        write_arrays(path, {"scores": self.scores.astype(np.float32)}, meta)
+
+
+# --------------------------------------------------------------------------- gradient caching
+
+
+def embed(encoder: Encoder, tokens: Sequence[np.ndarray], chunk_tokens: int = 4096) -> torch.Tensor:
+    """Embeddings without gradient, float32 [example, dim] on the CPU."""
+    out = torch.empty(len(tokens), encoder.dim)
+    with torch.no_grad():
+        for index in batches(np.array([len(t) for t in tokens]), chunk_tokens):
+            out[index] = encoder(*padded(tokens, index, encoder.device)).float().cpu()
+    return out
+
+
+def cached_backward(
+    encoder: Encoder,
+    tokens: Sequence[np.ndarray],
+    gradient: torch.Tensor,  # [example, dim]
+    chunk_tokens: int = 4096,
+) -> None:
+    """Adds d loss / d weights to the weights' `.grad`, given d loss / d embeddings."""
+    for index in batches(np.array([len(t) for t in tokens]), chunk_tokens):
+        index = index[np.asarray(gradient[index].abs().sum(1) > 0)]
+        if len(index):
+            out = encoder(*padded(tokens, index, encoder.device))
+            out.backward(gradient[index].to(out.device, out.dtype))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one step asks for: dev examples against training examples.
+
+    `dev` and `train` are distinct places in the corpora; `member` [subset, train] and `r`
+    [dev, subset] are labels, `teacher` [dev, train] scores to distil; either may be None.
+    """
+
+    dev: np.ndarray
+    train: np.ndarray
+    member: torch.Tensor | None = None
+    r: torch.Tensor | None = None
+    teacher: torch.Tensor | None = None
+
+
+def objective(
+    q: torch.Tensor, z: torch.Tensor, problem: Problem, config: TrainConfig, rows: int = 64
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Loss, and its gradients at the embeddings q [dev, d] and z [train, d].
+
+    The ranking loss is averaged over the pairs with r_i > r_j, the distillation loss over dev
+    examples. Both are sums over dev examples: taken `rows` at a time, so that no [dev, train]
+    matrix is held and memory does not grow with the number of dev examples.
+    """
+    dq, dz, value = torch.zeros_like(q), torch.zeros_like(z), 0.0
+    pairs = 0
+    if problem.r is not None:
+        for a in range(0, len(q), rows):
+            r = problem.r[a : a + rows]
+            pairs += int((r[:, :, None] > r[:, None, :]).sum())
+    weight = config.anchor if problem.r is not None else 1.0
+    zr = z.detach().requires_grad_(True)
+    for a in range(0, len(q), rows):
+        qr = q[a : a + rows].detach().requires_grad_(True)
+        s = qr @ zr.T  # [rows, train]
+        loss = s.new_zeros(())
+        if problem.r is not None and problem.member is not None:
+            f = group_scores(s, problem.member, config.pooling, config.temperature)
+            total, _ = ranking_loss(f, problem.r[a : a + rows], config.low, config.high)
+            loss = loss + total / max(1, pairs)
+        if problem.teacher is not None and weight:
+            loss = loss + weight * kernel_loss(s, problem.teacher[a : a + rows]) / len(q)
+        if not loss.requires_grad:
+            continue
+        gq, gz = torch.autograd.grad(loss, (qr, zr))
+        value += float(loss.detach())
+        dq[a : a + rows] = gq
+        dz += gz
+    return value, dq, dz
+
+
+# --------------------------------------------------------------------------- the trainer
+
+
+class Trainer:
+    """Trains `encoder` in place. Every draw of a step depends on the seed and its number only, so
+    that a resumed training is the same training."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        train: Corpus,
+        dev: Corpus,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        labels: Labels | None = None,
+        teacher: Teacher | None = None,
+        say: Say = lambda line: None,
+        chunk_tokens: int = 4096,
+    ) -> None:
+        self.encoder, self.config, self.folder, self.say = encoder, config, folder, say
+        self.chunk_tokens = chunk_tokens
+        self.teacher = teacher
+        if labels is not None:
+            labels.check(train, dev)
+            for line in labels.excluded():
+                say(f"excluded: {line}")
+        if teacher is not None:
+            teacher.check(train, dev)
+        instances = list(labels.instances) if labels is not None else []
+        if config.steps and not instances:
+            raise UsageError("ranking needs labels", "Pass --labels FILE, or --steps 0")
+        if config.distil_steps and teacher is None:
+            raise UsageError("distillation needs a teacher", "Pass --teacher FILE")
+        if config.holdout >= len(instances) > 0:
+            raise UsageError(
+                f"{config.holdout} of {len(instances)} instances are held out: none is left",
+                "Hold out fewer, or make more labels",
+            )
+        cut = len(instances) - config.holdout
+        self.instances: list[Instance] = instances[:cut]
+        self.held: list[Instance] = instances[cut:]
+        self.train, self.dev = encoder.tokenize(train), encoder.tokenize(dev)
+        # Instances share their dev examples: held-out groups alone would not show an encoder that
+        # knows its queries by heart.
+        self.probe = np.arange(0, len(dev), config.probe)
+        self.step = 0
+        self.curve: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_lds = -np.inf
+        self.seconds = 0.0
+        named = dict(encoder.named_parameters())
+        head = [n for n in named if n.startswith("projector.")]
+        self.names = [n for n in named if n not in head] + head
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [named[n] for n in self.names if n not in head], "factor": 1.0},
+                {"params": [named[n] for n in head], "factor": config.head_factor},
+            ],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+        )
+
+    # ------------------------------------------------------------------ problems
+
+    def rng(self, name: str) -> np.random.Generator:
+        return np.random.default_rng(named_seed(self.config.seed, name))
+
+    def distil_problem(self, step: int) -> Problem:
+        assert self.teacher is not None
+        rng = self.rng(f"distil-{step}")
+        n_dev, n_train = self.teacher.scores.shape
+        usable = np.setdiff1d(np.arange(n_dev), self.probe)
+        dev = rng.choice(usable, min(self.config.distil_queries, len(usable)), replace=False)
+        train = rng.choice(n_train, min(self.config.distil_train, n_train), replace=False)
+        return self._with_teacher(Problem(dev, train))
+
+    def rank_problem(self, step: int) -> Problem:
+        c = self.config
+        # Instances in a fresh order every round.
+        n = len(self.instances)
+        order = self.rng(f"instances-{step // n}").permutation(n)
+        instance = self.instances[order[step % n]]
+        rng = self.rng(f"rank-{step}")
+        take = min(c.subsets or len(instance.subsets), len(instance.subsets))
+        subsets = np.sort(rng.choice(len(instance.subsets), take, replace=False))
+        usable = np.flatnonzero(~np.isin(instance.dev, self.probe))
+        places = rng.choice(usable, min(c.dev, len(usable)), replace=False)
+        train = instance.pool
+        if 0 < c.pool < len(train):
+            train = np.sort(rng.choice(train, c.pool, replace=False))
+        member = instance.subsets.membership()[subsets][:, train].toarray()
+        problem = Problem(
+            instance.dev[places],
+            train,
+            torch.from_numpy(member),
+            torch.from_numpy(instance.labels[places][:, subsets]),
+        )
+        return self._with_teacher(problem) if c.anchor and self.teacher is not None else problem
+
+    def _with_teacher(self, p: Problem) -> Problem:
+        assert self.teacher is not None
+        scores = self.teacher.scores[np.ix_(p.dev, p.train)].astype(np.float32)
+        return Problem(p.dev, p.train, p.member, p.r, torch.from_numpy(scores))
+
+    # ------------------------------------------------------------------ one step
+
+    def lr_at(self, step: int) -> float:
+        """Warm-up within each stage; then linear decay for distillation, constant for ranking."""
+        c = self.config
+        if step < c.distil_steps:
+            return c.distil_lr * min((step + 1) / max(1, c.warmup), 1 - step / c.distil_steps)
+        return c.lr * min(1.0, (step - c.distil_steps + 1) / max(1, c.warmup))
+
+    def update(self, problem: Problem) -> float:
+        tokens = [self.dev[i] for i in problem.dev] + [self.train[i] for i in problem.train]
+        e = embed(self.encoder, tokens, self.chunk_tokens)
+        value, dq, dz = objective(
+            e[: len(problem.dev)], e[len(problem.dev) :], problem, self.config
+        )
+        if not np.isfinite(value):
+            raise TdabenchError(f"the training loss became {value} at step {self.step}")
+        cached_backward(self.encoder, tokens, torch.cat([dq, dz]), self.chunk_tokens)
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_at(self.step) * group["factor"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    # ------------------------------------------------------------------ before training
+
+    def prepare(self) -> None:
+        """Starts the projection from the data: centred, whitened, and scaled to the loss."""
+        if self.config.whiten and self.encoder.projector.weight.requires_grad:
+            whiten_projection(self.encoder, self._sample(1000), self.rng("whiten"))
+        self.calibrate()
+
+    def _sample(self, n: int) -> list[np.ndarray]:
+        chosen = self.rng("sample").choice(len(self.train), min(n, len(self.train)), replace=False)
+        return [self.train[i] for i in chosen]
+
+    def calibrate(self) -> None:
+        """Scales the projection so that the ranking loss of one training instance is least.
+
+        Distillation fixes scores up to a factor only, and a random projection fixes nothing.
+        """
+        if not self.instances:
+            return
+        problem = self.rank_problem(0)
+        q = embed(self.encoder, [self.dev[i] for i in problem.dev], self.chunk_tokens)
+        z = embed(self.encoder, [self.train[i] for i in problem.train], self.chunk_tokens)
+        spread = float((q @ z.T).std()) or 1.0
+        plain = Problem(problem.dev, problem.train, problem.member, problem.r)
+        factors = [2.0**k / spread for k in range(-4, 8)]
+        losses = [objective(q * f**0.5, z * f**0.5, plain, self.config)[0] for f in factors]
+        best = factors[int(np.argmin(losses))] ** 0.5
+        with torch.no_grad():
+            self.encoder.projector.weight.mul_(best)
+            self.encoder.projector.bias.mul_(best)
+        self.say(f"scores scaled by {best**2:.3g}: ranking loss {min(losses):.4f}")
+
+    # ------------------------------------------------------------------ measuring
+
+    def measure(self) -> dict[str, float]:
+        """LDS on the held-out instances, and agreement with the teacher on queries kept apart."""
+        out: dict[str, float] = {}
+        if self.held:
+            found = []
+            for i in self.held:
+                kept = np.isin(i.dev, self.probe)
+                part = Instance(i.dev[kept], i.subsets, i.losses[:, kept])
+                found.append(lds_of(self.scores_of(part), part.labels))
+            out["lds"] = float(np.mean(found))
+        if self.teacher is not None:
+            train = self.rng("probe").choice(
+                len(self.train), min(1000, len(self.train)), replace=False
+            )
+            q = embed(self.encoder, [self.dev[i] for i in self.probe], self.chunk_tokens)
+            z = embed(self.encoder, [self.train[i] for i in train], self.chunk_tokens)
+            t = torch.from_numpy(self.teacher.scores[np.ix_(self.probe, train)].astype(np.float32))
+            out["kernel"] = 1 - float(kernel_loss(q @ z.T, t)) / len(q)
+        return out
+
+    def scores_of(self, instance: Instance) -> np.ndarray:
+        """Group scores of an instance, float32 [dev, subset]."""
+        q = embed(self.encoder, [self.dev[i] for i in instance.dev], self.chunk_tokens)
+        pool = instance.pool
+        z = embed(self.encoder, [self.train[i] for i in pool], self.chunk_tokens)
+        member = torch.from_numpy(instance.subsets.membership()[:, pool].toarray())
+        c = self.config
+        with torch.no_grad():
+            return group_scores(q @ z.T, member, c.pooling, c.temperature).numpy()
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Trains to the end, or to where the held-out LDS stops rising; keeps the best weights."""
+        c = self.config
+        total = c.distil_steps + c.steps
+        if not self.resume():
+            self.prepare()
+            self._note("start", 0.0, total)
+        began, losses = time.perf_counter(), []
+        while self.step < total and not self._over():
+            stage = STAGES[self.step >= c.distil_steps]
+            if stage == "rank" and self.step == c.distil_steps and c.distil_steps:
+                self.calibrate()
+                self._reset_moments()
+            if stage == "distil":
+                problem = self.distil_problem(self.step)
+            else:
+                problem = self.rank_problem(self.step - c.distil_steps)
+            losses.append(self.update(problem))
+            self.step += 1
+            if self.step % c.every == 0 or self.step in (c.distil_steps, total):
+                self.seconds += time.perf_counter() - began
+                self._note(stage, float(np.mean(losses)), total)
+                self.save()
+                began, losses = time.perf_counter(), []
+        if self.best:
+            self.encoder.load_state_dict(self.best)
+
+    def _note(self, stage: str, loss: float, total: int) -> None:
+        began = time.perf_counter()
+        found = self.measure()
+        score = found.get("lds", found.get("kernel", -loss))
+        # A start that was only whitened is a baseline of the curve, not a candidate.
+        if stage != "start" and score > self.best_lds:
+            self.best_lds = score
+            self.best = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
+        self.seconds += time.perf_counter() - began
+        row = {"step": self.step, "stage": stage, "loss": round(loss, 5)}
+        row |= {k: round(v, 5) for k, v in found.items()}
+        self.curve.append({**row, "seconds": round(self.seconds, 1)})
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
+        self.say(
+            f"{stage} step {self.step}/{total}: loss {loss:.4f}, {shown}, {self.seconds:.0f} s"
+        )
+
+    def _over(self) -> bool:
+        """Whether the last `patience` measurements of the ranking stage brought nothing better."""
+        scores = [r.get("lds") for r in self.curve if r["stage"] == "rank"]
+        if len(scores) <= self.config.patience or scores[0] is None:
+            return False
+        past = [r["lds"] for r in self.curve if r["stage"] != "start" and "lds" in r]
+        recent = past[-self.config.patience :]
+        return max(recent) <= max(past[: -self.config.patience])
+
+    def _reset_moments(self) -> None:
+        self.optimizer.state.clear()
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def key(self) -> str:
+        """What a checkpoint belongs to; how long to train is not part of it."""
+        recipe = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "patience")}
+        sizes = [[len(i.dev), len(i.subsets)] for i in self.instances]
+        shape = {n: list(p.shape) for n, p in self.encoder.named_parameters()}
+        teacher = dict(self.teacher.meta) if self.teacher else None
+        return fingerprint([recipe, sizes, shape, teacher, self.encoder.config()["airrep_text"]])
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def save(self) -> None:
+        arrays = {f"w.{k}": v.detach().cpu().numpy() for k, v in self.encoder.state_dict().items()}
+        arrays |= {f"best.{k}": v.cpu().numpy() for k, v in self.best.items()}
+        steps: list[float] = []
+        for name, p in self._parameters():
+            state = self.optimizer.state.get(p)
+            if state:
+                arrays[f"m.{name}"] = state["exp_avg"].cpu().numpy()
+                arrays[f"v.{name}"] = state["exp_avg_sq"].cpu().numpy()
+                steps.append(float(state["step"]))
+        meta = {
+            "kind": "airrep-checkpoint",
+            "key": self.key(),
+            "step": self.step,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "best_lds": self.best_lds,
+            "moments": steps[0] if steps else 0.0,
+        }
+        write_arrays(self.checkpoint, arrays, meta)
+
+    def resume(self) -> bool:
+        """Takes up the checkpoint in the folder, if there is one of this very training."""
+        if not self.checkpoint.exists():
+            return False
+        arrays, meta = read_arrays(self.checkpoint)
+        if meta.get("kind") != "airrep-checkpoint" or meta.get("key") != self.key():
+            raise DataError(
+                f"{self.checkpoint} belongs to another training",
+                "Choose another folder, or delete it to begin anew",
+            )
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {
+                k.removeprefix(prefix): torch.from_numpy(v)
+                for k, v in arrays.items()
+                if k.startswith(prefix)
+            }
+
+        self.encoder.load_state_dict(part("w."))
+        self.best = part("best.")
+        m, v = part("m."), part("v.")
+        for name, p in self._parameters():
+            if name in m:
+                self.optimizer.state[p] = {
+                    "step": torch.tensor(meta["moments"]),
+                    "exp_avg": m[name].clone(),
+                    "exp_avg_sq": v[name].clone(),
+                }
+        self.step, self.curve = meta["step"], list(meta["curve"])
+        self.seconds, self.best_lds = meta["seconds"], meta["best_lds"]
+        self.say(f"resumed at step {self.step}")
+        return True
+
+    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(self.encoder.named_parameters())
+
+
+def whiten_projection(
+    encoder: Encoder, tokens: Sequence[np.ndarray], rng: np.random.Generator, floor: float = 1e-3
+) -> None:
+    """Projection W = R C^-1/2 and bias -W mean, C the covariance of the pooled states.
+
+    R has orthonormal columns or rows, drawn at random. Pooled states of language models share a
+    large mean and a few large directions, which would otherwise be all that a dot product sees.
+    `floor` bounds the eigenvalues from below, relative to the largest.
+    """
+    states = []
+    with torch.no_grad():
+        for index in batches(np.array([len(t) for t in tokens]), 4096):
+            states.append(encoder.mean_states(*padded(tokens, index, encoder.device)).cpu())
+    h = torch.cat(states).double().numpy()  # [example, width]
+    mean = h.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(h, rowvar=False))
+    scale = 1 / np.sqrt(np.maximum(values, floor * values.max()))
+    dim, width = encoder.dim, h.shape[1]
+    root = vectors * scale @ vectors.T  # C^-1/2
+    if dim >= width:
+        q, _ = np.linalg.qr(rng.standard_normal((dim, width)))  # orthonormal columns
+        w = q @ root
+    else:
+        # Fewer dimensions than states: keep the directions of largest variance.
+        w = (vectors * scale)[:, ::-1][:, :dim].T
+    with torch.no_grad():
+        weight, bias = encoder.projector.weight, encoder.projector.bias
+        weight.copy_(torch.from_numpy(w).to(weight))
+        bias.copy_(torch.from_numpy(-w @ mean).to(bias))
+
+
+def lds_of(f: np.ndarray, r: np.ndarray) -> float:
+    """Mean over dev examples of Spearman(f, r) over subsets; f and r [dev, subset].
+
+    NaN labels are left out; a dev example with fewer than three labels is not counted.
+    """
+    from tdabench.api import spearman_rows
+
+    finite = np.isfinite(r)
+    whole = finite.all(1)
+    values = list(spearman_rows(f[whole], r[whole])) if whole.any() else []
+    for i in np.flatnonzero(~whole):
+        if finite[i].sum() >= 3:
+            values += list(spearman_rows(f[i : i + 1, finite[i]], r[i : i + 1, finite[i]]))
+    return float(np.mean(values)) if values else 0.0
