@@ -1,0 +1,226 @@
+"""Is what a run claims what its stored scores give? Every metric is computed again.
+
+A record is checked against its own files (hash, ids, shapes) and against its benchmark: from
+the stored scores and the truth it names, found by content, the benchmark computes the outcome
+again, and metrics, per-query values and replicates must agree. No method and no model is run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.errors import DataError, TdabenchError, UsageError
+from tdabench.io import sha256_file
+from tdabench.report.records import Record, Run, finite
+from tdabench.report.text import clean
+from tdabench.truth.store import Truth
+
+TOLERANCE = 1e-5  # float32 replicates, summed in another order on another machine
+
+
+@dataclass(frozen=True)
+class Check:
+    """One record: `status` is agrees, differs, or unchecked (with `problems` saying why)."""
+
+    run: str
+    label: str
+    target: str
+    benchmark: str
+    seed: int
+    key: str
+    status: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{clean(self.label, 60)} · {clean(self.target, 60)} · {clean(self.benchmark)}{seed}"
+
+
+@dataclass
+class Truths:
+    """Truth files by the hash of their content, opened once."""
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    opened: dict[str, Truth] = field(default_factory=dict)
+
+    def add(self, path: Path) -> None:
+        if not path.is_file():
+            raise UsageError(f"there is no truth file {path}")
+        self.paths.setdefault(sha256_file(path)[:16], path)
+
+    def add_suite(self, name: str) -> None:
+        """Every truth that a suite declares and has on disk. Raises TdabenchError."""
+        from tdabench.run.suite import load_suite
+
+        for target in load_suite(name).targets:
+            for path in target.truths.values():
+                if path.is_file():
+                    self.add(path)
+
+    def of(self, record: Record, kind: str) -> Truth:
+        """The truth of a kind that a record names, checked against its corpus and target."""
+        from tdabench.run.suite import truth_name
+
+        split = str(record.data.get("split") or "test")
+        inputs = record.data.get("inputs")
+        inputs = inputs if isinstance(inputs, Mapping) else {}
+        named = inputs.get(f"truth:{truth_name(kind, split)}") or record.data.get("truth")
+        wanted = str(named or "")
+        if wanted not in self.paths:
+            raise DataError(
+                f"the truth {wanted or '(none)'} is not at hand", "Give it with --truth FILE"
+            )
+        if wanted not in self.opened:
+            self.opened[wanted] = Truth.load(self.paths[wanted])
+        truth = self.opened[wanted]
+        for what, planned, found in (
+            ("training corpus", truth.plan.get("train"), record.corpus.get("train")),
+            ("target", truth.plan.get("target"), record.target.get("fingerprint")),
+        ):
+            if planned is not None and planned != found:
+                raise DataError(f"its truth was made on another {what} ({planned}, here {found})")
+        return truth
+
+
+def verify_runs(
+    runs: Sequence[Run], truths: Iterable[Path] = (), suite: str | None = None
+) -> list[Check]:
+    """Checks every record that claims a result. Raises UsageError for a truth that is not there."""
+    known = Truths()
+    for path in truths:
+        known.add(path)
+    for name in dict.fromkeys(str(n) for n in ([suite] if suite else map(_suite_of, runs)) if n):
+        try:
+            known.add_suite(name)
+        except TdabenchError:
+            if suite:
+                raise
+    out = []
+    for run in runs:
+        for problem in run.problems:
+            out.append(Check(run.name, "?", "?", "?", 0, "", "differs", (problem,)))
+        out += [_check(record, known) for record in run.records if record.ok]
+    return out
+
+
+def _suite_of(run: Run) -> Any:
+    """What the user asked for (a name or a file), else the suite's name."""
+    request = run.manifest.get("request")
+    asked = request.get("suite") if isinstance(request, Mapping) else None
+    return asked or run.suite.get("name")
+
+
+def _check(record: Record, truths: Truths) -> Check:
+    status, problems = "agrees", []
+    try:
+        problems = _files(record)
+        found, unchecked = _metrics(record, truths)
+        problems += found
+        if unchecked:
+            status = "unchecked"
+            problems = [*problems, unchecked]
+        if found or len(problems) > bool(unchecked):
+            status = "differs"
+    except TdabenchError as e:
+        status, problems = "differs", [*problems, str(e)]
+    return Check(
+        run=record.run,
+        label=record.label,
+        target=str(record.target.get("label") or record.target.get("name") or "?"),
+        benchmark=record.benchmark_name,
+        seed=record.seed,
+        key=record.key,
+        status=status,
+        problems=tuple(problems),
+    )
+
+
+def _files(record: Record) -> list[str]:
+    """What is wrong with the record and its arrays as files."""
+    out = []
+    if record.key != record.path.stem:
+        out.append(f"its key {clean(record.key, 40)} is not its file's name")
+    arrays, meta = record.arrays()
+    key = meta.get("key")
+    if key is not None and key != record.key:
+        out.append("its arrays belong to another record")
+    if "per_query" not in arrays:
+        return [*out, "its arrays lack per_query"]
+    ids = meta.get("query_ids")
+    if isinstance(ids, list) and len(ids) != len(arrays["per_query"]):
+        out.append(f"it has {len(arrays['per_query'])} values for {len(ids)} queries")
+    for name in ("per_query", "replicates"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            out.append(f"its {name} hold NaN or infinity")
+    if finite(record.metric(record.primary).get("value")) is None:
+        out.append(f"it claims no finite {clean(record.primary, 40) or 'primary metric'}")
+    return out
+
+
+def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
+    """What the stored scores give otherwise, and why they could not be used if they could not."""
+    from tdabench import plugins
+    from tdabench.benchmarks.base import Stored
+
+    name = str(record.benchmark.get("name"))
+    try:
+        cls = plugins.registry().benchmark(name).cls
+    except TdabenchError as e:
+        return [], str(e)
+    if cls.version != record.benchmark.get("version"):
+        return [], f"made by {name} version {record.benchmark.get('version')}, not {cls.version}"
+    arrays, meta = record.arrays()
+    missing: list[str] = []
+
+    def truth(kind: str) -> Truth:
+        try:
+            return truths.of(record, kind)
+        except DataError as e:
+            if "not at hand" in e.message:
+                missing.append(str(e))
+            raise
+
+    stored = Stored(arrays, tuple(str(i) for i in meta.get("query_ids") or ()), truth)
+    try:
+        benchmark = cls.from_params(dict(record.benchmark.get("params") or {}))
+        again = benchmark.recompute(stored)
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        return [f"its stored scores cannot be read: {type(e).__name__} {e}"], ""
+    except TdabenchError as e:
+        return ([], missing[0]) if missing else ([str(e)], "")
+    if again is None:
+        return [], f"{name} does not store what computing it again would need"
+    out = []
+    for metric, value in again.metrics.items():
+        claimed = record.metric(metric)
+        for part in ("value", "low", "high"):
+            here, there = getattr(value, part), finite(claimed.get(part))
+            here = None if here is None or not math.isfinite(here) else float(here)
+            if not _close(here, there):
+                what = metric if part == "value" else f"{metric} ({part} end of its interval)"
+                out.append(f"{what} is {_said(there)} in the record, its scores give {_said(here)}")
+    extra = set(map(str, record.metrics)) - set(again.metrics)
+    out += [f"{clean(m, 40)} is claimed, and follows from nothing stored" for m in sorted(extra)]
+    replicates = again.replicates if again.replicates is not None else np.empty(0)
+    for what, new in (("per_query", again.per_query), ("replicates", replicates)):
+        old = arrays.get(what, np.empty(0))
+        if old.shape != np.shape(new) or not np.allclose(old, new, TOLERANCE, TOLERANCE):
+            out.append(f"its stored {what} are not what its scores give")
+    return out, ""
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _said(value: float | None) -> str:
+    return "missing" if value is None else f"{value:.6g}"
