@@ -58,7 +58,9 @@ def join_labels(paths: Sequence[Path]) -> Labels | None:
             if part.meta.get(key) != first.meta.get(key):
                 raise DataError(f"{path} and {paths[0]} were made on another {key}")
     instances = tuple(i for part in parts for i in part.instances)
-    cost = {k: sum(p.meta.get(k, 0) for p in parts) for k in ("seconds", "retrainings")}
+    cost = {
+        k: sum(p.meta.get(k, 0) for p in parts) for k in ("seconds", "cpu_seconds", "retrainings")
+    }
     return Labels(instances, first.n_train, first.n_dev, {**first.meta, **cost})
 
 
@@ -114,7 +116,10 @@ def train_encoder(
     trainer.run()
     measured = [row for row in trainer.curve if row["stage"] != "start"]
     best = max(measured, key=lambda r: r.get("lds", r.get("kernel", -r["loss"])), default={})
-    label_seconds = float(labels.meta.get("seconds", 0.0)) if labels else 0.0
+    # Processor time where it is known: what else ran on the machine does not count.
+    label_seconds = 0.0
+    if labels is not None:
+        label_seconds = float(labels.meta.get("cpu_seconds") or labels.meta.get("seconds", 0.0))
     teacher_seconds = float(teacher.meta.get("seconds", 0.0)) if teacher else 0.0
     record: dict[str, Any] = {
         "schema": 1,

@@ -9,6 +9,7 @@ r = -(loss - mean) / std, mean and population std over the instance's subsets, c
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -92,7 +93,7 @@ class Labels:
     """Instances over one training corpus and one dev corpus (which may be the same).
 
     `meta` tells where they come from: fingerprints of target, `train` and `dev`, the recipe,
-    seeds, `retrainings` and `seconds`.
+    seeds, `retrainings`, `seconds` on the clock and `cpu_seconds` of all workers.
     """
 
     instances: tuple[Instance, ...]
@@ -302,7 +303,7 @@ class LabelJob:
             def on_unit(unit: Any, reason: str, k: int = k, n: int = n) -> None:
                 nonlocal began, done
                 now = time.perf_counter()
-                self._charge(now - began, 1)
+                self._charge("seconds", now - began)
                 done += 1
                 say(
                     f"instance {k + 1}/{self.draw.instances}, retraining {done}/{n}, "
@@ -319,11 +320,10 @@ class LabelJob:
             say(f"excluded: {line}")
         labels.save(self.folder / "labels.safetensors")
 
-    def _charge(self, seconds: float, retrainings: int) -> None:
+    def _charge(self, what: str, seconds: float) -> None:
         path = self.folder / "cost.json"
-        cost = read_json(path) if path.exists() else {"seconds": 0.0, "retrainings": 0}
-        cost["seconds"] = round(cost["seconds"] + seconds, 3)
-        cost["retrainings"] += retrainings
+        cost = {"seconds": 0.0, "cpu_seconds": 0.0} | (read_json(path) if path.exists() else {})
+        cost[what] = round(cost[what] + seconds, 3)
         write_json(path, cost)
 
     def collect(self) -> Labels:
@@ -347,10 +347,15 @@ class LabelJob:
         if not instances:
             raise DataError(f"{self.folder} holds no finished retrainings")
         cost = self.folder / "cost.json"
-        seconds = read_json(cost)["seconds"] if cost.exists() else 0.0
-        meta = {**self.describe(), "seconds": seconds}
+        meta = self.describe() | (read_json(cost) if cost.exists() else {"seconds": 0.0})
         meta["retrainings"] = sum(len(i.subsets) for i in instances)
         return Labels(tuple(instances), len(self.train), len(self.dev), meta)
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of the workers it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _count(folder: Path) -> int:

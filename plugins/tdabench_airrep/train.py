@@ -151,7 +151,7 @@ def objective(
 
 
 class Trainer:
-    """Trains `encoder` in place. Every draw of a step depends on the seed and its number only, so
+    """Trains `encoder` in place; `seconds` is processor time. Every draw of a step depends on the seed and its number only, so
     that a resumed training is the same training."""
 
     def __init__(
@@ -351,7 +351,7 @@ class Trainer:
         if not self.resume():
             self.prepare()
             self._note("start", 0.0, total)
-        began, losses = time.perf_counter(), []
+        began, losses = time.process_time(), []
         while self.step < total and not self._over():
             stage = STAGES[self.step >= c.distil_steps]
             if stage == "rank" and self.step == c.distil_steps and c.distil_steps:
@@ -364,22 +364,22 @@ class Trainer:
             losses.append(self.update(problem))
             self.step += 1
             if self.step % c.every == 0 or self.step in (c.distil_steps, total):
-                self.seconds += time.perf_counter() - began
+                self.seconds += time.process_time() - began
                 self._note(stage, float(np.mean(losses)), total)
                 self.save()
-                began, losses = time.perf_counter(), []
+                began, losses = time.process_time(), []
         if self.best:
             self.encoder.load_state_dict(self.best)
 
     def _note(self, stage: str, loss: float, total: int) -> None:
-        began = time.perf_counter()
+        began = time.process_time()
         found = self.measure()
         score = found.get("lds", found.get("kernel", -loss))
         # A start that was only whitened is a baseline of the curve, not a candidate.
         if stage != "start" and score > self.best_lds:
             self.best_lds = score
             self.best = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.process_time() - began
         row = {"step": self.step, "stage": stage, "loss": round(loss, 5)}
         row |= {k: round(v, 5) for k, v in found.items()}
         self.curve.append({**row, "seconds": round(self.seconds, 1)})

@@ -79,6 +79,7 @@ def test_labels_are_losses_after_retraining(tiny_target, tiny_corpus, tiny_queri
     labels.check(tiny_corpus, tiny_queries)
     assert labels.retrainings == 6
     assert labels.meta["seconds"] > 0
+    assert labels.meta["cpu_seconds"] > 0
     instance = labels.instances[1]
     pool, dev, groups = DRAW.instance(1, 60, 12)
     np.testing.assert_array_equal(instance.dev, dev)
