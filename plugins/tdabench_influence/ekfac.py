@@ -77,10 +77,10 @@ class KFAC(StreamingMethod):
         from tdabench.api import map_batches
 
         tokens = context.target.tokenize(train)
-        # One uniform number a response token, drawn for the corpus in order: the label drawn for
-        # a token then depends on neither batch nor padding.
+        # One uniform number a response token, drawn by the id of its example: the label drawn for
+        # a token then depends on neither batch, padding nor place in the corpus.
         uniform = [
-            context.rng(f"fisher/{i}").random(len(t) - t.start) for i, t in enumerate(tokens)
+            context.rng(f"fisher/{e.id}").random(len(t) - t.start) for e, t in zip(train, tokens)
         ]
         sums: dict[str, tuple[np.ndarray, ...]] = {}
 
