@@ -92,6 +92,7 @@ class TDAMethod(ABC):
     source: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    grid: ClassVar[Mapping[str, tuple]] = {}  # values worth trying, for `tdabench tune`
 
     @abstractmethod
     def build(self, context: Context, train: Sequence[Example]) -> Index:
@@ -391,7 +392,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, str) and value.lower() in spelled:
             return spelled[value.lower()]
     elif hint in (int, float):
-        integral = hint is int and isinstance(value, float) and value != int(value)
+        integral = hint is int and isinstance(value, float) and not value.is_integer()
         if not isinstance(value, bool) and not integral:
             try:
                 return hint(value)

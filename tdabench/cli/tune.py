@@ -1,0 +1,93 @@
+"""`tdabench tune`: choose a method's parameters on the tuning truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tdabench.cli.common import emit_json, json_option, plugin_options, print_table
+from tdabench.errors import UsageError
+
+
+@click.command()
+@click.argument("method")
+@click.option("--suite", default="pocket", show_default=True, help="Suite name or file.")
+@click.option("--target", help="Target label (default: the suite's main target).")
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    metavar="PARAM=A,B,…",
+    help="Values to try; repeat for more parameters. Default: the method's own.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the method.")
+@click.option("--top", default=15, show_default=True, help="Rows to print.")
+@json_option
+@plugin_options
+def command(
+    method: str,
+    suite: str,
+    target: str | None,
+    grids: tuple[str, ...],
+    seed: int,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Choose a method's parameters on tuning queries and tuning groups.
+
+    Tries every combination against the suite's tuning truth, which shares neither queries, groups
+    nor retrainings with the test truth, and prints the best with the lines to put into the suite.
+
+    \b
+    Examples:
+      tdabench tune logra
+      tdabench tune logra --grid damping=0.01,0.1,1,10 --grid rank=8,16
+      tdabench tune tfidf --grid pooling=sum,softmax --grid temperature=auto
+    """
+    from tdabench.plugins import registry
+    from tdabench.run.suite import load_suite
+    from tdabench.run.tune import Trial, default_grid, tune
+
+    cls = registry().method(method).cls
+    grid: dict[str, list[Any]] = {}
+    for text in grids:
+        name, equals, values = text.partition("=")
+        if not equals or not values:
+            raise UsageError(f"--grid {text!r} is not of the form PARAMETER=A,B,…")
+        grid[name.strip()] = [v.strip() for v in values.split(",")]
+    grid = grid or default_grid(cls)
+    if not grid:
+        raise UsageError(f"{method} names no values worth trying", "Give some with --grid")
+
+    def told(trial: Trial) -> None:
+        click.echo(f"  {_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", err=True)
+
+    trials = tune(suite, target, method, grid, seed=seed, on_trial=told)
+    label = target or load_suite(suite).main_targets[0].label
+    if as_json:
+        emit_json([{"params": dict(t.params), "lds": t.lds, "error": t.error} for t in trials])
+        return
+    print_table(
+        ("LDS on tuning", "parameters"),
+        [(t.error or f"{t.lds:.4f}", _words(t.params)) for t in trials[:top]],
+    )
+    best = trials[0]
+    if best.error:
+        raise UsageError(f"every combination failed; the first with: {best.error}")
+    typed = cls.from_params(best.params).params
+    click.echo(f"\nFor the suite file:\n[tuned.{label}.{method}]")
+    for name in best.params:
+        click.echo(f"{name} = {_toml(typed[name])}")
+
+
+def _words(params: Any) -> str:
+    return " ".join(f"{k}={v}" for k, v in params.items()) or "(defaults)"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,150 @@
+"""Choosing a method's parameters on tuning queries and tuning groups, never on test truth.
+
+The tuning truth is another draw of groups, retrained with other seeds, evaluated on other
+queries. What is chosen goes into the suite's `[tuned.<target>.<method>]` table, and every record
+made with it says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench import plugins
+from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.groups import pool_scores
+from tdabench.method import Context, Index, TDAMethod
+from tdabench.run.suite import Suite, SuiteTarget, load_suite
+from tdabench.truth import Truth
+
+# Read when a query is answered: trying them needs no new index.
+QUERY_TIME = ("pooling", "temperature")
+
+# Softmax temperatures to try, as multiples of the standard deviation of the method's own scores:
+# scores have no common scale.
+TEMPERATURES = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Parameters that differ from the method's defaults, and their LDS on the tuning truth."""
+
+    params: Mapping[str, Any]
+    lds: float
+    error: str = ""
+
+
+def tune(
+    suite_name: str,
+    target_label: str | None,
+    method_name: str,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Every combination in `grid`, best first; failed ones last, with their reason.
+
+    `grid` maps parameters to values. For the softmax poolings a temperature of `"auto"` stands
+    for multiples of the scores' standard deviation. Raises UsageError for an unknown parameter,
+    or when the target has no tuning truth.
+    """
+    suite = load_suite(suite_name)
+    target = suite.target(target_label) if target_label else suite.main_targets[0]
+    cls = plugins.registry().method(method_name).cls
+    base = {
+        **suite.method_params.get(method_name, {}),
+        **suite.tuned.get(target.label, {}).get(method_name, {}),
+    }
+    known = cls.from_params(base).params
+    for key in grid:
+        if key not in known:
+            raise unknown(f"parameter of {method_name}", key, known)
+    truth = tuning_truth(suite, target)
+    queries = suite.queries("tuning")
+
+    trials = []
+    outer = {k: v for k, v in grid.items() if k not in QUERY_TIME}
+    inner = {k: v for k, v in grid.items() if k in QUERY_TIME}
+    for chosen in combinations(outer):
+        with tempfile.TemporaryDirectory() as scratch:
+            context = Context(
+                target=target.target,
+                scratch=Path(scratch),
+                seed=seed,
+                device=device,
+                assets=suite.assets_for(target),
+            )
+            try:
+                index = cls.from_params({**base, **chosen}).build(context, suite.train)
+                scored = list(_scored(index, queries, truth, inner))
+            except (TdabenchError, RuntimeError, ValueError) as e:
+                scored = [({}, float("nan"), str(e) or type(e).__name__)]
+        for extra, value, error in scored:
+            trials.append(Trial({**chosen, **extra}, value, error))
+            on_trial(trials[-1])
+    return sorted(trials, key=lambda t: -t.lds if np.isfinite(t.lds) else np.inf)
+
+
+def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:
+    """The target's truth on tuning queries, checked."""
+    if "tuning" not in target.truths:
+        raise UsageError(
+            f"the target {target.label} of suite {suite.name} declares no tuning truth",
+            "Parameters cannot be chosen honestly without one: add it to the suite",
+        )
+    path = target.truths["tuning"]
+    suite.verify(path)
+    truth = Truth.load(path)
+    truth.check(suite.train, target.target)
+    return truth.for_queries(suite.queries("tuning").ids)
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values))
+
+
+def _scored(
+    index: Index, queries: Any, truth: Truth, inner: Mapping[str, Sequence[Any]]
+) -> Iterator[tuple[dict[str, Any], float, str]]:
+    from tdabench import stats
+
+    if not inner:
+        scores = index.score_groups(queries, truth.groups)
+        yield {}, stats.lds(scores, truth.values), ""
+        return
+    if type(index).score_groups is not Index.score_groups:
+        raise UsageError("this method computes group scores itself: pooling cannot be tried")
+    scores = index.score(queries)  # [query, train], once for every pooling
+    spread = float(scores.std()) or 1.0
+    for pooling in inner.get("pooling", [index.pooling]):
+        temperatures: Sequence[Any] = inner.get("temperature", [index.temperature])
+        if pooling in ("sum", "mean"):
+            temperatures = [None]
+        for t in temperatures:
+            for value in [x * spread for x in TEMPERATURES] if t == "auto" else [t]:
+                params: dict[str, Any] = {"pooling": pooling}
+                if value is not None:
+                    params["temperature"] = float(f"{float(value):.2g}")
+                pooled = pool_scores(scores, truth.groups, pooling, params.get("temperature", 1.0))
+                yield params, stats.lds(pooled, truth.values), ""
+
+
+def default_grid(cls: type[TDAMethod]) -> dict[str, list[Any]]:
+    """What is worth trying: the method's own `grid`, and pooling where it has one."""
+    import dataclasses
+
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    grid: dict[str, list[Any]] = {k: list(v) for k, v in cls.grid.items()}
+    if "pooling" in fields:
+        grid.setdefault("pooling", ["sum", "softmax", "softmax-abs"])
+        grid.setdefault("temperature", ["auto"])
+    return grid
