@@ -311,9 +311,11 @@ class LabelJob:
                 )
                 began = now
 
-            build_truth(
-                plan, self.target, pool, dev, self.place(k), workers=workers, on_unit=on_unit
-            )
+            place, used = self.place(k), _cpu_seconds()
+            try:
+                build_truth(plan, self.target, pool, dev, place, workers=workers, on_unit=on_unit)
+            finally:
+                self._charge("cpu_seconds", _cpu_seconds() - used)
             self.collect().save(self.folder / "labels.safetensors")
         labels = self.collect()
         for line in labels.excluded():

@@ -151,8 +151,11 @@ def objective(
 
 
 class Trainer:
-    """Trains `encoder` in place; `seconds` is processor time. Every draw of a step depends on the seed and its number only, so
-    that a resumed training is the same training."""
+    """Trains `encoder` in place; `seconds` is processor time.
+
+    Every draw of a step depends on the seed and on the step's number only, so that a resumed
+    training is the same training.
+    """
 
     def __init__(
         self,
