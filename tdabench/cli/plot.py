@@ -1,0 +1,67 @@
+"""`tdabench plot`: the board's numbers as PNG, SVG or PDF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("plot")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    help="fidelity-build, fidelity-query, fidelity-storage, tasks, transfer, curves, scaling or "
+    "budget; may be repeated. Default: all that the records allow.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("plots"),
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.option(
+    "--format", "form", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
+)
+@click.option("--benchmark", metavar="NAME", help="Plot this benchmark's value.")
+@click.option("--target", metavar="NAME", help="Only this target.")
+@click.option("--suite", metavar="NAME|FILE", help="Suite to read task labels from.")
+def command(
+    folders: tuple[Path, ...],
+    kinds: tuple[str, ...],
+    out: Path,
+    form: str,
+    benchmark: str | None,
+    target: str | None,
+    suite: str | None,
+) -> None:
+    """Draw fidelity against cost with the Pareto front, LDS by task, transfer and curves.
+
+    Needs the extra `plots`. Prints the files it wrote; what the records do not hold is named on
+    stderr.
+
+    \b
+    Examples:
+      tdabench plot
+      tdabench plot --kind fidelity-query --format pdf --out figures
+    """
+    from tdabench.report.board import Board
+    from tdabench.report.examples import load_texts
+    from tdabench.report.plots import draw
+
+    board = Board.from_runs(folders)
+    tasks: dict[str, str] = {}
+    if not kinds or "tasks" in kinds:
+        for run in board.runs:
+            tasks.update(load_texts(run, suite).tasks)
+    written, missing = draw(
+        board, kinds, out, form=form, benchmark=benchmark, target=target, tasks=tasks
+    )
+    for line in missing:
+        click.echo(f"not drawn: {line}", err=True)
+    for path in written:
+        click.echo(str(path))

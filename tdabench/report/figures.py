@@ -1,0 +1,227 @@
+"""What the plots show, as plain numbers: one source for matplotlib and for the browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tdabench.errors import TdabenchError
+from tdabench.report.board import Board, Cell, Table
+from tdabench.report.records import Record
+
+COST_LABELS = {
+    "build": "build (s)",
+    "query": "query (ms a query)",
+    "bytes": "storage (bytes an example)",
+    "prepare": "prepare (s)",
+}
+REFERENCES = ("random", "oracle", "full")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at (cost, value); `front` when nothing is both cheaper and at least as good."""
+
+    label: str
+    family: str
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    front: bool
+
+
+def pareto(costs: Sequence[float], values: Sequence[float], higher: bool = True) -> list[bool]:
+    """Which (cost, value) pairs no other pair beats: lower cost, better value, one strictly."""
+    sign = 1.0 if higher else -1.0
+    points = [(c, sign * v) for c, v in zip(costs, values, strict=True)]
+    return [not any(c <= a and v >= b and (c < a or v > b) for c, v in points) for a, b in points]
+
+
+def cost_points(table: Table, cost: str, column: str | None = None) -> list[Point]:
+    """Value against `cost` (build, query, bytes, prepare) of every method that has both."""
+    name = column or table.primary
+    found = [
+        (row, cell, x)
+        for row in table.rows
+        if (cell := row.cells.get(name)) is not None
+        and cell.ok
+        and (x := row.cost.of(cost)) is not None
+    ]
+    higher = table.column(name).higher_is_better
+    front = pareto([x for _, _, x in found], [c.value or 0.0 for _, c, _ in found], higher)
+    return [
+        Point(row.label, row.family, x, cell.value or 0.0, cell.low, cell.high, on)
+        for (row, cell, x), on in zip(found, front, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: `k`, the value there, and its interval where it was recorded."""
+
+    label: str
+    k: tuple[float, ...]
+    value: tuple[float, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+    reference: bool = False
+
+
+_AT = re.compile(r"(?P<name>.+)@(?P<k>\d+(?:\.\d+)?)")
+_OF = re.compile(r"(?P<name>[^\[\]]+)\[(?P<of>.+)\]")
+
+
+def curves(table: Table, column: str) -> dict[str, list[Curve]]:
+    """By measure: a line a method from its metrics `measure@k`, and the references'.
+
+    Metrics `measure_random@k` (also oracle, full) are the same for every method and drawn once.
+    Only measures with two k or more make a curve.
+    """
+    out: dict[str, dict[str, Curve]] = {}
+    for row in table.rows:
+        cell = row.cells.get(column)
+        if cell is None or not cell.ok:
+            continue
+        series: dict[str, list[tuple[float, Mapping]]] = {}
+        for name, m in cell.metrics.items():
+            if match := _AT.fullmatch(name):
+                series.setdefault(match["name"], []).append((float(match["k"]), m))
+        for name, points in series.items():
+            measure, _, tail = name.rpartition("_")
+            is_reference = tail in REFERENCES and bool(measure)
+            points.sort(key=lambda p: p[0])
+            label = tail if is_reference else row.label
+            curve = Curve(
+                label,
+                tuple(k for k, _ in points),
+                tuple(m["value"] for _, m in points),
+                tuple(m.get("low") for _, m in points),
+                tuple(m.get("high") for _, m in points),
+                is_reference,
+            )
+            out.setdefault(measure if is_reference else name, {}).setdefault(label, curve)
+    return {
+        measure: list(found.values())
+        for measure, found in out.items()
+        if any(len(c.k) > 1 for c in found.values() if not c.reference)
+    }
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """values [row, column], NaN where there is none."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray
+    counts: tuple[int, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return self.values.size == 0 or not np.isfinite(self.values).any()
+
+
+def transfer_matrix(table: Table, column: str = "transfer", metric: str = "lds") -> Matrix:
+    """LDS of each method [row] against each target's truth [column], from `lds[target]`."""
+    found: dict[str, dict[str, float]] = {}
+    for row in table.rows:
+        cell = row.cells.get(column)
+        for name, m in (cell.metrics if cell is not None and cell.ok else {}).items():
+            match = _OF.fullmatch(name)
+            if match and match["name"] == metric:
+                of = table.target if match["of"] == "source" else match["of"]
+                found.setdefault(row.label, {})[of] = m["value"]
+    targets = sorted({t for values in found.values() for t in values})
+    targets.sort(key=lambda t: t != table.target)
+    values = [[of.get(t, np.nan) for t in targets] for of in found.values()]
+    return Matrix(
+        tuple(found),
+        tuple(targets),
+        np.array(values, dtype=float).reshape(len(found), len(targets)),
+    )
+
+
+def by_task(
+    board: Board, table: Table, tasks: Mapping[str, str], column: str | None = None
+) -> Matrix:
+    """Mean per-query value of each method [row] over the queries of each task [column].
+
+    `tasks` maps query ids to tasks. Methods whose arrays cannot be read are left out.
+    """
+    name = column or table.primary
+    rows, values = [], []
+    names = sorted({t for t in tasks.values() if t})
+    counts = np.zeros(len(names), dtype=int)
+    for row in table.rows:
+        found = per_query(board, row.cells.get(name))
+        if found is None:
+            continue
+        ids, value = found
+        of = np.array([tasks.get(i, "") for i in ids])
+        masks = [of == t for t in names]
+        counts = np.maximum(counts, [m.sum() for m in masks])
+        rows.append(row.label)
+        values.append([value[m].mean() if m.any() else np.nan for m in masks])
+    matrix = np.array(values, dtype=float).reshape(len(rows), len(names))
+    keep = np.isfinite(matrix).any(axis=0) if len(rows) else np.zeros(len(names), dtype=bool)
+    return Matrix(
+        tuple(rows),
+        tuple(n for n, k in zip(names, keep) if k),
+        matrix[:, keep],
+        tuple(int(c) for c, k in zip(counts, keep) if k),
+    )
+
+
+def records_of(board: Board, cell: Cell | None) -> list[Record]:
+    """The records behind a cell, one a seed."""
+    if cell is None:
+        return []
+    by_key = {(r.run, r.key): r for run in board.runs for r in run.records}
+    found = (by_key.get((run, key)) for run in cell.runs for key in cell.keys)
+    return [r for r in found if r is not None]
+
+
+def per_query(board: Board, cell: Cell | None) -> tuple[list[str], np.ndarray] | None:
+    """Query ids and a method's values on them [query], averaged over seeds; None if not stored."""
+    if cell is None or not cell.ok:
+        return None
+    stacked, ids = [], None
+    for record in records_of(board, cell):
+        try:
+            arrays, meta = record.arrays()
+        except TdabenchError:
+            return None
+        value = np.asarray(arrays.get("per_query", ()), dtype=np.float64)
+        these = meta.get("query_ids")
+        if not isinstance(these, list) or value.shape != (len(these),):
+            return None
+        if ids is not None and these != ids:
+            return None
+        ids = these
+        stacked.append(value)
+    return ([str(i) for i in ids], np.mean(stacked, axis=0)) if ids and stacked else None
+
+
+def scaling(tables: Iterable[Table], cost: str) -> dict[str, list[tuple[int, float]]]:
+    """Cost against the number of training examples, by method; only methods at two sizes."""
+    out: dict[str, dict[int, float]] = {}
+    for table in tables:
+        for row in table.rows:
+            value = row.cost.of(cost)
+            if table.n_train and value is not None:
+                out.setdefault(row.label, {}).setdefault(table.n_train, value)
+    return {label: sorted(points.items()) for label, points in out.items() if len(points) > 1}
+
+
+def budget(table: Table) -> dict[str, list[tuple[float, float, str]]]:
+    """Value against retrainings spent in prepare, by method name: (retrainings, value, label)."""
+    out: dict[str, list[tuple[float, float, str]]] = {}
+    for row in table.rows:
+        cell, spent = row.cells.get(table.primary), row.cost.retrainings
+        if cell is not None and cell.ok and cell.value is not None and spent:
+            out.setdefault(row.name, []).append((spent, cell.value, row.label))
+    return {name: sorted(points) for name, points in out.items() if len(points) > 1}

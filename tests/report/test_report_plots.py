@@ -1,0 +1,219 @@
+"""The numbers of the plots, and that each plot is drawn from them."""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tdabench.cli.plot import command
+from tdabench.errors import DataError, MissingExtra, UsageError
+from tdabench.report import figures
+from tdabench.report.board import Board
+from tdabench.report.plots import KINDS, draw
+
+
+def curves_and_transfer(record):
+    """Adds what the selection and transfer benchmarks record."""
+    if record["status"] != "ok":
+        return
+    up = len(record["method"]["label"])
+    if record["benchmark"]["name"] == "selection":
+        for k in (10, 50, 100):
+            value = {"value": 0.001 * k * up, "low": 0.0, "high": 0.002 * k * up}
+            record["metrics"][f"f1@{k}"] = value
+            record["metrics"][f"f1_random@{k}"] = {"value": 0.001 * k}
+        record["metrics"]["f1_full@2000"] = {"value": 0.5}
+    if record["benchmark"]["name"] == "transfer":
+        record["metrics"]["lds[source]"] = {"value": 0.4}
+        record["metrics"]["lds[gpt2-2m]"] = {"value": 0.01 * up}
+
+
+@pytest.fixture
+def board(make_run):
+    folder = make_run(
+        "r", failed={"demo": ("failed", "no")}, seeds={"random": 2}, change=curves_and_transfer
+    )
+    return Board.from_runs([folder])
+
+
+def tasks_of(board):
+    return {f"q{i:03d}": f"task {i % 3}" for i in range(40)}
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_pareto_is_what_nothing_beats(higher):
+    rng = np.random.default_rng(0)
+    costs = rng.integers(0, 6, 40).tolist()
+    values = rng.integers(0, 6, 40).tolist()
+    sign = 1 if higher else -1
+    for i, on in enumerate(figures.pareto(costs, values, higher)):
+        beaten = [
+            j
+            for j in range(40)
+            if costs[j] <= costs[i]
+            and sign * values[j] >= sign * values[i]
+            and (costs[j] != costs[i] or values[j] != values[i])
+        ]
+        assert on == (not beaten)
+
+
+def test_pareto_edge_cases():
+    assert figures.pareto([], []) == []
+    assert figures.pareto([1.0, 1.0], [0.5, 0.5]) == [True, True]
+
+
+def test_cost_points_are_the_boards(board):
+    table = board.table()
+    points = {p.label: p for p in figures.cost_points(table, "query")}
+    assert set(points) == {"airrep", "logra", "ekfac", "bm25", "random"}
+    row = table.rows[0]
+    assert (points["airrep"].x, points["airrep"].y) == (row.cost.query_ms, row.cells["lds"].value)
+
+
+def test_curves_share_their_references(board):
+    found = figures.curves(board.table(), "selection")
+    assert list(found) == ["f1"]
+    lines = {c.label: c for c in found["f1"]}
+    assert lines["airrep"].k == (10, 50, 100)
+    assert lines["airrep"].value == pytest.approx((0.06, 0.3, 0.6))
+    assert lines["full"].reference
+    assert lines["random"].label == "random"
+    assert figures.curves(board.table(), "lds") == {}
+
+
+def test_transfer_matrix(board):
+    matrix = figures.transfer_matrix(board.table())
+    assert matrix.columns == ("qwen2-1m", "gpt2-2m")
+    row = matrix.values[matrix.rows.index("bm25")]
+    assert row.tolist() == pytest.approx([0.4, 0.04])
+
+
+def test_by_task_averages_the_stored_values(board):
+    matrix = figures.by_task(board, board.table(), tasks_of(board))
+    assert matrix.columns == ("task 0", "task 1", "task 2")
+    assert matrix.counts == (14, 13, 13)
+    record = next(
+        r for r in board.runs[0].records if (r.label, r.benchmark_name) == ("bm25", "lds")
+    )
+    stored = record.arrays()[0]["per_query"]
+    got = matrix.values[matrix.rows.index("bm25")]
+    assert got.tolist() == pytest.approx([stored[t::3].mean() for t in range(3)])
+
+
+def test_by_task_without_labels_is_empty(board):
+    assert figures.by_task(board, board.table(), {}).empty
+    assert figures.by_task(board, board.table(), {"stranger": "t"}).empty
+
+
+def test_scaling_and_budget_need_two_points(make_run):
+    def small(record):
+        if record["cost"]:
+            record["cost"]["n_train"] = 100
+        record["corpus"]["train"] = "5ma11"
+
+    def cheap(record):
+        record["method"]["label"] = "airrep few"
+        record["cost"]["prepare"] = {"seconds": 1.0, "retrainings": 100}
+
+    a = make_run("a", {"airrep": 1.0}, benchmarks=("lds",))
+    b = make_run("b", {"airrep": 0.6}, benchmarks=("lds",), change=small)
+    assert figures.scaling(Board.from_runs([a]).tables, "build") == {}
+    both = figures.scaling(Board.from_runs([a, b]).tables, "build")
+    assert [n for n, _ in both["airrep"]] == [100, 200]
+    c = make_run("c", {"airrep": 0.6}, benchmarks=("lds",), change=cheap)
+    found = figures.budget(Board.from_runs([a, c]).table())
+    assert [(x, label) for x, _, label in found["airrep"]] == [
+        (100, "airrep few"),
+        (4800, "airrep"),
+    ]
+
+
+def test_svg_carries_labels_as_text_and_parses(board, tmp_path):
+    written, missing = draw(board, ["fidelity-query"], tmp_path, form="svg")
+    text = written[0].read_text()
+    ElementTree.fromstring(text)
+    assert "airrep" in text
+    assert "noise ceiling" in text
+    assert not missing
+
+
+@pytest.mark.parametrize(("form", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_formats(board, tmp_path, form, magic):
+    written, missing = draw(board, [], tmp_path, form=form, tasks=tasks_of(board))
+    assert {p.stem for p in written} == {
+        "fidelity-build",
+        "fidelity-query",
+        "fidelity-storage",
+        "tasks",
+        "transfer",
+        "curves",
+    }
+    assert all(p.read_bytes().startswith(magic) for p in written)
+    assert [m.split(" ")[0] for m in missing] == ["scaling", "budget"]
+
+
+def test_the_same_records_give_the_same_file(board, tmp_path):
+    for form in ("svg", "pdf", "png"):
+        draw(board, ["fidelity-build"], tmp_path / "a", form=form)
+        draw(board, ["fidelity-build"], tmp_path / "b", form=form)
+        name = f"fidelity-build.{form}"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_hostile_labels_are_drawn_as_text(make_run, tmp_path):
+    folder = make_run("r", {"$\\frac{1}": 1.0, "<script>\x1b[2J": 0.2}, benchmarks=("lds",))
+    written, _ = draw(Board.from_runs([folder]), [], tmp_path, form="svg")
+    for path in written:
+        ElementTree.fromstring(path.read_text())
+        assert "<script" not in path.read_text()
+
+
+def test_one_kind_that_is_not_there_is_an_error(board, tmp_path):
+    with pytest.raises(DataError, match="two budgets"):
+        draw(board, ["budget"], tmp_path)
+    with pytest.raises(UsageError, match="unknown plot 'pie'"):
+        draw(board, ["pie"], tmp_path)
+
+
+def test_times_of_two_machines_are_not_plotted_together(make_run, tmp_path):
+    def other(record):
+        record["hardware"] = {"cpu": "Other", "cores": 64}
+
+    a = make_run("a", {"x": 1.0}, benchmarks=("lds",))
+    b = make_run("b", {"y": 0.5}, benchmarks=("lds",), change=other)
+    board = Board.from_runs([a, b])
+    with pytest.raises(DataError, match="several machines"):
+        draw(board, ["fidelity-build"], tmp_path)
+    assert draw(board, ["fidelity-storage"], tmp_path)[0]
+
+
+def test_without_matplotlib_the_extra_is_named(board, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtra, match=r"tdabench\[plots\]"):
+        draw(board, ["fidelity-build"], tmp_path)
+
+
+def test_the_command_lists_what_it_wrote(board, tmp_path):
+    args = [str(board.runs[0].folder), "--out", str(tmp_path / "p"), "--format", "svg"]
+    done = CliRunner().invoke(command, args)
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "p" / "curves.svg") in done.stdout.splitlines()
+    assert "not drawn: scaling" in done.stderr
+
+
+def test_every_kind_is_in_the_help():
+    text = CliRunner().invoke(command, ["--help"]).stdout
+    assert all(kind in text for kind in KINDS)
+
+
+def test_per_query_of_a_damaged_file_is_none(board):
+    cells = {r.label: r for r in board.table().rows}["bm25"].cells
+    record = next(r for r in board.runs[0].records if r.label == "bm25")
+    assert figures.per_query(board, cells[record.benchmark_name]) is not None
+    record.arrays_path.write_bytes(b"x")
+    assert figures.per_query(board, cells[record.benchmark_name]) is None
