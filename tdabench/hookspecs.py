@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tdabench.benchmarks.base import Benchmark
     from tdabench.method import TDAMethod
 
-F = TypeVar("F")
+F = TypeVar("F", bound=Callable[..., Any])
 
 PROJECT = "tdabench"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -8,6 +8,7 @@ suites, and the bundled methods, come through the same door: the entry point gro
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -90,7 +91,7 @@ class Registry:
         for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
             self._add(_origin(found), found.value, found.load)
         for name in self.modules:
-            self._add(Origin(name, "--plugin"), name, lambda name=name: import_plugin(name))
+            self._add(Origin(name, "--plugin"), name, functools.partial(import_plugin, name))
         self._collect("tdabench_methods", self._take_method)
         self._collect("tdabench_benchmarks", self._take_benchmark)
         self._collect("tdabench_suites", self._take_suite)
@@ -256,7 +257,7 @@ def _hooks(plugin: Any) -> list[str]:
 
 def _checked(cls: Any, base: type) -> str:
     """The name of a well-formed class; raises TypeError saying what is wrong with it."""
-    if not (isinstance(cls, type) and issubclass(cls, base)):
+    if not inspect.isclass(cls) or base not in cls.__mro__:
         raise TypeError(f"{cls!r} is not a subclass of {base.__name__}")
     if inspect.isabstract(cls):
         lacking = ", ".join(sorted(cls.__abstractmethods__))
@@ -266,7 +267,7 @@ def _checked(cls: Any, base: type) -> str:
         raise TypeError(f"{cls.__name__}.name is {name!r}: letters, digits, '.', '_', '-' only")
     if not is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: decorate it with @dataclass")
-    if not isinstance(cls.version, int):  # type: ignore[attr-defined]
+    if not isinstance(cls.version, int):
         raise TypeError(f"{cls.__name__}.version is not an integer")
     return name
 

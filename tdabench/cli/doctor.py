@@ -142,7 +142,7 @@ def found_plugins() -> list[Check]:
     registry = plugins.registry()
     if not registry.plugins:
         remedy = "Install tdabench: pip install -e ."
-        return [("wrong", "none is registered", remedy)]
+        return [("wrong", "plugins", "none is registered", remedy)]
     checks: list[Check] = []
     for p in registry.plugins:
         if p.status == "broken":

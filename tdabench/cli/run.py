@@ -12,6 +12,7 @@ from tdabench.cli.common import (
     complete_benchmarks,
     complete_methods,
     complete_suites,
+    console,
     discovered,
     emit_json,
     json_option,
@@ -257,23 +258,11 @@ def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: 
 
 
 def print_result(result: Any) -> None:
-    """The board of the cells of this run."""
-    print_table(
-        ["method", "target", "benchmark", "result"],
-        [
-            (
-                r["method"]["label"],
-                r["target"]["label"],
-                r["benchmark"]["name"],
-                _value(r),
-            )
-            for r in result.records
-        ],
-    )
+    """The board of the cells of this run, from their records."""
+    from tdabench.report.board import Board
+    from tdabench.report.terminal import print_board
 
-
-def _value(record: dict[str, Any]) -> str:
-    if record["status"] != "ok":
-        return f"{record['status']}: {record['reason']}"
-    value = record["metrics"].get(record["primary"], {}).get("value")
-    return f"{record['primary']} " + ("none" if value is None else f"{value:.4f}")
+    labels = list(dict.fromkeys(r["method"]["label"] for r in result.records))
+    targets = list(dict.fromkeys(r["target"]["label"] for r in result.records))
+    if result.records:
+        print_board(Board.from_runs([result.folder], methods=labels, targets=targets), console())

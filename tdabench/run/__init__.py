@@ -69,6 +69,8 @@ def run(
         manifest = make_manifest(plan, folder, options, old)
         if old is None or _substance(old) != _substance(manifest):
             write_json(folder.manifest_path, manifest)
+        for label, first in plan.twins.items():
+            watcher.say(f"{label} has the same parameters as {first}: measured once")
         executor = Executor(plan, folder, options, watcher)
         interrupted = False
         try:

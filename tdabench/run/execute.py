@@ -111,9 +111,11 @@ class Executor:
                     cached[cell.key] = record
         todo = [c for c in self.plan.cells if c.key not in cached]
         self.watcher.begin(len(self.plan.cells), len(cached))
-        for record in cached.values():
-            self.records[record["key"]] = record
-            self.watcher.finished(record, cached=True)
+        for cell in self.plan.cells:
+            if cell.key in cached:
+                record = self._relabelled(cached[cell.key], cell)
+                self.records[cell.key] = record
+                self.watcher.finished(record, cached=True)
         if not todo:
             return self.records
         self.folder.tidy()
@@ -128,6 +130,14 @@ class Executor:
             self._loop()
         shutil.rmtree(self.folder.work, ignore_errors=True)
         return self.records
+
+    def _relabelled(self, record: dict[str, Any], cell: Cell) -> dict[str, Any]:
+        """A measurement that is on disk under another label is taken over, not repeated."""
+        if record["method"]["label"] == cell.method.label:
+            return record
+        record = {**record, "method": cell.method.as_dict()}
+        self.folder.write(record)
+        return record
 
     # ------------------------------------------------------------------ the loop
 
@@ -424,7 +434,7 @@ def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
             continue
         checked.add((cell.target.label, name))
         truth = Truth.load(cell.target.truths[name])
-        truth.check(plan.suite.train, plan.fingerprints[cell.target.label])
+        truth.check(plan.suite.train, cell.target.target)
         truth.for_queries(queries.ids)
         for checkpoint in cell.target.target.checkpoints.values():
             if checkpoint in truth.plan.get("models", ()):

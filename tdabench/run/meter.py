@@ -22,11 +22,12 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import MethodError
-from tdabench.groups import Groups
+from tdabench.groups import Groups, pool_scores
 from tdabench.method import Index
 from tdabench.targets.target import Target
 
 PAGE = resource.getpagesize()
+GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to seed with
 
 
 class Clock:
@@ -58,6 +59,7 @@ class Meter:
 
     def watch_imports(self) -> None:
         """Counts the execution of modules imported from here on as setup."""
+        seed_globals()
         for loader in (machinery.SourceFileLoader, machinery.ExtensionFileLoader):
             loader.exec_module = _timed(loader.exec_module, self.setup)  # type: ignore[method-assign]
 
@@ -86,7 +88,9 @@ def _timed(function: Any, clock: Clock) -> Any:
     @functools.wraps(function)
     def wrapper(self: Any, module: Any) -> Any:
         with clock:
-            return function(self, module)
+            function(self, module)
+        if module.__name__ == "torch":
+            module.manual_seed(GLOBAL_SEED)  # when imported, torch seeds itself from the clock
 
     return wrapper
 
@@ -126,7 +130,7 @@ class MeteredTarget(Target):
         if "_tokenizer" not in self.__dict__:
             meter: Meter = self.__dict__["_meter"]
             with meter.setup:
-                self.__dict__["_tokenizer"] = Target.tokenizer.func(self)  # type: ignore[attr-defined]
+                self.__dict__["_tokenizer"] = Target.tokenizer.func(self)
         return self.__dict__["_tokenizer"]
 
     def check_unchanged(self, who: str) -> None:
@@ -171,6 +175,14 @@ def model_state(model: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------- global randomness
 
 
+def seed_globals() -> None:
+    """Gives the global generators a known state, lest a library that draws differ by the run."""
+    random.seed(GLOBAL_SEED)
+    np.random.seed(GLOBAL_SEED)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(GLOBAL_SEED)
+
+
 class GlobalRandomness:
     """The state of Python's, numpy's and torch's global generators."""
 
@@ -179,10 +191,11 @@ class GlobalRandomness:
 
     @staticmethod
     def _state() -> dict[str, Any]:
-        kind, keys, pos, *_ = np.random.get_state()  # type: ignore[misc]
+        numpy_state: Any = np.random.get_state()
+        kind, keys, pos = numpy_state[:3]
         state: dict[str, Any] = {
             "random": random.getstate(),
-            "numpy.random": (kind, keys.tobytes(), pos),  # type: ignore[union-attr]
+            "numpy.random": (kind, keys.tobytes(), pos),
         }
         torch = sys.modules.get("torch")
         if torch is not None and hasattr(torch, "default_generator"):
@@ -193,8 +206,8 @@ class GlobalRandomness:
         """Raises MethodError naming the generators that moved."""
         after = self._state()
         if "torch" in after and "torch" not in self.before:
-            # Imported meanwhile: a fresh generator has the state that torch starts with.
-            fresh = sys.modules["torch"].Generator()
+            # Imported meanwhile, and seeded then (see Meter.watch_imports).
+            fresh = sys.modules["torch"].Generator().manual_seed(GLOBAL_SEED)
             self.before["torch"] = fresh.get_state().numpy().tobytes()
         moved = [k for k in after if after[k] != self.before[k]]
         self.before = after
@@ -234,7 +247,13 @@ class MeteredIndex(Index):
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
         with self._call(queries):
-            scores = self.inner.score_groups(queries, groups)
+            if type(self.inner).score_groups is Index.score_groups:
+                # Inherited: look at the example scores before pooling hides what is wrong.
+                raw = self.inner.score(queries)
+                raw = checked(self.method, "score", raw, (len(queries), self.n_train))
+                scores = pool_scores(raw, groups, self.pooling, self.temperature)
+            else:
+                scores = self.inner.score_groups(queries, groups)
         return checked(self.method, "score_groups", scores, (len(queries), len(groups)))
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,9 @@ class Request:
     def from_dict(cls, data: Mapping[str, Any]) -> Request:
         """The request that a manifest recorded. Raises UsageError when it does not fit."""
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         if set(values) - known:
             raise UsageError(f"the manifest asks for {sorted(set(values) - known)[0]!r}, unknown")
         return cls(**values)
@@ -150,6 +152,7 @@ class Plan:
     corpora: dict[str, str]  # {"train", "queries"}: fingerprints
     targets: list[SuiteTarget]
     fingerprints: dict[str, str] = field(default_factory=dict)  # target label -> fingerprint
+    twins: dict[str, str] = field(default_factory=dict)  # label -> the label it is identical to
 
     def jobs(self, cells: Iterable[Cell]) -> list[Job]:
         """`cells` grouped so that each index is built once."""
@@ -207,8 +210,11 @@ def make_plan(request: Request) -> Plan:
                     spec = specs[variant.label, target.label]
                     cell = _cell(plan, truths, spec, target, benchmark, seed)
                     # Two labels that resolve to the same parameters are one measurement.
-                    if seen.setdefault((target.label, cell.key), variant.label) == variant.label:
+                    first = seen.setdefault((target.label, cell.key), spec.label)
+                    if first == spec.label:
                         plan.cells.append(cell)
+                    else:
+                        plan.twins[spec.label] = first
     return plan
 
 

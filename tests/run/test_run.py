@@ -1,0 +1,432 @@
+"""Running: faults become rows, finished work is never redone, and nothing half done is read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
+from tdabench.io import read_arrays, read_json
+from tdabench.run import Options, Request, Result, RunFolder, make_plan, run
+
+QUICK = Options(jobs=2, threads=1, timeout=300.0)
+
+FAULTS = {
+    "raises": "ZeroDivisionError: one by nought (in during_build, toys.py:",
+    "shape": "score returned shape [12, 59], expected [query, train] = [12, 60]",
+    "nan": "returned NaN for 3 queries (3 scores)",
+    "crashes": "killed by SIGSEGV during build",
+    "seeds": "random state of random and numpy.random",
+    "alters": "left the target's model 'base' with its weights changed",
+    "exits": "exit status 3 during build",
+}
+
+
+def measure(
+    suite: Path, out: Path, methods: str, options: Options = QUICK, **asked: Any
+) -> dict[str, dict[str, Any]]:
+    """Runs methods of a suite; records by label."""
+    return by_label(run(Request(str(suite), tuple(methods.split(",")), **asked), out, options))
+
+
+def by_label(result: Result) -> dict[str, dict[str, Any]]:
+    return {r["method"]["label"]: r for r in result.records}
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Which toy methods were built since the test began, in order."""
+    log = tmp_path / "builds.txt"
+    log.touch()
+    monkeypatch.setenv("TOY_BUILDS", str(log))
+    return lambda: log.read_text().split()
+
+
+# --------------------------------------------------------------------------- faults
+
+
+@pytest.fixture(scope="module")
+def faults(
+    toy_suite: Path, toys: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("faults")
+    return out, measure(toy_suite, out, ",".join(["toy", "prints", "lacks", *FAULTS]))
+
+
+def test_a_fault_ends_its_own_cell_only(faults):
+    _, found = faults
+    assert {k: r["status"] for k, r in found.items()} == {
+        "toy": "ok",
+        "prints": "ok",
+        "lacks": "skipped",
+        **dict.fromkeys(FAULTS, "failed"),
+    }
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_failed_row_names_its_cause(name: str, faults):
+    assert FAULTS[name] in faults[1][name]["reason"]
+
+
+def test_the_last_lines_of_its_log_stay_with_a_failed_cell(faults):
+    _, found = faults
+    assert "about to crash" in found["crashes"]["log_tail"]
+    assert any("ZeroDivisionError" in line for line in found["raises"]["log_tail"])
+
+
+def test_a_missing_extra_is_skipped_with_its_remedy(faults):
+    assert "pip install 'tdabench[text]'" in faults[1]["lacks"]["reason"]
+
+
+def test_prints_land_in_the_log(faults):
+    log = (faults[0] / "logs" / "prints-tiny-0.log").read_text()
+    assert "noise on stdout" in log
+    assert "noise on the descriptor" in log
+
+
+def test_a_record_says_what_was_measured_and_what_it_cost(faults):
+    out, found = faults
+    record = found["toy"]
+    assert read_json(out / "cells" / f"{record['key']}.json") == record
+    assert record["method"]["params"] == {"size": 3, "share": 0.5}
+    assert record["cost"]["n_train"] == 60
+    index = out / "indices"
+    kept = [p for p in index.iterdir() if (p / "index").is_dir()]
+    sizes = {sum(f.stat().st_size for f in (p / "index").rglob("*")) for p in kept}
+    assert record["cost"]["index_bytes"] in sizes
+    assert record["cost"]["query"]["queries"] == 12
+    assert record["cost"]["build"]["seconds"] >= 0
+    assert record["cost"]["build"]["peak_bytes"] > 10 << 20
+    assert record["truth"]
+    assert record["inputs"]["truth:lds"] == record["truth"]
+    arrays, meta = read_arrays(out / "cells" / f"{record['key']}.safetensors")
+    assert arrays["per_query"].shape == (12,)
+    assert len(meta["query_ids"]) == 12
+    value = record["metrics"][record["primary"]]["value"]
+    assert arrays["per_query"].mean() == pytest.approx(value, abs=1e-6)
+
+
+def test_the_manifest_says_what_was_asked(faults):
+    manifest = read_json(faults[0] / "manifest.json")
+    assert manifest["suite"]["name"] == "toy"
+    assert manifest["methods"] == ["toy", "prints", "lacks", *FAULTS]
+    assert manifest["targets"]["tiny"]["regime"] == "cold"
+    assert Request.from_dict(manifest["request"]).methods == tuple(manifest["methods"])
+
+
+def test_nothing_temporary_is_left(faults):
+    out, _ = faults
+    assert not (out / "work").exists()
+    assert not [p for p in out.rglob(".*") if p.name != ".lock"]
+
+
+def test_a_hang_is_a_timeout_and_the_rest_completes(toy_suite: Path, toys: str, tmp_path: Path):
+    options = Options(jobs=2, threads=1, timeout=20.0)
+    found = measure(toy_suite, tmp_path / "run", "hangs,toy", options)
+    assert found["hangs"]["status"] == "timeout"
+    assert "lds took longer than 20 s (--timeout)" in found["hangs"]["reason"]
+    assert found["toy"]["status"] == "ok"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_hoarding_memory_is_oom_and_names_the_limit(toy_suite: Path, toys: str, tmp_path: Path):
+    options = Options(threads=1, memory=600 << 20)
+    found = measure(toy_suite, tmp_path / "run", "hoards", options)
+    assert found["hoards"]["status"] == "oom"
+    assert "more than the 0.59 GiB allowed (--memory)" in found["hoards"]["reason"]
+
+
+# --------------------------------------------------------------------------- resume
+
+
+def test_finished_cells_are_not_measured_again(toy_suite, toys, tmp_path, builds):
+    first = measure(toy_suite, tmp_path / "run", "toy,raises")
+    again = measure(toy_suite, tmp_path / "run", "toy,raises")
+    assert sorted(builds()) == ["raises", "raises", "toy"]  # what failed is tried again
+    assert again["toy"] == first["toy"]
+    assert again["raises"]["status"] == "failed"
+
+
+def test_failed_cells_can_be_left_alone(toy_suite, toys, tmp_path, builds):
+    measure(toy_suite, tmp_path / "run", "raises")
+    options = Options(retry_failed=False)
+    assert measure(toy_suite, tmp_path / "run", "raises", options)["raises"]["status"] == "failed"
+    assert builds() == ["raises"]
+
+
+def test_two_fresh_runs_give_identical_scores(toy_suite, toys, tmp_path):
+    a = measure(toy_suite, tmp_path / "a", "toy")["toy"]
+    b = measure(toy_suite, tmp_path / "b", "toy")["toy"]
+    assert a["key"] == b["key"]
+    assert a["metrics"] == b["metrics"]
+    one, two = (read_arrays(tmp_path / x / "cells" / f"{a['key']}.safetensors")[0] for x in "ab")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_kept_index_is_reused_with_its_cost(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    first = measure(toy_suite, out, "toy")["toy"]
+    (out / "cells" / f"{first['key']}.json").unlink()
+    second = measure(toy_suite, out, "toy")["toy"]
+    assert builds() == ["toy"]
+    assert second["metrics"] == first["metrics"]
+    assert second["cost"]["build"] == first["cost"]["build"]
+
+
+def test_indices_can_be_dropped_and_force_builds_again(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    measure(toy_suite, out, "toy", Options(keep_indices=False))
+    assert list((out / "indices").iterdir()) == []
+    measure(toy_suite, out, "toy", Options(force=True))
+    assert builds() == ["toy", "toy"]
+
+
+def test_a_damaged_record_is_measured_again(toy_suite, toys, tmp_path):
+    out = tmp_path / "run"
+    first = measure(toy_suite, out, "toy")["toy"]
+    path = out / "cells" / f"{first['key']}.json"
+    path.write_text(path.read_text()[:100])
+    assert measure(toy_suite, out, "toy")["toy"]["metrics"] == first["metrics"]
+    (out / "cells" / f"{first['key']}.safetensors").unlink()
+    assert measure(toy_suite, out, "toy")["toy"]["metrics"] == first["metrics"]
+
+
+def test_another_asset_is_another_measurement(make_suite, toys, tmp_path, builds):
+    suite = make_suite('[assets]\nwords = "words.txt"')
+    asset = suite.parent / "words.txt"
+    asset.write_text("one")
+    measure(suite, tmp_path / "run", "asset,toy")
+    asset.write_text("two")
+    found = measure(suite, tmp_path / "run", "asset,toy")
+    assert sorted(builds()) == ["asset", "asset", "toy"]  # toy never opened it
+    assert found["asset"]["status"] == "ok"
+
+
+def test_a_method_without_its_asset_fails_clearly(toy_suite, toys, tmp_path):
+    found = measure(toy_suite, tmp_path / "run", "asset")
+    assert "the suite provides no asset 'words'" in found["asset"]["reason"]
+
+
+def test_what_a_new_version_replaces_steps_aside(toy_suite, toys, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    record = measure(toy_suite, folder.path, "toy")["toy"]
+    newer = {**record, "key": "0" * 16, "status": "failed", "reason": "no"}
+    folder.write(newer)
+    assert {r["key"] for r in folder.records()} == {record["key"], "0" * 16}
+    folder.arrays_path("1" * 16).write_bytes(folder.arrays_path(record["key"]).read_bytes())
+    folder.write({**record, "key": "1" * 16})
+    assert {r["key"] for r in folder.records()} == {"1" * 16}
+    assert (folder.path / "superseded" / f"{record['key']}.json").exists()
+
+
+# --------------------------------------------------------------------------- interruptions
+
+
+def start(suite: Path, out: Path, methods: str, toys: str) -> subprocess.Popen:
+    code = "import sys; from tdabench.cli import main; sys.exit(main())"
+    arguments = ["run", "--suite", str(suite), "--methods", methods, "--out", str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--plugin", toys, "--threads", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_interrupted_once_records_and_goes_on_later(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    process = start(toy_suite, out, "toy,slow", toys)
+    wait_for(lambda: "slow" in builds())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "The same command goes on from here" in err
+    statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
+    assert statuses == {"toy": "ok", "slow": "interrupted"}
+    found = measure(toy_suite, out, "toy,slow")
+    assert {r["status"] for r in found.values()} == {"ok"}
+    assert builds().count("toy") == 1
+
+
+def test_killed_outright_leaves_no_worker_and_no_half_file(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    process = start(toy_suite, out, "slow", toys)
+    wait_for(lambda: builds() == ["slow"])
+    job = read_json(next((out / "work").glob("*/job.json")))
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not _is_working(job["work"]))
+    (out / "cells").mkdir(exist_ok=True)
+    (out / "cells" / ".half.json.x.tmp").write_text("{")
+    assert measure(toy_suite, out, "slow")["slow"]["status"] == "ok"
+    assert not (out / "cells" / ".half.json.x.tmp").exists()
+
+
+def _is_working(work: str) -> bool:
+    """Whether a worker of that folder is alive."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            commands.append(path.read_bytes().decode(errors="replace"))
+        except OSError:
+            continue
+    return any("tdabench.run.worker" in c and work in c for c in commands)
+
+
+def test_two_runs_on_one_folder_refuse(toy_suite, toys, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(TdabenchError, match="another run is writing"):
+        measure(toy_suite, folder.path, "toy")
+
+
+# --------------------------------------------------------------------------- refusals
+
+
+def test_a_query_that_is_trained_on_is_refused(make_suite, toys, tmp_path, tiny_corpus):
+    leaked = [replace(e, id=f"other-{e.id}") for e in tiny_corpus[:3]]
+    suite = make_suite(queries=Corpus(leaked, "leak"))
+    with pytest.raises(GuardError, match="also a training example"):
+        measure(suite, tmp_path / "run", "toy")
+
+
+def test_a_truth_of_another_corpus_is_refused(make_suite, toys, tmp_path, tiny_corpus):
+    suite = make_suite()
+    text = (suite.parent / "corpus.jsonl").read_text()
+    (suite.parent / "corpus.jsonl").write_text(text.replace(tiny_corpus[0].prompt, "Other", 1))
+    with pytest.raises(GuardError, match="made on another training corpus"):
+        measure(suite, tmp_path / "run", "toy")
+
+
+def test_a_folder_of_another_suite_is_refused(toy_suite, toys, tmp_path, make_suite):
+    measure(toy_suite, tmp_path / "run", "toy")
+    suite = make_suite()
+    suite.write_text(suite.read_text().replace('name = "toy"', 'name = "other"'))
+    with pytest.raises(UsageError, match="holds results of suite toy version 1, not of other"):
+        measure(suite, tmp_path / "run", "toy")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_an_unwritable_folder_is_refused(toy_suite, toys, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot write to"):
+        measure(toy_suite, tmp_path / "run", "toy")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(toy_suite, toys, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        measure(toy_suite, tmp_path / "run", "toy")
+
+
+def test_an_altered_file_is_refused(make_suite, toys, tmp_path):
+    suite = make_suite(f'[hashes]\n"truth.safetensors" = "{"0" * 64}"')
+    with pytest.raises(DataError, match="is not the declared file"):
+        measure(suite, tmp_path / "run", "toy")
+
+
+def test_a_target_without_the_truth_is_a_skipped_row(make_suite, toys, tmp_path):
+    suite = make_suite()
+    text = suite.read_text().replace('[targets.truths]\nlds = "truth.safetensors"\n', "")
+    suite.write_text(text)
+    found = measure(suite, tmp_path / "run", "toy")
+    assert found["toy"]["status"] == "skipped"
+    assert "declares no truth 'lds'" in found["toy"]["reason"]
+
+
+# --------------------------------------------------------------------------- keys and labels
+
+
+def keys(suite: Path, methods: str, **asked: Any) -> dict[str, str]:
+    plan = make_plan(Request(str(suite), tuple(methods.split(",")), **asked))
+    return {c.method.label: c.key for c in plan.cells}
+
+
+def test_the_key_covers_parameters_and_the_label_shows_them(toy_suite, toys):
+    plain = keys(toy_suite, "toy")
+    other = keys(toy_suite, "toy", sets=("toy.size=4",))
+    assert list(other) == ["toy[size=4]"]
+    assert other["toy[size=4]"] != plain["toy"]
+    same = keys(toy_suite, "toy", sets=("toy.size=3",))
+    assert same == plain
+    assert keys(toy_suite, "toy", seeds=(1,))["toy"] != plain["toy"]
+
+
+def test_precedence_of_parameters(make_suite, toys):
+    suite = make_suite(
+        """
+[methods]
+default = ["toy", "big"]
+[methods.params.toy]
+size = 5
+share = 0.1
+[[methods.variants]]
+label = "big"
+method = "toy"
+params = { size = 9 }
+[tuned.tiny.toy]
+share = 0.2
+"""
+    )
+    plan = make_plan(Request(str(suite), sets=("big.share=0.3",)))
+    found = {c.method.label: c.method for c in plan.cells}
+    assert found["toy"].params == {"size": 5, "share": 0.2}
+    assert found["toy"].tuned == {"share": 0.2}
+    assert found["big[share=0.3]"].params == {"size": 9, "share": 0.3}
+    assert found["big[share=0.3]"].passed == {"share": 0.3}
+    assert found["big[share=0.3]"].tuned == {}
+
+
+def test_two_labels_of_one_measurement_are_measured_once(make_suite, toys):
+    suite = make_suite('[[methods.variants]]\nlabel = "twin"\nmethod = "toy"')
+    plan = make_plan(Request(str(suite), ("toy", "twin")))
+    assert [c.method.label for c in plan.cells] == ["toy"]
+    assert plan.twins == {"twin": "toy"}
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("toy.size=big", "toy.size = 'big' is not of the type int"),
+        ("toy.siz=4", "unknown parameter of toy 'siz'"),
+        ("tyo.size=4", "unknown method in --set 'tyo'"),
+        ("toy.size", "is not of the form METHOD.PARAMETER=VALUE"),
+        ("size=4", "is not of the form METHOD.PARAMETER=VALUE"),
+    ],
+)
+def test_a_wrong_set_is_one_clear_line(toy_suite, toys, sets: str, message: str):
+    with pytest.raises(UsageError) as e:
+        keys(toy_suite, "toy", sets=(sets,))
+    assert message in str(e.value)
+
+
+def test_unknown_names_are_named(toy_suite, toys):
+    with pytest.raises(UsageError, match=r"unknown method 'tooy'\. Did you mean 'toy'"):
+        keys(toy_suite, "tooy")
+    with pytest.raises(UsageError, match="unknown target of suite toy 'tinny'"):
+        keys(toy_suite, "toy", targets=("tinny",))
+    with pytest.raises(UsageError, match="unknown benchmark 'ldss'"):
+        keys(toy_suite, "toy", benchmarks=("ldss",))
+    with pytest.raises(UsageError, match="declares no tuning queries"):
+        keys(toy_suite, "toy", split="tuning")
