@@ -262,7 +262,8 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
     if limit and text.max_tokens > limit:
         text = replace(text, max_tokens=int(limit))
     dim = int(dim or body_config.hidden_size)
-    encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
+    with torch.random.fork_rng(devices=[]):  # the projector is drawn before it is read
+        encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
     _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
     size = encoder.tokenizer.get_vocab_size()
     if size > body_config.vocab_size:
