@@ -50,10 +50,6 @@ class TRAK(GradientMethod):
         super().__post_init__()
         if self.damping < 0 or self.dim < 1:
             raise UsageError(f"{self.name}: damping must be >= 0 and dim >= 1")
-        if self.dtype != "float32":
-            raise UsageError(
-                f"{self.name}: rows are kept in float32, not {self.dtype}", "Lower dim instead"
-            )
         if self.reduction not in ("mean", "sum"):
             raise UsageError(
                 f"{self.name}: unknown reduction {self.reduction!r}", "One of: mean, sum"

@@ -1,0 +1,147 @@
+"""TRAK against the `traker` package with one projection matrix, and against its formula."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tdabench_gradients import sketch as sketch_module
+from tdabench_gradients.sketch import Sketch
+from tdabench_gradients.trak import TRAK
+from tdabench_gradients.traker import Traker
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import MethodError, MissingExtra, UsageError
+from tdabench.method import Context
+from tdabench.targets.target import Target, token_losses
+
+DIM = 48
+
+
+def test_equals_traker_with_the_same_projection(
+    tiny_target: Target,
+    tiny_corpus: Corpus,
+    tiny_queries: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = Context(target=tiny_target, scratch=tmp_path)
+    theirs = Traker(dim=DIM, damping=0.1).build(context, tiny_corpus).score(tiny_queries)
+
+    from trak.projectors import BasicProjector, ProjectionType
+
+    parameters = sum(
+        m.weight.numel()
+        for n, m in tiny_target.model("warm").named_modules()
+        if isinstance(m, torch.nn.Linear) and n != "lm_head"
+    )
+    projector = BasicProjector(
+        parameters, DIM, seed=0, proj_type=ProjectionType.normal, device="cpu"
+    )
+    p = projector.proj_matrix.numpy()  # [parameters, dim], in the order of named_parameters
+    at = [0]
+
+    def theirs_in_order(_path: Any, n: int, dim: int, kind: str, generator: Any) -> np.ndarray:
+        at[0] += n
+        return p[at[0] - n : at[0]]
+
+    monkeypatch.setattr(sketch_module, "_dense", theirs_in_order)
+    method = TRAK(dim=DIM, damping=0.1, sketch="normal")
+    ours = method.build(context, tiny_corpus)
+    at[0] = 0
+    ours = ours.score(tiny_queries)
+    # traker divides the inverse by its mean absolute entry: equal up to one positive factor.
+    scale = (theirs * ours).sum() / (ours * ours).sum()
+    assert scale > 0
+    assert np.abs(scale * ours - theirs).max() / np.abs(theirs).max() < 1e-3
+
+
+def test_the_measurement_is_the_log_odds_of_the_response(
+    tiny_target: Target, tiny_corpus: Corpus
+) -> None:
+    model = tiny_target.model("warm")
+    (batch,) = tiny_target.batches(tiny_target.tokenize(tiny_corpus[:5]))
+    losses, rows = token_losses(model, batch)
+    p = (-losses).exp().double().numpy()
+    for reduction, over in (("mean", np.mean), ("sum", np.sum)):
+        f, weight = TRAK(reduction=reduction).measure(model, batch)
+        for i in range(5):
+            token = p[rows.numpy() == i]
+            assert float(f[i]) == pytest.approx(over(np.log(token / (1 - token))), rel=1e-4)
+            assert float(weight[i]) == pytest.approx((1 - token).mean(), rel=1e-5)
+
+
+def test_a_certain_token_does_not_make_infinite_odds(
+    tiny_target: Target, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (batch,) = tiny_target.batches(tiny_target.tokenize(tiny_corpus[:2]))
+    rows = torch.nonzero(batch.loss_mask)[:, 0]
+    certain = torch.zeros(len(rows), requires_grad=True)
+    monkeypatch.setattr(
+        "tdabench.targets.target.token_losses", lambda model, batch: (certain * 1.0, rows)
+    )
+    f, weight = TRAK().measure(None, batch)
+    assert torch.isfinite(f).all()
+    f.sum().backward()
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+    assert float(weight.max()) < 1e-30
+
+
+@pytest.mark.parametrize("kind", ["sparse", "rademacher", "normal"])
+def test_sketches_keep_inner_products_in_expectation(tiny_context: Context, kind: str) -> None:
+    layer = types.SimpleNamespace(name="x", dim=20_000, start=0)  # more than one block
+    engine = types.SimpleNamespace(layers=[layer])
+    sketch = Sketch(tiny_context, engine, 2000, kind)  # type: ignore[arg-type]
+    g = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(1))
+    out, again = torch.zeros(3, 2000), torch.zeros(3, 2000)
+    sketch.add(layer, g, out)  # type: ignore[arg-type]
+    np.testing.assert_allclose((out @ out.T) / 20_000, (g @ g.T) / 20_000, atol=0.1)
+    # Drawn from the seed: a second sketch, and one in another folder, are the same.
+    Sketch(tiny_context, engine, 2000, kind).add(layer, g, again)  # type: ignore[arg-type]
+    assert torch.equal(out, again)
+
+
+def test_scores_equal_the_formula_over_two_models(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    method = TRAK(dim=DIM, damping=0.3, checkpoints=("base", "warm"))
+    z, q = (
+        np.asarray(method.features(tiny_context, c, r, {})[:], "f8")
+        for c, r in ((tiny_corpus, "train"), (tiny_queries, "query"))
+    )
+    want = 0.0
+    for a in (0, DIM):
+        phi, psi = z[:, a : a + DIM], q[:, a : a + DIM]
+        fisher = phi.T @ phi / len(phi)
+        ridge = 0.3 * np.trace(fisher) / DIM * np.eye(DIM)
+        want = want + psi @ np.linalg.inv(fisher + ridge) @ phi.T / 2
+    want = want * z[:, 2 * DIM :].mean(axis=1)
+    got = method.build(tiny_context, tiny_corpus).score(tiny_queries)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_ridge_is_required_with_few_examples(tiny_context: Context, tiny_corpus: Corpus) -> None:
+    with pytest.raises(MethodError, match="60 examples, 64 dimensions, no damping"):
+        TRAK(dim=64, damping=0.0).build(tiny_context, tiny_corpus)
+    with pytest.raises(MethodError, match="need a ridge"):
+        Traker(dim=64, damping=0.0).build(tiny_context, tiny_corpus)
+    assert TRAK(dim=8, damping=0.0).build(tiny_context, tiny_corpus).n_train == 60
+    with pytest.raises(UsageError, match="unknown reduction"):
+        TRAK(reduction="max")  # type: ignore[arg-type]
+
+
+def test_the_wrong_trak_package_is_named(
+    tiny_context: Context, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trak", types.ModuleType("trak"))
+    with pytest.raises(MethodError, match=r"unrelated program.*pip install traker"):
+        Traker().build(tiny_context, tiny_corpus)
+    monkeypatch.setitem(sys.modules, "trak", None)
+    with pytest.raises(MissingExtra, match="pip install traker"):
+        Traker().build(tiny_context, tiny_corpus)
