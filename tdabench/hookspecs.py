@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -31,7 +31,7 @@ _hookimpl = pluggy.HookimplMarker(PROJECT)
 
 def hookimpl(function: F) -> F:
     """Marks a function as the plugin's answer to the hook of the same name."""
-    return cast(F, _hookimpl(function))
+    return _hookimpl(function)
 
 
 @hookspec

@@ -255,19 +255,19 @@ def _hooks(plugin: Any) -> list[str]:
     return sorted(marked)
 
 
-def _checked(cls: Any, base: type) -> str:
+def _checked(cls: Any, base: Any) -> str:
     """The name of a well-formed class; raises TypeError saying what is wrong with it."""
-    if not inspect.isclass(cls) or base not in cls.__mro__:
+    if not isinstance(cls, type) or base not in cls.__mro__:
         raise TypeError(f"{cls!r} is not a subclass of {base.__name__}")
     if inspect.isabstract(cls):
-        lacking = ", ".join(sorted(cls.__abstractmethods__))
+        lacking = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise TypeError(f"{cls.__name__} does not implement {lacking}")
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise TypeError(f"{cls.__name__}.name is {name!r}: letters, digits, '.', '_', '-' only")
     if not is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: decorate it with @dataclass")
-    if not isinstance(cls.version, int):
+    if not isinstance(getattr(cls, "version", None), int):
         raise TypeError(f"{cls.__name__}.version is not an integer")
     return name
 

@@ -65,16 +65,21 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self) -> Iterator[dict[str, Any]]:
-        """Fills the dict it yields with `seconds`, `peak_bytes`, `base_bytes` when it ends."""
+        """Fills the dict it yields when the phase ends.
+
+        `seconds` of wall time without `setup_seconds`; `cpu_seconds` over all threads, set-up
+        included; `peak_bytes` resident, of which `base_bytes` were there before.
+        """
         cost: dict[str, Any] = {}
         exact = reset_peak()
         cost["base_bytes"] = resident_bytes()
         reset_gpu_peak()
-        set_up, start = self.setup.seconds, time.perf_counter()
+        set_up, start, cpu = self.setup.seconds, time.perf_counter(), time.process_time()
         try:
             yield cost
         finally:
             spent = time.perf_counter() - start
+            cost["cpu_seconds"] = round(time.process_time() - cpu, 4)
             cost["setup_seconds"] = round(self.setup.seconds - set_up, 4)
             cost["seconds"] = round(max(0.0, spent - (self.setup.seconds - set_up)), 6)
             cost["peak_bytes"] = peak_bytes()
@@ -125,13 +130,11 @@ class MeteredTarget(Target):
         with meter.setup:
             return super().fresh_model(checkpoint)
 
-    @property
-    def tokenizer(self) -> Any:  # type: ignore[override]
-        if "_tokenizer" not in self.__dict__:
-            meter: Meter = self.__dict__["_meter"]
-            with meter.setup:
-                self.__dict__["_tokenizer"] = Target.tokenizer.func(self)
-        return self.__dict__["_tokenizer"]
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        meter: Meter = self.__dict__["_meter"]
+        with meter.setup:
+            return vars(Target)["tokenizer"].func(self)
 
     def check_unchanged(self, who: str) -> None:
         """Raises MethodError when a model is not as it was loaded."""

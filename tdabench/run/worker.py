@@ -234,7 +234,7 @@ class Worker:
         check_outcome(name, outcome)
         randomness.check(f"scoring with {who}")
         target.check_unchanged(f"scoring with {who}")
-        memory = {k: v for k, v in phase.items() if k not in ("seconds", "setup_seconds")}
+        memory = {k: v for k, v in phase.items() if k not in ("seconds", "cpu_seconds")}
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
         write_arrays(
             self.folder.arrays_path(cell["key"]),
