@@ -22,7 +22,8 @@ class Result:
     """How one law went. `failed` and `unexpected` (a waiver that is not needed) are failures.
 
     `expected` is a failure that the method declares, with its reason in `detail`; `where` is
-    the traceback of an exception that was no verdict of the law.
+    the traceback of an exception that was no verdict of the law; `missing` says that it was
+    skipped for want of an optional package or an asset.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Result:
     detail: str = ""
     seconds: float = 0.0
     where: str = ""
+    missing: bool = False
 
     @property
     def ok(self) -> bool:
@@ -43,11 +45,11 @@ def check_law(law: Law, case: Case) -> Result:
     waiver = cls.expected_failures.get(law.name)
     start, where = time.perf_counter(), ""
     status: Status = "passed"
-    detail = ""
+    detail, missing = "", False
     try:
         law(case)
     except (MissingExtra, MissingAsset, DoesNotApply) as e:
-        status, detail = "skipped", str(e)
+        status, detail, missing = "skipped", str(e), not isinstance(e, DoesNotApply)
     except LawBroken as e:
         status, detail = "failed", str(e)
     except Exception as e:
@@ -57,7 +59,8 @@ def check_law(law: Law, case: Case) -> Result:
         status, detail = "expected", waiver
     elif waiver and status == "passed":
         status, detail = "unexpected", f"holds, though a failure is declared: {waiver}"
-    return Result(cls.name, law.name, status, detail, time.perf_counter() - start, where)
+    seconds = time.perf_counter() - start
+    return Result(cls.name, law.name, status, detail, seconds, where, missing)
 
 
 def check_method(

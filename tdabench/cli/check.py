@@ -1,0 +1,162 @@
+"""`tdabench check`: does a method keep the laws that every method keeps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tdabench.cli.common import (
+    complete_methods,
+    console,
+    discovered,
+    emit_json,
+    json_option,
+    plugin_options,
+)
+from tdabench.errors import UsageError
+
+MARKS = {
+    "passed": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+    "expected": ("~", "yellow"),
+    "unexpected": ("✗", "bold red"),
+    "skipped": ("-", "dim"),
+}
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench check mymethod
+  tdabench check --plugin ./my_method.py mymethod      a file that is not installed
+  tdabench check airrep --asset airrep=encoder/        a method that needs a file
+  tdabench check mymethod --law batches-do-not-matter
+  tdabench check --laws                                what is checked, in words
+"""
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_methods)
+@click.option("--set", "settings", multiple=True, metavar="[NAME.]KEY=VALUE", help="A parameter.")
+@click.option(
+    "--asset", "assets", multiple=True, metavar="NAME=PATH", help="A file or folder it asks for."
+)
+@click.option("--law", "laws", multiple=True, metavar="LAW", help="Only this law. Repeatable.")
+@click.option(
+    "--architecture",
+    default="qwen2",
+    show_default=True,
+    help="Of the tiny target: qwen2, llama, gpt2 or gpt_neox.",
+)
+@click.option("--laws", "list_laws", is_flag=True, help="List the laws and stop.")
+@click.option("--traceback", is_flag=True, help="Show where a method raised.")
+@plugin_options
+@json_option
+def command(
+    names: tuple[str, ...],
+    settings: tuple[str, ...],
+    assets: tuple[str, ...],
+    laws: tuple[str, ...],
+    architecture: str,
+    list_laws: bool,
+    traceback: bool,
+    as_json: bool,
+) -> None:
+    """Check that methods keep the interface's promises, on a tiny model made on the spot.
+
+    Exit code 1 when a law is broken; 2 when a method could not be checked at all.
+    """
+    if list_laws:
+        return print_laws(as_json)
+    if not names:
+        raise click.UsageError("name a method, or 'all'")
+    registry = discovered()
+    if names == ("all",):
+        names = tuple(registry.methods)
+    classes = {n: registry.method(n).cls for n in names}
+    methods = {n: classes[n].from_params(given(n, names, settings)) for n in names}
+    provided = {k: Path(v).resolve() for k, v in (pair(a, "--asset NAME=PATH") for a in assets)}
+
+    from tdabench.testing import check_method, find_law
+
+    for name in laws:
+        find_law(name)
+    found: list[Any] = []
+    for name, method in methods.items():
+        results = []
+        for result in check_method(method, laws or None, provided, architecture):
+            results.append(result)
+            if not as_json:
+                print_result(result, first=len(results) == 1, traceback=traceback)
+        found += results
+        if not as_json:
+            print_summary(name, results)
+    if as_json:
+        emit_json([{**r.__dict__, "seconds": round(r.seconds, 4)} for r in found])
+    if not all(r.ok for r in found):
+        sys.exit(1)
+    missing = next((r for r in found if r.missing), None)
+    if missing is not None and len(names) == 1:
+        raise UsageError(f"{missing.method} was not checked: {missing.detail}")
+
+
+def given(name: str, names: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:
+    """The parameters among `KEY=VALUE` and `NAME.KEY=VALUE` that are meant for `name`."""
+    params = {}
+    for text in settings:
+        key, value = pair(text, "--set KEY=VALUE")
+        owner, dot, rest = key.partition(".")
+        if not dot:
+            params[key] = value
+        elif owner == name:
+            params[rest] = value
+        elif owner not in names:
+            raise UsageError(f"--set {text}: {owner!r} is not among the methods checked")
+    return params
+
+
+def pair(text: str, form: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UsageError(f"{text!r} is not of the form {form}")
+    return key, value
+
+
+def print_result(result: Any, first: bool, traceback: bool) -> None:
+    from rich.text import Text
+
+    out = console()
+    if first:
+        out.print(Text(result.method, style="bold"))
+    sign, style = MARKS[result.status]
+    line = Text.assemble((f"  {sign} ", style), f"{result.law:<36}")
+    if result.status != "passed":
+        line.append(f" {result.status}", style=style)
+    out.print(line)
+    if result.detail:
+        out.print(Text(f"      {result.detail}"), soft_wrap=True)
+    if traceback and result.where:
+        print(result.where, file=sys.stderr)
+
+
+def print_summary(name: str, results: list[Any]) -> None:
+    from rich.text import Text
+
+    counts = {s: sum(r.status == s for r in results) for s in MARKS}
+    seconds = sum(r.seconds for r in results)
+    parts = [f"{n} {s}" for s, n in counts.items() if n]
+    console().print(Text(f"  {', '.join(parts)} in {seconds:.1f} s\n"))
+
+
+def print_laws(as_json: bool) -> None:
+    from tdabench.testing import LAWS
+
+    if as_json:
+        return emit_json({law.name: law.doc for law in LAWS.values()})
+    from rich.text import Text
+
+    out = console()
+    for law in LAWS.values():
+        out.print(Text(law.name, style="bold"))
+        out.print(Text(f"  {law.doc}"), soft_wrap=True)
