@@ -167,6 +167,20 @@ class Bootstrap:
             min(self.df, other.df),
         )
 
+    @classmethod
+    def mean(cls, parts: Sequence[Bootstrap]) -> Bootstrap:
+        """The mean of statistics on the same queries, with paired replicates."""
+        groups = [b.groups for b in parts if b.groups is not None]
+        if {len(b.both) for b in parts} != {len(parts[0].both)} or len(groups) % len(parts):
+            raise UsageError("these replicates are not paired: their number or kind differs")
+        return cls(
+            float(np.mean([b.value for b in parts])),
+            np.mean([b.both for b in parts], axis=0),
+            np.mean([b.queries for b in parts], axis=0),
+            np.mean(groups, axis=0) if groups else None,
+            min(b.df for b in parts),
+        )
+
     @property
     def variance(self) -> float:
         """Variance of the statistic over fresh queries and groups; NaN for fewer than two.
@@ -220,10 +234,12 @@ class Bootstrap:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a record stores beside `replicates` so that comparisons can be recomputed."""
-        out = {"replicates_queries": self.queries.astype(np.float64)}
+        out = {
+            "replicates_queries": self.queries.astype(np.float64),
+            "replicates_df": np.array([self.df]),
+        }
         if self.groups is not None:
             out["replicates_groups"] = self.groups.astype(np.float64)
-            out["replicates_df"] = np.array([self.df])
         return out
 
     @classmethod
@@ -232,7 +248,7 @@ class Bootstrap:
     ) -> Bootstrap:
         """From a record's arrays: `replicates`, and those that `arrays` wrote, where present.
 
-        A record of a benchmark that draws queries only stores `replicates` alone.
+        A record that stores `replicates` alone drew queries only.
         """
         both = np.asarray(arrays["replicates"], dtype=np.float64)
         queries = np.asarray(arrays.get("replicates_queries", both), dtype=np.float64)
@@ -261,19 +277,38 @@ def bootstrap_queries(values: np.ndarray, replicates: int = 1000, seed: int = 0)
     return Bootstrap(mean, means, means, None, n - 1)
 
 
+def bootstrap_clusters(
+    values: np.ndarray, clusters: Sequence[str], replicates: int = 1000, seed: int = 0
+) -> Bootstrap:
+    """The mean over clusters of their mean `values` [query], when clusters are drawn again.
+
+    For queries that share a retraining, or a task: those of one cluster are not independent.
+    """
+    values, names = np.asarray(values, dtype=np.float64), sorted(set(clusters))
+    member = np.array([names.index(c) for c in clusters])
+    means = [values[member == i].mean() for i in range(len(names))]
+    return bootstrap_queries(np.array(means), replicates, seed)
+
+
 def bootstrap_lds(
-    scores: np.ndarray, truth: np.ndarray, replicates: int = 1000, seed: int = 0
+    scores: np.ndarray,
+    truth: np.ndarray,
+    replicates: int = 1000,
+    seed: int = 0,
+    groups_seed: int | None = None,
 ) -> Bootstrap:
     """LDS when queries and groups are drawn again, queries sharing the groups drawn.
 
     A retrained model's loss enters every query, so that queries are not independent: drawing
-    queries alone would understate the uncertainty. scores, truth: [query, group].
+    queries alone would understate the uncertainty. scores, truth: [query, group]. `groups_seed`
+    draws the groups apart, for statistics over truths with different groups.
 
     Raises UsageError for shapes that differ and MethodError for NaN.
     """
     a, b = _pair(scores, truth)
     per_query = spearman_rows(a, b)
-    weights = resampling_weights(a.shape[1], replicates, seed, "groups")
+    groups_seed = seed if groups_seed is None else groups_seed
+    weights = resampling_weights(a.shape[1], replicates, groups_seed, "groups")
     return _two_way(per_query, spearman_replicates(a, b, weights), a.shape[1], seed)
 
 

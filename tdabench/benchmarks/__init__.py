@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 
 @hookimpl
 def tdabench_benchmarks() -> list[type[Benchmark]]:
+    from tdabench.benchmarks.classification import Classification
+    from tdabench.benchmarks.cost import Cost
     from tdabench.benchmarks.lds import LDS
+    from tdabench.benchmarks.loo import LOO
+    from tdabench.benchmarks.noise import Noise
+    from tdabench.benchmarks.removal import Removal
+    from tdabench.benchmarks.selection import Selection
+    from tdabench.benchmarks.tracing import Tracing
+    from tdabench.benchmarks.transfer import Transfer
 
-    return [LDS]
+    return [LDS, LOO, Transfer, Selection, Removal, Classification, Tracing, Noise, Cost]

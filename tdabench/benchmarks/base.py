@@ -14,7 +14,7 @@ import numpy as np
 
 from tdabench.data.examples import Corpus
 from tdabench.errors import UsageError, unknown
-from tdabench.method import Index, _convert, named_seed
+from tdabench.method import Index, Progress, _convert, _no_progress, named_seed
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
@@ -56,11 +56,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Built:
+    """An index built during a benchmark, and what building it cost."""
+
+    index: Index
+    seconds: float
+    peak_bytes: int
+    index_bytes: int
+
+
+@dataclass(frozen=True)
 class BenchmarkContext:
     """What the harness lends to a benchmark.
 
     `index` is the method's index on `train`, wrapped so that the harness meters every call.
     `truth(name)` opens a truth file the suite declares, checked against corpus and target.
+    `build(corpus)` builds the same method on another corpus, metered as a build phase is.
+    `other_truths[label](name)` opens a truth of another target of the suite, made on the same
+    corpus and checked against it. `assets` are the suite's files by name. `cache` is a folder
+    that the cells of a run share: what lies there is named by everything it depends on.
     """
 
     index: Index
@@ -72,10 +86,33 @@ class BenchmarkContext:
     seed: int = 0
     device: str = "cpu"
     params: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[[Corpus], Built] | None = None
+    other_truths: Mapping[str, Callable[[str], Truth]] = field(default_factory=dict)
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    cache: Path | None = None
+    progress: Progress = _no_progress
+
+    def built_on(self, corpus: Corpus) -> Built:
+        """`build(corpus)`, or a UsageError where the harness offers none."""
+        if self.build is None:
+            raise UsageError("this benchmark builds the method on other corpora, not offered here")
+        return self.build(corpus)
 
     def rng(self, name: str) -> np.random.Generator:
         """A generator that depends on the seed and on `name` only."""
         return np.random.default_rng(named_seed(self.seed, name))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a record keeps of an outcome, for computing it again without the method.
+
+    `arrays` are those of the outcome, `truth(name)` opens the truth that the record names.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    query_ids: tuple[str, ...]
+    truth: Callable[[str], Truth]
 
 
 class Benchmark(ABC):
@@ -113,3 +150,10 @@ class Benchmark(ABC):
             return cls(**values)
         except (ValueError, TypeError) as e:
             raise UsageError(f"{cls.name}: {e}") from e
+
+    def recompute(self, stored: Stored) -> Outcome | None:
+        """The outcome again, from what its record stores; `tdabench verify` compares the two.
+
+        None where a benchmark does not store enough for that.
+        """
+        return None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.common import checked, group_scores, metric
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, MethodError
+from tdabench.errors import DataError
 from tdabench.groups import Groups
-from tdabench.method import Index
 from tdabench.truth.store import Truth
-
-if TYPE_CHECKING:
-    from tdabench.stats import Bootstrap
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,21 @@ class LDS(Benchmark):
         scores = group_scores(context.index, context.queries, truth.groups)
         return rank_outcome(self.name, scores, truth, self.replicates, notes)
 
+    def recompute(self, stored: Stored) -> Outcome:
+        truth, notes = usable(stored.truth(self.truth), stored.query_ids)
+        shape = (len(truth.query_ids), len(truth.groups))
+        scores = checked(np.asarray(stored.arrays["group_scores"]), shape, "group scores")
+        return rank_outcome(self.name, scores, truth, self.replicates, notes)
 
-def usable(truth: Truth, queries: Corpus) -> tuple[Truth, list[str]]:
-    """The truth of these queries, without groups that failed or are empty, and notes on both.
+
+def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[str]]:
+    """The truth of these queries (or of those with these ids), without groups that failed, and
+    notes on both.
 
     Raises DataError when it lacks a query, or when fewer than two groups are left to rank.
     """
-    truth = truth.for_queries(queries.ids)
+    ids = queries.ids if isinstance(queries, Corpus) else list(queries)
+    truth = truth.for_queries(ids)
     failed = ~np.isfinite(truth.losses).all(axis=(1, 2))
     keep = np.flatnonzero(~failed)
     notes = []
@@ -61,22 +67,6 @@ def usable(truth: Truth, queries: Corpus) -> tuple[Truth, list[str]]:
             f"{len(queries)} queries, and ranking needs two groups and a query",
         )
     return truth, notes
-
-
-def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
-    """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
-    scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
-    return checked(scores, (len(queries), len(groups)), "group scores")
-
-
-def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
-    """`scores` if they have `shape` and are finite; MethodError otherwise."""
-    if scores.shape != shape:
-        raise MethodError(f"the method returned {what} of shape {scores.shape}, expected {shape}")
-    bad = ~np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
-    if bad.any():
-        raise MethodError(f"the method returned NaN or infinite {what} for {bad.sum()} queries")
-    return scores
 
 
 def rank_outcome(
@@ -118,16 +108,3 @@ def rank_outcome(
         arrays=arrays,
         notes=tuple(notes),
     )
-
-
-def metric(
-    boot: Bootstrap,
-    clip: tuple[float, float] | None = None,
-    higher_is_better: bool = True,
-    unit: str = "",
-) -> Metric:
-    """A Metric from a statistic's replicates, its interval cut to the range the metric can take."""
-    low, high = boot.interval() or (None, None)
-    if clip and low is not None and high is not None:
-        low, high = max(clip[0], low), min(clip[1], high)
-    return Metric(boot.value, low, high, higher_is_better, unit)

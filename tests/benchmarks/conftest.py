@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import UsageError
 from tdabench.method import Index
 from tdabench.truth.store import Truth
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `constructed`, whatever the import mode
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.benchmarks.constructed import FixedIndex, corpus, truth_of
+from constructed import FixedIndex, corpus, truth_of
 
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError

@@ -1,0 +1,102 @@
+"""Classification: do the highest-scoring training examples come from the query's own task?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Classification(Benchmark):
+    """Source classification (AirRep, arXiv 2505.18513, section 5).
+
+    The query's predicted task is that of its highest-scoring training example (`accuracy`), and
+    the majority task of its `k` highest-scoring ones (`accuracy_knn`). Tied scores count by
+    expectation: items tied at the edge of the top k share the places left, tasks with equal
+    votes share the prediction. `chance` is what constant scores get. Labels say what a query is
+    about, not what its loss depends on: a method may be faithful and score low here.
+    """
+
+    name: ClassVar[str] = "classification"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "task of the highest-scoring training examples against the query's"
+    source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
+
+    k: int = 10
+    replicates: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UsageError(f"classification.k must be at least 1, not {self.k}")
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        from tdabench import stats
+
+        labelled = [i for i, task in enumerate(context.queries.tasks) if task]
+        tasks = sorted(set(context.train.tasks) - {""})
+        if not labelled or not tasks:
+            what = "queries" if tasks else "training examples"
+            raise DataError(f"the {what} have no task labels", "Classification needs them")
+        queries = context.queries.subset(labelled)
+        place = {t: i for i, t in enumerate(tasks)}
+        label = np.array([place.get(t, -1) for t in context.train.tasks])  # [train]
+        wanted = np.array([place.get(t, -1) for t in queries.tasks])  # [query]
+
+        top1, knn = np.empty((2, len(queries)))
+        for rows, scores in score_blocks(context.index, queries, len(context.train)):
+            top1[rows] = hit(scores, label, wanted[rows], 1, len(tasks))
+            knn[rows] = hit(scores, label, wanted[rows], self.k, len(tasks))
+        constant = np.zeros((1, len(label)))
+        chance = [hit(constant, label, np.array([w]), 1, len(tasks))[0] for w in wanted]
+
+        notes = []
+        if len(labelled) < len(context.queries):
+            notes.append(f"{len(context.queries) - len(labelled)} queries have no task label")
+        strange = int((wanted < 0).sum())
+        if strange:
+            notes.append(f"{strange} queries are of a task that no training example has: wrong")
+        boot = stats.bootstrap_queries(top1, self.replicates)
+        return Outcome(
+            primary="accuracy",
+            metrics={
+                "accuracy": metric(boot, clip=(0.0, 1.0)),
+                "accuracy_knn": metric(stats.bootstrap_queries(knn, self.replicates), (0.0, 1.0)),
+                "chance": Metric(float(np.mean(chance))),
+            },
+            per_query=top1,
+            query_ids=tuple(queries.ids),
+            replicates=boot.both,
+            arrays={"per_query_knn": knn},
+            notes=tuple(notes),
+        )
+
+
+def hit(
+    scores: np.ndarray, label: np.ndarray, wanted: np.ndarray, k: int, n_labels: int
+) -> np.ndarray:
+    """Probability that the vote of the k best names `wanted` [query]: float64 [query].
+
+    scores [query, train]; label [train], -1 for none. With k = 1 it is the chance that the best
+    item, ties broken at random, has the label.
+    """
+    k = min(k, scores.shape[1])
+    kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    above, at = scores > kth, scores == kth
+    # Weight of an item: 1 above the k-th score; those tied with it share the places left.
+    share = (k - above.sum(axis=1)) / at.sum(axis=1)
+    weight = above + at * share[:, None]  # [query, train]
+    member = label[:, None] == np.arange(n_labels)  # [train, label]
+    votes = weight @ member.astype(np.float64)  # [query, label]
+    known = wanted >= 0
+    mine = np.where(known, votes[np.arange(len(votes)), np.maximum(wanted, 0)], 0.0)
+    if k == 1:
+        return mine
+    close = np.isclose(votes, votes.max(axis=1, keepdims=True), rtol=0, atol=1e-9)
+    best = known & close[np.arange(len(votes)), np.maximum(wanted, 0)]
+    return best / close.sum(axis=1)

@@ -1,0 +1,57 @@
+"""What several benchmarks share: asking an index for scores, and stating a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tdabench.benchmarks.base import Metric
+from tdabench.data.examples import Corpus
+from tdabench.errors import MethodError
+from tdabench.groups import Groups
+from tdabench.method import Index
+
+if TYPE_CHECKING:
+    from tdabench.stats import Bootstrap
+
+BLOCK = 16 << 20  # scores held at a time
+
+
+def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """`index.score` over blocks of queries, checked: (slice of the queries, [block, train])."""
+    step = max(1, BLOCK // max(1, n_train))
+    for a in range(0, len(queries), step):
+        part = queries[a : a + step]
+        scores = np.asarray(index.score(part), dtype=np.float32)
+        yield slice(a, a + len(part)), checked(scores, (len(part), n_train))
+
+
+def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
+    """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
+    scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
+    return checked(scores, (len(queries), len(groups)), "group scores")
+
+
+def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
+    """`scores` if they have `shape` and are finite; MethodError otherwise."""
+    if scores.shape != shape:
+        raise MethodError(f"the method returned {what} of shape {scores.shape}, expected {shape}")
+    bad = ~np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
+    if bad.any():
+        raise MethodError(f"the method returned NaN or infinite {what} for {bad.sum()} queries")
+    return scores
+
+
+def metric(
+    boot: Bootstrap,
+    clip: tuple[float, float] | None = None,
+    higher_is_better: bool = True,
+    unit: str = "",
+) -> Metric:
+    """A Metric from a statistic's replicates, its interval cut to the range the metric can take."""
+    low, high = boot.interval() or (None, None)
+    if clip and low is not None and high is not None:
+        low, high = max(clip[0], low), min(clip[1], high)
+    return Metric(boot.value, low, high, higher_is_better, unit)

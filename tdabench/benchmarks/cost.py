@@ -1,0 +1,163 @@
+"""Cost: how time, memory and storage grow with the corpus, and what much larger ones would take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.errors import DataError, UsageError
+from tdabench.method import named_seed
+
+EXTRAPOLATED = (10**6, 10**9)
+
+
+@dataclass(frozen=True)
+class Cost(Benchmark):
+    """Builds the method on growing parts of the corpus and queries each.
+
+    The parts are nested and drawn by a named seed. Build seconds and index bytes are the
+    harness's own measurements. Query seconds are the fastest of `repeats` calls for `queries`
+    queries at once; `single_query_seconds` are of queries one at a time, on the whole corpus.
+    `*_exponent` is the slope of log cost over log size: 1 is linear. `*_at_1e6` and `*_at_1e9`
+    are extrapolations, not measurements (see `Growth.at`), for this machine and this target.
+    What a method prepared before it saw any corpus is in each record's cost, not here.
+    """
+
+    name: ClassVar[str] = "cost"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "build and query time, memory and bytes over corpus sizes"
+    source: ClassVar[str] = "tdabench"
+
+    fractions: tuple[float, ...] = (0.25, 0.5, 1.0)
+    queries: int = 20
+    repeats: int = 2
+
+    def __post_init__(self) -> None:
+        if len(self.fractions) < 2 or not all(0 < f <= 1 for f in self.fractions):
+            raise UsageError("cost.fractions needs two or more sizes in (0, 1]")
+        if self.queries < 1 or self.repeats < 1:
+            raise UsageError("cost: queries and repeats must be at least 1")
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        n = len(context.train)
+        sizes = sorted({max(1, round(f * n)) for f in self.fractions})
+        if len(sizes) < 2:
+            raise DataError(f"{n} training examples are too few to see growth")
+        order = np.random.default_rng(named_seed(0, "cost")).permutation(n)
+        queries = context.queries[: self.queries]
+
+        build, query, size, peak = np.empty((4, len(sizes)))
+        single = np.empty(len(queries))
+        for i, m in enumerate(sizes):
+            context.progress("building on growing parts", i, len(sizes))
+            built = context.built_on(context.train.subset(np.sort(order[:m])))
+            build[i], size[i], peak[i] = built.seconds, built.index_bytes, built.peak_bytes
+            times = []
+            for _ in range(self.repeats):
+                start = time.perf_counter()
+                built.index.score(queries)
+                times.append(time.perf_counter() - start)
+            query[i] = min(times)
+            if m == sizes[-1]:
+                for q in range(len(queries)):
+                    start = time.perf_counter()
+                    built.index.score(queries[q : q + 1])
+                    single[q] = time.perf_counter() - start
+        context.progress("building on growing parts", len(sizes), len(sizes))
+
+        x = np.array(sizes, dtype=np.float64)
+        metrics = {
+            "examples_per_second": Metric(float(x[-1] / max(build[-1], 1e-9)), unit="1/s"),
+            "query_seconds": _lower(query[-1] / len(queries), "s"),
+            "single_query_seconds": _lower(np.median(single), "s"),
+            "peak_bytes": _lower(peak[-1], "B"),
+            "bytes_per_example": _lower(size[-1] / x[-1], "B"),
+        }
+        notes = [f"sizes measured: {', '.join(map(str, sizes))}"]
+        for name, y, unit in (
+            ("build", build, "s"),
+            ("query", query / len(queries), "s"),
+            ("index", size, "B"),
+        ):
+            growth = Growth.of(x, y)
+            if growth.exponent is not None:
+                metrics[f"{name}_exponent"] = _lower(growth.exponent, "")
+            for big, label in zip(EXTRAPOLATED, ("1e6", "1e9")):
+                metrics[f"{name}_at_{label}"] = _lower(growth.at(big), f"{unit} extrapolated")
+        notes.append("values at 1e6 and 1e9 examples are extrapolated, not measured")
+        return Outcome(
+            primary="examples_per_second",
+            metrics=metrics,
+            per_query=single,
+            query_ids=tuple(queries.ids),
+            arrays={
+                "sizes": x,
+                "build_seconds": build,
+                "query_seconds": query,
+                "index_bytes": size,
+                "peak_bytes": peak,
+            },
+            notes=tuple(notes),
+        )
+
+
+def _lower(value: float, unit: str) -> Metric:
+    return Metric(float(value), higher_is_better=False, unit=unit)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """cost = fixed + per_example * n, and the exponent of a power law, fitted to measurements."""
+
+    fixed: float
+    per_example: float
+    exponent: float | None  # None when some measurement is 0
+    largest: tuple[float, float]  # (n, cost)
+
+    STEEP: ClassVar[float] = 1.15
+
+    @classmethod
+    def of(cls, n: np.ndarray, cost: np.ndarray) -> Growth:
+        """Fits both laws to cost [size] at n [size]; neither term of the line may be negative."""
+        from scipy.optimize import nnls
+
+        # Relative errors count alike: the smallest size is as well measured as the largest.
+        scale = 1 / np.maximum(cost, 1e-12)
+        design = np.stack([np.ones_like(n), n], axis=1)
+        if cost.max() > 0:
+            (fixed, slope), _ = nnls(design * scale[:, None], cost * scale)
+        else:
+            fixed, slope = 0.0, 0.0
+        exponent = None
+        if (cost > 0).all():
+            exponent = float(np.polyfit(np.log(n), np.log(cost), 1)[0])
+        return cls(float(fixed), float(slope), exponent, (float(n[-1]), float(cost[-1])))
+
+    def at(self, n: float) -> float:
+        """Cost at a size beyond those measured.
+
+        Along the line; along the power law from the largest size when growth is steeper than
+        linear (exponent above `STEEP`), which a line would understate.
+        """
+        if self.exponent is not None and self.exponent > self.STEEP:
+            return self.largest[1] * (n / self.largest[0]) ** self.exponent
+        return self.fixed + self.per_example * n
+
+
+def crossover(
+    prepare_a: float, per_example_a: float, prepare_b: float, per_example_b: float
+) -> float | None:
+    """Examples from which a's total cost is below b's; 0 if always, None if never.
+
+    Totals are prepare + per_example * n, in the same unit: where a method that prepares at
+    length (AirRep's retrainings) has earned it back against one that does not.
+    """
+    if prepare_a <= prepare_b and per_example_a <= per_example_b:
+        return 0.0
+    if per_example_a >= per_example_b:
+        return None
+    return (prepare_a - prepare_b) / (per_example_b - per_example_a)

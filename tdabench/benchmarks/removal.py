@@ -1,0 +1,121 @@
+"""Removal: does a query's loss rise when what a method ranks highest is left out?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.retrain import Retrainer
+from tdabench.errors import DataError, UsageError
+from tdabench.method import named_seed
+
+
+@dataclass(frozen=True)
+class Removal(Benchmark):
+    """Counterfactual removal (arXiv 2202.00622, section 4; also called brittleness).
+
+    The target is trained from `start` on a fixed random part of the corpus (`fraction`), then
+    again without the k examples of it that score highest for a query. The rise of that query's
+    loss, less the rise after removing k at random, is drawn over k from 0; the value is the area
+    under that difference divided by its width: the mean extra rise in nats. `n` queries are
+    drawn by a named seed. All models start anew and share their seeds, so that differences come
+    from the examples alone.
+    """
+
+    name: ClassVar[str] = "removal"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "rise of a query's loss when its top-k are left out of training"
+    source: ClassVar[str] = "Ilyas et al. 2022, arXiv 2202.00622"
+
+    n: int = 8
+    k: tuple[int, ...] = (10, 50)
+    fraction: float = 0.25
+    seeds: int = 1
+    random_seeds: int = 3
+    start: str = "base"
+    lr: float = 1e-3
+    epochs: int = 2
+    batch_size: int = 32
+    replicates: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1 or min(self.n, self.seeds, self.random_seeds) < 1:
+            raise UsageError("removal: k, n, seeds and random_seeds must be at least 1")
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"removal.fraction must be in (0, 1], not {self.fraction}")
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        from tdabench import stats
+        from tdabench.targets.training import Recipe
+
+        recipe = Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+        trainer = Retrainer(context, recipe, self.start)
+        n_train = len(context.train)
+        pool = np.sort(_draw("pool", n_train, max(1, round(self.fraction * n_train))))
+        ks = sorted(set(self.k))
+        if ks[-1] >= len(pool):
+            raise DataError(
+                f"removing {ks[-1]} of {len(pool)} examples leaves nothing to train on",
+                "Lower removal.k or raise removal.fraction",
+            )
+        chosen = np.sort(_draw("queries", len(context.queries), self.n))
+        queries = context.queries.subset(chosen)
+        scores = np.concatenate([s for _, s in score_blocks(context.index, queries, n_train)])
+        order = _best_first(scores[:, pool])  # [query, pool]
+
+        def losses(removed: np.ndarray, whose: slice | int) -> np.ndarray:
+            """Mean over seeds of the loss without `removed` (places in the pool)."""
+            kept = np.delete(pool, removed)
+            part = queries if isinstance(whose, slice) else queries.subset([whose])
+            return np.mean([trainer.run(kept, part, s).losses for s in range(self.seeds)], axis=0)
+
+        none = np.empty(0, dtype=np.int64)
+        before = losses(none, slice(None)).astype(np.float64)  # [query]
+        top, random = np.zeros((2, len(ks), len(queries)))
+        for j, k in enumerate(ks):
+            for s in range(self.random_seeds):
+                away = _draw(f"random-{s}", len(pool), len(pool))[:k]
+                random[j] += (losses(away, slice(None)) - before) / self.random_seeds
+            for q in range(len(queries)):
+                context.progress("retraining without the top", j * len(queries) + q, top.size)
+                top[j, q] = losses(order[q, :k], q)[0] - before[q]
+
+        extra = area(ks, top - random)
+        boot = stats.bootstrap_queries(extra, self.replicates)
+        metrics = {self.name: metric(boot, unit="nats")}
+        for j, k in enumerate(ks):
+            rise = stats.bootstrap_queries(top[j], self.replicates)
+            metrics[f"rise@{k}"] = metric(rise, unit="nats")
+            metrics[f"rise_random@{k}"] = Metric(float(random[j].mean()), unit="nats")
+        return Outcome(
+            primary=self.name,
+            metrics=metrics,
+            per_query=extra,
+            query_ids=tuple(queries.ids),
+            replicates=boot.both,
+            arrays={"rise": top, "rise_random": random, **boot.arrays()},
+            notes=(f"{len(queries)} queries, {trainer.done} models trained here",),
+        )
+
+
+def area(ks: list[int], rise: np.ndarray) -> np.ndarray:
+    """Mean height over 0..max k of the line through (0, 0) and (k, rise): [k, query] -> [query]."""
+    x = np.array([0, *ks], dtype=np.float64)
+    y = np.concatenate([np.zeros((1, rise.shape[1])), rise])
+    return ((y[1:] + y[:-1]) / 2 * np.diff(x)[:, None]).sum(axis=0) / x[-1]
+
+
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    """Places of each row by falling score; ties in a fixed random order: int64 as `scores`."""
+    tie = _draw("ties", scores.shape[1], scores.shape[1])
+    return np.stack([np.lexsort((tie, -row)) for row in scores])
+
+
+def _draw(name: str, n: int, size: int) -> np.ndarray:
+    """`size` of n numbers, depending on `name` only, the same for every method."""
+    rng = np.random.default_rng(named_seed(0, f"removal-{name}"))
+    return rng.permutation(n)[: min(size, n)]

@@ -1,0 +1,149 @@
+"""Retraining during a benchmark: fine-tune on chosen examples, evaluate, keep the result.
+
+What a selection or a removal is worth shows only after training on it, so that it cannot be
+shipped for methods not yet written. Results are kept under a name that covers everything they
+depend on: the same choice made by two methods, or made again, is trained once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tdabench.benchmarks.base import BenchmarkContext
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError
+from tdabench.io import fingerprint, read_arrays, write_arrays
+from tdabench.method import named_seed
+from tdabench.targets.target import Target, Tokens
+from tdabench.targets.training import Recipe, finetune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Mean response-token loss of each query [query]; greedy responses if they were asked for."""
+
+    losses: np.ndarray
+    responses: tuple[str, ...] | None
+
+
+@dataclass
+class Retrainer:
+    """Fine-tunes the context's target on subsets of its training corpus."""
+
+    context: BenchmarkContext
+    recipe: Recipe
+    start: str = "base"
+    max_new_tokens: int = 0  # 0: losses only
+    done: int = 0  # retrainings that were not found in the cache
+    _tokens: list[Tokens] = field(default_factory=list)
+
+    def run(self, indices: Sequence[int] | np.ndarray, queries: Corpus, seed: int) -> Retrained:
+        """Trains on the examples at `indices` (order carries no meaning) and evaluates."""
+        context = self.context
+        chosen = sorted(int(i) for i in indices)
+        key = fingerprint(
+            [
+                VERSION,
+                context.target.fingerprint,
+                self.start,
+                self.recipe.as_dict(),
+                seed,
+                context.train.subset(chosen).fingerprint,
+                queries.fingerprint,
+                self.max_new_tokens,
+            ]
+        )
+        path = (context.cache or context.scratch / "retrained") / f"{key}.safetensors"
+        if path.exists():
+            try:
+                arrays, meta = read_arrays(path)
+                responses = meta["responses"]
+                kept = tuple(responses) if responses is not None else None
+                return Retrained(arrays["losses"], kept)
+            except (DataError, KeyError):
+                path.unlink(missing_ok=True)  # damaged: it is only a cache
+        result = self._train(chosen, queries, seed)
+        self.done += 1
+        kept_list = list(result.responses) if result.responses is not None else None
+        write_arrays(path, {"losses": result.losses}, {"responses": kept_list})
+        return result
+
+    def _train(self, chosen: list[int], queries: Corpus, seed: int) -> Retrained:
+        target = self.context.target
+        if not self._tokens:
+            self._tokens = target.tokenize(self.context.train)
+        model = target.fresh_model(self.start).to(self.context.device)  # type: ignore[arg-type]
+        tokens = [self._tokens[i] for i in chosen]
+        finetune(model, tokens, self.recipe, named_seed(0, f"retrain-{seed}"), target.pad_id)
+        losses = target.losses(model, target.tokenize(queries))
+        responses = None
+        if self.max_new_tokens:
+            responses = tuple(greedy(model, target, queries, self.max_new_tokens))
+        return Retrained(losses, responses)
+
+
+def greedy(
+    model: PreTrainedModel, target: Target, queries: Sequence[Example], max_new_tokens: int
+) -> list[str]:
+    """The model's greedy response to each prompt, up to the end-of-text token, stripped."""
+    import torch
+
+    prompts = target.tokenize(queries, role="prompt")
+    eos = int(target.tokenizer.eos_token_id)
+    out = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for a in range(0, len(order), 128):
+        part = order[a : a + 128]
+        width = max(len(prompts[i]) for i in part)
+        ids = torch.full((len(part), width), target.pad_id)
+        real = torch.zeros((len(part), width), dtype=torch.long)
+        for row, i in enumerate(part):  # padded on the left: all responses begin at `width`
+            ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].ids)
+            real[row, width - len(prompts[i]) :] = 1
+        with torch.inference_mode():
+            made = model.generate(  # type: ignore[operator]
+                input_ids=ids.to(model.device),
+                attention_mask=real.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=eos,
+                pad_token_id=target.pad_id,
+            )
+        for row, i in enumerate(part):
+            new = made[row, width:].tolist()
+            if eos in new:
+                new = new[: new.index(eos)]
+            out[i] = str(target.tokenizer.decode(new, skip_special_tokens=True)).strip()
+    return out
+
+
+def exact_match(response: str, wanted: str) -> float:
+    """1 when the two are the same but for case and surrounding or repeated spaces."""
+    return float(response.casefold().split() == wanted.casefold().split())
+
+
+def unigram_f1(response: str, wanted: str) -> float:
+    """F1 of the words of two texts as bags, case folded, punctuation apart from words.
+
+    Texts without any words are compared as a whole.
+    """
+    a, b = (Counter(re.findall(r"\w+", t.casefold())) for t in (response, wanted))
+    if not a or not b:
+        return exact_match(response, wanted)
+    common = (a & b).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / a.total(), common / b.total()
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,202 @@
+"""Selection: is a model fine-tuned on what a method picks any better for it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, UsageError
+from tdabench.method import named_seed
+
+
+@dataclass(frozen=True)
+class Selection(Benchmark):
+    """Targeted data selection (LESS, arXiv 2402.04333; AirRep, arXiv 2505.18513, section 5).
+
+    For each task, `dev` queries guide the choice of k training examples; the target is
+    fine-tuned on them from `start` and measured on the task's other queries: loss, exact match
+    and unigram F1 of greedy responses. `rule` is "min-rank" (the examples whose best rank over
+    the dev queries is lowest) or "mean" (highest mean score). Beside the method stand random
+    choices of k (`random_seeds` of them), a random k of the task's own examples (oracle) and the
+    whole pool. Values are means over tasks; a task is the unit of the interval, since its
+    queries share a retraining. `tasks` limits them to that many, drawn by a named seed (0: all).
+    """
+
+    name: ClassVar[str] = "selection"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "quality of a model fine-tuned on the examples a method picks"
+    source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
+
+    k: tuple[int, ...] = (100,)
+    rule: str = "min-rank"
+    dev: int = 3
+    tasks: int = 10
+    seeds: int = 1
+    random_seeds: int = 3
+    start: str = "base"
+    lr: float = 1e-3
+    epochs: int = 4
+    batch_size: int = 16
+    max_new_tokens: int = 24
+    replicates: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("min-rank", "mean"):
+            raise UsageError(f"selection.rule = {self.rule!r}", "One of: min-rank, mean")
+        if not self.k or min(self.k) < 1 or self.dev < 1 or self.seeds < 1:
+            raise UsageError("selection: k, dev and seeds must be at least 1")
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        from tdabench.targets.training import Recipe
+
+        recipe = Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+        trainer = Retrainer(context, recipe, self.start, self.max_new_tokens)
+        parts, notes = split_tasks(context.queries, self.dev, self.tasks)
+        n = len(context.train)
+        ks = sorted({min(k, n) for k in self.k})
+        place = np.concatenate([unseen for _, _, unseen in parts])
+        unseen_all = context.queries.subset(place)
+        tasks = [e.task for e in unseen_all]
+
+        # quality[who, k] is [measure, query]: the mean over runs of loss, exact match and F1.
+        quality: dict[tuple[str, int], np.ndarray] = {}
+        anything = [permutation(np.arange(n), f"random-{s}") for s in range(self.random_seeds)]
+        for k in ks:
+            if anything:
+                runs = [trainer.run(o[:k], unseen_all, s) for s, o in enumerate(anything)]
+                quality["random", k] = np.mean([measure(r, unseen_all) for r in runs], axis=0)
+            for who in ("method", "oracle"):
+                quality[who, k] = np.full((3, len(place)), np.nan)
+        whole = [trainer.run(np.arange(n), unseen_all, s) for s in range(self.seeds)]
+        quality["full", n] = np.mean([measure(r, unseen_all) for r in whole], axis=0)
+
+        picked = np.empty((len(parts), max(ks)), dtype=np.int64)
+        at = 0
+        for t, (task, dev, unseen) in enumerate(parts):
+            context.progress("retraining on selections", t, len(parts))
+            queries = context.queries.subset(unseen)
+            ranked = choose(context, context.queries.subset(dev), self.rule, max(ks))
+            picked[t] = ranked
+            own = np.array([i for i, e in enumerate(context.train) if e.task == task], dtype=int)
+            for k in ks:
+                for who in ("method", "oracle"):
+                    measured = []
+                    for s in range(self.seeds):
+                        mine = ranked if who == "method" else permutation(own, f"{task}-{s}")
+                        measured.append(measure(trainer.run(mine[:k], queries, s), queries))
+                    quality[who, k][:, at : at + len(unseen)] = np.mean(measured, axis=0)
+            at += len(unseen)
+        context.progress("retraining on selections", len(parts), len(parts))
+
+        notes.append(
+            f"{len(parts)} tasks, {len(place)} unseen queries, {trainer.done} models trained here"
+        )
+        return self._outcome(quality, ks, tasks, unseen_all, picked, notes)
+
+    def _outcome(
+        self,
+        quality: dict[tuple[str, int], np.ndarray],
+        ks: list[int],
+        tasks: list[str],
+        queries: Corpus,
+        picked: np.ndarray,
+        notes: list[str],
+    ) -> Outcome:
+        from tdabench import stats
+
+        # The headline is the mean over the curve's points: every k counts, none is chosen.
+        f1 = np.mean([quality["method", k][2] for k in ks], axis=0)  # [query]
+        boot = stats.bootstrap_clusters(f1, tasks, self.replicates)
+        metrics = {"f1": metric(boot, clip=(0.0, 1.0))}
+        by_task = {t: np.array([x == t for x in tasks]) for t in sorted(set(tasks))}
+        for (who, k), values in quality.items():
+            for name, row in zip(MEASURES, values):
+                mean = float(np.mean([row[m].mean() for m in by_task.values()]))
+                lower = name == "loss"
+                unit = "nats" if lower else ""
+                label = name if who == "method" else f"{name}_{who}"
+                metrics[f"{label}@{k}"] = Metric(mean, higher_is_better=not lower, unit=unit)
+        if ("random", ks[0]) in quality:
+            chance = np.mean([quality["random", k][2] for k in ks], axis=0)
+            gain = stats.bootstrap_clusters(f1 - chance, tasks, self.replicates)
+            metrics["f1_gain_over_random"] = metric(gain)
+            metrics["f1_random"] = metric(stats.bootstrap_clusters(chance, tasks, self.replicates))
+        oracle = np.mean([quality["oracle", k][2] for k in ks], axis=0)
+        metrics["f1_oracle"] = metric(stats.bootstrap_clusters(oracle, tasks, self.replicates))
+        arrays = {f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()}
+        return Outcome(
+            primary="f1",
+            metrics=metrics,
+            per_query=f1,
+            query_ids=tuple(queries.ids),
+            replicates=boot.both,
+            arrays={**arrays, "picked": picked, **boot.arrays()},
+            notes=tuple(notes),
+        )
+
+
+MEASURES = ("loss", "exact_match", "f1")
+
+
+def measure(run: Retrained, queries: Corpus) -> np.ndarray:
+    """Loss, exact match and F1 of a retrained model: float64 [3, query]."""
+    assert run.responses is not None
+    pairs = [(r, q.response) for r, q in zip(run.responses, queries)]
+    exact = [exact_match(r, w) for r, w in pairs]
+    return np.stack([run.losses.astype(np.float64), exact, [unigram_f1(r, w) for r, w in pairs]])
+
+
+def split_tasks(
+    queries: Corpus, dev: int, limit: int
+) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
+    """(task, dev queries, unseen queries) of each task that has both, and notes.
+
+    Raises DataError when there is none.
+    """
+    tasks = sorted(set(queries.tasks) - {""})
+    parts = []
+    for task in tasks:
+        own = permutation(
+            np.array([i for i, e in enumerate(queries) if e.task == task]), f"dev-{task}"
+        ).tolist()
+        if len(own) > dev:
+            parts.append((task, sorted(own[:dev]), sorted(own[dev:])))
+    notes = []
+    if len(parts) < len(tasks):
+        notes.append(f"{len(tasks) - len(parts)} tasks have no more than {dev} queries: left out")
+    if not parts:
+        raise DataError(
+            f"no task has more than {dev} queries", "Selection needs task labels, or a lower dev"
+        )
+    if 0 < limit < len(parts):
+        kept = sorted(permutation(np.arange(len(parts)), "tasks")[:limit].tolist())
+        parts = [parts[i] for i in kept]
+    return parts, notes
+
+
+def choose(context: BenchmarkContext, dev: Corpus, rule: str, k: int) -> np.ndarray:
+    """The k training examples that the rule picks for the dev queries, best first: int64 [k].
+
+    Ties are broken by a fixed random order, so that a method that scores all alike picks at
+    random and not the corpus's first lines.
+    """
+    from tdabench import stats
+
+    n = len(context.train)
+    scores = np.concatenate([s for _, s in score_blocks(context.index, dev, n)])  # [dev, train]
+    tie = permutation(np.arange(n), "ties")
+    if rule == "mean":
+        return np.lexsort((tie, -scores.mean(axis=0, dtype=np.float64)))[:k]
+    ranks = stats.average_ranks(-scores)
+    return np.lexsort((tie, ranks.mean(axis=0), ranks.min(axis=0)))[:k]
+
+
+def permutation(items: np.ndarray, name: str) -> np.ndarray:
+    """`items` in an order that depends on `name` only, the same for every method."""
+    return np.random.default_rng(named_seed(0, f"selection-{name}")).permutation(items)

@@ -1,0 +1,131 @@
+"""Tracing: are the training examples that state a fact found from a question that asks it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.planted import planted
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Tracing(Benchmark):
+    """Fact tracing (arXiv 2205.11482; tail-patch: TrackStar, arXiv 2410.17413).
+
+    Training examples and queries carry `fact`: one or more fact names, separated by spaces. An
+    example supports a query when they share one. Values are the reciprocal rank of the first
+    supporting example (`mrr`), the share of a query's supporting examples among the k best
+    (`recall@k`: not the share of queries with a hit) and average precision; ties count by
+    expectation. `tail_patch` is the fall of the query's loss, in nats, after one optimizer step
+    on its `tail_k` best examples together, less that after as many random ones; it is measured
+    for the first `tail_queries` queries (0: not at all). Lexical decoys are ordinary examples of
+    other facts with the query's words: `decoy` names the facts an example was made to mimic, and
+    `decoy_rate` is the share of queries whose best example is a decoy of theirs.
+    """
+
+    name: ClassVar[str] = "tracing"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "rank of the examples that state the fact a query asks for"
+    source: ClassVar[str] = "Akyürek et al. 2022, arXiv 2205.11482; arXiv 2410.17413"
+
+    asset: str = "tracing"
+    k: tuple[int, ...] = (10, 50)
+    tail_k: int = 10
+    tail_queries: int = 0
+    start: str = "base"
+    lr: float = 1e-3
+    replicates: int = 1000
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        from tdabench import stats
+
+        index, train, queries = planted(context, self.asset, "fact")
+        stated = [set(e.meta.get("fact", "").split()) for e in train]
+        mimicked = [set(e.meta.get("decoy", "").split()) for e in train]
+        by_fact: dict[str, list[int]] = {}
+        for i, facts in enumerate(stated):
+            for f in facts:
+                by_fact.setdefault(f, []).append(i)
+
+        asked, rr, ap, decoyed, chances = [], [], [], [], []
+        recall: dict[int, list[float]] = {k: [] for k in self.k}
+        best: list[np.ndarray] = []
+        for rows, scores in score_blocks(index, queries, len(train)):
+            for at, s in zip(range(rows.start, rows.stop), scores):
+                wanted = set(queries[at].meta.get("fact", "").split())
+                support = sorted({i for f in wanted for i in by_fact.get(f, [])})
+                if not support:
+                    continue
+                relevant = np.zeros(len(train), dtype=bool)
+                relevant[support] = True
+                asked.append(at)
+                rr.append(stats.reciprocal_rank(s, relevant))
+                ap.append(stats.average_precision(s, relevant))
+                chances.append(stats.reciprocal_rank(np.zeros(len(train)), relevant))
+                for k in self.k:
+                    recall[k].append(stats.recall_at(s, relevant, k))
+                decoys = np.array([bool(m & wanted) for m in mimicked])
+                top = s == s.max()
+                decoyed.append(float((decoys & top).sum() / top.sum()))
+                best.append(np.argsort(-s, kind="stable")[: self.tail_k])
+        if not asked:
+            raise DataError(
+                "no query asks a fact that a training example states", "See docs/benchmarks/tracing"
+            )
+        chosen = queries.subset(asked)
+        boot = stats.bootstrap_queries(np.array(rr), self.replicates)
+        metrics = {
+            "mrr": metric(boot, clip=(0.0, 1.0)),
+            "average_precision": metric(
+                stats.bootstrap_queries(np.array(ap), self.replicates), clip=(0.0, 1.0)
+            ),
+            "chance": Metric(float(np.mean(chances))),
+        }
+        for k in self.k:
+            part = stats.bootstrap_queries(np.array(recall[k]), self.replicates)
+            metrics[f"recall@{k}"] = metric(part, clip=(0.0, 1.0))
+        if any(mimicked):
+            metrics["decoy_rate"] = Metric(float(np.mean(decoyed)), higher_is_better=False)
+        if self.tail_queries:
+            gains = self._tail_patch(context, train, chosen[: self.tail_queries], best)
+            part = stats.bootstrap_queries(gains, self.replicates)
+            metrics["tail_patch"] = metric(part, unit="nats")
+        left = len(queries) - len(asked)
+        return Outcome(
+            primary="mrr",
+            metrics=metrics,
+            per_query=np.array(rr),
+            query_ids=tuple(chosen.ids),
+            replicates=boot.both,
+            arrays=boot.arrays(),
+            notes=(f"{left} queries ask facts that nothing states: left out",) if left else (),
+        )
+
+    def _tail_patch(
+        self, context: BenchmarkContext, train: Corpus, queries: Corpus, best: list[np.ndarray]
+    ) -> np.ndarray:
+        """Fall of each query's loss after a step on its best examples, less random: [query]."""
+        from tdabench.method import named_seed
+        from tdabench.targets.training import Recipe, finetune
+
+        target = context.target
+        recipe = Recipe(lr=self.lr, epochs=1, batch_size=self.tail_k, schedule="constant")
+        rng = np.random.default_rng(named_seed(0, "tail-patch"))
+        out = np.empty(len(queries))
+        for q, query in enumerate(queries):
+            asked = target.tokenize([query])
+            after = []
+            random = rng.choice(len(train), min(self.tail_k, len(train)), replace=False)
+            for ids in (random, best[q]):
+                model = target.fresh_model(self.start).to(context.device)  # type: ignore[arg-type]
+                tokens = target.tokenize(train.subset(ids))
+                finetune(model, tokens, recipe, 0, target.pad_id)
+                after.append(float(target.losses(model, asked)[0]))
+            out[q] = after[0] - after[1]
+        return out

@@ -1,0 +1,90 @@
+"""Transfer: do scores computed on one target rank what retraining another shows?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import group_scores, metric
+from tdabench.benchmarks.lds import usable
+from tdabench.errors import DataError, TdabenchError, unknown
+from tdabench.method import named_seed
+
+
+@dataclass(frozen=True)
+class Transfer(Benchmark):
+    """Cross-model generalisation (AirRep, arXiv 2505.18513, section 5).
+
+    The index is built on the cell's target, the source. Its group scores are compared with the
+    truth of every other target of the suite that was made on the same corpus; the value is the
+    mean of their LDS. `lds[label]`, `ceiling[label]` are each target's own; `lds[source]` is the
+    in-model diagonal where the source has that truth. `targets` limits the others to some.
+    """
+
+    name: ClassVar[str] = "transfer"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "LDS of one target's scores against the truths of other targets"
+    source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
+
+    truth: str = "lds"
+    targets: tuple[str, ...] = ()
+    replicates: int = 1000
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        from tdabench import stats
+
+        strange = [t for t in self.targets if t not in context.other_truths]
+        if strange:
+            raise unknown("other target", strange[0], context.other_truths)
+        labels = self.targets or tuple(context.other_truths)
+        truths, notes = {}, []
+        for label in labels:
+            truths[label], more = usable(context.other_truths[label](self.truth), context.queries)
+            notes += [f"{label}: {n}" for n in more]
+        try:
+            truths["source"], _ = usable(context.truth(self.truth), context.queries)
+        except TdabenchError as e:
+            notes.append(f"no in-model diagonal: {e.message}")
+
+        metrics: dict[str, Metric] = {}
+        arrays: dict[str, np.ndarray] = {}
+        scored: dict[str, np.ndarray] = {}  # by groups: targets may share them
+        rows, boots = [], []
+        for label, truth in truths.items():
+            key = truth.groups.fingerprint
+            if key not in scored:
+                scored[key] = group_scores(context.index, context.queries, truth.groups)
+            # Truths over the same groups share the draws of groups; others must not.
+            seed = 0 if key == next(iter(scored)) else named_seed(0, key)
+            boot = stats.bootstrap_lds(scored[key], truth.values, self.replicates, groups_seed=seed)
+            metrics[f"lds[{label}]"] = metric(boot, clip=(-1.0, 1.0))
+            arrays[f"group_scores[{label}]"] = scored[key]
+            ceiling = stats.noise_ceiling(truth.by_seed(), self.replicates)
+            if ceiling is not None:
+                low, high = ceiling.interval() or (None, None)
+                metrics[f"ceiling[{label}]"] = Metric(ceiling.value, low, high)
+            if label != "source":
+                rows.append(stats.spearman_rows(scored[key], truth.values))
+                boots.append(boot)
+        if not boots:
+            raise DataError(
+                f"the suite has no other target with a truth {self.truth!r}",
+                "Transfer needs at least two targets with truths on the same corpus",
+            )
+        mean = stats.Bootstrap.mean(boots)
+        metrics = {self.name: metric(mean, clip=(-1.0, 1.0)), **metrics}
+        ceilings = [metrics[f"ceiling[{t}]"].value for t in labels if f"ceiling[{t}]" in metrics]
+        if len(ceilings) == len(labels):
+            metrics["ceiling"] = Metric(float(np.mean(ceilings)))
+        return Outcome(
+            primary=self.name,
+            metrics=metrics,
+            per_query=np.mean(rows, axis=0),
+            query_ids=tuple(context.queries.ids),
+            replicates=mean.both,
+            arrays={**arrays, **mean.arrays()},
+            notes=tuple(notes),
+        )

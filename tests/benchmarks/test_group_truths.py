@@ -1,0 +1,99 @@
+"""LOO and transfer on constructed cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import FixedIndex, corpus, truth_of
+
+from tdabench.benchmarks.loo import LOO, complement
+from tdabench.benchmarks.transfer import Transfer
+from tdabench.errors import DataError, UsageError
+from tdabench.groups import Groups
+
+RNG = np.random.default_rng(0)
+TRAIN, QUERIES = corpus(20, "t"), corpus(6, "q")
+SCORES = RNG.normal(size=(6, 20))
+LEFT_OUT = Groups.singletons(20)
+KEPT = complement(LEFT_OUT)
+
+
+def test_complement() -> None:
+    groups = Groups.of([[0, 2], [], [0, 1, 2]], 3)
+    assert [g.tolist() for g in complement(groups)] == [[1], [0, 1, 2], []]
+
+
+@pytest.mark.parametrize("score", ["removed", "kept"])
+def test_leaving_out_what_helps_raises_the_loss(make_context, score: str) -> None:
+    truth = truth_of((SCORES.sum(1, keepdims=True) - SCORES)[None], KEPT, QUERIES.ids)
+    for sign in (1, -1):
+        context = make_context(FixedIndex(sign * SCORES, QUERIES.ids), TRAIN, QUERIES,
+                               {"loo": truth})  # fmt: skip
+        out = LOO(score=score, replicates=50).run(context)
+        assert out.metrics["loo"].value == pytest.approx(sign, abs=1e-3)
+        assert out.primary == "loo"
+
+
+def test_leave_several_out_says_how_many(make_context) -> None:
+    removed = Groups.random(15, 20, 0.2, np.random.default_rng(2))
+    kept = complement(removed)
+    values = SCORES @ kept.membership(np.float64).toarray().T
+    context = make_context(
+        FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES,
+        {"loo": truth_of(values[None], kept, QUERIES.ids)},
+    )  # fmt: skip
+    out = LOO(replicates=50).run(context)
+    assert out.metrics["loo"].value == pytest.approx(1, abs=1e-6)
+    assert "left out at a time: 4" in out.notes
+
+
+def test_loo_refuses_an_unknown_rule() -> None:
+    with pytest.raises(UsageError, match="removed, kept"):
+        LOO(score="both")
+
+
+GROUPS = Groups.random(12, 20, 0.3, np.random.default_rng(1))
+VALUES = SCORES @ GROUPS.membership(np.float64).toarray().T
+
+
+def transfer(make_context, others, truths=None, **params):
+    context = make_context(
+        FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, truths,
+        other_truths={label: (lambda name, t=t: t) for label, t in others.items()},
+    )  # fmt: skip
+    return Transfer(replicates=100, **params).run(context)
+
+
+def test_transfer_is_the_mean_over_other_targets(make_context) -> None:
+    same = truth_of(VALUES[None], GROUPS, QUERIES.ids)
+    opposite = truth_of(-VALUES[None], GROUPS, QUERIES.ids)
+    noise = RNG.normal(size=VALUES.shape)
+    other = truth_of(noise[None], GROUPS, QUERIES.ids)
+    out = transfer(make_context, {"a": same, "b": opposite}, {"lds": other})
+    assert out.metrics["transfer"].value == pytest.approx(0, abs=1e-12)
+    assert out.metrics["lds[a]"].value == pytest.approx(1)
+    assert out.metrics["lds[b]"].value == pytest.approx(-1)
+    # The in-model diagonal is shown and stays out of the mean.
+    assert abs(out.metrics["lds[source]"].value) < 0.9
+    only = transfer(make_context, {"a": same, "b": opposite}, targets=("a",))
+    assert only.metrics["transfer"].value == pytest.approx(1)
+    assert any("no in-model diagonal" in n for n in only.notes)
+
+
+def test_transfer_with_other_groups_and_another_order_of_queries(make_context) -> None:
+    groups = Groups.random(9, 20, 0.5, np.random.default_rng(3))
+    values = SCORES @ groups.membership(np.float64).toarray().T
+    order = RNG.permutation(6)
+    shuffled = truth_of(values[None, order], groups, [QUERIES.ids[i] for i in order])
+    a = truth_of(VALUES[None], GROUPS, QUERIES.ids)
+    out = transfer(make_context, {"a": a, "b": shuffled})
+    assert out.metrics["transfer"].value == pytest.approx(1)
+    assert out.replicates is not None
+    np.testing.assert_allclose(out.replicates, 1, atol=1e-6)
+
+
+def test_transfer_needs_another_target(make_context) -> None:
+    with pytest.raises(DataError, match="no other target"):
+        transfer(make_context, {})
+    with pytest.raises(UsageError, match="unknown other target 'c'"):
+        transfer(make_context, {}, targets=("c",))

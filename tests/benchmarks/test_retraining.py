@@ -1,0 +1,185 @@
+"""Selection and removal: the parts by hand, the whole on a tiny target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from constructed import FixedIndex, corpus
+
+from tdabench.benchmarks.removal import Removal, area
+from tdabench.benchmarks.retrain import Retrainer, exact_match, greedy, unigram_f1
+from tdabench.benchmarks.selection import Selection, choose, split_tasks
+from tdabench.data.examples import Corpus
+from tdabench.errors import DataError, UsageError
+from tdabench.targets.training import Recipe
+
+RNG = np.random.default_rng(0)
+
+
+# ------------------------------------------------------------------ measures
+
+
+@pytest.mark.parametrize(
+    ("response", "wanted", "f1", "exact"),
+    [
+        ("Paris", "paris", 1.0, 1.0),
+        ("a b c", "a  B c ", 1.0, 1.0),
+        ("c b a", "a b c", 1.0, 0.0),
+        ("a a b", "a b b", 2 / 3, 0.0),
+        ("the city of Rome", "Rome", 0.4, 0.0),
+        ("", "Rome", 0.0, 0.0),
+        ("+501", "501", 1.0, 0.0),
+        ("%", "%", 1.0, 1.0),
+        ("%", "&", 0.0, 0.0),
+    ],
+)
+def test_f1_and_exact_match(response: str, wanted: str, f1: float, exact: float) -> None:
+    assert unigram_f1(response, wanted) == pytest.approx(f1)
+    assert exact_match(response, wanted) == exact
+
+
+def test_area_is_the_mean_height_from_zero() -> None:
+    assert area([10], np.array([[1.0]]))[0] == pytest.approx(0.5)
+    assert area([10, 20], np.array([[1.0], [1.0]]))[0] == pytest.approx(0.75)
+    assert area([10, 50], np.array([[0.0], [1.0]]))[0] == pytest.approx(0.4)
+    assert area([5, 7], np.zeros((2, 3))).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gpt_neox"])
+def test_greedy_responses_do_not_depend_on_the_batch(
+    make_target, tiny_corpus: Corpus, architecture: str
+) -> None:
+    """Padded together, and one token at a time without cache or padding."""
+    import torch
+
+    target = make_target(architecture)
+    model = target.model("warm")
+    together = greedy(model, target, tiny_corpus[:12], 8)
+    for example, response in zip(tiny_corpus[:12], together):
+        ids = torch.from_numpy(target.tokenize([example], role="prompt")[0].ids)[None]
+        new = []
+        with torch.inference_mode():
+            for _ in range(8):
+                token = int(model(input_ids=ids).logits[0, -1].argmax())
+                if token == target.tokenizer.eos_token_id:
+                    break
+                new.append(token)
+                ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+        assert response == target.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+# ------------------------------------------------------------------ choosing
+
+TRAIN, QUERIES = corpus(8, "t"), corpus(6, "q")
+
+
+def context_of(make_context, scores):
+    return make_context(FixedIndex(np.asarray(scores), QUERIES.ids), TRAIN, QUERIES)
+
+
+def test_min_rank_takes_the_best_of_each_query_first(make_context) -> None:
+    scores = np.zeros((6, 8))
+    scores[0] = [9, 8, 7, 6, 0, 0, 0, 0]
+    scores[1] = [0, 0, 0, 0, 0, 0, 8, 9]
+    context = context_of(make_context, scores)
+    picked = choose(context, QUERIES.subset([0, 1]), "min-rank", 4)
+    assert set(picked[:2]) == {0, 7}  # best of either
+    assert set(picked[2:]) == {1, 6}
+    assert set(choose(context, QUERIES.subset([0, 1]), "mean", 2)) == {0, 7}
+
+
+def test_a_constant_method_picks_at_random_and_not_the_first_lines(make_context) -> None:
+    for rule in ("min-rank", "mean"):
+        picked = choose(context_of(make_context, np.zeros((6, 8))), QUERIES[:2], rule, 8)
+        assert sorted(picked) == list(range(8))
+        assert picked.tolist() != list(range(8))
+
+
+def test_tasks_are_split_without_overlap() -> None:
+    parts, notes = split_tasks(QUERIES, dev=1, limit=0)
+    assert [p[0] for p in parts] == ["task0", "task1"]
+    assert notes == []
+    for task, dev, unseen in parts:
+        assert len(dev) == 1
+        assert not set(dev) & set(unseen)
+        assert {QUERIES[i].task for i in dev + unseen} == {task}
+    assert len(split_tasks(QUERIES, 1, 1)[0]) == 1
+    with pytest.raises(DataError, match="no task has more than 3 queries"):
+        split_tasks(QUERIES, 3, 0)
+    with pytest.raises(UsageError, match="min-rank, mean"):
+        Selection(rule="best")
+
+
+# ------------------------------------------------------------------ the whole, tiny
+
+QUICK = {"lr": 5e-3, "batch_size": 8}
+
+
+@pytest.fixture
+def tiny(make_context, tiny_target, tiny_corpus: Corpus, tiny_queries: Corpus):
+    """A context whose scores know the task of every example (or its negative)."""
+
+    def of(sign: float, **more):
+        same = np.array([[float(a == b) for b in tiny_corpus.tasks] for a in tiny_queries.tasks])
+        index = FixedIndex(sign * same, tiny_queries.ids)
+        return make_context(index, tiny_corpus, tiny_queries, target=tiny_target, **more)
+
+    return of
+
+
+def test_selecting_the_own_task_beats_selecting_any_other(tiny) -> None:
+    benchmark = Selection(
+        k=(12,), dev=1, tasks=0, random_seeds=1, epochs=4, max_new_tokens=6, replicates=50, **QUICK
+    )
+    good, poor = benchmark.run(tiny(1.0)), benchmark.run(tiny(-1.0))
+    assert good.metrics["loss@12"].value < poor.metrics["loss@12"].value
+    assert good.metrics["loss@12"].value < good.metrics["loss_random@12"].value
+    for name in ("f1", "f1_random", "f1_oracle", "exact_match@12", "f1_full@60"):
+        assert 0 <= good.metrics[name].value <= 1
+    # What does not depend on the method is the same for both.
+    for name in ("f1_random", "f1_oracle", "loss_full@60", "loss_random@12"):
+        assert good.metrics[name] == poor.metrics[name]
+    assert len(good.per_query) == len(good.query_ids) == 8
+
+
+def test_the_same_choice_is_trained_once_and_a_damaged_result_again(tiny, tmp_path) -> None:
+    context = tiny(1.0, cache=tmp_path / "cache")
+    recipe = Recipe(epochs=1, batch_size=8)
+    trainer = Retrainer(context, recipe, max_new_tokens=4)
+    queries = context.queries[:3]
+    first = trainer.run([3, 1, 2], queries, 0)
+    assert trainer.done == 1
+    again = Retrainer(context, recipe, max_new_tokens=4)
+    second = again.run(np.array([1, 2, 3]), queries, 0)
+    assert again.done == 0
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert first.responses == second.responses
+    for changed in (
+        lambda: again.run([1, 2, 4], queries, 0),
+        lambda: again.run([1, 2, 3], queries, 1),
+        lambda: again.run([1, 2, 3], context.queries[:2], 0),
+        lambda: Retrainer(context, Recipe(epochs=2, batch_size=8)).run([1, 2, 3], queries, 0),
+    ):
+        before = len(list((tmp_path / "cache").iterdir()))
+        changed()
+        assert len(list((tmp_path / "cache").iterdir())) == before + 1
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    np.testing.assert_array_equal(again.run([1, 2, 3], queries, 0).losses, first.losses)
+
+
+def test_removing_the_own_task_raises_the_loss_more_than_removing_others(tiny) -> None:
+    benchmark = Removal(n=3, k=(7,), fraction=0.5, epochs=5, random_seeds=1, replicates=50, **QUICK)
+    good, poor = benchmark.run(tiny(1.0)), benchmark.run(tiny(-1.0))
+    assert good.metrics["removal"].value > poor.metrics["removal"].value
+    assert good.metrics["rise@7"].value > 0
+    assert good.metrics["rise_random@7"] == poor.metrics["rise_random@7"]
+    expected = (good.metrics["rise@7"].value - good.metrics["rise_random@7"].value) / 2
+    assert good.metrics["removal"].value == pytest.approx(expected)
+
+
+def test_removing_everything_is_refused(tiny) -> None:
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        Removal(n=2, k=(30,), fraction=0.5).run(tiny(1.0))
+    with pytest.raises(UsageError, match="fraction"):
+        Removal(fraction=0.0)
