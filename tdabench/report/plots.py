@@ -99,6 +99,28 @@ def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False) -> None:
+    """A logarithmic x axis with plain numbers; within a factor of five it stays linear.
+
+    With `ticks`, the (few) values themselves are marked.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if abs(v) >= 100 else f"{v:g}")
+    low, high = min(values), max(values)
+    if low <= 0 or high < 5 * low:
+        axes.xaxis.set_major_formatter(plain)
+        return
+    axes.set_xscale("log")
+    if ticks and len(set(values)) <= 8:
+        axes.set_xticks(sorted(set(values)))
+    else:
+        subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _text(text: str, limit: int = 40) -> str:
     """Plain text for matplotlib, which would read `$…$` as mathematics."""
     return shorten(clean(text, 200), limit).replace("$", r"\$")
@@ -170,8 +192,8 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
                 ha="right",
                 fontsize=7,
             )
-        axes.set_xscale("log")
         axes.margins(x=0.15)
+        _log_x(axes, [p.x for p in points])
         axes.set_xlabel(figures.COST_LABELS[cost])
         axes.set_ylabel(_text(title(column)))
         axes.set_title(_heading(table), fontsize=9, loc="left")
@@ -183,7 +205,7 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
 
 def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
     n_rows, n_columns = matrix.values.shape
-    figure, axes = _figure(2.6 + 0.5 * n_columns, 1.6 + 0.28 * n_rows)
+    figure, axes = _figure(max(5.0, 2.6 + 0.5 * n_columns), max(2.4, 1.6 + 0.28 * n_rows))
     axes.grid(False)
     top = float(np.nanmax(np.abs(matrix.values))) or 1.0
     image = axes.imshow(matrix.values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
@@ -227,7 +249,7 @@ def _transfer(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     matrix = figures.transfer_matrix(table, names[0]) if names else None
     if matrix is None or matrix.empty:
         raise DataError("the records hold no transfer benchmark")
-    return _heat(matrix, f"{_heading(table)} · scored here, truth of", "LDS")
+    return _heat(matrix, f"{_heading(table)} · LDS by truth of", "LDS")
 
 
 def _curves(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
@@ -269,7 +291,7 @@ def _curves(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
             low = [v if b is None else b for v, b in zip(line.value, line.low)]
             high = [v if b is None else b for v, b in zip(line.value, line.high)]
             axes.fill_between(line.k, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.set_xscale("log")
+        _log_x(axes, [k for line in lines if len(line.k) > 1 for k in line.k], ticks=True)
         axes.set_xlabel("k (training examples)")
         axes.set_ylabel(_text(measure))
         axes.set_title(f"{_text(column)}: {_text(measure)}", fontsize=9, loc="left")
@@ -290,7 +312,7 @@ def _lines(
             color=COLOURS[i % len(COLOURS)],
             label=_text(label, 24),
         )
-    axes.set_xscale("log")
+    _log_x(axes, [p[0] for points in series.values() for p in points], ticks=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(heading, fontsize=9, loc="left")
