@@ -125,6 +125,17 @@ class Registry:
     def problems(self) -> list[tuple[Origin, str]]:
         return [(p.origin, reason) for p in self.plugins for reason in p.problems]
 
+    @property
+    def clashes(self) -> list[str]:
+        """A line for every name that two plugins claim."""
+        tables = {"method": self._methods, "benchmark": self._benchmarks, "suite": self._suites}
+        return [
+            f"{kind} {name!r} is claimed by {' and '.join(str(e.origin) for e in entries)}"
+            for kind, table in tables.items()
+            for name, entries in sorted(table.items())
+            if len(entries) > 1
+        ]
+
     def _one(self, kind: str, name: str, table: dict[str, list[Entry]], see: str) -> Entry:
         entries = table.get(name, [])
         if len(entries) == 1:
@@ -186,7 +197,7 @@ class Registry:
             self._by_name[origin.plugin] = plugin
 
     def _implementations(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:
-        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+        for impl in getattr(self.manager.hook, hook).get_hookimpls():
             yield self._by_name[impl.plugin_name], impl.function
 
     def _collect(self, hook: str, take: Callable[[Plugin, Any], None]) -> None:

@@ -148,6 +148,8 @@ def found_plugins() -> list[Check]:
         if p.status == "broken":
             remedy = f"Leave it out: --no-plugin {p.origin.plugin}"
             checks.append(("wrong", f"plugin {p.origin}", "; ".join(p.problems), remedy))
+    for line in registry.clashes:
+        checks.append(("wrong", "names", line, "Leave one plugin out with --no-plugin"))
     working = [p for p in registry.plugins if p.status == "ok"]
     brought = f"{len(registry.methods)} methods, {len(registry.benchmarks)} benchmarks"
     return [("ok", "plugins", f"{len(working)} work, with {brought}", ""), *checks]

@@ -55,3 +55,5 @@ def command(as_json: bool) -> None:
         table.append((p.origin.plugin, source, p.status, ", ".join(brings) or "-"))
         table += [("", "", "", f"! {problem}") for problem in p.problems]
     print_table(["plugin", "from", "status", "brings"], table)
+    for line in registry.clashes:
+        click.echo(f"! {line}: neither can be used until one is left out with --no-plugin")

@@ -1,0 +1,155 @@
+"""The rules that hold the rooms apart, read from the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HARNESS = ROOT / "tdabench"
+PLUGINS = ROOT / "plugins"
+
+# What each room may import of the others, beyond the shared base. design.md: "cli -> run, report
+# -> benchmarks -> truth, stats, methods -> targets, data".
+BASE = {"errors", "io", "groups", "method", "hookspecs", "__init__", "stats"}
+ALLOWED = {
+    "data": set(),
+    "targets": {"data"},
+    "toolkit": {"data", "targets"},
+    "truth": {"data", "targets"},
+    "benchmarks": {"data", "targets", "truth", "toolkit"},
+    "suites": {"data", "targets", "truth", "toolkit"},
+    "run": {"data", "targets", "truth", "benchmarks", "plugins"},
+    "report": {"data", "benchmarks", "truth", "run", "plugins"},
+    # The conformance kit applies the very checks that the harness applies in a run.
+    "testing": {"data", "targets", "toolkit", "truth", "benchmarks", "api", "plugins", "run"},
+}
+
+
+def sources(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*.py")) if "__pycache__" not in p.parts]
+
+
+def imports(path: Path, at_load: bool = False) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import; with `at_load`, only those that run on import."""
+    tree = ast.parse(path.read_text(), str(path))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        deferred = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if at_load and (deferred or typing_only):
+            skipped |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield (node.module or "", node.lineno)
+            if node.module == "tdabench":
+                yield from ((f"tdabench.{a.name}", node.lineno) for a in node.names)
+
+
+def plugin_packages() -> list[Path]:
+    return [p for p in sorted(PLUGINS.iterdir()) if (p / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("package", plugin_packages(), ids=lambda p: p.name)
+def test_plugins_import_the_public_interface_only(package: Path):
+    allowed = ("tdabench.api", "tdabench.testing", package.name)
+    for path in sources(package):
+        for module, line in imports(path):
+            ours = module.split(".")[0].startswith("tdabench")
+            fine = module == "tdabench" or module.startswith(allowed)
+            assert not ours or fine, f"{path}:{line} imports {module}"
+
+
+@pytest.mark.parametrize("package", plugin_packages(), ids=lambda p: p.name)
+def test_plugins_do_not_load_torch_when_imported(package: Path):
+    heavy = ("torch", "transformers", "trak")
+    for module, line in imports(package / "__init__.py", at_load=True):
+        assert module.split(".")[0] not in heavy, f"{package}/__init__.py:{line}"
+
+
+def test_the_harness_names_no_plugin():
+    names = {p.name for p in plugin_packages()}
+    for path in sources(HARNESS):
+        for module, line in imports(path):
+            assert module.split(".")[0] not in names, f"{path}:{line} imports {module}"
+
+
+def test_every_bundled_plugin_is_registered_as_a_stranger_would():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    registered = set(project["entry-points"]["tdabench"].values())
+    assert {p.name for p in plugin_packages()} <= registered
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_arrows_between_rooms_point_one_way(room: str):
+    for path in sources(HARNESS / room):
+        for module, line in imports(path):
+            parts = module.split(".")
+            if parts[0] != "tdabench" or len(parts) < 2:
+                continue
+            fine = BASE | ALLOWED[room] | {room}
+            assert parts[1] in fine, f"{path}:{line}: {room} must not import {module}"
+
+
+def test_only_the_command_line_imports_the_command_line():
+    for path in sources(HARNESS):
+        if HARNESS / "cli" in path.parents:
+            continue
+        for module, line in imports(path):
+            assert not module.startswith("tdabench.cli"), f"{path}:{line} imports {module}"
+
+
+@pytest.mark.parametrize("folder", [HARNESS, PLUGINS], ids=lambda p: p.name)
+def test_nothing_is_pickled(folder: Path):
+    """Reading a stranger's file must run nothing."""
+    banned = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for path in sources(folder):
+        for module, line in imports(path):
+            assert module.split(".")[0] not in banned, f"{path}:{line} imports {module}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                assert call not in ("torch.load", "torch.save"), f"{path}:{node.lineno}: {call}"
+                for keyword in node.keywords:
+                    unsafe = keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False"
+                    assert not unsafe, f"{path}:{node.lineno}: allow_pickle"
+                    trusting = keyword.arg == "trust_remote_code" and isinstance(
+                        keyword.value, ast.Constant
+                    )
+                    assert not (trusting and keyword.value.value), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("folder", [HARNESS, PLUGINS], ids=lambda p: p.name)
+def test_nothing_seeds_the_global_generators(folder: Path):
+    """Every draw comes from a named seed.
+
+    run/meter.py seeds them to notice who draws; make_*.py are scripts with a process of their own.
+    """
+    for path in sources(folder):
+        if path == HARNESS / "run" / "meter.py" or path.name.startswith("make_"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                if call == "torch.manual_seed" and in_fork(path, node.lineno):
+                    continue
+                banned = ("np.random.seed", "random.seed", "torch.manual_seed", "set_seed")
+                assert call not in banned, f"{path}:{node.lineno} calls {call}"
+
+
+def in_fork(path: Path, line: int) -> bool:
+    """Whether a line lies under `with torch.random.fork_rng(...)`, which undoes the seeding."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.With) and "fork_rng" in ast.unparse(node.items[0]):
+            if node.lineno <= line <= (node.end_lineno or line):
+                return True
+    return False
