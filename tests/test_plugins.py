@@ -112,7 +112,8 @@ def test_a_plugin_file_is_added(plugin):
             "TDAMethod does not implement build, load",
         ),
         (
-            "from tdabench.api import hookimpl\n@hookimpl\ndef tdabench_suites(): return ['no.toml']",
+            "from tdabench.api import hookimpl\n@hookimpl\n"
+            "def tdabench_suites(): return ['no.toml']",
             "the suite file no.toml does not exist",
         ),
     ],
