@@ -1,0 +1,98 @@
+"""Tuning finds the parameters that made a constructed truth, and touches no other truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tdabench import plugins
+from tdabench.data import Corpus, Example
+from tdabench.errors import UsageError
+from tdabench.groups import Groups, pool_scores
+from tdabench.method import Context
+from tdabench.run.suite import load_suite
+from tdabench.run.tune import default_grid, tune, tuning_truth
+from tdabench.truth import Truth
+
+
+@pytest.fixture
+def suite_file(make_suite, tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    """A suite whose tuning truth is exactly TF-IDF pooled by a softmax at temperature 0.05."""
+    path = make_suite()
+    tuning = Corpus(
+        [Example(f"u{i}", e.prompt, e.response, e.task) for i, e in enumerate(tiny_queries)], "u"
+    )
+    with open(path.parent / "corpus.jsonl", "a") as f:
+        for e in tuning:
+            f.write(json.dumps({"id": e.id, "prompt": e.prompt, "response": e.response,
+                                "task": e.task, "split": "tuning"}) + "\n")  # fmt: skip
+    text = path.read_text().replace(
+        'queries = "test"', 'queries = "test"\ntuning_queries = "tuning"'
+    )
+    text = text.replace('lds = "truth.safetensors"', 'tuning = "tuning.safetensors"')
+    path.write_text(text)
+    method = plugins.registry().method("tfidf").cls()
+    index = method.build(Context(tiny_target, tmp_path), tiny_corpus)
+    groups = Groups.random(12, len(tiny_corpus), 0.25, np.random.default_rng(5))
+    values = pool_scores(index.score(tuning), groups, "softmax", 0.05)
+    plan = {"train": tiny_corpus.fingerprint, "target": tiny_target.fingerprint_of("base")}
+    truth = Truth(-values.T[:, None, :], groups, tuple(tuning.ids), plan)
+    truth.save(path.parent / "tuning.safetensors")
+    return path
+
+
+def test_the_parameters_behind_the_truth_are_found(suite_file):
+    grid = {"pooling": ["sum", "softmax"], "temperature": [0.05, 1.0]}
+    trials = tune(str(suite_file), None, "tfidf", grid)
+    assert len(trials) == 3  # a temperature means nothing to a sum
+    assert trials[0].params == {"pooling": "softmax", "temperature": 0.05}
+    assert trials[0].lds == pytest.approx(1.0)
+    assert trials[0].lds > trials[1].lds >= trials[2].lds
+
+
+def test_auto_temperatures_follow_the_scale_of_the_scores(suite_file):
+    grid = {"pooling": ["softmax"], "temperature": ["auto"]}
+    found = [t.params["temperature"] for t in tune(str(suite_file), None, "tfidf", grid)]
+    assert len(set(found)) == 5
+    assert max(found) / min(found) == pytest.approx(100, rel=0.1)
+
+
+def test_a_combination_that_fails_is_kept_with_its_reason(suite_file):
+    trials = tune(str(suite_file), None, "logra", {"layers": ["no_such_layer", None]})
+    assert len(trials) == 2
+    assert not trials[0].error
+    assert "no_such_layer" in trials[1].error
+
+
+def test_every_bundled_method_has_a_grid_of_parameters_it_knows():
+    for name, entry in plugins.registry().methods.items():
+        assert set(default_grid(entry.cls)) <= set(entry.cls().params), name
+
+
+def test_without_a_tuning_truth_nothing_is_tuned(make_suite):
+    path = make_suite()
+    suite = load_suite(str(path))
+    with pytest.raises(UsageError, match="no tuning truth"):
+        tuning_truth(suite, suite.target("tiny"))
+
+
+def test_unknown_parameters_are_named(suite_file):
+    with pytest.raises(UsageError, match="temprature"):
+        tune(str(suite_file), None, "tfidf", {"temprature": [1]})
+
+
+def test_the_command_prints_the_lines_for_the_suite(suite_file):
+    from click.testing import CliRunner
+
+    from tdabench.cli.tune import command
+
+    out = CliRunner().invoke(
+        command,
+        ["tfidf", "--suite", str(suite_file), "--grid", "pooling=sum,softmax",
+         "--grid", "temperature=0.05"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert out.exit_code == 0
+    assert '[tuned.tiny.tfidf]\npooling = "softmax"\ntemperature = 0.05' in out.stdout
