@@ -14,6 +14,8 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.method import named_seed
 
+MEASURES = ("loss", "exact_match", "f1")
+
 
 @dataclass(frozen=True)
 class Selection(Benchmark):
@@ -26,6 +28,8 @@ class Selection(Benchmark):
     choices of k (`random_seeds` of them), a random k of the task's own examples (oracle) and the
     whole pool. Values are means over tasks; a task is the unit of the interval, since its
     queries share a retraining. `tasks` limits them to that many, drawn by a named seed (0: all).
+    The headline is the mean of `measure` over the curve's points: every k counts, none is chosen
+    afterwards. A target too small to answer rightly is better told apart by "loss".
     """
 
     name: ClassVar[str] = "selection"
@@ -35,6 +39,7 @@ class Selection(Benchmark):
 
     k: tuple[int, ...] = (100,)
     rule: str = "min-rank"
+    measure: str = "f1"
     dev: int = 3
     tasks: int = 10
     seeds: int = 1
@@ -49,6 +54,10 @@ class Selection(Benchmark):
     def __post_init__(self) -> None:
         if self.rule not in ("min-rank", "mean"):
             raise UsageError(f"selection.rule = {self.rule!r}", "One of: min-rank, mean")
+        if self.measure not in MEASURES:
+            raise UsageError(
+                f"selection.measure = {self.measure!r}", f"One of: {', '.join(MEASURES)}"
+            )
         if not self.k or min(self.k) < 1 or self.dev < 1 or self.seeds < 1:
             raise UsageError("selection: k, dev and seeds must be at least 1")
 
@@ -110,38 +119,45 @@ class Selection(Benchmark):
     ) -> Outcome:
         from tdabench import stats
 
-        # The headline is the mean over the curve's points: every k counts, none is chosen.
-        f1 = np.mean([quality["method", k][2] for k in ks], axis=0)  # [query]
-        boot = stats.bootstrap_clusters(f1, tasks, self.replicates)
-        metrics = {"f1": metric(boot, clip=(0.0, 1.0))}
-        by_task = {t: np.array([x == t for x in tasks]) for t in sorted(set(tasks))}
+        main = MEASURES.index(self.measure)
+        lower, unit = self.measure == "loss", "nats" if self.measure == "loss" else ""
+
+        def headline(who: str) -> np.ndarray:  # [query]
+            return np.mean([quality[who, k][main] for k in ks], axis=0)
+
+        def over_tasks(values: np.ndarray) -> stats.Bootstrap:
+            return stats.bootstrap_clusters(values, tasks, self.replicates)
+
+        def stated(values: np.ndarray) -> Metric:
+            return metric(over_tasks(values), higher_is_better=not lower, unit=unit)
+
+        per_query = headline("method")
+        boot = over_tasks(per_query)
+        metrics = {self.measure: stated(per_query)}
+        if ("random", ks[0]) in quality:
+            metrics[f"{self.measure}_random"] = stated(headline("random"))
+            gain = (headline("random") - per_query) if lower else (per_query - headline("random"))
+            metrics["gain_over_random"] = metric(over_tasks(gain), unit=unit)
+        metrics[f"{self.measure}_oracle"] = stated(headline("oracle"))
+        masks = [np.array([x == t for x in tasks]) for t in sorted(set(tasks))]
         for (who, k), values in quality.items():
             for name, row in zip(MEASURES, values):
-                mean = float(np.mean([row[m].mean() for m in by_task.values()]))
-                lower = name == "loss"
-                unit = "nats" if lower else ""
-                label = name if who == "method" else f"{name}_{who}"
-                metrics[f"{label}@{k}"] = Metric(mean, higher_is_better=not lower, unit=unit)
-        if ("random", ks[0]) in quality:
-            chance = np.mean([quality["random", k][2] for k in ks], axis=0)
-            gain = stats.bootstrap_clusters(f1 - chance, tasks, self.replicates)
-            metrics["f1_gain_over_random"] = metric(gain)
-            metrics["f1_random"] = metric(stats.bootstrap_clusters(chance, tasks, self.replicates))
-        oracle = np.mean([quality["oracle", k][2] for k in ks], axis=0)
-        metrics["f1_oracle"] = metric(stats.bootstrap_clusters(oracle, tasks, self.replicates))
+                mean = float(np.mean([row[m].mean() for m in masks]))
+                label = f"{name}@{k}" if who == "method" else f"{name}_{who}@{k}"
+                worse = name == "loss"
+                metrics[label] = Metric(
+                    mean, higher_is_better=not worse, unit="nats" if worse else ""
+                )
         arrays = {f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()}
         return Outcome(
-            primary="f1",
+            primary=self.measure,
             metrics=metrics,
-            per_query=f1,
+            per_query=per_query,
             query_ids=tuple(queries.ids),
             replicates=boot.both,
             arrays={**arrays, "picked": picked, **boot.arrays()},
             notes=tuple(notes),
         )
-
-
-MEASURES = ("loss", "exact_match", "f1")
 
 
 def measure(run: Retrained, queries: Corpus) -> np.ndarray:

@@ -108,6 +108,8 @@ def test_tasks_are_split_without_overlap() -> None:
         split_tasks(QUERIES, 3, 0)
     with pytest.raises(UsageError, match="min-rank, mean"):
         Selection(rule="best")
+    with pytest.raises(UsageError, match="loss, exact_match, f1"):
+        Selection(measure="bleu")
 
 
 # ------------------------------------------------------------------ the whole, tiny
@@ -139,7 +141,23 @@ def test_selecting_the_own_task_beats_selecting_any_other(tiny) -> None:
     # What does not depend on the method is the same for both.
     for name in ("f1_random", "f1_oracle", "loss_full@60", "loss_random@12"):
         assert good.metrics[name] == poor.metrics[name]
+    assert good.primary == "f1"
     assert len(good.per_query) == len(good.query_ids) == 8
+
+
+def test_selection_can_be_judged_by_loss(tiny) -> None:
+    benchmark = Selection(
+        k=(6, 12), measure="loss", dev=1, tasks=2, random_seeds=1, epochs=1, max_new_tokens=2,
+        replicates=50, **QUICK,
+    )  # fmt: skip
+    out = benchmark.run(tiny(1.0))
+    m = out.metrics
+    assert not m["loss"].higher_is_better
+    assert m["loss"].value == pytest.approx((m["loss@6"].value + m["loss@12"].value) / 2)
+    gain = m["loss_random"].value - m["loss"].value
+    assert m["gain_over_random"].value == pytest.approx(gain)
+    assert out.arrays["replicates_df"].tolist() == [1]  # two tasks
+    assert out.arrays["picked"].shape == (2, 12)
 
 
 def test_the_same_choice_is_trained_once_and_a_damaged_result_again(tiny, tmp_path) -> None:
