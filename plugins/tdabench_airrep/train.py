@@ -238,10 +238,11 @@ class Trainer:
         subsets = np.sort(rng.choice(len(instance.subsets), take, replace=False))
         usable = np.flatnonzero(~np.isin(instance.dev, self.probe))
         places = rng.choice(usable, min(c.dev, len(usable)), replace=False)
-        train = instance.pool
+        chosen = instance.subsets.membership()[subsets]
+        train = np.unique(chosen.indices).astype(np.int64)
         if 0 < c.pool < len(train):
             train = np.sort(rng.choice(train, c.pool, replace=False))
-        member = instance.subsets.membership()[subsets][:, train].toarray()
+        member = chosen[:, train].toarray()
         problem = Problem(
             instance.dev[places],
             train,
@@ -502,7 +503,7 @@ def whiten_projection(
         w = (vectors * scale)[:, ::-1][:, :dim].T
     with torch.no_grad():
         weight, bias = encoder.projector.weight, encoder.projector.bias
-        weight.copy_(torch.from_numpy(w).to(weight))
+        weight.copy_(torch.from_numpy(w.copy()).to(weight))
         bias.copy_(torch.from_numpy(-w @ mean).to(bias))
 
 

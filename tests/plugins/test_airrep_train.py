@@ -1,0 +1,576 @@
+"""Training: the loss in closed form, gradient caching, guards, resume, records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tdabench_airrep.build import Body, blend, join_labels
+from tdabench_airrep.cli import airrep
+from tdabench_airrep.encoder import encode, load_encoder
+from tdabench_airrep.labels import Instance, Labels
+from tdabench_airrep.loss import group_scores, kernel_loss, ranking_loss
+from tdabench_airrep.method import AirRep
+from tdabench_airrep.recipe import TrainConfig
+from tdabench_airrep.train import (
+    Problem,
+    Teacher,
+    Trainer,
+    cached_backward,
+    embed,
+    lds_of,
+    objective,
+    whiten_projection,
+)
+
+from tdabench.api import (
+    Context,
+    DataError,
+    Groups,
+    GuardError,
+    TdabenchError,
+    UsageError,
+    pool_scores,
+)
+
+# --------------------------------------------------------------------------- the loss
+
+
+def test_ranking_loss_closed_form() -> None:
+    r = torch.tensor([[2.0, 0.0, 0.05]])
+    f = torch.tensor([[1.0, 0.5, 3.0]])
+    # Pairs with r_i > r_j: (0,1) weight 2, (0,2) weight 1.95, (2,1) below 0.1: weight 0.
+    want = -2 * np.log(1 / (1 + np.exp(-0.5))) - 1.95 * np.log(1 / (1 + np.exp(2.0)))
+    loss, pairs = ranking_loss(f, r)
+    assert pairs == 3
+    np.testing.assert_allclose(float(loss), want, rtol=1e-6)
+
+
+def test_both_thresholds() -> None:
+    f, r = torch.zeros(1, 2), torch.tensor([[8.0, 0.0]])
+    log2 = np.log(2)
+    for low, high, weight in ((0.1, 5.0, 5.0), (0.0, 10.0, 8.0), (9.0, 10.0, 0.0)):
+        loss, pairs = ranking_loss(f, r, low, high)
+        assert pairs == 1
+        np.testing.assert_allclose(float(loss), weight * log2, rtol=1e-6)
+
+
+def test_ties_and_nan_labels_make_no_pairs() -> None:
+    f = torch.randn(1, 4, requires_grad=True)
+    loss, pairs = ranking_loss(f, torch.tensor([[1.0, 1.0, torch.nan, 0.0]]))
+    assert pairs == 2  # (0,3) and (1,3)
+    loss.backward()
+    assert f.grad is not None
+    assert torch.isfinite(f.grad).all()
+    assert f.grad[0, 2] == 0
+
+
+def test_ranking_loss_ignores_a_constant_and_the_order_of_groups() -> None:
+    g = torch.Generator().manual_seed(0)
+    f, r = torch.randn(3, 5, generator=g), torch.randn(3, 5, generator=g)
+    loss, _ = ranking_loss(f, r)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    torch.testing.assert_close(ranking_loss(f + 7, r)[0], loss)
+    torch.testing.assert_close(ranking_loss(f[:, order], r[:, order])[0], loss)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "softmax", "softmax-abs"])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_group_scores_are_the_harnesss_pooling(pooling: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    s = (scale * rng.standard_normal((4, 9))).astype(np.float32)
+    groups = Groups.of([[0, 1, 2], [3], [4, 5, 6, 7, 8], [0, 8]], 9)
+    member = torch.from_numpy(groups.membership().toarray())
+    got = group_scores(torch.from_numpy(s), member, pooling, 0.7)
+    np.testing.assert_allclose(got, pool_scores(s, groups, pooling, 0.7), rtol=2e-4, atol=1e-4)
+
+
+def test_kernel_loss_is_one_minus_pearson() -> None:
+    rng = np.random.default_rng(0)
+    s, t = rng.standard_normal((2, 3, 40)).astype(np.float32)
+    want = sum(1 - np.corrcoef(a, b)[0, 1] for a, b in zip(s, t))
+    got = kernel_loss(torch.from_numpy(s), torch.from_numpy(t))
+    np.testing.assert_allclose(float(got), want, rtol=1e-5)
+    # Scale and shift of either side carry nothing.
+    again = kernel_loss(5 * torch.from_numpy(s) + 2, torch.from_numpy(t) - 3)
+    np.testing.assert_allclose(float(again), want, rtol=1e-4)
+    keep = torch.ones(3, 40, dtype=torch.bool)
+    keep[0, :10] = False
+    want = want - (1 - np.corrcoef(s[0], t[0])[0, 1]) + 1 - np.corrcoef(s[0, 10:], t[0, 10:])[0, 1]
+    got = kernel_loss(torch.from_numpy(s), torch.from_numpy(t), keep)
+    np.testing.assert_allclose(float(got), want, rtol=1e-5)
+
+
+def test_row_correlation_is_the_lds_of_random_additive_groups() -> None:
+    """Why distillation asks for row correlation: over random groups it is the groups' own."""
+    rng = np.random.default_rng(1)
+    s = rng.standard_normal((1, 400))
+    t = 0.6 * s + 0.8 * rng.standard_normal((1, 400))
+    member = Groups.random(4000, 400, 0.25, rng).membership(np.float64).toarray()
+    of_groups = np.corrcoef((s @ member.T)[0], (t @ member.T)[0])[0, 1]
+    assert abs(of_groups - np.corrcoef(s[0], t[0])[0, 1]) < 0.04
+
+
+def test_lds_of_labels() -> None:
+    r = np.array([[1.0, 2, 3, 4], [1, 2, 3, np.nan], [np.nan, np.nan, 1, 2]])
+    f = np.array([[1.0, 2, 3, 4], [3, 2, 1, 9], [0, 0, 0, 1]], dtype=np.float32)
+    assert lds_of(f, r) == pytest.approx(0.0)  # (1 - 1) / 2: the last has too few labels
+    assert lds_of(f[:1], r[:1]) == pytest.approx(1.0)
+
+
+# --------------------------------------------------------------------------- gradient caching
+
+
+def _encoder(target, **kw):
+    return Body(init="target:base", dim=8, **kw).encoder(target, seed=0)
+
+
+def _problem(n_dev: int, n_train: int, groups: int = 6, seed: int = 0) -> Problem:
+    rng = np.random.default_rng(seed)
+    member = Groups.random(groups, n_train, 0.5, rng).membership().toarray()
+    r = rng.standard_normal((n_dev, groups)).astype(np.float32)
+    r[0, 1] = np.nan
+    t = rng.standard_normal((n_dev, n_train)).astype(np.float32)
+    return Problem(
+        np.arange(n_dev),
+        np.arange(n_train),
+        torch.from_numpy(member),
+        torch.from_numpy(r),
+        torch.from_numpy(t),
+    )
+
+
+@pytest.mark.parametrize("kw", [{}, {"layers": (0, 1, -1)}, {"attention": "full"}])
+def test_gradient_caching_equals_direct_autograd(tiny_target, tiny_corpus, tiny_queries, kw):
+    encoder = _encoder(tiny_target, **kw)
+    config = TrainConfig(anchor=0.3)
+    problem = _problem(12, 60)
+    tokens = encoder.tokenize(tiny_queries) + encoder.tokenize(tiny_corpus)
+
+    e = embed(encoder, tokens, chunk_tokens=64)
+    value, dq, dz = objective(e[:12], e[12:], problem, config, rows=5)
+    cached_backward(encoder, tokens, torch.cat([dq, dz]), chunk_tokens=64)
+    cached = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+    encoder.zero_grad()
+    direct = torch.cat([encoder(torch.tensor(t[None]), None) for t in tokens])
+    s = direct[:12] @ direct[12:].T
+    f = group_scores(s, problem.member, "softmax-abs", 1.0)
+    total, pairs = ranking_loss(f, problem.r)
+    loss = total / pairs + 0.3 * kernel_loss(s, problem.teacher) / 12
+    loss.backward()
+    assert value == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert set(cached) == {n for n, p in encoder.named_parameters() if p.grad is not None}
+    scale = max(float(p.grad.abs().max()) for p in encoder.parameters() if p.grad is not None)
+    for name, p in encoder.named_parameters():
+        if p.grad is not None:
+            assert float((p.grad - cached[name]).abs().max()) <= 1e-5 * max(1.0, scale), name
+
+
+def test_each_distinct_example_is_encoded_once(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    """Ten subsets of one pool: 60 + 12 examples forward, and again with gradient, not 10 x."""
+    labels = _labels(tiny_corpus, tiny_queries, instances=1, subsets=10, size=12)
+    trainer = _trainer(
+        tiny_target, tiny_corpus, tiny_queries, tmp_path, labels, holdout=0, probe=99
+    )
+    seen = []
+    body = trainer.encoder.body
+    handle = body.register_forward_pre_hook(
+        lambda m, a, kw: seen.append(len(kw["input_ids"])), with_kwargs=True
+    )
+    problem = trainer.rank_problem(0)
+    trainer.update(problem)
+    handle.remove()
+    assert sum(seen) == 2 * (len(problem.dev) + len(problem.train))
+    assert len(np.unique(problem.train)) == len(problem.train)
+    assert int(problem.member.sum()) > 2 * len(problem.train)  # most are in several subsets
+
+
+def test_memory_does_not_follow_the_pool(tiny_target, tiny_corpus, tiny_queries) -> None:
+    """Peak of what torch holds in a step, with the pool doubled: within a tenth."""
+    from torch.profiler import ProfilerActivity, profile
+
+    encoder = _encoder(tiny_target)
+    q, z = encoder.tokenize(tiny_queries), encoder.tokenize(tiny_corpus)
+
+    def peak(copies: int) -> int:
+        tokens = q + z * copies
+        problem = replace(_problem(12, 60 * copies), teacher=None)
+
+        def step() -> None:
+            e = embed(encoder, tokens, 256)
+            _, dq, dz = objective(e[:12], e[12:], problem, TrainConfig(), rows=4)
+            cached_backward(encoder, tokens, torch.cat([dq, dz]), 256)
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
+            step()
+        events = sorted(
+            (e for e in traced.profiler.kineto_results.events() if e.name() == "[memory]"),
+            key=lambda e: e.start_ns(),
+        )
+        return int(np.cumsum([e.nbytes() for e in events]).max())
+
+    peak(1)  # gradients are allocated once
+    small, large = peak(2), peak(4)
+    assert large <= 1.1 * small
+
+
+# --------------------------------------------------------------------------- training
+
+
+def _labels(train, dev, instances: int = 3, subsets: int = 8, size: int = 10):
+    """Labels of a made-up world in which examples of the query's own task help."""
+    rng = np.random.default_rng(0)
+    same = np.array([[a.task == b.task for b in train] for a in dev], dtype=float)
+    out = []
+    for _ in range(instances):
+        groups = Groups.random(subsets, len(train), 0.4, rng)
+        chosen = np.sort(rng.choice(len(dev), size, replace=False))
+        losses = -(groups.membership(np.float64) @ same[chosen].T)  # [subset, dev]
+        losses += 0.05 * rng.standard_normal(losses.shape)
+        out.append(Instance(chosen, groups, losses.astype(np.float32)))
+    meta = {"train": train.fingerprint, "dev": dev.fingerprint, "retrainings": instances * subsets}
+    return Labels(tuple(out), len(train), len(dev), {**meta, "seconds": 3.0})
+
+
+def _trainer(target, train, dev, folder, labels=None, teacher=None, say=lambda line: None, **kw):
+    options = {
+        "lr": 3e-3,
+        "steps": 6,
+        "subsets": 6,
+        "every": 2,
+        "holdout": 1,
+        "probe": 3,
+        "warmup": 2,
+        **kw,
+    }
+    return Trainer(
+        _encoder(target),
+        train,
+        dev,
+        TrainConfig(**options),
+        folder,
+        labels=labels,
+        teacher=teacher,
+        say=say,
+    )
+
+
+def test_training_learns_what_the_labels_show(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    labels = _labels(tiny_corpus, tiny_queries, instances=3, subsets=12, size=12)
+    trainer = _trainer(
+        tiny_target, tiny_corpus, tiny_queries, tmp_path, labels, steps=30, every=15, lr=2e-4
+    )
+    first = labels.instances[0]
+    trainer.prepare()
+    before = lds_of(trainer.scores_of(first), first.labels)
+    trainer.run()
+    assert [r["stage"] for r in trainer.curve] == ["start", "rank", "rank"]
+    best = max(r["lds"] for r in trainer.curve[1:])
+    assert trainer.best_lds == pytest.approx(best, abs=1e-5)
+    # The encoder left behind is that of the best measurement, not the last.
+    assert trainer.measure()["lds"] == pytest.approx(trainer.best_lds, abs=1e-4)
+    after = lds_of(trainer.scores_of(first), first.labels)
+    assert after > before + 0.1
+
+
+def test_distillation_follows_the_teacher(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    scores = np.array([[float(a.task == b.task) for b in tiny_corpus] for a in tiny_queries])
+    teacher = Teacher(scores.astype(np.float32))
+    trainer = _trainer(
+        tiny_target,
+        tiny_corpus,
+        tiny_queries,
+        tmp_path,
+        teacher=teacher,
+        steps=0,
+        distil_steps=12,
+        distil_lr=3e-3,
+        every=5,
+    )
+    trainer.run()
+    assert trainer.curve[-1]["kernel"] > trainer.curve[0]["kernel"] + 0.1
+
+
+def test_resumed_training_is_the_same_training(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    labels = _labels(tiny_corpus, tiny_queries)
+    args = (tiny_target, tiny_corpus, tiny_queries)
+    whole = _trainer(*args, tmp_path / "whole", labels)
+    whole.run()
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("rank step 6/"):  # step 6 was taken but never written
+            raise Stop
+
+    part = _trainer(*args, tmp_path / "part", labels, say=stop)
+    with pytest.raises(Stop):
+        part.run()
+    again = _trainer(*args, tmp_path / "part", labels)
+    again.run()
+    for (name, a), b in zip(
+        whole.encoder.state_dict().items(), again.encoder.state_dict().values()
+    ):
+        assert torch.equal(a, b), name
+    strip = [{k: v for k, v in r.items() if k != "seconds"} for r in whole.curve]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in again.curve]
+    with pytest.raises(DataError, match="another training"):
+        _trainer(*args, tmp_path / "part", labels, lr=1e-3).run()
+
+
+def test_another_seed_is_another_training(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    labels = _labels(tiny_corpus, tiny_queries)
+    args = (tiny_target, tiny_corpus, tiny_queries)
+    a, b, c = (
+        _trainer(*args, tmp_path / n, labels, steps=2, seed=s)
+        for n, s in (("a", 0), ("b", 0), ("c", 1))
+    )
+    for t in (a, b, c):
+        t.run()
+    assert torch.equal(a.encoder.projector.weight, b.encoder.projector.weight)
+    assert not torch.equal(a.encoder.projector.weight, c.encoder.projector.weight)
+
+
+def test_training_stops_when_nothing_improves(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    labels = _labels(tiny_corpus, tiny_queries)
+    trainer = _trainer(
+        tiny_target,
+        tiny_corpus,
+        tiny_queries,
+        tmp_path,
+        labels,
+        steps=400,
+        every=1,
+        patience=3,
+        lr=1e-12,
+    )
+    trainer.run()
+    assert trainer.step <= 5
+
+
+def test_nan_losses_are_left_out_and_named(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    labels = _labels(tiny_corpus, tiny_queries)
+    for i in labels.instances:
+        i.losses[3] = np.nan
+        i.losses[0, 0] = np.inf
+    lines: list[str] = []
+    trainer = _trainer(
+        tiny_target, tiny_corpus, tiny_queries, tmp_path, labels, say=lines.append, steps=2
+    )
+    trainer.run()
+    assert "excluded: instance 0: 1 subsets without losses, first 3" in lines
+    assert any("1 losses are NaN or infinite" in line for line in lines)
+    for p in trainer.encoder.parameters():
+        assert torch.isfinite(p).all()
+
+
+def test_labels_and_teachers_of_another_corpus_are_refused(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path
+):
+    labels = _labels(tiny_corpus, tiny_queries)
+    with pytest.raises(GuardError, match="another train corpus"):
+        _trainer(tiny_target, tiny_corpus[::-1], tiny_queries, tmp_path, labels)
+    scores = np.zeros((12, 60), np.float32)
+    teacher = Teacher(scores, {"train": "feedfacefeedface"})
+    with pytest.raises(DataError, match="another train corpus"):
+        _trainer(tiny_target, tiny_corpus, tiny_queries, tmp_path, teacher=teacher, steps=0)
+    with pytest.raises(DataError, match="the teacher scored"):
+        _trainer(
+            tiny_target, tiny_corpus, tiny_queries, tmp_path, teacher=Teacher(scores.T), steps=0
+        )
+    with pytest.raises(DataError, match="not all finite"):
+        _trainer(
+            tiny_target,
+            tiny_corpus,
+            tiny_queries,
+            tmp_path,
+            teacher=Teacher(scores * np.nan),
+            steps=0,
+        )
+
+
+def test_what_is_missing_is_said(tiny_target, tiny_corpus, tiny_queries, tmp_path) -> None:
+    args = (tiny_target, tiny_corpus, tiny_queries, tmp_path)
+    with pytest.raises(UsageError, match="ranking needs labels"):
+        _trainer(*args)
+    with pytest.raises(UsageError, match="distillation needs a teacher"):
+        _trainer(*args, steps=0, distil_steps=1)
+    with pytest.raises(UsageError, match="held out: none is left"):
+        _trainer(*args, _labels(tiny_corpus, tiny_queries), holdout=3)
+    for bad in (
+        {"low": 5.0},
+        {"pooling": "max"},
+        {"temperature": 0.0},
+        {"lr": 0.0},
+        {"every": 0},
+    ):
+        with pytest.raises(UsageError):
+            TrainConfig(**bad)
+    with pytest.raises(UsageError, match="nothing to start from"):
+        Body(init="some-model").encoder(tiny_target, 0)
+    with pytest.raises(UsageError, match="not scratch:"):
+        Body(init="scratch:big").encoder(tiny_target, 0)
+
+
+def test_a_loss_that_diverges_is_an_error(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    trainer = _trainer(
+        tiny_target,
+        tiny_corpus,
+        tiny_queries,
+        tmp_path,
+        _labels(tiny_corpus, tiny_queries),
+    )
+    with torch.no_grad():
+        trainer.encoder.projector.weight.fill_(torch.inf)
+    with pytest.raises(TdabenchError, match="training loss became"):
+        trainer.update(trainer.rank_problem(0))
+
+
+def test_whitened_projection(tiny_target, tiny_corpus) -> None:
+    for dim in (8, 40):
+        encoder = Body(init="target:base", dim=dim).encoder(tiny_target, 0)
+        tokens = encoder.tokenize(tiny_corpus)
+        with torch.no_grad():
+            whiten_projection(encoder, tokens, np.random.default_rng(0), floor=0.0)
+        e = encode(encoder, tiny_corpus)
+        np.testing.assert_allclose(e.mean(0), 0, atol=1e-3)
+        values = np.linalg.eigvalsh(np.cov(e, rowvar=False))[::-1]
+        # Unit variance in as many directions as both spaces have.
+        np.testing.assert_allclose(values[: min(dim, 32)], 1, atol=0.02)
+
+
+@pytest.mark.parametrize("init", ["scratch:32x1", "target:warm"])
+def test_bodies(tiny_target, tiny_corpus, tmp_path, init) -> None:
+    encoder = Body(init=init, dim=8).encoder(tiny_target, 0)
+    assert all(p.requires_grad for p in encoder.parameters())
+    encoder.save(tmp_path / "e", {}, half=False)
+    again = load_encoder(tmp_path / "e")
+    np.testing.assert_allclose(
+        encode(again, tiny_corpus), encode(encoder, tiny_corpus), rtol=1e-4, atol=1e-5
+    )
+    # An encoder may be trained on.
+    more = Body(init=str(tmp_path / "e"), dim=99).encoder(tiny_target, 0)
+    assert more.dim == 8
+    assert more.text == encoder.text
+
+
+def test_a_hugging_face_folder_is_a_body(tiny_target, tiny_corpus, tmp_path) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=300,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="no tokenizer"):
+        Body(init=str(tmp_path), dim=4).encoder(tiny_target, 0)
+    (tmp_path / "tokenizer.json").write_text((tiny_target.folder / "tokenizer.json").read_text())
+    encoder = Body(init=str(tmp_path), dim=4).encoder(tiny_target, 0)
+    assert not encoder.causal
+    assert encoder.text.max_tokens == 64
+    assert encode(encoder, tiny_corpus).shape == (60, 4)
+
+
+def test_full_attention_sees_what_follows(tiny_target, tiny_corpus) -> None:
+    own, full = (_encoder(tiny_target, attention=a) for a in ("own", "full"))
+    ids = torch.arange(5, 12)[None]
+    other = ids.clone()
+    other[0, -1] = 99
+    with torch.no_grad():
+        a, b = (own._hidden(i, None)[0, 0] for i in (ids, other))
+        c, d = (full._hidden(i, None)[0, 0] for i in (ids, other))
+    torch.testing.assert_close(a, b)
+    assert not torch.allclose(c, d)
+    # Padding is not among what is seen.
+    np.testing.assert_allclose(
+        encode(full, tiny_corpus, 4096),
+        np.vstack([encode(full, [e]) for e in tiny_corpus]),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+# --------------------------------------------------------------------------- commands
+
+
+def _blend_file(path: Path, scores: np.ndarray, **meta: object) -> str:
+    Teacher(scores.astype(np.float32), {"seconds": 2.0, **meta}).save(path)
+    return str(path)
+
+
+def test_teachers_blend_by_standardised_rows(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, 50))
+    files = [_blend_file(tmp_path / "a", 100 * a + 5), _blend_file(tmp_path / "b", b)]
+    got = blend([files[0], files[1] + "=0.5"])
+    assert got is not None
+
+    def z(x):
+        return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+
+    np.testing.assert_allclose(got.scores, z(a) + 0.5 * z(b), atol=1e-4)
+    assert got.meta["seconds"] == 4.0
+    other = _blend_file(tmp_path / "c", a, train="x")
+    with pytest.raises(DataError, match="another train"):
+        blend([files[0], other])
+
+
+def test_labels_files_join(tiny_corpus, tiny_queries, tmp_path) -> None:
+    labels = _labels(tiny_corpus, tiny_queries)
+    labels.save(tmp_path / "a")
+    joined = join_labels([tmp_path / "a", tmp_path / "a"])
+    assert joined is not None
+    assert len(joined.instances) == 6
+    assert joined.meta["retrainings"] == 48
+    replace(labels, meta={**labels.meta, "dev": "other"}).save(tmp_path / "b")
+    with pytest.raises(DataError, match="another dev"):
+        join_labels([tmp_path / "a", tmp_path / "b"])
+
+
+def test_teacher_and_train_commands(tiny_target, tiny_corpus, tiny_queries, tmp_path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    with corpus.open("w") as f:
+        for split, examples in (("a", tiny_corpus), ("b", tiny_queries)):
+            for e in examples:
+                row = {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
+                f.write(json.dumps({**row, "split": split}) + "\n")
+    source = f"--target {tiny_target.folder} --corpus {corpus} --pool-split a --dev-split b".split()
+    _labels(tiny_corpus, tiny_queries).save(tmp_path / "labels.safetensors")
+
+    def call(*words: str) -> dict:
+        done = CliRunner().invoke(airrep, [*words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    made = call(
+        "teacher", *source, "--method", "tfidf", "--out", str(tmp_path / "teacher.safetensors")
+    )
+    assert made["shape"] == [12, 60]
+    out = tmp_path / "encoder"
+    words = f"""--labels {tmp_path}/labels.safetensors --teacher {tmp_path}/teacher.safetensors
+        --dim 8 --steps 4 --distil-steps 2 --every 2 --holdout 1 --probe 3 --subsets 6
+        --out {out}""".split()
+    result = call("train", *source, *words)
+    record = json.loads((out / "airrep.json").read_text())
+    assert record["cost"]["retrainings"] == 24
+    assert record["cost"]["label_seconds"] == 3.0
+    assert record["recipe"]["steps"] == 4
+    assert record["teacher"]["parts"][0]["method"] == "tfidf"
+    assert result["best"] == record["best"]
+    context = Context(tiny_target, tmp_path, assets={"airrep": out})
+    cost = AirRep().prepare_cost(context)
+    assert cost is not None
+    assert cost["retrainings"] == 24
+    assert cost["seconds"] >= 3.0
+    assert AirRep().build(context, tiny_corpus).score(tiny_queries).shape == (12, 60)
