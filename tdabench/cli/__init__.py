@@ -117,9 +117,11 @@ def main(argv: list[str] | None = None) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted; Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return closed_pipe()
+    except SystemExit as e:
+        if "PacifyFlush" in type(sys.stdout).__name__:  # click met a closed pipe first
+            return closed_pipe()
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
     except TdabenchError as e:
         if debug:
             raise
@@ -131,6 +133,12 @@ def main(argv: list[str] | None = None) -> int:
         lines = str(e).strip().splitlines() or [""]
         say(f"unexpected {type(e).__name__}: {lines[0]}. Show where with: --debug")
         return 1
+
+
+def closed_pipe() -> int:
+    """The reader (head, less) has what it wanted: leave as a process that SIGPIPE ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at exit, and must not complain
+    return 141
 
 
 def say(message: str) -> None:

@@ -44,7 +44,7 @@ def command(as_json: bool) -> int:
         use_plugins((), plugins.configuration()["modules"])
     checks = [*environment(), *packages(), *machine(), *found_plugins(), *suites()]
     if as_json:
-        emit_json([dict(zip(("status", "found", "remedy"), c)) for c in checks])
+        emit_json([dict(zip(("status", "what", "found", "remedy"), c)) for c in checks])
     else:
         print_table(
             ["", "what", "found"],
