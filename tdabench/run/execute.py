@@ -78,7 +78,11 @@ def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> di
         return None
     if record["status"] != "ok":
         return None if retry_failed or record["status"] == "interrupted" else record
-    paths = {"asset": plan.suite.assets_for(cell.target), "truth": cell.target.truths}
+    paths = {
+        "asset": plan.suite.assets_for(cell.target),
+        "truth": cell.target.truths,
+        **{f"truth@{t.label}": t.truths for t in plan.suite.targets},
+    }
     for used, content in record.get("inputs", {}).items():
         kind, _, name = used.partition(":")
         path = paths.get(kind, {}).get(name)

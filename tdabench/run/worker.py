@@ -9,20 +9,23 @@ prints goes to a log.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tdabench import plugins
-from tdabench.benchmarks.base import BenchmarkContext, Outcome
-from tdabench.errors import MethodError, TdabenchError
+from tdabench.benchmarks.base import BenchmarkContext, Built, Outcome
+from tdabench.data.examples import Corpus
+from tdabench.errors import MethodError, TdabenchError, unknown
 from tdabench.io import read_json, write_arrays, write_json
 from tdabench.method import Context, Index
 from tdabench.run.folder import RunFolder, append_line, tail
@@ -107,10 +110,14 @@ class Worker:
         except BaseException as e:
             self.fail(cells, e, {})
             return
+
+        def build(corpus: Corpus) -> Built:
+            return self._build_on(corpus, method, context)
+
         for cell in cells:
             self.event("phase", phase=cell["benchmark"]["name"], key=cell["key"])
             try:
-                record = self._benchmark(cell, suite, declared, target, index, cost, assets)
+                record = self._benchmark(cell, suite, declared, target, index, cost, assets, build)
             except BaseException as e:
                 self.fail([cell], e, cost)
                 if isinstance(e, (KeyboardInterrupt, SystemExit)):
@@ -193,6 +200,22 @@ class Worker:
         os.replace(temporary, folder)
         return cost
 
+    def _build_on(self, corpus: Corpus, method: Any, context: Context) -> Built:
+        """The method's index on another corpus, as loaded from disk, and what it cost."""
+        name = self.job["method"]["name"]
+        folder = Path(tempfile.mkdtemp(dir=self._scratch("built")))
+        (folder / "scratch").mkdir()
+        (folder / "index").mkdir()
+        inner = dataclasses.replace(context, scratch=folder / "scratch")
+        with self.meter.phase() as phase:
+            index = method.build(inner, corpus)
+        if getattr(index, "n_train", None) != len(corpus):
+            raise MethodError(f"{name} did not build an index of the {len(corpus)} examples given")
+        index.save(folder / "index")
+        loaded = MeteredIndex(method.load(inner, folder / "index"), name, len(corpus), self.meter)
+        size = folder_bytes(folder / "index")
+        return Built(loaded, phase["seconds"], phase["peak_bytes"], size)
+
     def _benchmark(
         self,
         cell: Mapping[str, Any],
@@ -202,6 +225,7 @@ class Worker:
         index: Index,
         cost: Mapping[str, Any],
         assets: Inputs,
+        build: Callable[[Corpus], Built],
     ) -> dict[str, Any]:
         who = self.job["method"]["name"]
         name = cell["benchmark"]["name"]
@@ -216,6 +240,12 @@ class Worker:
             found.check(train, target)
             return found.for_queries(queries.ids)
 
+        others = {
+            t.label: OtherTruths(suite, t, split)
+            for t in suite.targets
+            if t.label != declared.label and t.truths
+        }
+
         benchmark = construct(plugins.registry().benchmark(name).cls, cell["benchmark"]["params"])
         context = BenchmarkContext(
             index=metered,
@@ -227,6 +257,11 @@ class Worker:
             seed=self.job["seed"],
             device=self.job["device"],
             params=cell["benchmark"]["params"],
+            build=build,
+            other_truths=others,
+            assets=assets,
+            cache=self.folder.path / "retrained",
+            progress=self.progress,
         )
         randomness, start = GlobalRandomness(), time.perf_counter()
         with self.meter.phase() as phase:
@@ -248,7 +283,11 @@ class Worker:
             metrics=metrics,
             notes=list(outcome.notes),
             cost={**cost, "query": {**metered.cost(), **memory}},
-            inputs={**assets.used, **truths.used},
+            inputs={
+                **assets.used,
+                **truths.used,
+                **{k: v for o in others.values() for k, v in o.files.used.items()},
+            },
             seconds=round(time.perf_counter() - start + cost["build"]["seconds"], 3),
         )
 
@@ -284,6 +323,22 @@ class Inputs(Mapping[str, Path]):
         """What the input recorded as `kind:name` holds now."""
         path = self.paths.get(used.partition(":")[2])
         return self.suite.content(path) if path is not None and path.exists() else ""
+
+
+class OtherTruths:
+    """Opens the truths of another target of the suite, for queries of one split."""
+
+    def __init__(self, suite: Suite, declared: SuiteTarget, split: str) -> None:
+        self.suite, self.declared, self.split = suite, declared, split
+        self.files = Inputs(suite, declared.truths, f"truth@{declared.label}")
+
+    def __call__(self, kind: str) -> Truth:
+        name = truth_name(kind, self.split)
+        if name not in self.files:
+            raise unknown(f"truth of the target {self.declared.label}", name, self.files)
+        found = Truth.load(self.files[name])
+        found.check(self.suite.train, self.declared.target)
+        return found.for_queries(self.suite.queries(self.split).ids)
 
 
 def check_outcome(name: str, outcome: Any) -> None:
