@@ -10,9 +10,16 @@
 and queries they run on, for tests of your own.
 """
 
-from tdabench.testing.kit import Result, check_law, check_method, find_law, parametrize_with_laws
+from tdabench.testing.kit import (
+    Result,
+    check_law,
+    check_method,
+    find_law,
+    parametrize_with_laws,
+    run_benchmark,
+)
 from tdabench.testing.laws import LAWS, Case, DoesNotApply, Law, LawBroken
-from tdabench.testing.tiny import TinyWorld, tiny_corpus, tiny_target, tiny_world
+from tdabench.testing.tiny import TinyWorld, tiny_corpus, tiny_suite, tiny_target, tiny_world
 
 __all__ = [
     "LAWS",
@@ -26,7 +33,9 @@ __all__ = [
     "check_method",
     "find_law",
     "parametrize_with_laws",
+    "run_benchmark",
     "tiny_corpus",
+    "tiny_suite",
     "tiny_target",
     "tiny_world",
 ]

@@ -7,12 +7,17 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tdabench.errors import MissingAsset, MissingExtra, unknown
+import numpy as np
+
+from tdabench.errors import MissingAsset, MissingExtra, UsageError, unknown
 from tdabench.method import TDAMethod
 from tdabench.testing.laws import LAWS, Case, DoesNotApply, Law, LawBroken
 from tdabench.testing.tiny import tiny_world
+
+if TYPE_CHECKING:
+    from tdabench.benchmarks.base import Benchmark, Outcome
 
 Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
 
@@ -88,6 +93,40 @@ def find_law(name: str) -> Law:
     if name not in LAWS:
         raise unknown("law", name, LAWS)
     return LAWS[name]
+
+
+def run_benchmark(benchmark: Benchmark, method: TDAMethod | str, **context: Any) -> Outcome:
+    """The benchmark's outcome for a method, or a method's name, on the tiny world.
+
+    Checks that the outcome is whole: its primary metric is there and finite, with a value and an
+    id for every query it tells of. `context` sets further fields of `BenchmarkContext`.
+    """
+    from tdabench.benchmarks.base import BenchmarkContext
+    from tdabench.plugins import registry
+
+    chosen: TDAMethod = registry().method(method).cls() if isinstance(method, str) else method
+
+    def no_truth(name: str) -> Any:
+        raise UsageError(f"the tiny world has no truth {name!r}", "Pass truth=… to run_benchmark")
+
+    case = Case(chosen, replace(tiny_world(), assets=context.get("assets", {})))
+    try:
+        given = {"truth": no_truth, "scratch": case.new_folder("benchmark"), **context}
+        outcome = benchmark.run(
+            BenchmarkContext(
+                index=case.index,
+                target=case.world.target,
+                train=case.train,
+                queries=case.queries,
+                **given,
+            )
+        )
+    finally:
+        case.close()
+    assert outcome.primary in outcome.metrics, f"no metric {outcome.primary!r}"
+    assert np.isfinite(outcome.metrics[outcome.primary].value), "the primary metric is not finite"
+    assert len(outcome.per_query) == len(outcome.query_ids), "one value a query id, please"
+    return outcome
 
 
 # --------------------------------------------------------------------------- pytest

@@ -70,6 +70,68 @@ def tiny_world(architecture: str = "qwen2") -> TinyWorld:
     return TinyWorld(tiny_target(folder, train, architecture), train, queries)
 
 
+def tiny_suite(folder: Path, world: TinyWorld | None = None) -> Path:
+    """Writes the world as a suite into `folder`, with a truth of twelve retrained models, and
+    returns the path of its suite.toml: `tdabench run --suite PATH` takes seconds.
+    """
+    import json
+
+    from tdabench.groups import Groups
+    from tdabench.targets.training import Recipe, finetune
+    from tdabench.truth.store import Truth
+
+    world = world or tiny_world()
+    target, folder = world.target, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(target.folder, folder / "target", dirs_exist_ok=True)
+    with open(folder / "corpus.jsonl", "w", encoding="utf-8") as f:
+        for split, corpus in (("train", world.train), ("test", world.queries)):
+            for e in corpus:
+                row = {k: getattr(e, k) for k in ("id", "prompt", "response", "task")}
+                f.write(json.dumps({**row, "split": split}, ensure_ascii=False) + "\n")
+
+    groups = Groups.random(12, len(world.train), 0.5, np.random.default_rng(0))
+    train, queries = target.tokenize(world.train), target.tokenize(world.queries)
+    losses = np.empty((len(groups), 1, len(queries)), dtype=np.float32)
+    recipe = Recipe(lr=3e-3, epochs=4, batch_size=6)
+    for g, members in enumerate(groups):
+        model = target.fresh_model("base")
+        finetune(model, [train[i] for i in members], recipe, 0, target.pad_id)
+        losses[g, 0] = target.losses(model, queries)
+    plan = {"name": "tiny", "train": world.train.fingerprint}
+    Truth(losses, groups, tuple(world.queries.ids), plan).save(folder / "truth.safetensors")
+
+    checkpoints = ", ".join(f'{k} = "{v}"' for k, v in target.checkpoints.items())
+    path = folder / "suite.toml"
+    path.write_text(
+        f"""[suite]
+name = "tiny"
+version = 1
+summary = "a two-layer model and 36 examples, for trying a plugin out"
+
+[corpus]
+file = "corpus.jsonl"
+train = "train"
+queries = "test"
+
+[[targets]]
+label = "tiny"
+name = "{target.name}"
+folder = "target"
+checkpoints = {{ {checkpoints} }}
+regime = "{target.regime}"
+max_length = {target.max_length}
+
+[targets.truths]
+lds = "truth.safetensors"
+
+[benchmarks]
+default = ["lds"]
+"""
+    )
+    return path
+
+
 def tiny_target(folder: Path, corpus: Corpus, architecture: str = "qwen2") -> Target:
     """Writes a two-layer language model of that architecture, trained a little on `corpus`.
 

@@ -1,0 +1,8 @@
+"""`python -m tdabench`: the command line, where the script is not on the path."""
+
+import sys
+
+from tdabench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,378 @@
+"""`tdabench new`: an installable plugin, with its tests, that works before it is edited."""
+
+from __future__ import annotations
+
+import datetime
+import keyword
+import re
+from collections.abc import Callable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import click
+
+from tdabench.errors import TdabenchError, UsageError
+
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0")
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  tdabench new method demo
+  tdabench new benchmark shortcuts --license Apache-2.0
+"""
+)
+def command() -> None:
+    """Start a plugin from a template: a package to install, edit and publish."""
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.argument("name"),
+        click.option(
+            "--folder",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Where to write it.  [default: tdabench-NAME]",
+        ),
+        click.option(
+            "--license",
+            "licence",
+            type=click.Choice(LICENSES),
+            default="MIT",
+            show_default=True,
+        ),
+        click.option("--author", default="", metavar="NAME", help="Goes into the licence."),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command()
+@_options
+def method(name: str, folder: Path | None, licence: str, author: str) -> None:
+    """Write a package with the method NAME: a working one, to be made your own."""
+    folder = write(METHOD, "method", name, folder, licence, author)
+    click.echo(
+        f"Wrote {folder}: the method is in src/{module_of(name)}/__init__.py. Next:\n"
+        f"  pip install -e {folder}\n"
+        f"  tdabench check {name}\n"
+        f"  tdabench run --methods {name},tfidf"
+    )
+
+
+@command.command()
+@_options
+def benchmark(name: str, folder: Path | None, licence: str, author: str) -> None:
+    """Write a package with the benchmark NAME: a working one, to be made your own."""
+    folder = write(BENCHMARK, "benchmark", name, folder, licence, author)
+    click.echo(
+        f"Wrote {folder}: the benchmark is in src/{module_of(name)}/__init__.py. Next:\n"
+        f"  pip install -e {folder}\n"
+        f"  tdabench run --methods tfidf --benchmarks {name}"
+    )
+
+
+def module_of(name: str) -> str:
+    return f"tdabench_{name.replace('-', '_')}"
+
+
+def write(
+    files: dict[str, str], kind: str, name: str, folder: Path | None, licence: str, author: str
+) -> Path:
+    """Fills in the template and writes it; returns the folder.
+
+    Raises UsageError for a name that cannot be one, or is taken, and for a folder in use.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a {kind}",
+            "Use small letters, digits and single dashes, a letter first: my-method",
+        )
+    from tdabench.plugins import registry
+
+    taken = (registry().methods if kind == "method" else registry().benchmarks).get(name)
+    if taken is not None:
+        raise UsageError(f"{taken.origin} already brings a {kind} named {name!r}", "Choose another")
+    folder = folder or Path(f"tdabench-{name}")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} exists and is not empty", "Choose another with: --folder DIR")
+    cls = "".join(word.capitalize() for word in name.split("-"))
+    if keyword.iskeyword(cls):
+        cls += "_"
+    fields = {
+        "name": name,
+        "dist": f"tdabench-{name}",
+        "module": module_of(name),
+        "cls": cls,
+        "license": licence,
+        "year": str(datetime.date.today().year),
+        "author": author or f"the authors of tdabench-{name}",
+    }
+    texts = {"LICENSE": LICENSE_TEXTS[licence], **COMMON, **files}
+    try:
+        for path, text in texts.items():
+            target = folder / Template(path).substitute(fields)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(text).substitute(fields), encoding="utf-8")
+    except OSError as e:
+        raise TdabenchError(f"cannot write {folder}: {e.strerror}", "Choose another folder") from e
+    return folder
+
+
+# --------------------------------------------------------------------------- templates
+
+COMMON = {
+    "pyproject.toml": """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$dist"
+version = "0.1.0"
+description = "$name for tdabench"
+readme = "README.md"
+requires-python = ">=3.11"
+license = "$license"
+license-files = ["LICENSE"]
+dependencies = ["tdabench"]
+
+[project.optional-dependencies]
+test = ["pytest>=8", "pytest-benchmark>=4"]
+
+# What makes tdabench find it: a name, and the module that holds the hooks.
+[project.entry-points.tdabench]
+$name = "$module"
+
+[tool.setuptools.packages.find]
+where = ["src"]
+""",
+    ".gitignore": "__pycache__/\n*.egg-info/\nbuild/\ndist/\nruns/\n.pytest_cache/\n",
+}
+
+METHOD = {
+    "src/$module/__init__.py": '''\
+"""`$name`: a training-data-attribution method for tdabench."""
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from tdabench.api import RepresentationMethod, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class $cls(RepresentationMethod):
+    """Cosine of word counts: replace `encode` by a representation of your own."""
+
+    name = "$name"
+    version = 1  # raise it whenever scores change
+    family = "text"
+    summary = "cosine of hashed word counts"
+
+    width: int = 512  # a parameter: tdabench run --methods $name --set $name.width=1024
+
+    def encode(self, context, examples, role):
+        """Features [example, width]; `role` is "train" or "query"; a score is their product."""
+        rows = np.zeros((len(examples), self.width), dtype=np.float32)
+        for row, example in zip(rows, examples):
+            for word in example.text.lower().split():
+                row[crc32(word.encode()) % self.width] += 1
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+@hookimpl
+def tdabench_methods():
+    return [$cls]
+''',
+    "tests/test_laws.py": '''\
+"""The laws that every method keeps, and what is particular to this one."""
+
+import numpy as np
+from $module import $cls
+
+from tdabench.testing import parametrize_with_laws, tiny_world
+
+
+@parametrize_with_laws([$cls(), $cls(width=64)])
+def test_laws(method, law):
+    law(method)
+
+
+def test_features_have_length_one(tmp_path):
+    world = tiny_world()
+    rows = $cls().encode(world.context(tmp_path), world.train, "train")
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
+''',
+    "README.md": """\
+# $dist
+
+The training-data-attribution method `$name`, for [tdabench](https://tdabench.readthedocs.io).
+
+```
+pip install -e .
+tdabench check $name                        # does it keep the interface's promises?
+tdabench run --methods $name,tfidf          # how good is it?
+pytest                                      # the same promises, and its own tests
+```
+
+| parameter | default | what it does |
+|---|---|---|
+| `width` | 512 | number of hash buckets |
+
+Cite: …
+""",
+}
+
+BENCHMARK = {
+    "src/$module/__init__.py": '''\
+"""`$name`: a benchmark for tdabench."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tdabench.api import Benchmark, Metric, Outcome, bootstrap_queries, hookimpl
+
+
+@dataclass(frozen=True)
+class $cls(Benchmark):
+    """Share of the k best-scored training examples that have the query's task."""
+
+    name = "$name"
+    version = 1  # raise it whenever values change
+    summary = "same-task precision among the top k"
+
+    k: int = 10  # a parameter, set in a suite under [benchmarks.$name]
+
+    def run(self, context):
+        _, best = context.index.top_k(context.queries, self.k)  # [query, k]
+        tasks = np.array(context.train.tasks)
+        hits = tasks[best] == np.array(context.queries.tasks)[:, None]
+        per_query = hits.mean(axis=1)  # [query]
+        mean = bootstrap_queries(per_query)
+        low, high = mean.interval() or (None, None)
+        return Outcome(
+            primary="precision",
+            metrics={"precision": Metric(mean.value, low, high)},
+            per_query=per_query,
+            query_ids=tuple(context.queries.ids),
+            replicates=mean.both,
+        )
+
+
+@hookimpl
+def tdabench_benchmarks():
+    return [$cls]
+''',
+    "tests/test_benchmark.py": '''\
+"""An oracle gets the best value, and chance about a quarter (four tasks of equal size)."""
+
+from $module import $cls
+
+from tdabench.testing import run_benchmark
+
+
+def test_an_oracle_is_perfect():
+    outcome = run_benchmark($cls(k=9), "sametask")
+    assert outcome.metrics["precision"].value == 1.0
+
+
+def test_chance():
+    outcome = run_benchmark($cls(), "random")
+    assert abs(outcome.metrics["precision"].value - 0.25) < 0.2
+    assert len(outcome.per_query) == len(outcome.query_ids)
+''',
+    "README.md": """\
+# $dist
+
+The benchmark `$name`, for [tdabench](https://tdabench.readthedocs.io).
+
+```
+pip install -e .
+tdabench run --methods tfidf,random --benchmarks $name
+pytest
+```
+
+| parameter | default | what it does |
+|---|---|---|
+| `k` | 10 | how many of the best-scored examples are looked at |
+
+Cite: …
+""",
+}
+
+LICENSE_TEXTS = {
+    "MIT": """\
+MIT License
+
+Copyright (c) $year $author
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+""",
+    "BSD-3-Clause": """\
+BSD 3-Clause License
+
+Copyright (c) $year $author
+
+Redistribution and use in source and binary forms, with or without
+modification, are permitted provided that the following conditions are met:
+
+1. Redistributions of source code must retain the above copyright notice, this
+   list of conditions and the following disclaimer.
+
+2. Redistributions in binary form must reproduce the above copyright notice,
+   this list of conditions and the following disclaimer in the documentation
+   and/or other materials provided with the distribution.
+
+3. Neither the name of the copyright holder nor the names of its
+   contributors may be used to endorse or promote products derived from
+   this software without specific prior written permission.
+
+THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS"
+AND ANY EXPRESS OR IMPLIED WARRANTIES, INCLUDING, BUT NOT LIMITED TO, THE
+IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS FOR A PARTICULAR PURPOSE ARE
+DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT HOLDER OR CONTRIBUTORS BE LIABLE
+FOR ANY DIRECT, INDIRECT, INCIDENTAL, SPECIAL, EXEMPLARY, OR CONSEQUENTIAL
+DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR
+SERVICES; LOSS OF USE, DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER
+CAUSED AND ON ANY THEORY OF LIABILITY, WHETHER IN CONTRACT, STRICT LIABILITY,
+OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF THE USE
+OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
+""",
+    "Apache-2.0": """\
+Copyright $year $author
+
+Licensed under the Apache License, Version 2.0 (the "License");
+you may not use this file except in compliance with the License.
+You may obtain a copy of the License at
+
+    http://www.apache.org/licenses/LICENSE-2.0
+
+Unless required by applicable law or agreed to in writing, software
+distributed under the License is distributed on an "AS IS" BASIS,
+WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+See the License for the specific language governing permissions and
+limitations under the License.
+""",
+}
