@@ -164,6 +164,26 @@ def _interval(cell: Cell) -> str:
     return f"[{metric(cell.low, 3)}, {metric(cell.high, 3)}]"
 
 
+def plain_cells(table: Table, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as cleaned text, failures with their reasons."""
+    names = {c.name for c in table.columns}
+    rows = []
+    for row in table.rows:
+        cells = []
+        for key in columns:
+            cell = row.cells.get(key)
+            if key not in names:
+                cells.append(_plain(table, row, key))
+            elif cell is None:
+                cells.append("–")
+            elif not cell.ok:
+                cells.append(clean(f"{cell.status}: {cell.reason}", 200))
+            else:
+                cells.append(f"{_figure(cell)} {_interval(cell)}".strip())
+        rows.append(cells)
+    return _headers(table, columns), rows
+
+
 def _markdown(table: Table, columns: Sequence[str]) -> str:
     names = {c.name for c in table.columns}
     right = {"share", *COSTS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from tdabench import stats
 from tdabench.benchmarks.lds import metric, rank_outcome
+from tdabench.data.examples import read_jsonl
 from tdabench.groups import Groups
 from tdabench.io import fingerprint, write_arrays, write_json
 from tdabench.truth.store import Truth
@@ -185,6 +187,23 @@ def write_run(
     return folder
 
 
+def write_suite(
+    folder: Path, train: list[dict[str, str]], queries: list[dict[str, str]]
+) -> tuple[Path, dict[str, str]]:
+    """A suite file over these examples, and the corpus fingerprints its records carry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, examples in (("train", train), ("queries", queries)):
+        lines = (json.dumps(e) for e in examples)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    path = folder / "suite.toml"
+    path.write_text(
+        '[suite]\nname = "pocket"\n[corpus]\ntrain_file = "train.jsonl"\n'
+        'queries_file = "queries.jsonl"\n[[targets]]\nlabel = "qwen2-1m"\nfolder = "target"\n'
+    )
+    found = {n: read_jsonl(folder / f"{n}.jsonl").fingerprint for n in ("train", "queries")}
+    return path, found
+
+
 @pytest.fixture(scope="session")
 def _plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "plain"
@@ -215,3 +234,9 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 def put_cell() -> Callable[..., Path]:
     """`put_cell(folder, record, arrays, metadata)` writes one cell."""
     return write_cell
+
+
+@pytest.fixture
+def make_suite(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, str]]]:
+    """`make_suite(train, queries)`: `write_suite` under the test's own folder."""
+    return lambda train, queries: write_suite(tmp_path / "suite", train, queries)

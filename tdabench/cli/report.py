@@ -1,0 +1,49 @@
+"""`tdabench report`: a run as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write (default: report.html in the run folder).",
+)
+@click.option("--suite", metavar="NAME|FILE", help="Suite to read the examples' texts from.")
+@click.option("--open", "open_it", is_flag=True, help="Open it in the browser.")
+@click.option(
+    "--max-mb",
+    type=float,
+    default=18.0,
+    show_default=True,
+    help="Carry less rather than be larger.",
+)
+def command(
+    folders: tuple[Path, ...], out: Path | None, suite: str | None, open_it: bool, max_mb: float
+) -> None:
+    """Write a report: one HTML file that needs no network and no server.
+
+    Sortable board, interactive plots, scores by task, the run's manifest, and for every query
+    the training examples that methods find most helpful and most harmful.
+
+    \b
+    Examples:
+      tdabench report
+      tdabench report runs/mine runs/theirs --out both.html
+    """
+    from tdabench.report.board import Board
+    from tdabench.report.html import write_report
+
+    board = Board.from_runs(folders)
+    path = out or board.runs[-1].folder / "report.html"
+    for note in write_report(board, path, suite=suite, max_bytes=int(max_mb * (1 << 20))):
+        click.echo(f"left out: {note}", err=True)
+    click.echo(str(path))
+    if open_it:
+        click.launch(str(path))

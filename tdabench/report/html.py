@@ -1,0 +1,401 @@
+"""`tdabench report`: one HTML file that holds everything and asks nothing of any network.
+
+The page is a template with a style, a script and the data as JSON. Data reaches the page as
+text only: strings are cleaned here, `<` is escaped in the JSON, and the script writes nothing
+but text nodes. A content security policy forbids every request and every other script.
+
+Per-query values and top examples are 16-bit numbers in base64, which the page decodes when it
+shows them; that keeps a large report small and quick to open. Where it would still be too
+large, fewer examples a query, shorter texts and then fewer queries are carried, and the page
+says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import TdabenchError
+from tdabench.io import write_text
+from tdabench.report import figures
+from tdabench.report.board import Board, Cell, Table
+from tdabench.report.examples import Texts, load_texts
+from tdabench.report.export import plain_cells
+from tdabench.report.terminal import context_line, default_columns, footnotes, title
+from tdabench.report.text import clean
+
+MAX_BYTES = 18 << 20
+TOP = ("top_index", "top_score", "bottom_index", "bottom_score")
+# What is given up first when a report would be too large: (examples a side, characters a text,
+# queries in the explorer).
+LEVELS = (
+    (10, 1200, 2000),
+    (10, 400, 2000),
+    (5, 400, 2000),
+    (3, 300, 2000),
+    (3, 200, 500),
+    (3, 200, 100),
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much the explorer carries."""
+
+    k: int
+    characters: int
+    queries: int
+
+
+def write_report(
+    board: Board, path: Path, *, suite: str | None = None, max_bytes: int = MAX_BYTES
+) -> list[str]:
+    """Writes the report and returns what was left out to keep it within `max_bytes`."""
+    texts = [load_texts(run, suite) for run in board.runs]
+    page = ""
+    notes: list[str] = []
+    for numbers in LEVELS:
+        page, notes = render(board, texts, Level(*numbers))
+        if len(page.encode()) <= max_bytes:
+            break
+    else:
+        notes.append(f"the report is {len(page.encode()) / 2**20:.0f} MB; nothing more can go")
+    write_text(path, page)
+    return notes
+
+
+def render(
+    board: Board, texts: Sequence[Texts], level: Level | None = None
+) -> tuple[str, list[str]]:
+    """The page, and what of the records it does not carry."""
+    level = level or Level(*LEVELS[0])
+    known = Pool(texts, level.characters)
+    blobs: dict[str, str] = {}
+    notes: list[str] = []
+    tables = []
+    for i, table in enumerate(board.tables):
+        tables.append(_table(board, table, i, known, blobs, level, notes))
+    if known.cut:
+        notes.append(f"{known.cut} texts are cut at {level.characters:,} characters")
+    data = {
+        "warnings": list(board.warnings),
+        "notes": notes,
+        "runs": [_manifest(r.manifest) for r in board.runs],
+        "tables": tables,
+        "queries": known.queries,
+        "train": known.train,
+        "reason": "; ".join(dict.fromkeys(t.reason for t in texts if t.reason)),
+    }
+    name = clean(board.tables[0].suite if board.tables else "", 60) or "tdabench"
+    return _page(f"{name} · tdabench report", data, blobs, _fallback(board)), notes
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def _asset(name: str) -> str:
+    return (resources.files("tdabench.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> str:
+    style, script = _asset("report.css"), _asset("report.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "POLICY": html.escape(policy),
+        "TITLE": html.escape(heading),
+        "STYLE": style,
+        "SCRIPT": script,
+        "DATA": _json(data),
+        "BLOBS": "\n".join(
+            f'<script type="text/plain" id="{key}">{value}</script>' for key, value in blobs.items()
+        ),
+        "FALLBACK": fallback,
+    }
+    # One pass over the template: what is inserted is never searched for placeholders again.
+    out, rest = [], _asset("report.html")
+    while "{{" in rest:
+        before, _, rest = rest.partition("{{")
+        name, _, rest = rest.partition("}}")
+        out += [before, parts[name]]
+    return "".join([*out, rest])
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand inside <script>: nothing in it can end the element or a line."""
+    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plain(value: Any, limit: int = 4000) -> Any:
+    """`value` as JSON holds it: strings cleaned, numbers finite and of sensible length."""
+    if isinstance(value, str):
+        return clean(value, limit, keep_newlines=True)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value) if abs(int(value)) < 2**53 else str(value)[:40]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{float(value):.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean(k, 200): _plain(v, limit) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v, limit) for v in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist(), limit)
+    return clean(value, limit)
+
+
+def _fallback(board: Board) -> str:
+    """The boards as static tables, for a browser without scripts."""
+    out = []
+    for table in board.tables:
+        header, rows = plain_cells(table, default_columns(table))
+        out.append(f"<table><caption>{html.escape(context_line(table).plain)}</caption><thead><tr>")
+        out += [f'<th scope="col">{html.escape(h)}</th>' for h in header]
+        out.append("</tr></thead><tbody>")
+        for row in rows:
+            out.append("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>")
+        out.append("</tbody></table>")
+        out += [f"<p>{html.escape(clean(n, 600))}</p>" for n in footnotes(table)]
+    return "".join(out)
+
+
+_SHOWN = (
+    *("run", "suite", "command", "created", "tdabench", "git", "python", "packages", "hardware"),
+    *("targets", "methods", "benchmarks", "seeds", "request"),
+)
+
+
+def _manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: manifest[k] for k in _SHOWN if k in manifest}
+
+
+# --------------------------------------------------------------------------- a table
+
+
+class Pool:
+    """Texts that the page carries, each once, shortened to `limit` characters."""
+
+    def __init__(self, texts: Sequence[Texts], limit: int) -> None:
+        self.texts, self.limit = texts, limit
+        self.queries: list[dict[str, str]] = []
+        self.train: list[dict[str, str]] = []
+        self.cut = 0  # texts longer than the limit
+        self._query_place: dict[str, int] = {}
+        self._train_place: dict[tuple[str, int], int] = {}
+
+    def query(self, id: str) -> int:
+        if id not in self._query_place:
+            found = next((t.queries[id] for t in self.texts if id in t.queries), None)
+            self._query_place[id] = len(self.queries)
+            self.queries.append(self._entry(id, found))
+        return self._query_place[id]
+
+    def example(self, corpus: str, index: int) -> int:
+        """The place of training example `index` of the corpus with that fingerprint."""
+        key = (corpus, index)
+        if key not in self._train_place:
+            for t in self.texts:
+                if t.train is not None and t.train.fingerprint == corpus and index < len(t.train):
+                    entry = self._entry(t.train[index].id, t.train[index])
+                    break
+            else:
+                entry = self._entry(f"#{index}", None)
+            self._train_place[key] = len(self.train)
+            self.train.append(entry)
+        return self._train_place[key]
+
+    def tasks(self) -> dict[str, str]:
+        return {i: task for t in self.texts for i, task in t.tasks.items()}
+
+    def _entry(self, id: str, example: Example | None) -> dict[str, str]:
+        entry = {"id": clean(id, 100)}
+        if example is not None:
+            entry["prompt"] = clean(example.prompt, self.limit, keep_newlines=True)
+            entry["response"] = clean(example.response, self.limit, keep_newlines=True)
+            self.cut += max(len(example.prompt), len(example.response)) > self.limit
+            if example.task:
+                entry["task"] = clean(example.task, 100)
+        return entry
+
+
+def _table(
+    board: Board,
+    table: Table,
+    place: int,
+    pool: Pool,
+    blobs: dict[str, str],
+    level: Level,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What the page knows of one table; long arrays go into `blobs`."""
+    tasks = pool.tasks()
+    out = {
+        "target": table.target,
+        "regime": table.regime,
+        "context": context_line(table).plain,
+        "primary": table.primary,
+        "machines": list(table.machines.values()),
+        "columns": [{**asdict(c), "title": title(c)} for c in table.columns],
+        "rows": [_row(table, row) for row in table.rows],
+        "footnotes": footnotes(table),
+        "curves": [
+            {"column": c.name, "measure": measure, "lines": [asdict(line) for line in lines]}
+            for c in table.columns
+            for measure, lines in figures.curves(table, c.name).items()
+        ],
+        "tasks": {
+            c.name: {"rows": m.rows, "columns": m.columns, "counts": m.counts, "values": m.values}
+            for c in table.columns
+            if tasks and not (m := figures.by_task(board, table, tasks, c.name)).empty
+        },
+    }
+    transfer = [c.name for c in table.columns if c.benchmark == "transfer"]
+    if transfer and not (m := figures.transfer_matrix(table, transfer[0])).empty:
+        out["transfer"] = {"rows": m.rows, "columns": m.columns, "values": m.values}
+    out["explorer"] = _explorer(board, table, place, pool, blobs, level, notes)
+    return out
+
+
+def _row(table: Table, row: Any) -> dict[str, Any]:
+    machines = list(table.machines)
+    data = asdict(row)
+    data["machine"] = machines.index(row.cost.machine) if row.cost.machine in machines else None
+    data["cost"].pop("machine")
+    return data
+
+
+# --------------------------------------------------------------------------- the explorer
+
+
+def _explorer(
+    board: Board,
+    table: Table,
+    place: int,
+    pool: Pool,
+    blobs: dict[str, str],
+    level: Level,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Queries with every method's value on them and, where stored, its top examples."""
+    ids: list[str] = []
+    values: list[tuple[str, str, dict[str, float]]] = []
+    for column in table.columns:
+        for row in table.rows:
+            found = figures.per_query(board, row.cells.get(column.name))
+            if found is not None:
+                ids = ids if len(ids) >= len(found[0]) else found[0]
+                values.append((column.name, row.label, dict(zip(*found, strict=True))))
+    chosen = _thin(sorted(set(ids), key=ids.index), level.queries)
+    if len(chosen) < len(ids):
+        notes.append(f"{table.target}: {len(chosen)} of {len(ids)} queries can be explored here")
+    methods: dict[str, int] = {}
+    numbers = []
+    for i, (name, label, by_id) in enumerate(values):
+        row_values = np.array([by_id.get(q, np.nan) for q in chosen])
+        key = f"v{place}-{i}"
+        scale = _pack(blobs, key, row_values[None])
+        numbers.append({"column": name, "method": label, "blob": key, "scale": scale})
+    tops = []
+    for i, (label, stored, corpus, query_ids) in enumerate(_stored_tops(board, table)):
+        methods[label] = i
+        at = {q: n for n, q in enumerate(query_ids)}
+        rows = [at.get(q, -1) for q in chosen]
+        entry: dict[str, Any] = {"method": label}
+        for side in ("top", "bottom"):
+            index = stored[f"{side}_index"][:, : level.k]
+            score = stored[f"{side}_score"][:, : level.k]
+            local = np.full((len(chosen), index.shape[1]), -1, dtype=np.int64)
+            scores = np.full(local.shape, np.nan)
+            for n, r in enumerate(rows):
+                if r >= 0:
+                    local[n] = [pool.example(corpus, int(x)) for x in index[r]]
+                    scores[n] = score[r]
+            key = f"{side[0]}{place}-{i}"
+            blobs[f"{key}i"] = _base64(local.astype("<i4"))
+            entry[side] = {
+                "blob": key,
+                "k": index.shape[1],
+                "scale": _pack(blobs, f"{key}s", scores),
+            }
+        if stored["top_index"].shape[1] > level.k:
+            note = f"{table.target}: {level.k} of {stored['top_index'].shape[1]} examples a side"
+            notes += [note] if note not in notes else []
+        tops.append(entry)
+    return {"queries": [pool.query(q) for q in chosen], "values": numbers, "tops": tops}
+
+
+def _thin(ids: Sequence[str], limit: int) -> list[str]:
+    """At most `limit` of `ids`, evenly spaced."""
+    if len(ids) <= limit:
+        return list(ids)
+    return [ids[int(i)] for i in np.linspace(0, len(ids) - 1, limit)]
+
+
+def _stored_tops(
+    board: Board, table: Table
+) -> Iterator[tuple[str, dict[str, np.ndarray], str, list[str]]]:
+    """(label, arrays, corpus fingerprint, query ids) of methods whose records keep examples."""
+    for row in table.rows:
+        for cell in row.cells.values():
+            found = _top_of(board, cell)
+            if found is not None:
+                yield (row.label, *found)
+                break
+
+
+def _top_of(board: Board, cell: Cell) -> tuple[dict[str, np.ndarray], str, list[str]] | None:
+    records = figures.records_of(board, cell) if cell.ok else []
+    if not records or not {"top_index", "top_score"} <= set(records[0].shapes()):
+        return None
+    try:
+        arrays, meta = records[0].arrays()
+    except TdabenchError:
+        return None
+    ids = meta.get("query_ids")
+    if not isinstance(ids, list) or any(name not in arrays for name in TOP):
+        return None
+    stored = {name: arrays[name] for name in TOP}
+    for side in ("top", "bottom"):
+        index, score = stored[f"{side}_index"], stored[f"{side}_score"]
+        good = index.ndim == 2 and index.shape == score.shape and len(index) == len(ids)
+        if not good or index.dtype.kind not in "iu" or score.dtype.kind != "f":
+            return None
+        if index.size and (index.min() < 0 or not np.isfinite(score).all()):
+            return None
+    return stored, str(records[0].corpus.get("train")), [str(i) for i in ids]
+
+
+def _pack(blobs: dict[str, str], key: str, values: np.ndarray) -> list[float | None]:
+    """Stores values [row, column] as 16-bit shares of each row's largest; returns the scales.
+
+    -32768 stands for a missing value.
+    """
+    top = np.nanmax(np.abs(np.where(np.isfinite(values), values, 0.0)), axis=1, initial=0.0)
+    scale = np.where(top > 0, top, 1.0)
+    share = np.round(np.nan_to_num(values / scale[:, None], nan=0.0) * 32767)
+    packed = np.where(np.isfinite(values), share, -32768).astype("<i2")
+    blobs[key] = _base64(packed)
+    return [float(s) for s in scale]
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
