@@ -4,12 +4,18 @@ Importing this package loads no torch: the methods do when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_gradients.dsdm import DsDm
 from tdabench_gradients.graddot import GradCos, GradDot
+from tdabench_gradients.grass import FactGraSS
+from tdabench_gradients.less import LESS
 from tdabench_gradients.logra import LoGra
+from tdabench_gradients.lorif import LoRIF
+from tdabench_gradients.tracin import TracIn
+from tdabench_gradients.trackstar import TrackStar
 from tdabench_gradients.trak import TRAK
 from tdabench_gradients.traker import Traker
 
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [GradDot, GradCos, LoGra, TRAK, Traker]
+    return [GradDot, GradCos, TracIn, LoGra, TRAK, Traker, DsDm, LESS, TrackStar, FactGraSS, LoRIF]

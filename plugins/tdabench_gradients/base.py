@@ -97,7 +97,8 @@ class GradientMethod(RepresentationMethod):
             compute,
             dim,
             name=f"{self.name}-{role}",
-            key=[self.name, self.version, role, {k: str(v) for k, v in self.params.items()}],
+            # Features of queries depend on what was learnt from the training corpus: never resumed.
+            key=None if role == "query" else [self.name, self.version, str(self.params)],
             # Where rows are transformed (whitened, say), rounding comes last, not before.
             dtype="float32" if role == "query" or self._transforms else self.dtype,
         )

@@ -81,8 +81,12 @@ class LoGra(GradientMethod):
 
     # ------------------------------------------------------------------ curvature
 
+    def dims(self, context: Context) -> dict[str, int]:
+        """Features a layer, whatever the projection was learnt from."""
+        return GradientMethod.engine(self, context, {}).dims
+
     def fit(self, context: Context, features: Rows) -> State:
-        dims = super().engine(context, {}).dims  # the same dimensions for both projections
+        dims = self.dims(context)
         starts = block_starts(dims)
         state: State = {"starts": starts}
         for i, c in enumerate(curvature_blocks(features, starts)):
