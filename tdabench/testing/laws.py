@@ -441,6 +441,8 @@ def _is_pickle(path: Path) -> bool:
 
     with open(path, "rb") as f:
         start = f.read(4096)
+    if start[8:10] == b'{"':  # safetensors: eight bytes of length, which may look like a pickle's
+        return False
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
     if start[:6] == b"\x93NUMPY":
