@@ -1,0 +1,142 @@
+"""`tdabench truth` on a suite of one's own: plan, build in parts, status, verify, exchange."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tdabench.cli.truth import command
+from tdabench.errors import DataError, GuardError, UsageError
+from tdabench.io import read_arrays, write_arrays
+from tdabench.truth import Truth
+
+PLAN = """
+[targets.plans.lds]
+groups = 3
+fraction = 0.25
+seeds = 2
+recipe = { lr = 3e-3, epochs = 1, batch_size = 8 }
+"""
+
+
+@pytest.fixture
+def suite(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    """A suite that plans a truth of six retrainings and does not have it yet."""
+    rows = [
+        {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task, "split": split}
+        for split, corpus in (("pool", tiny_corpus), ("test", tiny_queries))
+        for e in corpus
+    ]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    path = tmp_path / "suite.toml"
+    path.write_text(
+        f"""
+[suite]
+name = "toy"
+[corpus]
+file = "corpus.jsonl"
+train = "pool"
+queries = "test"
+[[targets]]
+label = "tiny"
+folder = "{tiny_target.folder}"
+checkpoints = {{ base = "base.safetensors", warm = "warm.safetensors" }}
+max_length = 128
+[targets.truths]
+lds = "lds.safetensors"
+{PLAN}"""
+    )
+    return path
+
+
+def run(*args, code=0):
+    result = CliRunner().invoke(command, [str(a) for a in args])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_plan_build_status_verify(suite, tmp_path):
+    (planned,) = json.loads(run("plan", suite, "--json", "--out", tmp_path / "p.safetensors"))
+    assert (planned["groups"], planned["group_size"], planned["retrainings"]) == (3, 15, 6)
+    assert (tmp_path / "p.safetensors").exists()
+    work = ["--work", tmp_path / "work"]
+
+    (row,) = json.loads(run("status", suite, "--json", *work))
+    assert (row["state"], row["built"]) == ("not there", 0)
+
+    (row,) = json.loads(run("build", suite, "--json", "--shard", "2/3", *work))
+    assert (row["done"], row["of"]) == (2, 6)
+    assert "file" not in row
+    (row,) = json.loads(run("build", suite, "--json", "--in-place", *work))
+    assert (row["done"], row["failed"]) == (6, [])
+
+    (row,) = json.loads(run("status", suite, "--json", *work))
+    assert row["state"] == "complete"
+    assert (row["groups"], row["seeds"], row["queries"]) == (3, 2, 12)
+
+    (found,) = json.loads(run("verify", suite, "--json", "--units", 2))
+    assert found["agrees"]
+    assert found["identical"] == 1.0
+    assert found["between_seeds"] > 0
+
+
+def test_verify_notices_losses_that_are_not_so(suite, tmp_path):
+    run("build", suite, "--in-place", "--work", tmp_path / "work")
+    path = suite.parent / "lds.safetensors"
+    arrays, meta = read_arrays(path)
+    write_arrays(path, {**arrays, "losses": arrays["losses"] * 1.1}, meta)
+    out = run("verify", suite, "--units", 1, code=1)
+    assert "DOES NOT AGREE" in out
+
+
+def test_a_truth_of_another_plan_is_said_so(suite, tmp_path):
+    run("build", suite, "--in-place", "--work", tmp_path / "work")
+    suite.write_text(suite.read_text().replace("epochs = 1", "epochs = 2"))
+    assert "not as the suite plans it" in run("status", suite)
+    with pytest.raises(GuardError, match="not made by the plan"):
+        run("verify", suite, "--units", 1)
+
+
+def test_export_and_import_are_inverse_up_to_the_mean_over_seeds(
+    suite, tmp_path, tiny_corpus, tiny_queries
+):
+    run("build", suite, "--in-place", "--work", tmp_path / "work")
+    lines = tmp_path / "lds.jsonl"
+    run("export", suite.parent / "lds.safetensors", "--out", lines)
+    for name, corpus in (("train", tiny_corpus), ("queries", tiny_queries)):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"id": e.id, "prompt": e.prompt, "response": e.response}) + "\n"
+                for e in corpus
+            )
+        )
+    out = tmp_path / "again.safetensors"
+    sources = ["--train", tmp_path / "train.jsonl", "--queries", tmp_path / "queries.jsonl"]
+    run("import", lines, *sources, "--out", out)
+    first, again = Truth.load(suite.parent / "lds.safetensors"), Truth.load(out)
+    assert again.groups.fingerprint == first.groups.fingerprint
+    np.testing.assert_allclose(again.values, first.values, rtol=1e-6)
+
+    lines.write_text(lines.read_text() + '{"train_subset": [0], "test_loss": [1.0]}\n')
+    with pytest.raises(DataError, match=r"line 4: 1 losses for 12 queries"):
+        run("import", lines, *sources, "--out", out)
+    lines.write_text('{"train_subset": [0, 999], "test_loss": ' + str([1.0] * 12) + "}\n")
+    with pytest.raises(DataError, match="outside the corpus"):
+        run("import", lines, *sources, "--out", out)
+
+
+def test_bad_requests_are_named(suite):
+    with pytest.raises(UsageError, match="'ldss'"):
+        run("plan", suite, "--truth", "ldss")
+    with pytest.raises(UsageError, match="3/2"):
+        run("build", suite, "--shard", "3/2")
+    with pytest.raises(UsageError, match="form i/n"):
+        run("build", suite, "--shard", "x")
+    suite.write_text(suite.read_text().replace("lr = 3e-3", "learning = 3"))
+    with pytest.raises(UsageError, match="learning"):
+        run("plan", suite)
