@@ -69,6 +69,29 @@ def test_its_method_benchmark_and_observer_in_a_run(env, tiny_suite_file, tmp_pa
     assert seen["status"] == "ok"
 
 
+def test_its_method_is_timed_without_writing_anything(env, tiny_suite_file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tdabench.testing.timing"]
+        + ["--pyargs", "tdabench.testing.time_methods", "--methods", "shared-words"]
+        + ["--suite", str(tiny_suite_file), "--sizes", "20,30,9999"]
+        + ["--benchmark-json", "timing.json", "-p", "no:cacheprovider"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "4 passed, 2 skipped" in done.stdout
+    rows = json.loads(tdabench(env, "timing", "timing.json", "--json", cwd=tmp_path).stdout)
+    assert {(r["method"], r["n_train"], r["phase"]) for r in rows} == {
+        ("shared-words", n, phase) for n in (20, 30) for phase in ("build", "query")
+    }
+    for r in rows:
+        assert 0 < r["q1"] <= r["median"] <= r["q3"]
+        # 300 float32 and a header shared by all
+        assert r["phase"] == "query" or 1200 < r["bytes_per_example"] < 1400
+
+
 def test_two_plugins_with_one_name(installed):
     env = installed("good", "twin")
     done = tdabench(env, "check", "shared-words")

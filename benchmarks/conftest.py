@@ -1,0 +1,5 @@
+"""Options and fixtures of the timing suite; the same ones serve a plugin's own CI."""
+
+from tdabench.testing.timing import pytest_addoption, pytest_generate_tests, timed
+
+__all__ = ["pytest_addoption", "pytest_generate_tests", "timed"]

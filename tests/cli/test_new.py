@@ -1,0 +1,67 @@
+"""What `tdabench new` writes, and what it refuses."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+
+import pytest
+from click.testing import CliRunner
+
+from tdabench.cli.new import LICENSES, command
+from tdabench.errors import UsageError
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*args):
+        return CliRunner().invoke(command, args, catch_exceptions=False, standalone_mode=False)
+
+    return invoke
+
+
+@pytest.mark.parametrize("kind", ["method", "benchmark"])
+@pytest.mark.parametrize("licence", LICENSES)
+def test_the_package_is_complete(invoke, tmp_path, kind, licence):
+    said = invoke(kind, "my-idea", "--license", licence, "--author", "Ada L.").output
+    folder = tmp_path / "tdabench-my-idea"
+    assert "pip install -e tdabench-my-idea" in said
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["tdabench"] == {"my-idea": "tdabench_my_idea"}
+    assert project["license"] == licence
+    assert "Ada L." in (folder / "LICENSE").read_text()
+    assert "my-idea" in (folder / "README.md").read_text()
+    source = (folder / "src/tdabench_my_idea/__init__.py").read_text()
+    assert len(source.splitlines()) < 40 or kind == "benchmark"
+    classes = [n.name for n in ast.parse(source).body if isinstance(n, ast.ClassDef)]
+    assert classes == ["MyIdea"]
+    assert list((folder / "tests").glob("test_*.py"))
+    assert "$" not in source.replace("$/", "")
+
+
+@pytest.mark.parametrize("name", ["My", "1st", "a_b", "-a", "a--b", "a b", "", "../x"])
+def test_names_that_cannot_be(invoke, tmp_path, name):
+    with pytest.raises(UsageError, match="cannot name a method"):
+        invoke("method", "--", name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_name_and_a_folder_in_use(invoke, tmp_path):
+    with pytest.raises(UsageError, match=r"text \(tdabench .*\) already brings .* 'tfidf'"):
+        invoke("method", "tfidf")
+    (tmp_path / "here").mkdir()
+    invoke("method", "one", "--folder", "here")  # an empty folder is welcome
+    before = sorted(p.name for p in (tmp_path / "here").iterdir())
+    with pytest.raises(UsageError, match="is not empty"):
+        invoke("method", "two", "--folder", "here")
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == before
+    invoke("benchmark", "tfidf")  # methods and benchmarks have names of their own
+
+
+def test_names_that_are_python_words(invoke, tmp_path):
+    invoke("method", "none")
+    source = (tmp_path / "tdabench-none/src/tdabench_none/__init__.py").read_text()
+    assert "class None_(" in source
+    compile(source, "none", "exec")
