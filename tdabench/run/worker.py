@@ -9,6 +9,7 @@ prints goes to a log.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -39,6 +40,7 @@ from tdabench.run.meter import (
 )
 from tdabench.run.plan import construct, jsonable
 from tdabench.run.suite import Suite, SuiteTarget, load_suite, truth_name
+from tdabench.run.watch import file_events, strays
 from tdabench.truth.store import Truth
 
 
@@ -125,6 +127,24 @@ class Worker:
             else:
                 self.finish(cell, record)
 
+    @contextlib.contextmanager
+    def _watched(self, who: str, target: MeteredTarget) -> Iterator[dict[str, Any]]:
+        """Meters a phase; raises MethodError when the plugin left traces it must not leave."""
+        randomness = GlobalRandomness()
+        with file_events() as log, self.meter.phase() as phase:
+            yield phase
+        randomness.check(who)
+        target.check_unchanged(who)
+        ours = ("scratch", "tmp", "events.jsonl")
+        cache = self.folder.path / "retrained"  # what benchmarks retrain is shared by methods
+        found = strays(log, *(self.work / name for name in ours), cache)
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise MethodError(
+                f"{who} wrote outside its scratch folder: {found[0]}{more}",
+                "Write below context.scratch only",
+            )
+
     def _method(self) -> Any:
         cls = plugins.registry().method(self.job["method"]["name"]).cls
         return cls.from_params(self.job["method"]["params"])
@@ -172,11 +192,8 @@ class Worker:
         assets: Inputs,
     ) -> dict[str, Any]:
         name = self.job["method"]["name"]
-        randomness = GlobalRandomness()
-        with self.meter.phase() as phase:
+        with self._watched(f"{name}.build", target) as phase:
             index = method.build(context, train)
-        randomness.check(f"{name}.build")
-        target.check_unchanged(f"{name}.build")
         if not isinstance(index, Index):
             raise MethodError(f"{name}.build returned {type(index).__name__}, expected an Index")
         covers = getattr(index, "n_train", None)
@@ -263,12 +280,10 @@ class Worker:
             cache=self.folder.path / "retrained",
             progress=self.progress,
         )
-        randomness, start = GlobalRandomness(), time.perf_counter()
-        with self.meter.phase() as phase:
+        start = time.perf_counter()
+        with self._watched(f"scoring with {who}", target) as phase:
             outcome = benchmark.run(context)
         check_outcome(name, outcome)
-        randomness.check(f"scoring with {who}")
-        target.check_unchanged(f"scoring with {who}")
         memory = {k: v for k, v in phase.items() if k not in ("seconds", "cpu_seconds")}
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
         write_arrays(

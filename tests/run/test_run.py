@@ -30,6 +30,7 @@ FAULTS = {
     "seeds": "random state of random and numpy.random",
     "alters": "left the target's model 'base' with its weights changed",
     "exits": "exit status 3 during build",
+    "litters": "litters.build wrote outside its scratch folder: ",
 }
 
 
