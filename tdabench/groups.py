@@ -67,7 +67,7 @@ class Groups(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
-    def __getitem__(self, g):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, g):
         if isinstance(g, slice):
             return Groups.of([self[i] for i in range(*g.indices(len(self)))], self.n_train)
         if not -len(self) <= g < len(self):
@@ -85,7 +85,7 @@ class Groups(Sequence[np.ndarray]):
 
     def membership(self, dtype: type = np.float32) -> sp.csr_matrix:
         """0/1 matrix [group, train]."""
-        ones = np.ones(len(self.indices), dtype=dtype)
+        ones: np.ndarray = np.ones(len(self.indices), dtype=dtype)
         return sp.csr_matrix((ones, self.indices, self.indptr), (len(self), self.n_train))
 
     @property

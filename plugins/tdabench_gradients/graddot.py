@@ -23,6 +23,7 @@ class GradDot(GradientMethod):
     name = "graddot"
     source = "Charpiat et al. 2019, arXiv 2102.05262; TracIn at one checkpoint, arXiv 2002.08484"
     summary = "inner product of loss gradients"
+    grid = {"checkpoint": ("base", "warm")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class GradCos(GradientMethod):
     name = "gradcos"
     source = "Charpiat et al. 2019, arXiv 2102.05262"
     summary = "cosine of loss gradients"
+    grid = {"checkpoint": ("base", "warm")}
 
     def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> Any:
         return normalised(np.asarray(features)).astype(np.float32, copy=False)

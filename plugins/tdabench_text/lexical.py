@@ -196,6 +196,7 @@ class NGram(_Lexical):
 
     name = "ngram"
     summary = "overlap of word or character n-grams"
+    grid = {"unit": ("word", "char"), "n": ((1, 2), (3,))}
     source = "Ochiai coefficient of n-gram sets"
 
     unit: Literal["word", "char"] = "word"

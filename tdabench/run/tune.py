@@ -48,21 +48,22 @@ def tune(
     *,
     seed: int = 0,
     device: str = "cpu",
+    fresh: bool = False,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Every combination in `grid`, best first; failed ones last, with their reason.
 
     `grid` maps parameters to values. For the softmax poolings a temperature of `"auto"` stands
-    for multiples of the scores' standard deviation. Raises UsageError for an unknown parameter,
+    for multiples of the scores' standard deviation. With `fresh` the suite's tuned values are not
+    the starting point. Raises UsageError for an unknown parameter,
     or when the target has no tuning truth.
     """
     suite = load_suite(suite_name)
     target = suite.target(target_label) if target_label else suite.main_targets[0]
     cls = plugins.registry().method(method_name).cls
-    base = {
-        **suite.method_params.get(method_name, {}),
-        **suite.tuned.get(target.label, {}).get(method_name, {}),
-    }
+    base = dict(suite.method_params.get(method_name, {}))
+    if not fresh:
+        base |= suite.tuned.get(target.label, {}).get(method_name, {})
     known = cls.from_params(base).params
     for key in grid:
         if key not in known:

@@ -172,7 +172,7 @@ class Target:
 
     @property
     def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return int(self.tokenizer.pad_token_id)
 
     def prompt_text(self, example: Example) -> str:
         before, between = TEMPLATES[self.template]
@@ -183,7 +183,7 @@ class Target:
 
         Raises DataError for an example longer than the context when truncation is "error".
         """
-        eos = int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+        eos = int(self.tokenizer.eos_token_id)
         if not len(examples):
             return []
         prompts = [self.prompt_text(e) for e in examples]

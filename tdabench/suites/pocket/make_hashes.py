@@ -1,6 +1,6 @@
 """Writes the sha256 of every shipped asset into suite.toml, or checks them.
 
-    python -m tdabench.suites.pocket.make_hashes [--check]
+python -m tdabench.suites.pocket.make_hashes [--check]
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def pretraining_rows(target: Target, plan: Pretraining, corpus_path: Path) -> np
         seen = read_jsonl(corpus_path, "pretrain_instruct")
         texts += [f"{before}{e.prompt}{between} {e.response}" for e in seen] * plan.instruct_share
     order = np.random.default_rng(named_seed(plan.seed, "documents")).permutation(len(texts))
-    eos = int(target.tokenizer.eos_token_id)  # type: ignore[arg-type]
+    eos = int(target.tokenizer.eos_token_id)
     encoded = target.tokenizer([texts[i] for i in order], add_special_tokens=False)["input_ids"]
     stream = np.concatenate([[eos, *ids] for ids in encoded])
     return stream[: len(stream) // CONTEXT * CONTEXT].reshape(-1, CONTEXT).astype(np.int64)

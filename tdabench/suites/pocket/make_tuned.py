@@ -1,0 +1,76 @@
+"""Chooses every method's parameters on pocket's tuning truth and writes them into suite.toml.
+
+    python -m tdabench.suites.pocket.make_tuned [--target instruct] [METHOD …]
+
+Each method tries its own grid (`TDAMethod.grid`, poolings and temperatures) by `tdabench tune`. The
+test queries and the test truth are not opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tdabench import plugins
+from tdabench.io import write_text
+from tdabench.run.suite import load_suite
+from tdabench.run.tune import default_grid, tune
+from tdabench.suites.pocket.make_hashes import MARK
+
+HERE = Path(__file__).parent
+LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "traker", "embedding")
+HEAD = "# Chosen on the tuning truth: python -m tdabench.suites.pocket.make_tuned\n"
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def with_table(text: str, target: str, method: str, params: dict[str, Any], lds: float) -> str:
+    """suite.toml with the table [tuned.<target>.<method>] replaced or added."""
+    text, _, hashes = text.partition(MARK)
+    table = f"[tuned.{target}.{method}]  # LDS on tuning {lds:.3f}\n" + "".join(
+        f"{k} = {toml(v)}\n" for k, v in params.items()
+    )
+    old = re.compile(rf"\[tuned\.{re.escape(target)}\.{re.escape(method)}\][^\n]*\n(?:[^\[\n]+\n)*")
+    if old.search(text):
+        text = old.sub(lambda _: table, text)
+    else:
+        if HEAD not in text:
+            text = text.rstrip("\n") + "\n\n" + HEAD
+        text = text.rstrip("\n") + "\n\n" + table
+    return text + (MARK + hashes if hashes else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*")
+    parser.add_argument("--target", action="append", help="Default: every target.")
+    args = parser.parse_args()
+    path = HERE / "suite.toml"
+    suite = load_suite(path)
+    registry = plugins.registry()
+    names = args.methods or [m for m in registry.methods if m not in LEFT_ALONE]
+    for target in args.target or [t.label for t in suite.targets]:
+        for name in names:
+            cls = registry.method(name).cls
+            best = tune(str(path), target, name, default_grid(cls), fresh=True)[0]
+            if best.error:
+                print(f"{target} {name}: {best.error}", file=sys.stderr, flush=True)
+                continue
+            params = cls.from_params(best.params).params
+            chosen = {k: params[k] for k in best.params}
+            print(f"{target} {name}: {best.lds:.3f} {chosen}", file=sys.stderr, flush=True)
+            now = path.read_text(encoding="utf-8")
+            write_text(path, with_table(now, target, name, chosen, best.lds))
+
+
+if __name__ == "__main__":
+    main()
