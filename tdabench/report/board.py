@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,11 @@ class Board:
         for run in runs:
             warnings += [f"{run.name}: {p}" for p in run.problems]
         return cls(tables, runs, tuple(warnings + _differences(runs, tables)))
+
+    @cached_property
+    def records(self) -> Mapping[tuple[str, str], Record]:
+        """Every record by run name and cell key."""
+        return {(r.run, r.key): r for run in self.runs for r in run.records}
 
     def table(self, target: str | None = None) -> Table:
         """The only table, or that of `target`. Raises UsageError when that is not one."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tdabench.errors import DataError, UsageError, unknown
 from tdabench.report.board import Board, Cell, Cost, Row, Table
+from tdabench.report.figures import records_of
 from tdabench.report.ranks import ALPHA, bootstrap_of
-from tdabench.report.records import Record, Run, find_runs, is_run
+from tdabench.report.records import Record, find_runs, is_run
 from tdabench.report.terminal import metric, title
 from tdabench.report.text import clean, milliseconds, p_value, seconds
 
@@ -118,8 +119,8 @@ def _pairs_of_labels(
         for name in (
             [table.column(benchmark).name] if benchmark else [c.name for c in table.columns]
         ):
-            before = _side(a, table, rows[a], name, board.runs)
-            after = _side(b, table, rows[b], name, board.runs)
+            before = _side(a, table, rows[a], name, board)
+            after = _side(b, table, rows[b], name, board)
             if before and after and (before.cell.ok or benchmark):
                 pairs.append((before, after))
     return pairs
@@ -150,20 +151,18 @@ def _pairs_of_runs(
                     if row.label not in rows:
                         continue
                     left, right = (f"{row.label} ({name})" for name in names)
-                    before = _side(left, table_a, row, column.name, boards[0].runs)
-                    after = _side(right, table_b, rows[row.label], column.name, boards[1].runs)
+                    before = _side(left, table_a, row, column.name, boards[0])
+                    after = _side(right, table_b, rows[row.label], column.name, boards[1])
                     if before and after and before.cell.ok:
                         pairs.append((before, after))
     return pairs
 
 
-def _side(name: str, table: Table, row: Row, column: str, runs: Sequence[Run]) -> _Side | None:
+def _side(name: str, table: Table, row: Row, column: str, board: Board) -> _Side | None:
     cell = row.cells.get(column)
     if cell is None:
         return None
-    by_key = {(r.run, r.key): r for run in runs for r in run.records}
-    found = (by_key.get((run, key)) for run in cell.runs for key in cell.keys)
-    return _Side(name, table, row, cell, tuple(r for r in found if r is not None))
+    return _Side(name, table, row, cell, tuple(records_of(board, cell)))
 
 
 def _difference(a: _Side, b: _Side) -> Difference:

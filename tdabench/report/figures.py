@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,47 +145,52 @@ def transfer_matrix(table: Table, column: str = "transfer", metric: str = "lds")
     )
 
 
+Values = tuple[list[str], np.ndarray]  # query ids, and a method's values on them [query]
+
+
 def by_task(
-    board: Board, table: Table, tasks: Mapping[str, str], column: str | None = None
+    board: Board,
+    table: Table,
+    tasks: Mapping[str, str],
+    column: str | None = None,
+    read: Callable[[str, str], Values | None] | None = None,
 ) -> Matrix:
     """Mean per-query value of each method [row] over the queries of each task [column].
 
-    `tasks` maps query ids to tasks. Methods whose arrays cannot be read are left out.
+    `tasks` maps query ids to tasks. Methods whose arrays cannot be read are left out. `read`
+    (column, label) gives values that the caller has read already.
     """
     name = column or table.primary
-    rows, values = [], []
+    rows, sums, counts = [], [], []
     names = sorted({t for t in tasks.values() if t})
-    counts = np.zeros(len(names), dtype=int)
+    place = {t: i for i, t in enumerate(names)}
     for row in table.rows:
-        found = per_query(board, row.cells.get(name))
+        found = read(name, row.label) if read else per_query(board, row.cells.get(name))
         if found is None:
             continue
         ids, value = found
-        of = np.array([tasks.get(i, "") for i in ids])
-        masks = [of == t for t in names]
-        counts = np.maximum(counts, [m.sum() for m in masks])
+        of = np.array([place.get(tasks.get(i, ""), len(names)) for i in ids], dtype=int)
         rows.append(row.label)
-        values.append([value[m].mean() if m.any() else np.nan for m in masks])
-    matrix = np.array(values, dtype=float).reshape(len(rows), len(names))
-    keep = np.isfinite(matrix).any(axis=0) if len(rows) else np.zeros(len(names), dtype=bool)
-    return Matrix(
-        tuple(rows),
-        tuple(n for n, k in zip(names, keep) if k),
-        matrix[:, keep],
-        tuple(int(c) for c, k in zip(counts, keep) if k),
-    )
+        sums.append(np.bincount(of, value, len(names) + 1)[: len(names)])
+        counts.append(np.bincount(of, minlength=len(names) + 1)[: len(names)])
+    shape = (len(rows), len(names))
+    total, n = np.array(sums).reshape(shape), np.array(counts).reshape(shape)
+    keep = n.sum(axis=0) > 0
+    mean = np.divide(total, n, out=np.full(shape, np.nan), where=n > 0)[:, keep]
+    most = n.max(axis=0, initial=0)[keep]
+    kept = tuple(t for t, k in zip(names, keep) if k)
+    return Matrix(tuple(rows), kept, mean, tuple(int(c) for c in most))
 
 
 def records_of(board: Board, cell: Cell | None) -> list[Record]:
     """The records behind a cell, one a seed."""
     if cell is None:
         return []
-    by_key = {(r.run, r.key): r for run in board.runs for r in run.records}
-    found = (by_key.get((run, key)) for run in cell.runs for key in cell.keys)
+    found = (board.records.get((run, key)) for run in cell.runs for key in cell.keys)
     return [r for r in found if r is not None]
 
 
-def per_query(board: Board, cell: Cell | None) -> tuple[list[str], np.ndarray] | None:
+def per_query(board: Board, cell: Cell | None) -> Values | None:
     """Query ids and a method's values on them [query], averaged over seeds; None if not stored."""
     if cell is None or not cell.ok:
         return None

@@ -62,11 +62,11 @@ def write_report(
     board: Board, path: Path, *, suite: str | None = None, max_bytes: int = MAX_BYTES
 ) -> list[str]:
     """Writes the report and returns what was left out to keep it within `max_bytes`."""
-    texts = [load_texts(run, suite) for run in board.runs]
+    source = Source(board, [load_texts(run, suite) for run in board.runs])
     page = ""
     notes: list[str] = []
     for numbers in LEVELS:
-        page, notes = render(board, texts, Level(*numbers))
+        page, notes = render(source, Level(*numbers))
         if len(page.encode()) <= max_bytes:
             break
     else:
@@ -75,27 +75,84 @@ def write_report(
     return notes
 
 
-def render(
-    board: Board, texts: Sequence[Texts], level: Level | None = None
-) -> tuple[str, list[str]]:
+class Source:
+    """What the page is made of, read from the records once."""
+
+    def __init__(self, board: Board, texts: Sequence[Texts]) -> None:
+        self.board, self.texts = board, texts
+        self.tasks = {i: task for t in texts for i, task in t.tasks.items()}
+        self._values: dict[tuple[int, str, str], figures.Values | None] = {}
+        self._tables = [self._table(i) for i in range(len(board.tables))]
+        self._tops = [list(_stored_tops(board, table)) for table in board.tables]
+
+    def values(self, place: int, column: str, label: str) -> figures.Values | None:
+        """A method's per-query values in a column of the table at `place`."""
+        key = (place, column, label)
+        if key not in self._values:
+            row = next(r for r in self.board.tables[place].rows if r.label == label)
+            self._values[key] = figures.per_query(self.board, row.cells.get(column))
+        return self._values[key]
+
+    def table(self, place: int) -> dict[str, Any]:
+        """All that the page shows of a table but the explorer, ready for JSON."""
+        return self._tables[place]
+
+    def tops(self, place: int) -> list[Top]:
+        return self._tops[place]
+
+    def _table(self, place: int) -> dict[str, Any]:
+        table = self.board.tables[place]
+
+        def read(column: str, label: str) -> figures.Values | None:
+            return self.values(place, column, label)
+
+        out: dict[str, Any] = {
+            "target": table.target,
+            "regime": table.regime,
+            "context": context_line(table).plain,
+            "primary": table.primary,
+            "machines": list(table.machines.values()),
+            "columns": [{**asdict(c), "title": title(c)} for c in table.columns],
+            "rows": [_row(table, row) for row in table.rows],
+            "footnotes": footnotes(table),
+            "curves": [
+                {"column": c.name, "measure": measure, "lines": [asdict(line) for line in lines]}
+                for c in table.columns
+                for measure, lines in figures.curves(table, c.name).items()
+            ],
+            "tasks": {},
+        }
+        for c in table.columns if self.tasks else ():
+            m = figures.by_task(self.board, table, self.tasks, c.name, read)
+            if not m.empty:
+                out["tasks"][c.name] = _matrix(m)
+        transfer = [c.name for c in table.columns if c.benchmark == "transfer"]
+        if transfer and not (m := figures.transfer_matrix(table, transfer[0])).empty:
+            out["transfer"] = _matrix(m)
+        return dict(_plain(out))
+
+
+def render(source: Source, level: Level | None = None) -> tuple[str, list[str]]:
     """The page, and what of the records it does not carry."""
     level = level or Level(*LEVELS[0])
-    known = Pool(texts, level.characters)
+    board = source.board
+    pool = Pool(source.texts, level.characters)
     blobs: dict[str, str] = {}
     notes: list[str] = []
-    tables = []
-    for i, table in enumerate(board.tables):
-        tables.append(_table(board, table, i, known, blobs, level, notes))
-    if known.cut:
-        notes.append(f"{known.cut} texts are cut at {level.characters:,} characters")
+    tables = [
+        {**source.table(i), "explorer": _explorer(source, i, pool, blobs, level, notes)}
+        for i in range(len(board.tables))
+    ]
+    if pool.cut:
+        notes.append(f"{pool.cut} texts are cut at {level.characters:,} characters")
     data = {
-        "warnings": list(board.warnings),
-        "notes": notes,
-        "runs": [_manifest(r.manifest) for r in board.runs],
+        "warnings": _plain(board.warnings),
+        "notes": _plain(notes),
+        "runs": [_plain(_manifest(r.manifest)) for r in board.runs],
         "tables": tables,
-        "queries": known.queries,
-        "train": known.train,
-        "reason": "; ".join(dict.fromkeys(t.reason for t in texts if t.reason)),
+        "queries": pool.queries,
+        "train": pool.train,
+        "reason": _plain("; ".join(dict.fromkeys(t.reason for t in source.texts if t.reason))),
     }
     name = clean(board.tables[0].suite if board.tables else "", 60) or "tdabench"
     return _page(f"{name} · tdabench report", data, blobs, _fallback(board)), notes
@@ -139,8 +196,11 @@ def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> s
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand inside <script>: nothing in it can end the element or a line."""
-    text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON that can stand inside <script>: nothing in it can end the element.
+
+    `value` has been through `_plain` or `clean`.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -200,7 +260,7 @@ class Pool:
         self.train: list[dict[str, str]] = []
         self.cut = 0  # texts longer than the limit
         self._query_place: dict[str, int] = {}
-        self._train_place: dict[tuple[str, int], int] = {}
+        self._train_places: dict[str, np.ndarray] = {}  # by corpus: [index], -1 if not here
 
     def query(self, id: str) -> int:
         if id not in self._query_place:
@@ -209,22 +269,18 @@ class Pool:
             self.queries.append(self._entry(id, found))
         return self._query_place[id]
 
-    def example(self, corpus: str, index: int) -> int:
-        """The place of training example `index` of the corpus with that fingerprint."""
-        key = (corpus, index)
-        if key not in self._train_place:
-            for t in self.texts:
-                if t.train is not None and t.train.fingerprint == corpus and index < len(t.train):
-                    entry = self._entry(t.train[index].id, t.train[index])
-                    break
-            else:
-                entry = self._entry(f"#{index}", None)
-            self._train_place[key] = len(self.train)
-            self.train.append(entry)
-        return self._train_place[key]
-
-    def tasks(self) -> dict[str, str]:
-        return {i: task for t in self.texts for i, task in t.tasks.items()}
+    def examples(self, corpus: str, index: np.ndarray) -> np.ndarray:
+        """Places in `train` of the training examples `index` of the corpus named so."""
+        known = self._train_places.setdefault(corpus, np.empty(0, dtype=np.int64))
+        if index.size and index.max() >= len(known):
+            more = np.full(int(index.max()) + 1 - len(known), -1, dtype=np.int64)
+            known = self._train_places[corpus] = np.concatenate([known, more])
+        for i in np.unique(index[known[index] < 0]):
+            source = next((t.train for t in self.texts if _holds(t, corpus, int(i))), None)
+            example = source[int(i)] if source is not None else None
+            known[i] = len(self.train)
+            self.train.append(self._entry(example.id if example else f"#{i}", example))
+        return known[index]
 
     def _entry(self, id: str, example: Example | None) -> dict[str, str]:
         entry = {"id": clean(id, 100)}
@@ -237,42 +293,13 @@ class Pool:
         return entry
 
 
-def _table(
-    board: Board,
-    table: Table,
-    place: int,
-    pool: Pool,
-    blobs: dict[str, str],
-    level: Level,
-    notes: list[str],
-) -> dict[str, Any]:
-    """What the page knows of one table; long arrays go into `blobs`."""
-    tasks = pool.tasks()
-    out = {
-        "target": table.target,
-        "regime": table.regime,
-        "context": context_line(table).plain,
-        "primary": table.primary,
-        "machines": list(table.machines.values()),
-        "columns": [{**asdict(c), "title": title(c)} for c in table.columns],
-        "rows": [_row(table, row) for row in table.rows],
-        "footnotes": footnotes(table),
-        "curves": [
-            {"column": c.name, "measure": measure, "lines": [asdict(line) for line in lines]}
-            for c in table.columns
-            for measure, lines in figures.curves(table, c.name).items()
-        ],
-        "tasks": {
-            c.name: {"rows": m.rows, "columns": m.columns, "counts": m.counts, "values": m.values}
-            for c in table.columns
-            if tasks and not (m := figures.by_task(board, table, tasks, c.name)).empty
-        },
-    }
-    transfer = [c.name for c in table.columns if c.benchmark == "transfer"]
-    if transfer and not (m := figures.transfer_matrix(table, transfer[0])).empty:
-        out["transfer"] = {"rows": m.rows, "columns": m.columns, "values": m.values}
-    out["explorer"] = _explorer(board, table, place, pool, blobs, level, notes)
-    return out
+def _holds(texts: Texts, corpus: str, index: int) -> bool:
+    train = texts.train
+    return train is not None and train.fingerprint == corpus and index < len(train)
+
+
+def _matrix(m: figures.Matrix) -> dict[str, Any]:
+    return {"rows": m.rows, "columns": m.columns, "counts": m.counts, "values": m.values}
 
 
 def _row(table: Table, row: Any) -> dict[str, Any]:
@@ -286,9 +313,18 @@ def _row(table: Table, row: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------- the explorer
 
 
+@dataclass(frozen=True)
+class Top:
+    """A method's stored examples: arrays of TOP, of which corpus, for which queries."""
+
+    label: str
+    arrays: Mapping[str, np.ndarray]
+    corpus: str
+    query_ids: list[str]
+
+
 def _explorer(
-    board: Board,
-    table: Table,
+    source: Source,
     place: int,
     pool: Pool,
     blobs: dict[str, str],
@@ -296,51 +332,59 @@ def _explorer(
     notes: list[str],
 ) -> dict[str, Any]:
     """Queries with every method's value on them and, where stored, its top examples."""
-    ids: list[str] = []
-    values: list[tuple[str, str, dict[str, float]]] = []
+    table = source.board.tables[place]
+    ids: dict[str, None] = {}
+    found = []
     for column in table.columns:
         for row in table.rows:
-            found = figures.per_query(board, row.cells.get(column.name))
-            if found is not None:
-                ids = ids if len(ids) >= len(found[0]) else found[0]
-                values.append((column.name, row.label, dict(zip(*found, strict=True))))
-    chosen = _thin(sorted(set(ids), key=ids.index), level.queries)
+            read = source.values(place, column.name, row.label)
+            if read is not None:
+                ids.update(dict.fromkeys(read[0]))
+                found.append((column.name, row.label, read))
+    chosen = _thin(list(ids), level.queries)
     if len(chosen) < len(ids):
-        notes.append(f"{table.target}: {len(chosen)} of {len(ids)} queries can be explored here")
-    methods: dict[str, int] = {}
+        notes.append(f"{table.target}: {len(chosen)} of {len(ids)} queries can be explored")
     numbers = []
-    for i, (name, label, by_id) in enumerate(values):
-        row_values = np.array([by_id.get(q, np.nan) for q in chosen])
+    known: dict[tuple[str, ...], np.ndarray] = {}
+
+    def places_of(query_ids: Sequence[str]) -> np.ndarray:
+        """Where each chosen query stands in `query_ids`; -1 where it does not."""
+        key = tuple(query_ids)
+        if key not in known:
+            place_of = {q: n for n, q in enumerate(key)}
+            known[key] = np.array([place_of.get(q, -1) for q in chosen], dtype=np.int64)
+        return known[key]
+
+    for i, (name, label, (query_ids, values)) in enumerate(found):
+        at = places_of(query_ids)
+        picked = np.where(at >= 0, values[at], np.nan)
         key = f"v{place}-{i}"
-        scale = _pack(blobs, key, row_values[None])
-        numbers.append({"column": name, "method": label, "blob": key, "scale": scale})
-    tops = []
-    for i, (label, stored, corpus, query_ids) in enumerate(_stored_tops(board, table)):
-        methods[label] = i
-        at = {q: n for n, q in enumerate(query_ids)}
-        rows = [at.get(q, -1) for q in chosen]
-        entry: dict[str, Any] = {"method": label}
+        scale = _pack(blobs, key, picked[None])
+        numbers.append({"column": name, "method": label, "blob": key, "scale": scale[0]})
+    tops: list[dict[str, Any]] = []
+    for i, top in enumerate(source.tops(place)):
+        at = places_of(top.query_ids)
+        entry: dict[str, Any] = {"method": top.label}
         for side in ("top", "bottom"):
-            index = stored[f"{side}_index"][:, : level.k]
-            score = stored[f"{side}_score"][:, : level.k]
-            local = np.full((len(chosen), index.shape[1]), -1, dtype=np.int64)
-            scores = np.full(local.shape, np.nan)
-            for n, r in enumerate(rows):
-                if r >= 0:
-                    local[n] = [pool.example(corpus, int(x)) for x in index[r]]
-                    scores[n] = score[r]
+            index = top.arrays[f"{side}_index"][at, : level.k]
+            score = top.arrays[f"{side}_score"][at, : level.k]
+            score = np.where(at[:, None] >= 0, score, np.nan)
             key = f"{side[0]}{place}-{i}"
-            blobs[f"{key}i"] = _base64(local.astype("<i4"))
-            entry[side] = {
-                "blob": key,
-                "k": index.shape[1],
-                "scale": _pack(blobs, f"{key}s", scores),
-            }
-        if stored["top_index"].shape[1] > level.k:
-            note = f"{table.target}: {level.k} of {stored['top_index'].shape[1]} examples a side"
+            scales = _pack(blobs, f"{key}s", score)
+            places = pool.examples(top.corpus, index)
+            entry[side] = {"blob": key, "k": index.shape[1], "scale": scales, "places": places}
+        if (stored := top.arrays["top_index"].shape[1]) > level.k:
+            note = f"{table.target}: {level.k} of {stored} examples a side"
             notes += [note] if note not in notes else []
         tops.append(entry)
-    return {"queries": [pool.query(q) for q in chosen], "values": numbers, "tops": tops}
+    for entry in tops:  # only now is it known how wide a place has to be
+        for side in ("top", "bottom"):
+            places = entry[side].pop("places")
+            wide = len(pool.train) > 1 << 16
+            blobs[f"{entry[side]['blob']}i"] = _base64(places.astype("<u4" if wide else "<u2"))
+            entry[side]["bytes"] = 4 if wide else 2
+    out = {"queries": [pool.query(q) for q in chosen], "values": numbers, "tops": tops}
+    return dict(_plain(out))
 
 
 def _thin(ids: Sequence[str], limit: int) -> list[str]:
@@ -350,19 +394,15 @@ def _thin(ids: Sequence[str], limit: int) -> list[str]:
     return [ids[int(i)] for i in np.linspace(0, len(ids) - 1, limit)]
 
 
-def _stored_tops(
-    board: Board, table: Table
-) -> Iterator[tuple[str, dict[str, np.ndarray], str, list[str]]]:
-    """(label, arrays, corpus fingerprint, query ids) of methods whose records keep examples."""
+def _stored_tops(board: Board, table: Table) -> Iterator[Top]:
+    """Of the methods whose records keep examples."""
     for row in table.rows:
-        for cell in row.cells.values():
-            found = _top_of(board, cell)
-            if found is not None:
-                yield (row.label, *found)
-                break
+        found = (_top_of(board, row.label, cell) for cell in row.cells.values())
+        if (top := next((t for t in found if t is not None), None)) is not None:
+            yield top
 
 
-def _top_of(board: Board, cell: Cell) -> tuple[dict[str, np.ndarray], str, list[str]] | None:
+def _top_of(board: Board, label: str, cell: Cell) -> Top | None:
     records = figures.records_of(board, cell) if cell.ok else []
     if not records or not {"top_index", "top_score"} <= set(records[0].shapes()):
         return None
@@ -381,7 +421,7 @@ def _top_of(board: Board, cell: Cell) -> tuple[dict[str, np.ndarray], str, list[
             return None
         if index.size and (index.min() < 0 or not np.isfinite(score).all()):
             return None
-    return stored, str(records[0].corpus.get("train")), [str(i) for i in ids]
+    return Top(label, stored, str(records[0].corpus.get("train")), [str(i) for i in ids])
 
 
 def _pack(blobs: dict[str, str], key: str, values: np.ndarray) -> list[float | None]:

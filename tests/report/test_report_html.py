@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tdabench.cli.report import command
 from tdabench.report.board import Board
 from tdabench.report.examples import Texts, load_texts
-from tdabench.report.html import Level, render, write_report
+from tdabench.report.html import Level, Source, render, write_report
 from tdabench.report.records import read_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\x1b[2J\u202e {{DATA}} {{X}}"
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder, texts=None, level=None):
-    return Page(render(Board.from_runs([folder]), texts or [Texts()], level)[0])
+    return Page(render(Source(Board.from_runs([folder]), texts or [Texts()]), level)[0])
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_the_script_never_parses_markup(told):
 
 def test_hostile_strings_stay_inside_the_data(told):
     folder, texts = told
-    text, _ = render(Board.from_runs([folder]), [texts])
+    text, _ = render(Source(Board.from_runs([folder]), [texts]))
     page = Page(text)
     scripts = [a for t, a in page.tags if t == "script"]
     blobs = [a for a in scripts if a.get("type") == "text/plain"]
@@ -149,14 +149,14 @@ def test_packed_values_and_examples_are_those_of_the_record(told):
     )
     arrays, meta = record.arrays()
     entry = next(v for v in ex["values"] if (v["column"], v["method"]) == ("lds", "a"))
-    packed = page.blob(entry["blob"], "<i2") / 32767 * entry["scale"][0]
+    packed = page.blob(entry["blob"], "<i2") / 32767 * entry["scale"]
     assert packed == pytest.approx(arrays["per_query"], abs=1e-4)
     ids = [page.data["queries"][q]["id"] for q in ex["queries"]]
     assert ids == meta["query_ids"]
     top = next(t for t in ex["tops"] if t["method"] == "a")
     for side in ("top", "bottom"):
         part = top[side]
-        index = page.blob(f"{part['blob']}i", "<i4").reshape(40, 10)
+        index = page.blob(f"{part['blob']}i", "<u2").reshape(40, 10)
         shown = [[page.data["train"][i]["id"] for i in row] for row in index]
         assert shown == [[f"t{i}" for i in row] for row in arrays[f"{side}_index"]]
         score = page.blob(f"{part['blob']}s", "<i2").reshape(40, 10) / 32767
@@ -166,7 +166,7 @@ def test_packed_values_and_examples_are_those_of_the_record(told):
 
 def test_megabytes_of_text_are_cut(told):
     folder, texts = told
-    text, _ = render(Board.from_runs([folder]), [texts])
+    text, _ = render(Source(Board.from_runs([folder]), [texts]))
     assert len(text) < 2_000_000
     long = next(e for e in Page(text).data["train"] if e["id"] == "t7")
     assert len(long["response"]) == 1201
@@ -174,7 +174,7 @@ def test_megabytes_of_text_are_cut(told):
 
 def test_a_smaller_level_says_what_it_leaves_out(told):
     folder, texts = told
-    text, notes = render(Board.from_runs([folder]), [texts], Level(3, 50, 10))
+    text, notes = render(Source(Board.from_runs([folder]), [texts]), Level(3, 50, 10))
     page = Page(text)
     assert len(page.data["tables"][0]["explorer"]["queries"]) == 10
     assert any("10 of 40 queries" in n for n in notes)
@@ -232,7 +232,7 @@ def test_damaged_top_examples_do_no_harm(told, put_cell, change):
 
 
 def test_without_scripts_there_is_still_a_table(plain_run):
-    text, _ = render(Board.from_runs([plain_run]), [Texts()])
+    text, _ = render(Source(Board.from_runs([plain_run]), [Texts()]))
     fallback = re.search(r"<noscript>(.*?)</noscript>", text, re.S)[1]
     assert fallback.count("<tr>") == 1 + len(Board.from_runs([plain_run]).table().rows)
     assert html.escape("failed: returned NaN for 3 queries") in fallback

@@ -443,9 +443,10 @@
       const out = [];
       for (let j = 0; j < part.k; j++) {
         const at = state.place * part.k + j;
-        const index = blob(`${part.blob}i`).getInt32(4 * at, true);
+        const view = blob(`${part.blob}i`);
+        const index = part.bytes === 2 ? view.getUint16(2 * at, true) : view.getUint32(4 * at, true);
         const score = share(`${part.blob}s`, at, part.scale[state.place]);
-        if (index >= 0 && score !== null) out.push({ index, score });
+        if (score !== null) out.push({ index, score });
       }
       return out;
     }
@@ -456,7 +457,7 @@
       const e = data.queries[ex.queries[i]];
       const columns = table.columns.filter((c) => ex.values.some((v) => v.column === c.name));
       const methods = table.rows.map((r) => r.label).filter((l) => ex.values.some((v) => v.method === l));
-      const rows = methods.map((m) => [m, ...columns.map((c) => { const v = ex.values.find((x) => x.column === c.name && x.method === m); return v ? fixed(share(v.blob, i, v.scale[0])) : "–"; })]);
+      const rows = methods.map((m) => [m, ...columns.map((c) => { const v = ex.values.find((x) => x.column === c.name && x.method === m); return v ? fixed(share(v.blob, i, v.scale)) : "–"; })]);
       const tops = ex.tops.filter((t) => state.chosen.has(t.method)).map((t) => ({ method: t.method, top: entries(t, "top"), bottom: entries(t, "bottom") }));
       const shared = (side, index, method) => tops.filter((t) => t.method !== method && t[side].some((x) => x.index === index)).map((t) => t.method);
       const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, t[side].map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
