@@ -61,7 +61,11 @@ class Hidden(_Dense):
 
     name = "hidden"
     summary = "cosine of the target's pooled hidden states (RDS; RDS+ with weighting=position)"
-    grid = {"layer": (-1, 2), "weighting": ("mean", "position")}
+    grid = {
+        "layer": (-1, 2),
+        "weighting": ("mean", "position"),
+        "checkpoint": ("base", "warm"),
+    }
     source = "Ivison et al. 2025, arXiv:2503.01807"
 
     checkpoint: str = "warm"
