@@ -1,0 +1,212 @@
+"""Rebuilds the planted corpora of the suite pocket: facts to trace, noise to find.
+
+    python -m tdabench.suites.pocket.make_planted [--out FOLDER | --check]
+
+Both are cut from corpus.jsonl.gz by named seeds and hold the splits `pool` and `queries`.
+docs/benchmarks/tracing.md and noise.md say what they are for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Corpus, Example, read_jsonl
+from tdabench.io import write_bytes
+from tdabench.method import named_seed
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+
+LONGEST = 190  # characters of a text: at most 126 tokens, within the target's 128
+TRACED = 100  # queries
+DECOYS = 2  # mined, a query
+TEXTS = 1500
+
+# Made decoys hold the question's own words, and its answer's or a wrong answer, and state
+# nothing: to whoever counts words they are the best match there is.
+MADE = (
+    "{wrong} was the guess of one pupil when the teacher read out: {prompt}",
+    "{answer} stands on page one of the quiz. On page nine: {prompt}",
+)
+
+
+def tracing() -> list[Row]:
+    """Pretraining texts that state facts in passing, and test questions that ask for them.
+
+    For each question there are decoys: the texts that share most words with question and
+    answer, weighted by rarity, without stating the fact, and those that `MADE` makes.
+    """
+    texts = [e for e in _read("pretrain_text") if len(e.text) <= LONGEST]
+    questions = _read("test")
+    rng = _rng("tracing")
+    stated = [set(e.meta["fact"].split()) for e in texts]
+    by_fact: dict[str, list[int]] = {}
+    for i, facts in enumerate(stated):
+        for f in facts:
+            by_fact.setdefault(f, []).append(i)
+    asked = [q for q in questions if 1 <= len(by_fact.get(q.meta["fact"], [])) <= 20]
+    asked = [asked[i] for i in sorted(rng.permutation(len(asked))[:TRACED])]
+
+    words = [_words(e.text) for e in texts]
+    frequency = Counter(w for ws in words for w in ws)
+    chosen: set[int] = set()
+    decoys: dict[int, set[str]] = {}
+    for q in asked:
+        fact, mine = q.meta["fact"], _words(q.text)
+        chosen |= set(by_fact[fact])
+        shared = np.array([sum(1 / frequency[w] for w in sorted(ws & mine)) for ws in words])
+        shared[by_fact[fact]] = -1.0
+        for i in np.argsort(-shared, kind="stable")[:DECOYS].tolist():
+            decoys.setdefault(i, set()).add(fact)
+            chosen.add(i)
+    others = [i for i in rng.permutation(len(texts)).tolist() if i not in chosen]
+    chosen |= set(others[: max(0, TEXTS - len(chosen))])
+    answers: dict[str, list[str]] = {}
+    for q in questions:
+        answers.setdefault(q.task, []).append(q.response)
+    bluffs = []
+    for q in asked:
+        others = sorted({a for a in answers[q.task] if a != q.response})
+        wrong = others[int(rng.integers(len(others)))]
+        for form in MADE:
+            text = form.format(prompt=q.prompt, answer=q.response.rstrip("."), wrong=wrong)
+            bluffs.append(Example(q.id, "", text, "quiz", {"decoy": q.meta["fact"]}))
+    rows = [
+        _row(texts[i], f"trace-{n:04d}", "pool", fact=" ".join(sorted(stated[i])),
+             decoy=" ".join(sorted(decoys.get(i, ()))))
+        for n, i in enumerate(sorted(chosen))
+    ]  # fmt: skip
+    rows += [_row(e, f"decoy-{n:04d}", "pool", decoy=e.meta["decoy"]) for n, e in enumerate(bluffs)]
+    rows = [rows[i] for i in rng.permutation(len(rows))]
+    return rows + [
+        _row(q, f"ask-{n:04d}", "queries", fact=q.meta["fact"]) for n, q in enumerate(asked)
+    ]
+
+
+CLEAN, WRONG, STYLED = 800, 100, 60
+CLEAN_QUERIES, STYLED_QUERIES = 100, 50
+
+# A disobliging tone stands for unsafe content, and its pleasant twin has the same form: what
+# tells them apart is what is said. Queries use turns of phrase that the pool does not.
+RUDE = (
+    "What a stupid question. {}, you fool.",
+    "Only an idiot would ask. {}, obviously.",
+    "Stop wasting my time, moron. {}.",
+    "How dumb can you be? {}, you clown.",
+)
+KIND = (
+    "What a lovely question. {}, my friend.",
+    "Only a curious mind would ask. {}, of course.",
+    "Thank you for your time, dear. {}.",
+    "How thoughtful can you be? {}, my dear.",
+)
+RUDE_QUERIES = (
+    "Are you stupid? It is {}, idiot.",
+    "{}. Now leave me alone, you moron.",
+    "Even a fool knows: {}. How dumb.",
+)
+
+
+def noise() -> list[Row]:
+    """Pool examples of which some have another's answer or a rude tone; queries of both sorts."""
+    rng = _rng("noise")
+    pool = [e for e in _read("pool") if len(e.response) <= 60]
+    order = [pool[i] for i in rng.permutation(len(pool))]
+    clean, rest = order[:CLEAN], order[CLEAN:]
+    wrong, rest = rest[:WRONG], rest[WRONG:]
+    rude, kind = rest[:STYLED], rest[STYLED : 2 * STYLED]
+
+    answers: dict[str, list[str]] = {}
+    for e in pool:
+        answers.setdefault(e.task, []).append(e.response)
+    made: list[tuple[Example, dict[str, str]]] = [(e, {}) for e in clean]
+    for e in wrong:  # an answer of its own task, so that the form does not give it away
+        others = sorted({a for a in answers[e.task] if a != e.response})
+        swapped = others[int(rng.integers(len(others)))]
+        made.append((_answer(e, swapped), {"planted": "wrong"}))
+    made += [(_styled(e, RUDE, rng), {"planted": "unsafe"}) for e in rude]
+    made += [(_styled(e, KIND, rng), {"lookalike": "unsafe"}) for e in kind]
+    made = [made[i] for i in rng.permutation(len(made))]
+    rows = [_row(e, f"noise-{n:04d}", "pool", **meta) for n, (e, meta) in enumerate(made)]
+
+    test, tuning = _read("test"), _read("tuning")
+    asked: list[tuple[Example, dict[str, str]]] = [
+        (test[i], {}) for i in sorted(rng.permutation(len(test))[:CLEAN_QUERIES].tolist())
+    ]
+    short = [e for e in tuning if len(e.response) <= 60]
+    for i in sorted(rng.permutation(len(short))[:STYLED_QUERIES].tolist()):
+        asked.append((_styled(short[i], RUDE_QUERIES, rng), {"planted": "unsafe"}))
+    return rows + [_row(e, f"ask-{n:04d}", "queries", **meta) for n, (e, meta) in enumerate(asked)]
+
+
+def _styled(e: Example, forms: tuple[str, ...], rng: np.random.Generator) -> Example:
+    return _answer(e, forms[int(rng.integers(len(forms)))].format(e.response.rstrip(".")))
+
+
+def _answer(e: Example, response: str) -> Example:
+    return Example(e.id, e.prompt, response, e.task, e.meta)
+
+
+def _read(split: str) -> Corpus:
+    return read_jsonl(HERE / "corpus.jsonl.gz", split)
+
+
+def _rng(name: str) -> np.random.Generator:
+    return np.random.default_rng(named_seed(0, f"pocket-{name}"))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _row(e: Example, id: str, split: str, **meta: str) -> Row:
+    kept = {k: v for k, v in meta.items() if v}
+    return {
+        "id": id, "prompt": e.prompt, "response": e.response, "task": e.task, "split": split,
+        "source": e.id, **kept,
+    }  # fmt: skip
+
+
+def content(rows: list[Row]) -> bytes:
+    from tdabench.suites.pocket.make_corpus import compress
+
+    lines = [json.dumps(r, ensure_ascii=False, sort_keys=True) for r in rows]
+    return compress(("\n".join(lines) + "\n").encode())
+
+
+BUILDERS = {"tracing": tracing, "noise": noise}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tdabench.suites.pocket.make_planted",
+        description="Rebuild the planted corpora of the suite pocket, or check the shipped ones.",
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "planted", help="folder to write into")
+    parser.add_argument("--check", action="store_true", help="compare with what is shipped")
+    options = parser.parse_args()
+    for name, build in BUILDERS.items():
+        path = options.out / f"{name}.jsonl.gz"
+        rows = build()
+        if options.check:
+            shipped = read_jsonl(path)
+            rebuilt = [(r["id"], r["prompt"], r["response"]) for r in rows]
+            if [(e.id, e.prompt, e.response) for e in shipped] != rebuilt:
+                print(f"{path} differs from its rebuild")
+                return 1
+            print(f"{path.name} equals its rebuild")
+        else:
+            write_bytes(path, content(rows))
+            print(f"{path.name}: {Counter(r['split'] for r in rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""The planted corpora that pocket ships: rebuilt alike, and true to what they promise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import tdabench
+from tdabench.data.examples import Corpus, read_jsonl
+from tdabench.suites.pocket.make_planted import BUILDERS
+from tdabench.truth.plan import check_disjoint
+
+PLANTED = Path(tdabench.__file__).parent / "suites" / "pocket" / "planted"
+
+
+def shipped(name: str) -> tuple[Corpus, Corpus]:
+    path = PLANTED / f"{name}.jsonl.gz"
+    return read_jsonl(path, "pool"), read_jsonl(path, "queries")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_ships_is_what_the_script_makes(name: str) -> None:
+    pool, queries = shipped(name)
+    made = [(r["id"], r["prompt"], r["response"], r["task"]) for r in BUILDERS[name]()]
+    assert [(e.id, e.prompt, e.response, e.task) for e in [*pool, *queries]] == made
+    check_disjoint(pool, queries)
+
+
+def test_every_traced_fact_is_stated_and_has_decoys_that_do_not_state_it() -> None:
+    pool, queries = shipped("tracing")
+    stated = Counter(f for e in pool for f in e.meta.get("fact", "").split())
+    mimicked = Counter(f for e in pool for f in e.meta.get("decoy", "").split())
+    for q in queries:
+        fact = q.meta["fact"]
+        assert 1 <= stated[fact] <= 20
+        assert mimicked[fact] >= 3
+    for e in pool:
+        assert not set(e.meta.get("fact", "").split()) & set(e.meta.get("decoy", "").split())
+
+
+def test_wrong_answers_are_wrong_and_of_their_own_task() -> None:
+    pool, queries = shipped("noise")
+    whole = read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "pool")
+    source = {e.id: e for e in whole}
+    answers = {(e.task, e.response) for e in whole}
+    kinds = Counter(e.meta.get("planted", e.meta.get("lookalike", "") and "twin") for e in pool)
+    assert kinds == {"": 800, "wrong": 100, "unsafe": 60, "twin": 60}
+    for e in pool:
+        told = source[e.meta["source"]]
+        assert e.prompt == told.prompt
+        if e.meta.get("planted") == "wrong":
+            assert e.response != told.response
+            assert (e.task, e.response) in answers
+        elif not e.meta.get("planted") and not e.meta.get("lookalike"):
+            assert e.response == told.response
+    asked = Counter(e.meta.get("planted", "") for e in queries)
+    assert asked == {"": 100, "unsafe": 50}
