@@ -14,7 +14,7 @@ from tdabench.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class Classification(Benchmark):
-    """Source classification (AirRep, arXiv 2505.18513, section 5).
+    """Source classification (AirRep, arXiv 2505.18513).
 
     The query's predicted task is that of its highest-scoring training example (`accuracy`), and
     the majority task of its `k` highest-scoring ones (`accuracy_knn`). Tied scores count by

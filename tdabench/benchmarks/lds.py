@@ -18,7 +18,7 @@ from tdabench.truth.store import Truth
 
 @dataclass(frozen=True)
 class LDS(Benchmark):
-    """Linear datamodelling score (arXiv 2303.14186, section 4).
+    """Linear datamodelling score (arXiv 2303.14186).
 
     For each query, Spearman's correlation over groups between the method's group scores and
     minus the query's loss after retraining on the group, averaged over training seeds; then the

@@ -19,7 +19,7 @@ MEASURES = ("loss", "exact_match", "f1")
 
 @dataclass(frozen=True)
 class Selection(Benchmark):
-    """Targeted data selection (LESS, arXiv 2402.04333; AirRep, arXiv 2505.18513, section 5).
+    """Targeted data selection (LESS, arXiv 2402.04333; AirRep, arXiv 2505.18513).
 
     For each task, `dev` queries guide the choice of k training examples; the target is
     fine-tuned on them from `start` and measured on the task's other queries: loss, exact match

@@ -16,7 +16,7 @@ from tdabench.method import named_seed
 
 @dataclass(frozen=True)
 class Transfer(Benchmark):
-    """Cross-model generalisation (AirRep, arXiv 2505.18513, section 5).
+    """Cross-model generalisation (AirRep, arXiv 2505.18513).
 
     The index is built on the cell's target, the source. Its group scores are compared with the
     truth of every other target of the suite that was made on the same corpus; the value is the
