@@ -4,10 +4,12 @@ Importing this package loads no torch: the methods do when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_influence.datainf import DataInf
 from tdabench_influence.ekfac import EKFAC, KFAC
 from tdabench_influence.identity import Identity
+from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, LiSSA
 
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [EKFAC, KFAC, Identity]
+    return [EKFAC, KFAC, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit]

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class StreamingMethod(TDAMethod):
     """
 
     family = "influence"
+    copies: ClassVar[int] = 1  # query-sized vectors held while preconditioning
+    grid = {"checkpoint": ("base", "warm")}
 
     pooling: str = "sum"
     temperature: float = 1.0
@@ -110,7 +112,7 @@ class StreamingIndex(Index):
 
     def score(self, queries: Sequence[Example]) -> np.ndarray:
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
-        step = max(1, self.query_bytes // (4 * self.engine.dim))
+        step = max(1, self.query_bytes // (4 * self.engine.dim * self.method.copies))
         for a in range(0, len(queries), step):
             gradients = self.gradients(queries[a : a + step])
             gradients = self.method.precondition(self, gradients)
@@ -169,3 +171,29 @@ class StreamingIndex(Index):
             for e in self.train
         ]
         write_text(path / "train.jsonl", "\n".join(lines) + "\n")
+
+
+def squared_norms(
+    context: Context, engine: GradientEngine, examples: Sequence[Example]
+) -> np.ndarray:
+    """|g|^2 of each example in each layer: float64 [n, layer]."""
+    import torch
+
+    from tdabench.api import map_batches, per_example
+
+    place = {layer.name: i for i, layer in enumerate(engine.layers)}
+
+    def compute(batch: Batch) -> torch.Tensor:
+        out = torch.zeros(len(batch.input_ids), len(place), device=batch.input_ids.device)
+
+        def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+            out[:, place[layer.name]] = per_example(layer, x, delta).square().sum((1, 2))
+
+        engine.backward(batch, visit)
+        return out
+
+    norms = np.zeros((len(examples), len(place)))
+    tokens = context.target.tokenize(examples)
+    for index, block in map_batches(context, tokens, compute, what="gradient norms"):
+        norms[index] = block.cpu().numpy()
+    return norms

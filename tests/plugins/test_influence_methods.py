@@ -1,0 +1,343 @@
+"""Influence methods against explicit matrices built from batch-1 gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tdabench_influence import tdabench_methods
+from tdabench_influence.curvature import product
+from tdabench_influence.datainf import DataInf
+from tdabench_influence.ekfac import EKFAC, KFAC, _drawn_losses
+from tdabench_influence.identity import Identity
+from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, InverseMethod, LiSSA
+from tdabench_influence.streaming import StreamingIndex
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import MethodError, UsageError
+from tdabench.groups import Groups
+from tdabench.method import Context, TDAMethod
+from tdabench.targets.target import Target, example_losses, response_logits
+from tdabench.testing import parametrize_with_laws
+from tdabench.toolkit.gradients import GradientEngine, stream_features
+
+ONE = "layers.1.self_attn.k_proj"  # [16, 32] and a bias: 528 weights
+TWO = r"layers.[01].self_attn.v_proj"
+
+
+def gradients(context: Context, corpus: Corpus, layers: str, bias: bool = True) -> np.ndarray:
+    engine = GradientEngine(context.target.model("warm"), layers=layers, bias=bias)
+    return np.asarray(stream_features(context, corpus, engine.gradients, engine.dim)[:], "f8")
+
+
+def score(method: TDAMethod, context: Context, train: Corpus, queries: Corpus) -> np.ndarray:
+    return method.build(context, train).score(queries)
+
+
+def close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-4) -> bool:
+    return bool(np.abs(a - b).max() <= tolerance * np.abs(b).max())
+
+
+def small(cls: type) -> TDAMethod:
+    settings: dict[str, Any] = {"layers": ONE, "iterations": 20, "directions": 5, "depth": 10}
+    fields = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{k: v for k, v in settings.items() if k in fields})
+
+
+@parametrize_with_laws([small(cls) for cls in tdabench_methods()])
+def test_laws(method, law) -> None:
+    law(method)
+
+
+# --------------------------------------------------------------------------- streaming
+
+
+def test_identity_is_the_exact_inner_product(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    g, q = (gradients(tiny_context, c, ".") for c in (tiny_corpus, tiny_queries))
+    engine = GradientEngine(tiny_context.target.model("warm"), layers=".", bias=True)
+    assert "lm_head" in engine.dims
+    got = score(Identity(layers="."), tiny_context, tiny_corpus, tiny_queries)
+    assert close(got, q @ g.T)
+
+
+def test_query_blocks_do_not_change_scores(
+    tiny_context: Context,
+    tiny_corpus: Corpus,
+    tiny_queries: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = EKFAC().build(tiny_context, tiny_corpus)
+    want = index.score(tiny_queries)
+    monkeypatch.setattr(StreamingIndex, "query_bytes", 4 * index.engine.dim * 5)
+    assert close(index.score(tiny_queries), want, 1e-5)
+
+
+def test_group_influence_is_the_sum_over_members(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    index = KFAC(layers=ONE).build(tiny_context, tiny_corpus)
+    groups = Groups.of([[0, 5, 9], [1], []], len(tiny_corpus))
+    s = index.score(tiny_queries)
+    want = np.stack([s[:, [0, 5, 9]].sum(1), s[:, 1], np.zeros(len(s))], axis=1)
+    np.testing.assert_allclose(index.score_groups(tiny_queries, groups), want, rtol=1e-4, atol=1e-6)
+
+
+# --------------------------------------------------------------------------- EK-FAC
+
+
+def kronecker(context: Context, corpus: Corpus) -> tuple[np.ndarray, ...]:
+    """(A, S, mean tokens) of ONE by a loop over examples, training labels."""
+    engine = GradientEngine(context.target.model("warm"), layers=ONE, bias=True)
+    xs, ds = [], []
+    for tokens in context.target.tokenize(corpus):
+        (batch,) = context.target.batches([tokens])
+        engine.backward(batch, lambda _layer, x, d: (xs.append(x[0]), ds.append(d[0])))
+    x, d = (np.concatenate([v.numpy() for v in vs]).astype("f8") for vs in (xs, ds))
+    return x.T @ x / len(x), d.T @ d / len(x), len(x) / len(corpus)
+
+
+def test_kfac_is_the_damped_kronecker_inverse(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    a, s, per_example = kronecker(tiny_context, tiny_corpus)
+    g, q = (gradients(tiny_context, c, ONE) for c in (tiny_corpus, tiny_queries))
+    f = per_example * np.kron(s, a)
+    inverse = np.linalg.inv(f + 0.1 * np.trace(f) / len(f) * np.eye(len(f)))
+    method = KFAC(layers=ONE, fisher="empirical")
+    assert close(score(method, tiny_context, tiny_corpus, tiny_queries), q @ inverse @ g.T, 1e-3)
+
+
+def test_ekfac_has_the_best_diagonal_in_the_eigenbasis(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    a, s, _ = kronecker(tiny_context, tiny_corpus)
+    g, q = (gradients(tiny_context, c, ONE) for c in (tiny_corpus, tiny_queries))
+    basis = np.kron(np.linalg.eigh(s)[1], np.linalg.eigh(a)[1])
+    values = ((g @ basis) ** 2).mean(0)
+    inverse = basis @ np.diag(1 / (values + 0.1 * values.mean())) @ basis.T
+    method = EKFAC(layers=ONE, fisher="empirical")
+    assert close(score(method, tiny_context, tiny_corpus, tiny_queries), q @ inverse @ g.T, 1e-3)
+
+
+def test_labels_are_drawn_from_the_model(tiny_target: Target, tiny_corpus: Corpus) -> None:
+    model = tiny_target.model("warm")
+    (batch,) = tiny_target.batches(tiny_target.tokenize(tiny_corpus[:2]))
+    logits = response_logits(model, batch)
+    p = torch.softmax(logits, 1).double().numpy()
+    draws = 4000
+    rng = np.random.default_rng(0)
+    counts = np.zeros_like(p)
+    for _ in range(draws):
+        u = rng.random(len(p))
+        counts[
+            np.arange(len(p)), (np.cumsum(p, 1) < u[:, None]).sum(1).clip(max=p.shape[1] - 1)
+        ] += 1
+    np.testing.assert_allclose(counts / draws, p, atol=0.04)  # inverse-CDF sampling is sampling
+    u = rng.random(len(p))
+    labels = (np.cumsum(p, 1) < u[:, None]).sum(1)
+    want = -np.log(p[np.arange(len(p)), labels])
+    rows = np.nonzero(batch.loss_mask.numpy())[0]
+    got = _drawn_losses(model, batch, u)
+    for i in range(2):
+        assert float(got[i]) == pytest.approx(want[rows == i].mean(), rel=1e-4)
+
+
+def test_true_and_empirical_fisher_differ_and_are_repeatable(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    at = (tiny_context, tiny_corpus, tiny_queries)
+    true, again, empirical = (
+        score(EKFAC(layers=ONE, fisher=f), *at) for f in ("true", "true", "empirical")
+    )
+    np.testing.assert_array_equal(true, again)
+    assert not close(true, empirical, 0.01)
+
+
+def test_a_singular_curvature_without_damping_is_refused(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    index = KFAC(damping=0.0, fisher="empirical").build(tiny_context, tiny_corpus[:1])
+    with pytest.raises(MethodError, match=r"kfac: the curvature of .* is singular"):
+        index.score(tiny_queries)
+    with pytest.raises(UsageError, match="damping must not be negative"):
+        EKFAC(damping=-0.1)
+    with pytest.raises(UsageError, match="unknown fisher"):
+        EKFAC(fisher="flase")  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------- inverses
+
+
+def fisher_inverse(g: np.ndarray, damping: float = 0.1) -> np.ndarray:
+    c = g.T @ g / len(g)
+    return np.linalg.inv(c + damping * np.trace(c) / len(c) * np.eye(len(c)))
+
+
+def test_explicit_is_the_inverse_over_all_layers(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    g, q = (gradients(tiny_context, c, TWO) for c in (tiny_corpus, tiny_queries))
+    got = score(Explicit(layers=TWO), tiny_context, tiny_corpus, tiny_queries)
+    assert close(got, q @ fisher_inverse(g) @ g.T)
+
+
+@pytest.mark.parametrize("curvature", ["fisher", "gauss-newton"])
+def test_conjugate_gradient_equals_the_explicit_solution(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus, curvature: Any
+) -> None:
+    settings = {"layers": ONE, "curvature": curvature}
+    some = (tiny_context, tiny_corpus[:12], tiny_queries[:3])
+    exact = score(Explicit(**settings), *some)
+    assert close(score(ConjugateGradient(iterations=300, tolerance=1e-6, **settings), *some), exact)
+    few = score(ConjugateGradient(iterations=2, **settings), *some)
+    assert not close(few, exact, 1e-2)
+
+
+def test_lissa_converges_to_the_explicit_solution(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    at = (tiny_context, tiny_corpus[:12], tiny_queries)
+    settings = {"layers": ONE, "damping": 40.0}
+    exact = score(Explicit(**settings), *at)
+    full = LiSSA(depth=40, batch=None, scale=1.0, **settings)
+    assert close(score(full, *at), exact, 1e-3)
+    drawn = score(LiSSA(depth=30, batch=8, **settings), *at)
+    assert np.corrcoef(drawn.ravel(), exact.ravel())[0, 1] > 0.9
+    with pytest.raises(MethodError, match="diverged"):
+        score(LiSSA(depth=40, batch=None, scale=1e-3, **settings), *at)
+
+
+def test_arnoldi_with_the_whole_space_equals_the_explicit_solution(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    at = (tiny_context, tiny_corpus[:20], tiny_queries)
+    settings = {"layers": ONE, "damping": 0.1}
+    exact = score(Explicit(**settings), *at)
+    # The Fisher of 20 examples has rank 20, and train gradients lie in its range: 21 directions
+    # span all that a score can see.
+    assert close(score(Arnoldi(iterations=40, directions=40, **settings), *at), exact, 1e-3)
+    index = Arnoldi(iterations=40, directions=5, **settings).build(*at[:2])
+    g = gradients(tiny_context, tiny_corpus[:20], ONE)
+    top = np.sort(np.linalg.eigvalsh(g @ g.T / 20))[::-1]
+    np.testing.assert_allclose(index.state["values"], top[:5], rtol=1e-3)
+
+
+def test_datainf_averages_rank_one_inverses(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    want = 0.0
+    for layers in ("layers.0.self_attn.v_proj", "layers.1.self_attn.v_proj"):
+        g, q = (gradients(tiny_context, c, layers) for c in (tiny_corpus, tiny_queries))
+        d = g.shape[1]
+        lam = 0.1 * (g**2).sum(1).mean() / d
+        inverse = np.mean([np.linalg.inv(np.outer(z, z) + lam * np.eye(d)) for z in g], axis=0)
+        want = want + q @ inverse @ g.T
+    assert close(score(DataInf(layers=TWO), tiny_context, tiny_corpus, tiny_queries), want, 1e-3)
+    with pytest.raises(UsageError, match="damping must be positive"):
+        DataInf(damping=0.0)
+
+
+# --------------------------------------------------------------------------- curvature products
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
+def test_curvature_products_equal_finite_differences(
+    make_target: Any, tiny_corpus: Corpus, tmp_path: Path, architecture: str
+) -> None:
+    layers = {"qwen2": ONE, "gpt2": r"h\.1\.attn\.c_proj"}[architecture]
+    target = make_target(architecture)
+    context = Context(target=target, scratch=tmp_path)
+    index = Explicit(layers=layers, bias=True).build(context, tiny_corpus[:6])
+    v = torch.randn(2, index.engine.dim, generator=torch.Generator().manual_seed(0))
+    h = product(index, v, "hessian").double().numpy()
+
+    # The mean gradient in float64, at weights moved along v.
+    model = target.fresh_model("warm").double()
+    engine = GradientEngine(model, layers=layers, bias=True)
+    layer = engine.layers[0]
+    module = dict(model.named_modules())[layer.name]
+    weight, bias = module.weight.clone(), module.bias.clone()
+    (batch,) = target.batches(target.tokenize(tiny_corpus[:6]))
+
+    def loss_gradient(step: torch.Tensor) -> np.ndarray:
+        step = step.view(layer.d_out, layer.d_in)
+        w = step[:, :-1]
+        module.weight.data = weight + (w.T if layer.conv1d else w)
+        module.bias.data = bias + step[:, -1]
+        module.requires_grad_(True)
+        loss = example_losses(model, batch).mean()
+        g_w, g_b = torch.autograd.grad(loss, [module.weight, module.bias])
+        g_w = g_w.T if layer.conv1d else g_w
+        return torch.cat([g_w, g_b[:, None]], 1).flatten().double().numpy()
+
+    for k in range(2):
+        e = 1e-3 * v[k].double()
+        want = (loss_gradient(e) - loss_gradient(-e)) / 2e-3
+        assert np.abs(h[k] - want).max() / np.abs(want).max() < 1e-2
+
+
+def test_gauss_newton_is_the_mean_over_drawn_labels(
+    tiny_context: Context, tiny_corpus: Corpus
+) -> None:
+    """For softmax losses J^T H J is the covariance of token gradients under the model's labels."""
+    some = tiny_corpus[:2]
+    index = Explicit(layers="layers.1.self_attn.k_proj", bias=False).build(tiny_context, some)
+    d = index.engine.dim
+    v = torch.randn(1, d, generator=torch.Generator().manual_seed(0))
+    got = product(index, v, "gauss-newton")[0].double().numpy()
+    model = tiny_context.target.model("warm")
+    want = np.zeros(d)
+    for tokens in tiny_context.target.tokenize(some):
+        (batch,) = tiny_context.target.batches([tokens])
+        t = int(batch.loss_mask.sum())
+        for position in range(t):
+            rows = []
+            with torch.no_grad():
+                p = torch.softmax(response_logits(model, batch)[position], 0).double().numpy()
+            top = np.argsort(-p)  # all labels: the mean is exact
+            for label in top:
+                engine = index.engine
+
+                def loss(m: Any, b: Any, position: int = position, label: int = label) -> Any:
+                    z = response_logits(m, b)[position : position + 1]
+                    return torch.nn.functional.cross_entropy(z, torch.tensor([int(label)]))[None]
+
+                found: list[Any] = []
+                engine.backward(
+                    batch,
+                    lambda _l, x, delta, found=found: found.append((delta[0].T @ x[0]).flatten()),
+                    loss,
+                )
+                rows.append(found[0].double().numpy())
+            g = np.stack(rows)
+            want += (g.T * p[top]) @ (g @ v[0].double().numpy()) / t / len(some)
+        break
+    got_first = product(index, v, "gauss-newton", np.array([0]))[0].double().numpy() / len(some)
+    assert np.abs(got_first - want).max() / np.abs(want).max() < 1e-3
+    assert got.shape == want.shape
+
+
+def test_hessian_that_is_not_positive_is_refused_by_cg(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    method = ConjugateGradient(layers=ONE, curvature="hessian", damping=0.0)
+    with pytest.raises(MethodError, match="hessian is not positive at damping"):
+        score(method, tiny_context, tiny_corpus[:10], tiny_queries[:2])
+
+
+def test_explicit_refuses_large_models_and_singular_fishers(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    with pytest.raises(MethodError, match="Choose fewer layers"):
+        score(Explicit(layers="."), tiny_context, tiny_corpus, tiny_queries)
+    with pytest.raises(MethodError, match="is singular"):
+        score(Explicit(layers=ONE, damping=0.0), tiny_context, tiny_corpus, tiny_queries)
+    with pytest.raises(UsageError, match="unknown curvature"):
+        Explicit(curvature="fischer")  # type: ignore[arg-type]
+    assert issubclass(Explicit, InverseMethod)
