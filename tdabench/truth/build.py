@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -185,7 +186,10 @@ def _pool(
     while todo:
         broken = False
         with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _start_worker, (trainer,)
+            workers,
+            multiprocessing.get_context("spawn"),
+            _start_worker,
+            (trainer, os.getpid()),
         ) as pool:
             futures: dict[Future, Unit] = {}
             waiting = list(reversed(todo))
@@ -212,16 +216,25 @@ def _pool(
                 raise
 
 
-def _start_worker(trainer: Trainer) -> None:
+def _start_worker(trainer: Trainer, parent: int) -> None:
     global _trainer
     import signal
+    import threading
 
     import torch
 
+    # A parent that is killed outright cannot stop its workers, and they would wait for ever.
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     _trainer = trainer
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _work(unit: Unit, retries: int) -> np.ndarray | str:

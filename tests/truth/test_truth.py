@@ -1,5 +1,11 @@
 """Truth: plans, units, builds that stop and go on, and the guards around them."""
 
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -87,6 +93,60 @@ def test_worker_processes_give_the_same_truth(plan, parts, tmp_path):
     np.testing.assert_array_equal(
         collect(plan, tmp_path / "one").losses, collect(plan, tmp_path / "two").losses
     )
+
+
+BUILD = """
+import pickle, sys
+from pathlib import Path
+from tdabench.truth import build
+if __name__ == "__main__":
+    build(*pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]), workers=2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_killed_outright_a_build_leaves_no_worker_and_goes_on(plan, parts, tmp_path):
+    (tmp_path / "b.py").write_text(BUILD)
+    (tmp_path / "args").write_bytes(pickle.dumps((plan, *parts)))
+    folder = tmp_path / "work"
+    process = subprocess.Popen([sys.executable, tmp_path / "b.py", tmp_path / "args", folder])
+    deadline = time.monotonic() + 120
+    while not finished(plan, folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = children(process.pid)
+    process.kill()
+    process.wait()
+    assert workers
+    while any(alive(w) for w in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [w for w in workers if alive(w)]
+    kept = {p.name: p.read_bytes() for p in (folder / "units").glob("*.safetensors")}
+    assert kept
+    build(plan, *parts, folder)
+    truth = collect(plan, folder)
+    build(plan, *parts, tmp_path / "whole")
+    np.testing.assert_array_equal(truth.losses, collect(plan, tmp_path / "whole").losses)
+    for name, data in kept.items():
+        assert (folder / "units" / name).read_bytes() == data
+
+
+def children(pid):
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(status.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_failing_unit_is_retried_reported_and_the_rest_goes_on(
