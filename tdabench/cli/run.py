@@ -44,7 +44,7 @@ def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -
     epilog="""\b
 Examples:
   tdabench run --methods airrep,trak
-  tdabench run --methods trak --set trak.proj_dim=512
+  tdabench run --methods logra --set logra.rank=8
   tdabench run --target all --methods all
   tdabench run --suite mine.toml --plugin my_method.py --methods my-method
   tdabench run --dry-run
