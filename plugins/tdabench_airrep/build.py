@@ -27,6 +27,7 @@ class Body:
     init: str = "target:base"
     dim: int = 384
     layers: tuple[int, ...] = (-1,)
+    spans: tuple[str, ...] = ("all",)
     attention: str = "own"
     text: str = ""
     max_tokens: int = 0
@@ -37,7 +38,7 @@ class Body:
             self.init,
             target,
             dim=self.dim,
-            pooled=Pooled(layers=self.layers, attention=self.attention),
+            pooled=Pooled(layers=self.layers, spans=self.spans, attention=self.attention),
             text=TextFormat(template=self.text) if self.text else None,
             seed=seed,
         )
@@ -111,6 +112,8 @@ def train_encoder(
     labels, teacher = join_labels(label_files), blend(teacher_files)
     if labels is not None and labels.meta.get("target") not in (None, target.fingerprint):
         say("note: the labels were made on another target than the one given")
+    if (Path(body.init) / "airrep.json").exists():
+        config = replace(config, whiten=False)  # its projection is what is to be trained on
     encoder = body.encoder(target, config.seed)
     trainer = Trainer(encoder, train, dev, config, out, labels=labels, teacher=teacher, say=say)
     trainer.run()

@@ -327,6 +327,7 @@ def config_options(function: Any) -> Any:
 )
 @click.option("--dim", default=384, show_default=True, help="Width of the embeddings.")
 @click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
+@click.option("--spans", default="all", show_default=True, help="Means over: all, response.")
 @click.option("--attention", default="own", show_default=True, help="own, or full.")
 @click.option("--text", default="", help="Template with {prompt} and {response}.")
 @click.option("--max-tokens", default=0, help="Tokens kept of a text; 0: as the body takes.")
@@ -339,6 +340,7 @@ def train(
     init: str,
     dim: int,
     layers: str,
+    spans: str,
     attention: str,
     text: str,
     max_tokens: int,
@@ -371,6 +373,7 @@ def train(
             init=init,
             dim=dim,
             layers=numbers(layers),
+            spans=tuple(spans.split(",")),
             attention=attention,
             text=text,
             max_tokens=max_tokens,

@@ -26,6 +26,7 @@ from tdabench.api import (
     DataError,
     Example,
     TdabenchError,
+    Tokens,
     UsageError,
     named_seed,
     read_json,
@@ -68,6 +69,11 @@ class TextFormat:
         if self.max_tokens < 2:
             raise UsageError(f"max_tokens = {self.max_tokens} leaves no room for text")
 
+    @property
+    def response_last(self) -> bool:
+        """Whether everything from the response's first character on belongs to it."""
+        return self.template.endswith("{response}")
+
     def text(self, example: Example) -> str:
         prompt = example.prompt
         if self.max_words:
@@ -82,14 +88,18 @@ class Pooled:
     """What the mean over tokens is taken of.
 
     `layers` lists hidden states to concatenate, counted as in Hugging Face (0: the embeddings,
-    -1: the last, after the final norm). `attention` is "own", or "full" to let every token of a
-    causal body see every other.
+    -1: the last, after the final norm). `spans` lists the tokens to take means over: "all", and
+    "response" for those from where the response begins; their means are concatenated too.
+    `attention` is "own", or "full" to let every token of a causal body see every other.
     """
 
     layers: tuple[int, ...] = (-1,)
+    spans: tuple[str, ...] = ("all",)
     attention: str = "own"
 
     def __post_init__(self) -> None:
+        if not self.spans or not set(self.spans) <= {"all", "response"}:
+            raise UsageError(f"unknown spans {', '.join(self.spans)!r}", "One of: all, response")
         if self.attention not in ("own", "full"):
             raise UsageError(f"unknown attention {self.attention!r}", "One of: own, full")
         if not self.layers:
@@ -111,7 +121,8 @@ class Encoder(nn.Module):
         self.body = body
         config: Any = body.config
         self.pooled = pooled or Pooled()
-        self.projector = nn.Linear(int(config.hidden_size) * len(self.pooled.layers), dim)
+        parts = len(self.pooled.layers) * len(self.pooled.spans)
+        self.projector = nn.Linear(int(config.hidden_size) * parts, dim)
         self.tokenizer = tokenizer
         self.text = text
         self.causal = is_causal(config)
@@ -125,20 +136,30 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.projector.weight.device
 
-    def forward(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """ids int64 [b, t], padded on the right; real bool [b, t], None if nothing is padding.
+    def forward(
+        self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """ids int64 [b, t], padded on the right; real bool [b, t], None if nothing is padding;
+        answer bool [b, t], true on response tokens, for the span "response".
 
         Returns embeddings [b, dim] in the dtype of the weights.
         """
-        return self.projector(self.mean_states(ids, real))
+        return self.projector(self.mean_states(ids, real, answer))
 
-    def mean_states(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """Mean over real tokens of the pooled layers' hidden states: [b, layers * d]."""
+    def mean_states(
+        self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean over the tokens of each span of the pooled layers: [b, spans * layers * d]."""
         h = self._hidden(ids, real)  # [b, t, layers * d]
-        if real is None:
-            return h.sum(1) / h.shape[1]
-        h = h.masked_fill(~real[..., None], 0.0)
-        return h.sum(1) / real.sum(1, keepdim=True)
+        means = []
+        for span in self.pooled.spans:
+            kept = real if span == "all" else answer
+            if kept is None:
+                means.append(h.sum(1) / h.shape[1])
+            else:
+                total = h.masked_fill(~kept[..., None], 0.0).sum(1)
+                means.append(total / kept.sum(1, keepdim=True))
+        return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
     def _hidden(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         mask = None if real is None else real.long()
@@ -162,8 +183,12 @@ class Encoder(nn.Module):
 
     # ------------------------------------------------------------------ text
 
-    def tokenize(self, examples: Sequence[Example]) -> list[np.ndarray]:
-        """Token ids of each example, int64 [t], at most `text.max_tokens`, at least one."""
+    def tokenize(self, examples: Sequence[Example]) -> list[Tokens]:
+        """Token ids of each example, at most `text.max_tokens`, at least one.
+
+        `start` is the first token that reaches into the response; the last token where no
+        response is left.
+        """
         texts = [self.text.text(e) for e in examples]
         eos = [self.eos_id] if self.text.append_eos else []
         self.tokenizer.no_padding()
@@ -172,9 +197,15 @@ class Encoder(nn.Module):
             direction="right" if self.text.side == "first" else "left",
         )
         out = []
-        for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=True):
-            ids = encoding.ids + eos
-            out.append(np.asarray(ids or [self.eos_id], dtype=np.int64))
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=True)
+        for example, text, encoding in zip(examples, texts, encodings):
+            ids = encoding.ids + eos or [self.eos_id]
+            start = 0
+            if "response" in self.pooled.spans:
+                begins = len(text) - len(example.response) if self.text.response_last else 0
+                ends = [end for _, end in encoding.offsets]
+                start = next((i for i, end in enumerate(ends) if end > begins), len(ids) - 1)
+            out.append(Tokens(np.asarray(ids, dtype=np.int64), start))
         return out
 
     @property
@@ -194,13 +225,14 @@ class Encoder(nn.Module):
         """The contents of config.json: the body's fields, flat, and ours."""
         body: Any = self.body.config
         fields = json.loads(body.to_json_string(use_diff=True))
+        body_keys = asdict(self.pooled)
         return {
             **{k: v for k, v in fields.items() if k not in NOT_BODY},
             "model_type": "airrep",
             "backbone": body.model_type,
             "projection_dim": self.dim,
             "airrep_text": asdict(self.text),
-            "airrep_body": {"layers": list(self.pooled.layers), "attention": self.pooled.attention},
+            "airrep_body": {k: list(v) if k != "attention" else v for k, v in body_keys.items()},
         }
 
     def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
@@ -252,10 +284,9 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
     kind = config.pop("backbone", "bert")
     text = TextFormat(**config.pop("airrep_text", {}))
     dim = config.pop("projection_dim", None)
-    pooled = config.pop("airrep_body", {})
-    pooled = Pooled(
-        layers=tuple(pooled.get("layers", (-1,))), attention=pooled.get("attention", "own")
-    )
+    keys: dict[str, Any] = config.pop("airrep_body", {})
+    keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
+    pooled = Pooled(**keys)
     body_config = _body_config(kind, config, folder)
     body = empty_body(body_config, eager=dtype == "bfloat16")
     limit = getattr(body_config, "max_position_embeddings", None)
@@ -469,18 +500,20 @@ def batches(
 
 
 def padded(
-    tokens: Sequence[np.ndarray], index: np.ndarray, device: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(ids int64 [b, t], real bool [b, t] or None where no token is padding)."""
+    tokens: Sequence[Tokens], index: np.ndarray, device: Any
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """ids int64 [b, t]; real bool [b, t], None where nothing is padding; answer bool [b, t]."""
     lengths = np.array([len(tokens[i]) for i in index])
-    width = int(lengths.max())
-    ids = np.zeros((len(index), width), dtype=np.int64)
+    starts = np.array([tokens[i].start for i in index])
+    places = np.arange(int(lengths.max()))
+    ids = np.zeros((len(index), len(places)), dtype=np.int64)
     for row, i in enumerate(index):
-        ids[row, : lengths[row]] = tokens[i]
-    if (lengths == width).all():
-        return torch.from_numpy(ids).to(device), None
-    real = np.arange(width) < lengths[:, None]
-    return torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device)
+        ids[row, : lengths[row]] = tokens[i].ids
+    real = places < lengths[:, None]
+    answer = torch.from_numpy(real & (places >= starts[:, None])).to(device)
+    if real.all():
+        return torch.from_numpy(ids).to(device), None, answer
+    return torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device), answer
 
 
 WINDOW = 16_384  # examples tokenised at a time, so that a corpus of any size fits
@@ -503,8 +536,8 @@ def encode(
         for a in range(0, len(examples), WINDOW):
             tokens = encoder.tokenize(examples[a : a + WINDOW])
             for index in batches(np.array([len(t) for t in tokens]), budget):
-                ids, real = padded(tokens, index, encoder.device)
-                out[a + index] = encoder(ids, real).float().cpu().numpy()
+                batch = padded(tokens, index, encoder.device)
+                out[a + index] = encoder(*batch).float().cpu().numpy()
                 done += len(index)
                 if progress:
                     progress("encode", done, len(examples))

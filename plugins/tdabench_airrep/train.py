@@ -20,6 +20,7 @@ from tdabench.api import (
     Corpus,
     DataError,
     TdabenchError,
+    Tokens,
     UsageError,
     fingerprint,
     named_seed,
@@ -73,7 +74,7 @@ class Teacher:
 # --------------------------------------------------------------------------- gradient caching
 
 
-def embed(encoder: Encoder, tokens: Sequence[np.ndarray], chunk_tokens: int = 4096) -> torch.Tensor:
+def embed(encoder: Encoder, tokens: Sequence[Tokens], chunk_tokens: int = 4096) -> torch.Tensor:
     """Embeddings without gradient, float32 [example, dim] on the CPU."""
     out = torch.empty(len(tokens), encoder.dim)
     with torch.no_grad():
@@ -84,7 +85,7 @@ def embed(encoder: Encoder, tokens: Sequence[np.ndarray], chunk_tokens: int = 40
 
 def cached_backward(
     encoder: Encoder,
-    tokens: Sequence[np.ndarray],
+    tokens: Sequence[Tokens],
     gradient: torch.Tensor,  # [example, dim]
     chunk_tokens: int = 4096,
 ) -> None:
@@ -290,7 +291,7 @@ class Trainer:
             whiten_projection(self.encoder, self._sample(1000), self.rng("whiten"))
         self.calibrate()
 
-    def _sample(self, n: int) -> list[np.ndarray]:
+    def _sample(self, n: int) -> list[Tokens]:
         chosen = self.rng("sample").choice(len(self.train), min(n, len(self.train)), replace=False)
         return [self.train[i] for i in chosen]
 
@@ -477,7 +478,7 @@ class Trainer:
 
 
 def whiten_projection(
-    encoder: Encoder, tokens: Sequence[np.ndarray], rng: np.random.Generator, floor: float = 1e-3
+    encoder: Encoder, tokens: Sequence[Tokens], rng: np.random.Generator, floor: float = 1e-3
 ) -> None:
     """Projection W = R C^-1/2 and bias -W mean, C the covariance of the pooled states.
 

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tdabench_airrep.encoder import Encoder, TextFormat, encode, load_encoder, load_tokenizer
-from tdabench_airrep.method import AirRep
+from tdabench_airrep.encoder import (
+    Encoder,
+    Pooled,
+    TextFormat,
+    encode,
+    load_encoder,
+    load_tokenizer,
+)
+from tdabench_airrep.method import AirRep, stream_groups
 
 from tdabench.api import DataError, Example, Groups, UsageError, pool_scores
 from tdabench.method import Context
@@ -99,9 +106,9 @@ def test_encoding_does_not_depend_on_batching_or_order() -> None:
     assert encode(encoder, []).shape == (0, 16)
 
 
-def own_encoder(target, dim: int = 24, **text) -> Encoder:
+def own_encoder(target, dim: int = 24, pooled: Pooled | None = None, **text) -> Encoder:
     body = target.model("base").base_model
-    return Encoder(body, dim, load_tokenizer(target.folder), TextFormat(**text))
+    return Encoder(body, dim, load_tokenizer(target.folder), TextFormat(**text), pooled)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "llama"])
@@ -123,12 +130,105 @@ def test_own_encoder_survives_saving(
 def test_mean_pooling_then_projection(tiny_target, tiny_corpus) -> None:
     encoder = own_encoder(tiny_target)
     tokens = encoder.tokenize(tiny_corpus[:1])[0]
-    hidden = tiny_target.model("base").base_model(input_ids=torch.tensor(tokens[None]))
+    hidden = tiny_target.model("base").base_model(input_ids=torch.tensor(tokens.ids[None]))
     mean = hidden.last_hidden_state[0].mean(0)
     want = encoder.projector.weight @ mean + encoder.projector.bias
     np.testing.assert_allclose(
         encode(encoder, tiny_corpus[:5])[0], want.detach().numpy(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_response_span_is_the_mean_from_where_the_response_begins(tiny_target, tiny_corpus) -> None:
+    spans = Pooled(layers=(0, -1), spans=("response", "all"))
+    encoder = own_encoder(tiny_target, pooled=spans, append_eos=True, max_words=0)
+    encoder.text = TextFormat(template="Q: {prompt}\nA: {response}", max_words=0, append_eos=True)
+    e = tiny_corpus[1]
+    tokens = encoder.tokenize([e])[0]
+    as_trained = tiny_target.tokenize([e])[0]
+    np.testing.assert_array_equal(tokens.ids, as_trained.ids)
+    # The target counts the space before the response to it; here it may stand alone.
+    assert tokens.start - as_trained.start in (0, 1)
+    out = tiny_target.model("base").base_model(
+        input_ids=torch.tensor(tokens.ids[None]), output_hidden_states=True
+    )
+    first, last = out.hidden_states[0][0], out.last_hidden_state[0]
+    k = tokens.start
+    states = torch.cat([first[k:].mean(0), last[k:].mean(0), first.mean(0), last.mean(0)])
+    want = encoder.projector(states).detach().numpy()
+    np.testing.assert_allclose(encode(encoder, [e])[0], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encode(encoder, tiny_corpus[:9])[1], want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_response_cut_off_leaves_the_last_token(tiny_target) -> None:
+    encoder = own_encoder(tiny_target, pooled=Pooled(spans=("response",)), max_tokens=4)
+    tokens = encoder.tokenize([Example("a", "many words stand before it", "x")])[0]
+    assert (len(tokens), tokens.start) == (4, 3)
+    assert np.isfinite(encode(encoder, [Example("a", "many words stand before it", "x")])).all()
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "softmax", "softmax-abs"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 40.0])
+def test_streamed_group_scores(pooling: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    q = (scale * rng.standard_normal((5, 6))).astype(np.float32)
+    z = rng.standard_normal((97, 6)).astype(np.float32)
+    z[3] = z[4]  # a tie
+    groups = Groups.of([[], [3], [3, 4], range(97), rng.choice(97, 30, replace=False)], 97)
+    want = pool_scores(q @ z.T, groups, pooling, 0.7)
+    for block in (1, 300, 1 << 20):
+        got = stream_groups(q, z, groups, pooling, 0.7, bytes_a_block=block)
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-4 * scale)
+    assert got[:, 0].tolist() == [0.0] * 5
+
+
+def test_streaming_a_corpus_takes_constant_memory() -> None:
+    """Four times the corpus, the same peak."""
+    import tracemalloc
+
+    class Endless:
+        """Rows made when asked for, so that only what the pass holds is measured."""
+
+        def __init__(self, n: int) -> None:
+            self.shape = (n, 32)
+
+        def __getitem__(self, key: slice) -> np.ndarray:
+            n = len(range(*key.indices(self.shape[0])))
+            return np.random.default_rng(key.start or 0).standard_normal((n, 32), dtype=np.float32)
+
+    q = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+    peaks = []
+    for n in (50_000, 200_000):
+        tracemalloc.start()
+        stream_groups(q, Endless(n), None, "softmax-abs", bytes_a_block=1 << 18)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= 1.01 * peaks[0]
+
+
+@pytest.mark.parametrize(("store", "tolerance"), [("float16", 2e-3), ("int8", 0.03)])
+def test_stores(tiny_target, tmp_path: Path, store: str, tolerance: float) -> None:
+    items, _, _ = _parity(OWN)
+    assets = {"airrep": OWN / "checkpoint"}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    full = AirRep().build(Context(tiny_target, tmp_path / "a", assets=assets), items["train"])
+    method = AirRep(store=store)
+    context = Context(tiny_target, tmp_path / "b", assets=assets)
+    small = method.build(context, items["train"])
+    a, b = full.score(items["queries"]), small.score(items["queries"])
+    assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
+    (tmp_path / "saved").mkdir()
+    small.save(tmp_path / "saved")
+    loaded = method.load(context, tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.score(items["queries"]), b)
+    whole = Groups.of([range(16)], 16)
+    np.testing.assert_allclose(
+        loaded.score_corpus(items["queries"]),
+        loaded.score_groups(items["queries"], whole)[:, 0],
+        rtol=1e-4,
+    )
+    with pytest.raises(UsageError, match="store"):
+        AirRep(store="int4")
 
 
 def test_text_format() -> None:
@@ -151,8 +251,8 @@ def test_texts_are_cut_on_the_side_asked_for(tiny_target) -> None:
         for kw in ({}, {"max_tokens": 6}, {"max_tokens": 6, "side": "last"})
     )
     assert len(full) > 6
-    np.testing.assert_array_equal(first, full[:6])
-    np.testing.assert_array_equal(last, full[-6:])
+    np.testing.assert_array_equal(first.ids, full.ids[:6])
+    np.testing.assert_array_equal(last.ids, full.ids[-6:])
 
 
 def _copy(tmp_path: Path) -> Path:

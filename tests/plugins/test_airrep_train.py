@@ -158,7 +158,7 @@ def test_gradient_caching_equals_direct_autograd(tiny_target, tiny_corpus, tiny_
     cached = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
 
     encoder.zero_grad()
-    direct = torch.cat([encoder(torch.tensor(t[None]), None) for t in tokens])
+    direct = torch.cat([encoder(torch.tensor(t.ids[None]), None) for t in tokens])
     s = direct[:12] @ direct[12:].T
     f = group_scores(s, problem.member, "softmax-abs", 1.0)
     total, pairs = ranking_loss(f, problem.r)
