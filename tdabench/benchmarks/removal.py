@@ -16,7 +16,7 @@ from tdabench.method import named_seed
 
 @dataclass(frozen=True)
 class Removal(Benchmark):
-    """Counterfactual removal (arXiv 2202.00622, section 4; also called brittleness).
+    """Counterfactual removal (arXiv 2202.00622; also called brittleness).
 
     The target is trained from `start` on a fixed random part of the corpus (`fraction`), then
     again without the k examples of it that score highest for a query. The rise of that query's

@@ -10,7 +10,7 @@ import numpy as np
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
 from tdabench.benchmarks.common import group_scores, metric
 from tdabench.benchmarks.lds import usable
-from tdabench.errors import DataError, TdabenchError, unknown
+from tdabench.errors import DataError, TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
 
 
@@ -42,7 +42,14 @@ class Transfer(Benchmark):
         labels = self.targets or tuple(context.other_truths)
         truths, notes = {}, []
         for label in labels:
-            truths[label], more = usable(context.other_truths[label](self.truth), context.queries)
+            try:
+                truth = context.other_truths[label](self.truth)
+            except UsageError as e:
+                if self.targets:
+                    raise
+                notes.append(f"not compared: {e.message}")
+                continue
+            truths[label], more = usable(truth, context.queries)
             notes += [f"{label}: {n}" for n in more]
         try:
             truths["source"], _ = usable(context.truth(self.truth), context.queries)
@@ -52,7 +59,7 @@ class Transfer(Benchmark):
         metrics: dict[str, Metric] = {}
         arrays: dict[str, np.ndarray] = {}
         scored: dict[str, np.ndarray] = {}  # by groups: targets may share them
-        rows, boots = [], []
+        rows, boots, ceilings = [], [], []
         for label, truth in truths.items():
             key = truth.groups.fingerprint
             if key not in scored:
@@ -69,6 +76,7 @@ class Transfer(Benchmark):
             if label != "source":
                 rows.append(stats.spearman_rows(scored[key], truth.values))
                 boots.append(boot)
+                ceilings += [ceiling.value] if ceiling is not None else []
         if not boots:
             raise DataError(
                 f"the suite has no other target with a truth {self.truth!r}",
@@ -76,8 +84,7 @@ class Transfer(Benchmark):
             )
         mean = stats.Bootstrap.mean(boots)
         metrics = {self.name: metric(mean, clip=(-1.0, 1.0)), **metrics}
-        ceilings = [metrics[f"ceiling[{t}]"].value for t in labels if f"ceiling[{t}]" in metrics]
-        if len(ceilings) == len(labels):
+        if len(ceilings) == len(boots):
             metrics["ceiling"] = Metric(float(np.mean(ceilings)))
         return Outcome(
             primary=self.name,

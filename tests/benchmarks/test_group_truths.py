@@ -92,6 +92,34 @@ def test_transfer_with_other_groups_and_another_order_of_queries(make_context) -
     np.testing.assert_allclose(out.replicates, 1, atol=1e-6)
 
 
+def test_targets_without_the_truth_are_passed_over_unless_asked_for(make_context) -> None:
+    def absent(name: str):
+        raise UsageError(f"unknown truth of the target b {name!r}")
+
+    a = truth_of(VALUES[None], GROUPS, QUERIES.ids)
+    context = make_context(
+        FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES,
+        other_truths={"a": lambda name: a, "b": absent},
+    )  # fmt: skip
+    out = Transfer(replicates=50).run(context)
+    assert out.metrics["transfer"].value == pytest.approx(1)
+    assert any("not compared: unknown truth of the target b" in n for n in out.notes)
+    with pytest.raises(UsageError, match="target b"):
+        Transfer(targets=("b",)).run(context)
+
+
+def test_the_ceiling_is_the_mean_of_the_other_targets(make_context) -> None:
+    def noisy(sd: float):
+        values = VALUES + sd * VALUES.std() * RNG.normal(size=(4, *VALUES.shape))
+        return truth_of(values, GROUPS, QUERIES.ids)
+
+    out = transfer(make_context, {"a": noisy(0.2), "b": noisy(1.0)}, {"lds": noisy(0.1)})
+    m = out.metrics
+    assert m["ceiling[source]"].value > m["ceiling[a]"].value > m["ceiling[b]"].value
+    expected = (m["ceiling[a]"].value + m["ceiling[b]"].value) / 2
+    assert m["ceiling"].value == pytest.approx(expected)
+
+
 def test_transfer_needs_another_target(make_context) -> None:
     with pytest.raises(DataError, match="no other target"):
         transfer(make_context, {})

@@ -53,7 +53,7 @@ def test_greedy_responses_do_not_depend_on_the_batch(
     import torch
 
     target = make_target(architecture)
-    model = target.model("warm")
+    model = target.model("base")
     together = greedy(model, target, tiny_corpus[:12], 8)
     for example, response in zip(tiny_corpus[:12], together):
         ids = torch.from_numpy(target.tokenize([example], role="prompt")[0].ids)[None]
