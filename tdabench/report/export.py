@@ -144,7 +144,7 @@ def _plain(table: Table, row: Row, key: str) -> str:
     if key == "family":
         return clean(row.family, 30) or "–"
     if key == "share":
-        return "–" if main.share is None else f"{main.share * 100:.0f}%"
+        return "–" if main.share is None else f"{round(main.share * 100)}%"
     value = row.cost.of(key)
     if key == "bytes":
         return count(value)

@@ -274,7 +274,7 @@ def _bar(share: float | None) -> Text:
     full = round(max(0.0, min(1.0, share)) * BAR)
     text = Text("█" * full, "cyan")
     text.append("░" * (BAR - full), "dim")
-    text.append(f" {share * 100:3.0f}%", "")
+    text.append(f" {round(share * 100):3d}%", "")
     return text
 
 

@@ -49,11 +49,15 @@ class Truths:
 
     paths: dict[str, Path] = field(default_factory=dict)
     opened: dict[str, Truth] = field(default_factory=dict)
+    owners: dict[str, set[str]] = field(default_factory=dict)  # by hash: targets, if known
 
-    def add(self, path: Path) -> None:
+    def add(self, path: Path, target: str = "") -> None:
         if not path.is_file():
             raise UsageError(f"there is no truth file {path}")
-        self.paths.setdefault(sha256_file(path)[:16], path)
+        content = sha256_file(path)[:16]
+        self.paths.setdefault(content, path)
+        if target:
+            self.owners.setdefault(content, set()).add(target)
 
     def add_suite(self, name: str) -> None:
         """Every truth that a suite declares and has on disk. Raises TdabenchError."""
@@ -62,10 +66,13 @@ class Truths:
         for target in load_suite(name).targets:
             for path in target.truths.values():
                 if path.is_file():
-                    self.add(path)
+                    self.add(path, target.label)
 
     def of(self, record: Record, kind: str) -> Truth:
-        """The truth of a kind that a record names, checked against its corpus and target."""
+        """The truth of a kind that a record names, checked against its corpus.
+
+        Where a suite declares it, it must be declared for the record's target.
+        """
         from tdabench.run.suite import truth_name
 
         split = str(record.data.get("split") or "test")
@@ -80,12 +87,15 @@ class Truths:
         if wanted not in self.opened:
             self.opened[wanted] = Truth.load(self.paths[wanted])
         truth = self.opened[wanted]
-        for what, planned, found in (
-            ("training corpus", truth.plan.get("train"), record.corpus.get("train")),
-            ("target", truth.plan.get("target"), record.target.get("fingerprint")),
-        ):
-            if planned is not None and planned != found:
-                raise DataError(f"its truth was made on another {what} ({planned}, here {found})")
+        planned, found = truth.plan.get("train"), record.corpus.get("train")
+        if planned is not None and planned != found:
+            raise DataError(
+                f"its truth was made on another training corpus ({planned}, here {found})"
+            )
+        target = str(record.target.get("label") or record.target.get("name"))
+        owners = self.owners.get(wanted, set())
+        if owners and target not in owners:
+            raise DataError(f"its truth is that of another target ({', '.join(sorted(owners))})")
         return truth
 
 

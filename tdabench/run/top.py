@@ -1,0 +1,43 @@
+"""The training examples a method scores highest and lowest for each query.
+
+Kept beside the LDS record so that a report can show them. They are no part of any metric, and
+the work is done outside the cost meter: it is the harness that wants to know.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.method import Index, top_k_of
+
+KEPT = 10
+SECONDS = 30.0  # scoring again may cost as much as scoring did; beyond this it is not done
+BLOCK = 16 << 20  # scores held at a time
+
+
+def top_examples(index: Index, queries: Corpus, spent: float = 0.0) -> dict[str, np.ndarray]:
+    """`top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], most extreme first.
+
+    Empty when scoring took more than SECONDS (`spent`), or when the method cannot score single
+    examples: a display is no reason to fail a measurement.
+    """
+    n_train = int(index.n_train)
+    if spent > SECONDS or n_train == 0 or len(queries) == 0:
+        return {}
+    parts: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("top_index", "top_score", "bottom_index", "bottom_score")
+    }
+    step = max(1, BLOCK // n_train)
+    try:
+        for a in range(0, len(queries), step):
+            scores = np.asarray(index.score(queries[a : a + step]), dtype=np.float32)
+            if not np.isfinite(scores).all():
+                return {}
+            for side, sign in (("top", 1.0), ("bottom", -1.0)):
+                values, ids = top_k_of(sign * scores, KEPT)
+                parts[f"{side}_index"].append(ids.astype(np.int32))
+                parts[f"{side}_score"].append(np.float32(sign) * values)
+    except Exception:  # a method may offer group scores only
+        return {}
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
