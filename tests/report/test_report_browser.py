@@ -6,6 +6,7 @@ Skipped where Chromium or its driver is not installed.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -351,13 +352,16 @@ def test_a_large_report_is_small_and_opens_at_once(browser, tmp_path, make_suite
     path = tmp_path / "large.html"
     write_report(Board.from_runs([folder]), path, suite=str(suite))
     assert path.stat().st_size < 20 * 10**6
-    timing = "const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd"
-    times = []
-    for _ in range(3):  # the best of three, since other work may share the machine
-        logs(browser)
-        browser.get(path.as_uri())
-        times.append(browser.execute_script(timing))
-    assert 0 < min(times) < 2000
+    logs(browser)
+    # Processor time, since other work may share the machine; the wall clock where none does.
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    browser.get(path.as_uri())
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    spent = {m["name"]: m["value"] for m in metrics}
+    assert 0 < spent["TaskDuration"] < 2
+    if os.getloadavg()[0] < 0.8 * (os.cpu_count() or 1):
+        timing = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+        assert 0 < browser.execute_script(timing) < 2000
     assert len(css(browser, "#board-table tbody tr")) == 50
     assert len(css(browser, "#explorer select option")) == 2000
     assert logs(browser)[0] == []
