@@ -203,10 +203,12 @@ def test_laws(method, law):
     law(method)
 
 
-def test_features_have_length_one(tmp_path):
+def test_an_example_is_like_itself(tmp_path):
     world = tiny_world()
-    rows = $cls().encode(world.context(tmp_path), world.train, "train")
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
+    index = $cls().build(world.context(tmp_path), world.train)
+    scores = index.score(world.train)  # cosines, [query, train]
+    np.testing.assert_allclose(np.diag(scores), 1.0, rtol=1e-5)
+    assert scores.max() < 1.00001
 ''',
     "README.md": """\
 # $dist

@@ -39,7 +39,7 @@ def sandbox(tmp_path_factory) -> dict[str, str]:
         module = {
             "tdabench": "from tdabench.cli import main",
             "pip": "from pip._internal.cli.main import main",
-            "pytest": "from pytest import console_main as main",
+            "pytest": "from pytest import main",
         }[tool]
         script = bin_folder / tool
         script.write_text(f"#!{bin_folder}/python\nimport sys\n{module}\nsys.exit(main())\n")
