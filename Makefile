@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test install docs clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on the embedded suite
 	$(BIN)/tdabench run --methods airrep,trak
@@ -24,9 +24,14 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed peers.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement peers.txt
 	touch $@
+
+docs: $(VENV)/.installed-test  ## the documentation as pages, in site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 clean:  ## remove the environment and build leftovers
 	rm -rf $(VENV) build dist *.egg-info
