@@ -91,8 +91,9 @@ def test_every_bundled_plugin_is_registered_as_a_stranger_would():
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_arrows_between_rooms_point_one_way(room: str):
+    scripts = [p for p in sources(HARNESS / room) if p.name.startswith("make_")]
     for path in sources(HARNESS / room):
-        for module, line in imports(path):
+        for module, line in imports(path) if path not in scripts else ():
             parts = module.split(".")
             if parts[0] != "tdabench" or len(parts) < 2:
                 continue
@@ -102,7 +103,7 @@ def test_arrows_between_rooms_point_one_way(room: str):
 
 def test_only_the_command_line_imports_the_command_line():
     for path in sources(HARNESS):
-        if HARNESS / "cli" in path.parents:
+        if HARNESS / "cli" in path.parents or path == HARNESS / "__main__.py":
             continue
         for module, line in imports(path):
             assert not module.startswith("tdabench.cli"), f"{path}:{line} imports {module}"

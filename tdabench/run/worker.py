@@ -26,7 +26,7 @@ from typing import Any
 from tdabench import plugins
 from tdabench.benchmarks.base import BenchmarkContext, Built, Outcome
 from tdabench.data.examples import Corpus
-from tdabench.errors import MethodError, TdabenchError, unknown
+from tdabench.errors import MethodError, MissingAsset, TdabenchError, unknown
 from tdabench.io import read_json, write_arrays, write_json
 from tdabench.method import Context, Index
 from tdabench.run.folder import RunFolder, append_line, tail
@@ -40,6 +40,7 @@ from tdabench.run.meter import (
 )
 from tdabench.run.plan import construct, jsonable
 from tdabench.run.suite import Suite, SuiteTarget, load_suite, truth_name
+from tdabench.run.top import top_examples
 from tdabench.run.watch import file_events, strays
 from tdabench.truth.store import Truth
 
@@ -75,6 +76,8 @@ class Worker:
 
     def fail(self, cells: list[dict], error: BaseException, cost: Mapping[str, Any]) -> None:
         status, reason = explain(error)
+        if isinstance(error, MissingAsset) and not cells[0]["record"]["method"]["passed"]:
+            status = "skipped"  # the suite lacks it; a name that the user passed is a mistake
         traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -252,8 +255,10 @@ class Worker:
         truths = Inputs(suite, declared.truths, "truth")
 
         def truth(kind: str) -> Truth:
-            path = truths[truth_name(kind, split)]
-            found = Truth.load(path)
+            name = truth_name(kind, split)
+            if name not in truths:
+                raise unknown(f"truth of the target {declared.label}", name, truths)
+            found = Truth.load(truths[name])
             found.check(train, target)
             return found.for_queries(queries.ids)
 
@@ -286,9 +291,11 @@ class Worker:
         check_outcome(name, outcome)
         memory = {k: v for k, v in phase.items() if k not in ("seconds", "cpu_seconds")}
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
+        seconds = round(time.perf_counter() - start + cost["build"]["seconds"], 3)
+        shown = top_examples(index, queries, metered.seconds) if name == "lds" else {}
         write_arrays(
             self.folder.arrays_path(cell["key"]),
-            arrays_of(outcome),
+            {**arrays_of(outcome), **shown},
             {"query_ids": list(outcome.query_ids), "key": cell["key"]},
         )
         return self.record(
@@ -303,7 +310,7 @@ class Worker:
                 **truths.used,
                 **{k: v for o in others.values() for k, v in o.files.used.items()},
             },
-            seconds=round(time.perf_counter() - start + cost["build"]["seconds"], 3),
+            seconds=seconds,
         )
 
 

@@ -216,9 +216,12 @@ def test_another_asset_is_another_measurement(make_suite, toys, tmp_path, builds
     assert found["asset"]["status"] == "ok"
 
 
-def test_a_method_without_its_asset_fails_clearly(toy_suite, toys, tmp_path):
+def test_a_method_whose_asset_the_suite_lacks_is_skipped(toy_suite, toys, tmp_path):
     found = measure(toy_suite, tmp_path / "run", "asset")
+    assert found["asset"]["status"] == "skipped"
     assert "the suite provides no asset 'words'" in found["asset"]["reason"]
+    (passed,) = measure(toy_suite, tmp_path / "run", "asset", sets=("asset.size=9",)).values()
+    assert passed["status"] == "failed"
 
 
 def test_what_a_new_version_replaces_steps_aside(toy_suite, toys, tmp_path):
