@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdabench.api import Corpus, DataError, Target, UsageError, sha256_file
+from tdabench.api import Corpus, DataError, Target, UsageError, read_json, sha256_file
 from tdabench_airrep.encoder import Encoder, Pooled, TextFormat, initial_encoder
 from tdabench_airrep.labels import Labels
 from tdabench_airrep.recipe import TrainConfig
@@ -29,6 +29,7 @@ class Body:
     layers: tuple[int, ...] = (-1,)
     spans: tuple[str, ...] = ("all",)
     attention: str = "own"
+    normalise: bool = False
     text: str = ""
     max_tokens: int = 0
     side: str = "first"
@@ -38,7 +39,12 @@ class Body:
             self.init,
             target,
             dim=self.dim,
-            pooled=Pooled(layers=self.layers, spans=self.spans, attention=self.attention),
+            pooled=Pooled(
+                layers=self.layers,
+                spans=self.spans,
+                attention=self.attention,
+                normalise=self.normalise,
+            ),
             text=TextFormat(template=self.text) if self.text else None,
             seed=seed,
         )
@@ -112,7 +118,9 @@ def train_encoder(
     labels, teacher = join_labels(label_files), blend(teacher_files)
     if labels is not None and labels.meta.get("target") not in (None, target.fingerprint):
         say("note: the labels were made on another target than the one given")
+    earlier = None
     if (Path(body.init) / "airrep.json").exists():
+        earlier = read_json(Path(body.init) / "airrep.json")
         config = replace(config, whiten=False)  # its projection is what is to be trained on
     encoder = body.encoder(target, config.seed)
     trainer = Trainer(encoder, train, dev, config, out, labels=labels, teacher=teacher, say=say)
@@ -124,8 +132,17 @@ def train_encoder(
     if labels is not None:
         label_seconds = float(labels.meta.get("cpu_seconds") or labels.meta.get("seconds", 0.0))
     teacher_seconds = float(teacher.meta.get("seconds", 0.0)) if teacher else 0.0
+    train_seconds = trainer.seconds
+    if earlier is not None:
+        before = earlier.get("cost", {})
+        train_seconds += before.get("train_seconds", 0.0)
+        if teacher is None or earlier.get("teacher") != dict(teacher.meta):
+            teacher_seconds += before.get("teacher_seconds", 0.0)
+        if labels is None or earlier.get("labels") != _label_record(labels, label_files):
+            label_seconds += before.get("label_seconds", 0.0)
     record: dict[str, Any] = {
         "schema": 1,
+        "earlier": earlier,
         "body": asdict(body),
         "recipe": asdict(config),
         "target": {
@@ -139,11 +156,11 @@ def train_encoder(
         "best": best,
         "curve": trainer.curve,
         "cost": {
-            "seconds": round(label_seconds + teacher_seconds + trainer.seconds, 1),
+            "seconds": round(label_seconds + teacher_seconds + train_seconds, 1),
             "retrainings": labels.retrainings if labels else 0,
             "label_seconds": round(label_seconds, 1),
             "teacher_seconds": round(teacher_seconds, 1),
-            "train_seconds": round(trainer.seconds, 1),
+            "train_seconds": round(train_seconds, 1),
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

@@ -329,6 +329,7 @@ def config_options(function: Any) -> Any:
 @click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
 @click.option("--spans", default="all", show_default=True, help="Means over: all, response.")
 @click.option("--attention", default="own", show_default=True, help="own, or full.")
+@click.option("--normalise/--no-normalise", default=False, help="Embeddings of one length.")
 @click.option("--text", default="", help="Template with {prompt} and {response}.")
 @click.option("--max-tokens", default=0, help="Tokens kept of a text; 0: as the body takes.")
 @click.option("--side", default="first", show_default=True, help="Tokens kept: first or last.")
@@ -342,6 +343,7 @@ def train(
     layers: str,
     spans: str,
     attention: str,
+    normalise: bool,
     text: str,
     max_tokens: int,
     side: str,
@@ -375,6 +377,7 @@ def train(
             layers=numbers(layers),
             spans=tuple(spans.split(",")),
             attention=attention,
+            normalise=normalise,
             text=text,
             max_tokens=max_tokens,
             side=side,

@@ -91,11 +91,14 @@ class Pooled:
     -1: the last, after the final norm). `spans` lists the tokens to take means over: "all", and
     "response" for those from where the response begins; their means are concatenated too.
     `attention` is "own", or "full" to let every token of a causal body see every other.
+    `normalise` gives every embedding the same length, which is learnt: its square is the inverse
+    temperature of a cosine. The paper's encoders are not normalised.
     """
 
     layers: tuple[int, ...] = (-1,)
     spans: tuple[str, ...] = ("all",)
     attention: str = "own"
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if not self.spans or not set(self.spans) <= {"all", "response"}:
@@ -123,10 +126,27 @@ class Encoder(nn.Module):
         self.pooled = pooled or Pooled()
         parts = len(self.pooled.layers) * len(self.pooled.spans)
         self.projector = nn.Linear(int(config.hidden_size) * parts, dim)
+        self.length = nn.Parameter(torch.ones(())) if self.pooled.normalise else None
         self.tokenizer = tokenizer
         self.text = text
         self.causal = is_causal(config)
         self.eval()
+
+    def normalised(self) -> Encoder:
+        """Itself, normalising from now on."""
+        if self.length is None:
+            self.pooled = replace(self.pooled, normalise=True)
+            self.length = nn.Parameter(torch.ones_like(self.projector.bias[0]))
+        return self
+
+    def rescale(self, factor: float) -> None:
+        """Multiplies every embedding by `factor`."""
+        with torch.no_grad():
+            if self.length is not None:
+                self.length.mul_(factor)
+            else:
+                self.projector.weight.mul_(factor)
+                self.projector.bias.mul_(factor)
 
     @property
     def dim(self) -> int:
@@ -144,7 +164,10 @@ class Encoder(nn.Module):
 
         Returns embeddings [b, dim] in the dtype of the weights.
         """
-        return self.projector(self.mean_states(ids, real, answer))
+        out = self.projector(self.mean_states(ids, real, answer))
+        if self.length is None:
+            return out
+        return torch.nn.functional.normalize(out, dim=1) * self.length
 
     def mean_states(
         self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
@@ -225,14 +248,14 @@ class Encoder(nn.Module):
         """The contents of config.json: the body's fields, flat, and ours."""
         body: Any = self.body.config
         fields = json.loads(body.to_json_string(use_diff=True))
-        body_keys = asdict(self.pooled)
+        keys = asdict(self.pooled)
         return {
             **{k: v for k, v in fields.items() if k not in NOT_BODY},
             "model_type": "airrep",
             "backbone": body.model_type,
             "projection_dim": self.dim,
             "airrep_text": asdict(self.text),
-            "airrep_body": {k: list(v) if k != "attention" else v for k, v in body_keys.items()},
+            "airrep_body": {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()},
         }
 
     def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
@@ -422,6 +445,8 @@ def initial_encoder(
             encoder = load_encoder(folder)
             if text:
                 encoder.text = text
+            if pooled.normalise:
+                encoder.normalised()
             return encoder.requires_grad_(True)
         body, tokenizer = _pretrained(folder), load_tokenizer(folder)
         text = text or TextFormat(max_tokens=_length(body.config))

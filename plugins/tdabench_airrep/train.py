@@ -203,7 +203,7 @@ class Trainer:
         self.best_lds = -np.inf
         self.seconds = 0.0
         named = dict(encoder.named_parameters())
-        head = [n for n in named if n.startswith("projector.")]
+        head = [n for n in named if not n.startswith("body.")]
         self.names = [n for n in named if n not in head] + head
         self.optimizer = torch.optim.AdamW(
             [
@@ -310,9 +310,7 @@ class Trainer:
         factors = [2.0**k / spread for k in range(-4, 8)]
         losses = [objective(q * f**0.5, z * f**0.5, plain, self.config)[0] for f in factors]
         best = factors[int(np.argmin(losses))] ** 0.5
-        with torch.no_grad():
-            self.encoder.projector.weight.mul_(best)
-            self.encoder.projector.bias.mul_(best)
+        self.encoder.rescale(best)
         self.say(f"scores scaled by {best**2:.3g}: ranking loss {min(losses):.4f}")
 
     # ------------------------------------------------------------------ measuring

@@ -159,6 +159,24 @@ def test_response_span_is_the_mean_from_where_the_response_begins(tiny_target, t
     np.testing.assert_allclose(encode(encoder, tiny_corpus[:9])[1], want, rtol=1e-4, atol=1e-5)
 
 
+def test_normalised_embeddings_have_one_learnt_length(tiny_target, tiny_corpus, tmp_path) -> None:
+    encoder = own_encoder(tiny_target)
+    plain = encode(encoder, tiny_corpus)
+    encoder.normalised().rescale(3.0)
+    unit = encode(encoder, tiny_corpus)
+    want = 3 * plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, want, rtol=1e-4, atol=1e-5)
+    encoder.save(tmp_path / "e", {}, half=False)
+    np.testing.assert_allclose(encode(load_encoder(tmp_path / "e"), tiny_corpus), want, rtol=1e-4)
+
+
+def test_rescaling_an_encoder_scales_its_embeddings(tiny_target, tiny_corpus) -> None:
+    encoder = own_encoder(tiny_target)
+    plain = encode(encoder, tiny_corpus)
+    encoder.rescale(0.5)
+    np.testing.assert_allclose(encode(encoder, tiny_corpus), plain / 2, rtol=1e-4, atol=1e-6)
+
+
 def test_the_response_cut_off_leaves_the_last_token(tiny_target) -> None:
     encoder = own_encoder(tiny_target, pooled=Pooled(spans=("response",)), max_tokens=4)
     tokens = encoder.tokenize([Example("a", "many words stand before it", "x")])[0]
