@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from tdabench.cli.verify import command
-from tdabench.errors import UsageError
+from tdabench.errors import DataError, UsageError
 from tdabench.io import read_json, sha256_file, write_json
 from tdabench.report.records import read_run
-from tdabench.report.verify import verify_runs
+from tdabench.report.verify import Truths, verify_runs
 
 
 @pytest.fixture
@@ -148,3 +148,14 @@ def test_the_command_and_its_exit_code(honest):
     assert "differs: b · qwen2-1m · lds: lds is 0.99 in the record" in done.stdout
     rows = json.loads(CliRunner().invoke(command, [*args, "--json"]).stdout)
     assert {r["label"]: r["status"] for r in rows} == {"a": "agrees", "b": "differs"}
+
+
+def test_a_truth_that_a_suite_declares_for_another_target_is_refused(honest):
+    folder, path = honest
+    record = next(iter(read_run(folder).records))
+    truths = Truths()
+    truths.add(path, "gpt2-2m")
+    with pytest.raises(DataError, match="another target"):
+        truths.of(record, "lds")
+    truths.add(path, "qwen2-1m")
+    assert len(truths.of(record, "lds").query_ids) == 40
