@@ -140,7 +140,7 @@ class GradNorm(_QueryFree):
     name = "gradnorm"
     summary = "gradient norm of the training example"
 
-    checkpoint: str = "warm"
+    checkpoint: str = "base"
     layers: str | None = None
 
     def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:

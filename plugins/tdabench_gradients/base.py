@@ -44,7 +44,7 @@ class GradientMethod(RepresentationMethod):
 
     family = "gradient"
 
-    checkpoint: str = "warm"
+    checkpoint: str = "base"
     layers: str | None = None
     rank: int | None = 16
     bias: bool = False

@@ -48,7 +48,7 @@ class Traker(TDAMethod):
     source = "Park et al. 2023, arXiv 2303.14186; package traker 0.3"
     summary = "TRAK by its authors' package"
 
-    checkpoint: str = "warm"
+    checkpoint: str = "base"
     layers: str | None = None
     dim: int = 512
     damping: float = 0.1

@@ -55,7 +55,7 @@ class StreamingMethod(TDAMethod):
 
     pooling: str = "sum"
     temperature: float = 1.0
-    checkpoint: str = "warm"
+    checkpoint: str = "base"
     layers: str | None = None
     bias: bool = True
 

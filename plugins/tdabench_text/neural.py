@@ -68,7 +68,7 @@ class Hidden(_Dense):
     }
     source = "Ivison et al. 2025, arXiv:2503.01807"
 
-    checkpoint: str = "warm"
+    checkpoint: str = "base"
     layer: int = -1
     weighting: Literal["mean", "position"] = "mean"
 

@@ -72,7 +72,7 @@ def test_gradient_norm_equals_autograd(make_target, tiny_corpus, tmp_path, archi
     context = Context(target=target, scratch=tmp_path)
     train = tiny_corpus[:8]
     got = GradNorm().build(context, train).score([train[0]])[0]
-    model = target.fresh_model("warm").requires_grad_(True)
+    model = target.fresh_model("base").requires_grad_(True)
     weights = [m.weight for _, m in select_layers(model)]
     tokens = target.tokenize(train)
     for i in range(len(train)):

@@ -23,7 +23,7 @@ from tdabench.toolkit.gradients import GradientEngine, stream_features
 
 
 def gradients(context: Context, corpus: Corpus, rank: int | None = None) -> np.ndarray:
-    engine = GradientEngine(context.target.model("warm"), rank=rank, random=context.torch_generator)
+    engine = GradientEngine(context.target.model("base"), rank=rank, random=context.torch_generator)
     return np.asarray(stream_features(context, corpus, engine.gradients, engine.dim)[:], "f8")
 
 
@@ -113,7 +113,7 @@ def test_second_moments_equal_a_loop_over_tokens(
     tiny_context: Context, tiny_corpus: Corpus
 ) -> None:
     some = tiny_corpus[:6]
-    engine = GradientEngine(tiny_context.target.model("warm"), layers="layers.0.self_attn.q_proj")
+    engine = GradientEngine(tiny_context.target.model("base"), layers="layers.0.self_attn.q_proj")
     ((a, s),) = second_moments(tiny_context, engine, some).values()
     xs, deltas = [], []
     for tokens in tiny_context.target.tokenize(some):
@@ -207,10 +207,10 @@ def test_layers_and_checkpoint_change_the_scores(
     tiny_target: Target, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
 ) -> None:
     context = Context(target=tiny_target, scratch=tmp_path)
-    all_layers, attention, base = (
+    all_layers, attention, warm = (
         scores(m, context, tiny_corpus, tiny_queries)
-        for m in (GradDot(), GradDot(layers="self_attn"), GradDot(checkpoint="base"))
+        for m in (GradDot(), GradDot(layers="self_attn"), GradDot(checkpoint="warm"))
     )
     mlp = scores(GradDot(layers="mlp"), context, tiny_corpus, tiny_queries)
     assert close(attention + mlp, all_layers)
-    assert not close(base, all_layers, 0.1)
+    assert not close(warm, all_layers, 0.1)

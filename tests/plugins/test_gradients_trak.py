@@ -37,7 +37,7 @@ def test_equals_traker_with_the_same_projection(
 
     parameters = sum(
         m.weight.numel()
-        for n, m in tiny_target.model("warm").named_modules()
+        for n, m in tiny_target.model("base").named_modules()
         if isinstance(m, torch.nn.Linear) and n != "lm_head"
     )
     projector = BasicProjector(
@@ -64,7 +64,7 @@ def test_equals_traker_with_the_same_projection(
 def test_the_measurement_is_the_log_odds_of_the_response(
     tiny_target: Target, tiny_corpus: Corpus
 ) -> None:
-    model = tiny_target.model("warm")
+    model = tiny_target.model("base")
     (batch,) = tiny_target.batches(tiny_target.tokenize(tiny_corpus[:5]))
     losses, rows = token_losses(model, batch)
     p = (-losses).exp().double().numpy()

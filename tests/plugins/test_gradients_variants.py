@@ -33,7 +33,7 @@ def score(method: TDAMethod, context: Context, train: Corpus, queries: Corpus) -
 
 def whole_gradients(context: Context, corpus: Corpus) -> np.ndarray:
     """Gradients of LAYER: [n, 32, 48]."""
-    engine = GradientEngine(context.target.model("warm"), layers=LAYER)
+    engine = GradientEngine(context.target.model("base"), layers=LAYER)
     g = stream_features(context, corpus, engine.gradients, engine.dim)
     return np.asarray(g[:], "f8").reshape(-1, 32, 48)
 

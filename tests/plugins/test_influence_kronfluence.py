@@ -43,7 +43,7 @@ def kronfluence_scores(
         def __getitem__(self, i: int) -> Any:
             return self.rows[i]
 
-    names = [name for name, _ in select_layers(target.model("warm"))]
+    names = [name for name, _ in select_layers(target.model("base"))]
 
     class ResponseLoss(Task):
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
@@ -60,7 +60,7 @@ def kronfluence_scores(
             return batch[1]
 
     task = ResponseLoss()
-    model = prepare_model(target.fresh_model("warm"), task)
+    model = prepare_model(target.fresh_model("base"), task)
     analyzer = Analyzer(
         "parity",
         model,

@@ -30,7 +30,7 @@ TWO = r"layers.[01].self_attn.v_proj"
 
 
 def gradients(context: Context, corpus: Corpus, layers: str, bias: bool = True) -> np.ndarray:
-    engine = GradientEngine(context.target.model("warm"), layers=layers, bias=bias)
+    engine = GradientEngine(context.target.model("base"), layers=layers, bias=bias)
     return np.asarray(stream_features(context, corpus, engine.gradients, engine.dim)[:], "f8")
 
 
@@ -60,7 +60,7 @@ def test_identity_is_the_exact_inner_product(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
     g, q = (gradients(tiny_context, c, ".") for c in (tiny_corpus, tiny_queries))
-    engine = GradientEngine(tiny_context.target.model("warm"), layers=".", bias=True)
+    engine = GradientEngine(tiny_context.target.model("base"), layers=".", bias=True)
     assert "lm_head" in engine.dims
     got = score(Identity(layers="."), tiny_context, tiny_corpus, tiny_queries)
     assert close(got, q @ g.T)
@@ -93,7 +93,7 @@ def test_group_influence_is_the_sum_over_members(
 
 def kronecker(context: Context, corpus: Corpus) -> tuple[np.ndarray, ...]:
     """(A, S, mean tokens) of ONE by a loop over examples, training labels."""
-    engine = GradientEngine(context.target.model("warm"), layers=ONE, bias=True)
+    engine = GradientEngine(context.target.model("base"), layers=ONE, bias=True)
     xs, ds = [], []
     for tokens in context.target.tokenize(corpus):
         (batch,) = context.target.batches([tokens])
@@ -126,7 +126,7 @@ def test_ekfac_has_the_best_diagonal_in_the_eigenbasis(
 
 
 def test_labels_are_drawn_from_the_model(tiny_target: Target, tiny_corpus: Corpus) -> None:
-    model = tiny_target.model("warm")
+    model = tiny_target.model("base")
     (batch,) = tiny_target.batches(tiny_target.tokenize(tiny_corpus[:2]))
     logits = response_logits(model, batch)
     p = torch.softmax(logits, 1).double().numpy()
@@ -258,7 +258,7 @@ def test_curvature_products_equal_finite_differences(
     h = product(index, v, "hessian").double().numpy()
 
     # The mean gradient in float64, at weights moved along v.
-    model = target.fresh_model("warm").double()
+    model = target.fresh_model("base").double()
     engine = GradientEngine(model, layers=layers, bias=True)
     layer = engine.layers[0]
     module = dict(model.named_modules())[layer.name]
@@ -291,7 +291,7 @@ def test_gauss_newton_is_the_mean_over_drawn_labels(
     d = index.engine.dim
     v = torch.randn(1, d, generator=torch.Generator().manual_seed(0))
     got = product(index, v, "gauss-newton")[0].double().numpy()
-    model = tiny_context.target.model("warm")
+    model = tiny_context.target.model("base")
     want = np.zeros(d)
     for tokens in tiny_context.target.tokenize(some):
         (batch,) = tiny_context.target.batches([tokens])
