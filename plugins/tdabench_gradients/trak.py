@@ -26,11 +26,11 @@ class TRAK(GradientMethod):
     log-odds log(p_t / (1 - p_t)) of each response token, and 1 - p_t the token's weight; both are
     reduced over the response by `reduction`, since TRAK leaves the choice open for language models.
 
-    dim        sketch dimension
+    proj_dim   sketch dimension
     sketch     "sparse" (one signed entry a parameter), "rademacher" or "normal" (dense, as in the
                paper; much slower)
     damping    lambda as a multiple of the mean eigenvalue; must be positive where examples are no
-               more than `dim`
+               more than `proj_dim`
     rank       project each layer's sides first: a Kronecker sketch, cheaper and coarser
     reduction  "mean" or "sum" of the token log-odds over the response
     """
@@ -42,15 +42,15 @@ class TRAK(GradientMethod):
 
     checkpoints: tuple[str, ...] = ()
     rank: int | None = None
-    dim: int = 2048
+    proj_dim: int = 2048
     sketch: Literal["sparse", "rademacher", "normal"] = "sparse"
     damping: float = 0.1
     reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.damping < 0 or self.dim < 1:
-            raise UsageError(f"{self.name}: damping must be >= 0 and dim >= 1")
+        if self.damping < 0 or self.proj_dim < 1:
+            raise UsageError(f"{self.name}: damping must be >= 0 and proj_dim >= 1")
         if self.reduction not in ("mean", "sum"):
             raise UsageError(
                 f"{self.name}: unknown reduction {self.reduction!r}", "One of: mean, sum"
@@ -73,7 +73,7 @@ class TRAK(GradientMethod):
             phis, weights = zip(*(part(batch) for part in parts))
             return torch.cat([*phis, torch.stack(weights, dim=1)], dim=1)
 
-        dim = len(self.models) * (self.dim + 1)
+        dim = len(self.models) * (self.proj_dim + 1)
         return self.stream(context, examples, role, compute, dim)
 
     def _sketched(self, context: Context, checkpoint: str) -> Any:
@@ -84,11 +84,11 @@ class TRAK(GradientMethod):
         from tdabench_gradients.sketch import Sketch
 
         engine = self.engine(context, {}, checkpoint=checkpoint)
-        sketch = Sketch(context, engine, self.dim, self.sketch)
+        sketch = Sketch(context, engine, self.proj_dim, self.sketch)
 
         def compute(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             b = len(batch.input_ids)
-            phi = torch.zeros(b, self.dim, device=batch.input_ids.device)
+            phi = torch.zeros(b, self.proj_dim, device=batch.input_ids.device)
             weight: list[torch.Tensor] = []
 
             def measured(model: Any, batch: Batch) -> torch.Tensor:
@@ -126,7 +126,7 @@ class TRAK(GradientMethod):
         from tdabench_gradients.base import curvature_blocks
 
         m = len(self.models)
-        starts = np.arange(m + 1) * self.dim
+        starts = np.arange(m + 1) * self.proj_dim
         return {
             f"low.{i}": damped_cholesky(c, self.damping, f"{self.name} ({name})", features.shape[0])
             for i, (c, name) in enumerate(zip(curvature_blocks(features, starts), self.models))
@@ -136,7 +136,7 @@ class TRAK(GradientMethod):
         """Rows: phi_m whitened; on the training side times mean(1 - p) / models."""
         from tdabench_gradients.base import whiten
 
-        m, d = len(self.models), self.dim
+        m, d = len(self.models), self.proj_dim
         features = np.asarray(features)
         out = np.empty((len(features), m * d), dtype=np.float32)
         for i in range(m):

@@ -39,8 +39,8 @@ class Traker(TDAMethod):
     """The `traker` package run on the target: vmap(grad), its own projector and scores.
 
     The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
-    inverse. On a CPU its projector draws the whole projection anew for every batch, so keep `dim`
-    small there. Parameters as in `trak`.
+    inverse. On a CPU its projector draws the whole projection anew for every batch, so keep
+    `proj_dim` small there. Parameters as in `trak`.
     """
 
     name = "traker"
@@ -50,20 +50,20 @@ class Traker(TDAMethod):
 
     checkpoint: str = "base"
     layers: str | None = None
-    dim: int = 512
+    proj_dim: int = 512
     damping: float = 0.1
     reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        if self.damping < 0 or self.dim < 1:
-            raise UsageError(f"{self.name}: damping must be >= 0 and dim >= 1")
+        if self.damping < 0 or self.proj_dim < 1:
+            raise UsageError(f"{self.name}: damping must be >= 0 and proj_dim >= 1")
 
     def build(self, context: Context, train: Sequence[Example]) -> TrakerIndex:
         package = trak_package()
-        if self.damping == 0 and len(train) <= self.dim:
+        if self.damping == 0 and len(train) <= self.proj_dim:
             raise MethodError(
-                f"{self.name}: {len(train)} examples in {self.dim} dimensions need a ridge",
-                "Set damping above 0, or lower dim",
+                f"{self.name}: {len(train)} examples in {self.proj_dim} dimensions need a ridge",
+                "Set damping above 0, or lower proj_dim",
             )
         folder = context.scratch / "traker"
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +75,7 @@ class Traker(TDAMethod):
                 context.progress("traker features", int(index[-1]) + 1, len(train))
             grads = np.asarray(runner.traker.saver.current_store["grads"])
             # lambda is added to the sum of outer products, so its multiple is of tr(X^T X) / dim.
-            ridge = self.damping * float(np.square(grads, dtype=np.float64).sum()) / self.dim
+            ridge = self.damping * float(np.square(grads, dtype=np.float64).sum()) / self.proj_dim
             runner.traker.score_computer.lambda_reg = ridge
             runner.traker.finalize_features()
         return TrakerIndex(self, context, folder, len(train))
@@ -164,7 +164,7 @@ class _Runner:
                 save_dir=str(folder),
                 load_from_save_dir=resume,
                 device=str(context.device),  # a torch.device("cpu") is taken for CUDA
-                proj_dim=method.dim,
+                proj_dim=method.proj_dim,
                 projector_seed=context.seed,
                 grad_wrt=chosen,
                 use_half_precision=False,

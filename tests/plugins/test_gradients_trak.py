@@ -31,7 +31,7 @@ def test_equals_traker_with_the_same_projection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     context = Context(target=tiny_target, scratch=tmp_path)
-    theirs = Traker(dim=DIM, damping=0.1).build(context, tiny_corpus).score(tiny_queries)
+    theirs = Traker(proj_dim=DIM, damping=0.1).build(context, tiny_corpus).score(tiny_queries)
 
     from trak.projectors import BasicProjector, ProjectionType
 
@@ -51,7 +51,7 @@ def test_equals_traker_with_the_same_projection(
         return p[at[0] - n : at[0]]
 
     monkeypatch.setattr(sketch_module, "_dense", theirs_in_order)
-    method = TRAK(dim=DIM, damping=0.1, sketch="normal")
+    method = TRAK(proj_dim=DIM, damping=0.1, sketch="normal")
     ours = method.build(context, tiny_corpus)
     at[0] = 0
     ours = ours.score(tiny_queries)
@@ -110,7 +110,7 @@ def test_sketches_keep_inner_products_in_expectation(tiny_context: Context, kind
 def test_scores_equal_the_formula_over_two_models(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
-    method = TRAK(dim=DIM, damping=0.3, checkpoints=("base", "warm"))
+    method = TRAK(proj_dim=DIM, damping=0.3, checkpoints=("base", "warm"))
     z, q = (
         np.asarray(method.features(tiny_context, c, r, {})[:], "f8")
         for c, r in ((tiny_corpus, "train"), (tiny_queries, "query"))
@@ -128,10 +128,10 @@ def test_scores_equal_the_formula_over_two_models(
 
 def test_a_ridge_is_required_with_few_examples(tiny_context: Context, tiny_corpus: Corpus) -> None:
     with pytest.raises(MethodError, match="60 examples, 64 dimensions, no damping"):
-        TRAK(dim=64, damping=0.0).build(tiny_context, tiny_corpus)
+        TRAK(proj_dim=64, damping=0.0).build(tiny_context, tiny_corpus)
     with pytest.raises(MethodError, match="need a ridge"):
-        Traker(dim=64, damping=0.0).build(tiny_context, tiny_corpus)
-    assert TRAK(dim=8, damping=0.0).build(tiny_context, tiny_corpus).n_train == 60
+        Traker(proj_dim=64, damping=0.0).build(tiny_context, tiny_corpus)
+    assert TRAK(proj_dim=8, damping=0.0).build(tiny_context, tiny_corpus).n_train == 60
     with pytest.raises(UsageError, match="unknown reduction"):
         TRAK(reduction="max")  # type: ignore[arg-type]
 

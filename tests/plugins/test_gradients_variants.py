@@ -60,17 +60,19 @@ def test_dsdm_is_the_fisher_on_loss_gradients(
     at = (tiny_context, tiny_corpus, tiny_queries)
     g, q = (whole_gradients(tiny_context, c).reshape(-1, 32 * 48) for c in at[1:])
     # Damping this large leaves the inner product, here in a sketch larger than the layer.
-    got = score(DsDm(layers=LAYER, dim=2000, damping=1e9), *at)
+    got = score(DsDm(layers=LAYER, proj_dim=2000, damping=1e9), *at)
     assert np.corrcoef(got.ravel(), (q @ g.T).ravel())[0, 1] > 0.98
 
-    method = DsDm(layers=LAYER, dim=50, damping=0.2)
+    method = DsDm(layers=LAYER, proj_dim=50, damping=0.2)
     z, phi = (
         np.asarray(method.features(tiny_context, c, "query", {})[:][:, :50], "f8") for c in at[1:]
     )
     fisher = z.T @ z / len(z)
     inverse = np.linalg.inv(fisher + 0.2 * np.trace(fisher) / 50 * np.eye(50))
     assert close(score(method, *at), phi @ inverse @ z.T)
-    assert not close(score(method, *at), score(TRAK(layers=LAYER, dim=50, damping=0.2), *at), 1e-3)
+    assert not close(
+        score(method, *at), score(TRAK(layers=LAYER, proj_dim=50, damping=0.2), *at), 1e-3
+    )
 
 
 def test_trackstar_is_the_cosine_of_normalised_whitened_gradients(
