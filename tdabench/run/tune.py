@@ -122,9 +122,8 @@ def _scored(
         scores = index.score_groups(queries, truth.groups)
         yield {}, stats.lds(scores, truth.values), ""
         return
-    if type(index).score_groups is not Index.score_groups:
-        raise UsageError("this method computes group scores itself: pooling cannot be tried")
     scores = index.score(queries)  # [query, train], once for every pooling
+    own = type(index).score_groups is not Index.score_groups  # streams, perhaps: ask it
     spread = float(scores.std()) or 1.0
     for pooling in inner.get("pooling", [index.pooling]):
         temperatures: Sequence[Any] = inner.get("temperature", [index.temperature])
@@ -135,7 +134,12 @@ def _scored(
                 params: dict[str, Any] = {"pooling": pooling}
                 if value is not None:
                     params["temperature"] = float(f"{float(value):.2g}")
-                pooled = pool_scores(scores, truth.groups, pooling, params.get("temperature", 1.0))
+                index.pooling, index.temperature = pooling, params.get("temperature", 1.0)
+                pooled = (
+                    index.score_groups(queries, truth.groups)
+                    if own
+                    else pool_scores(scores, truth.groups, index.pooling, index.temperature)
+                )
                 yield params, stats.lds(pooled, truth.values), ""
 
 
