@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdabench.api import Corpus, DataError, Target, UsageError, read_json, sha256_file
+from tdabench.api import (
+    Context,
+    Corpus,
+    DataError,
+    GuardError,
+    Recipe,
+    Target,
+    UsageError,
+    fingerprint,
+    read_json,
+    registry,
+    sha256_file,
+)
 from tdabench_airrep.encoder import Encoder, Pooled, TextFormat, initial_encoder
-from tdabench_airrep.labels import Labels
+from tdabench_airrep.labels import Draw, LabelJob, Labels
 from tdabench_airrep.recipe import TrainConfig
 from tdabench_airrep.train import Teacher, Trainer
 
-__all__ = ["Body", "TrainConfig", "blend", "join_labels", "train_encoder"]
+__all__ = [
+    "Body",
+    "TrainConfig",
+    "blend",
+    "join_labels",
+    "make_teacher",
+    "rebuild",
+    "train_encoder",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +165,8 @@ def train_encoder(
     record: dict[str, Any] = {
         "schema": 1,
         "earlier": earlier,
-        "body": asdict(body),
+        # A path is of no use elsewhere: what was at it is under "earlier".
+        "body": {**asdict(body), "init": "earlier" if earlier is not None else body.init},
         "recipe": asdict(config),
         "target": {
             "name": target.name,
@@ -182,3 +205,105 @@ def _label_record(labels: Labels | None, files: Sequence[Path]) -> dict[str, Any
         "instances": len(labels.instances),
         "excluded": labels.excluded(),
     }
+
+
+def rebuild(
+    record: Mapping[str, Any],
+    *,
+    target: Target,
+    train: Corpus,
+    dev: Corpus,
+    work: Path,
+    out: Path,
+    workers: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Makes the encoder of `record` again from the target and the corpora alone.
+
+    Labels, teachers and each training stage go into `work` and are resumed from there. Raises
+    GuardError when target or corpora are not those of the record.
+    """
+    for what, made, found in (
+        ("target", record["target"]["fingerprint"], target.fingerprint),
+        ("train corpus", record["corpora"]["train"], train.fingerprint),
+        ("dev corpus", record["corpora"]["dev"], dev.fingerprint),
+    ):
+        if made != found:
+            raise GuardError(f"the encoder was made of another {what} ({made}, here {found})")
+    earlier = record.get("earlier")
+    fields: dict[str, Any] = dict(record["body"])
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    body = Body(**fields)
+    if earlier is not None:
+        folder = work / "earlier"
+        rebuild(
+            earlier,
+            target=target,
+            train=train,
+            dev=dev,
+            work=work,
+            out=folder,
+            workers=workers,
+            say=say,
+        )
+        body = replace(body, init=str(folder))
+    label_files, teacher_files = [], []
+    if record["labels"]:
+        made = record["labels"]
+        draw = {**made["draw"], "instances": made["instances"]}
+        draw["subset_sizes"] = tuple(draw["subset_sizes"])
+        job = LabelJob(target, train, dev, Draw(**draw), Recipe(**made["recipe"]), work / "labels")
+        job.run(workers, say)
+        label_files.append(job.folder / "labels.safetensors")
+    for part in (record["teacher"] or {}).get("parts", ()):
+        path = work / f"teacher-{fingerprint([part['method'], part['params']])}.safetensors"
+        if not path.exists():
+            make_teacher(
+                part["method"], part["params"], part["seed"], target, train, dev, say
+            ).save(path)
+        teacher_files.append(f"{path}={part['weight']}")
+    return train_encoder(
+        target=target,
+        train=train,
+        dev=dev,
+        label_files=label_files,
+        teacher_files=teacher_files,
+        body=body,
+        config=TrainConfig(**record["recipe"]),
+        out=out,
+        say=say,
+    )
+
+
+def make_teacher(
+    method: str,
+    params: Mapping[str, str],
+    seed: int,
+    target: Target,
+    train: Corpus,
+    dev: Corpus,
+    say: Callable[[str], None],
+) -> Teacher:
+    """Scores of the dev examples against the training corpus by another method."""
+    chosen = registry().method(method).cls.from_params(params)
+    began, last = time.process_time(), time.perf_counter()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.perf_counter() - last > 10:
+            last = time.perf_counter()
+            say(f"teacher {method}: {what} {done}/{total}")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(target, Path(scratch), seed=seed, progress=progress)
+        scores = chosen.build(context, train).score(dev)
+    meta = {
+        "method": method,
+        "params": {k: str(v) for k, v in chosen.params.items()},
+        "seed": seed,
+        "seconds": round(time.process_time() - began, 1),
+        "target": target.fingerprint,
+        "train": train.fingerprint,
+        "dev": dev.fingerprint,
+    }
+    return Teacher(scores, meta)

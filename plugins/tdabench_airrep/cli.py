@@ -256,51 +256,15 @@ def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
 @click.option("--seed", default=0, show_default=True)
 def teacher(method: str, pairs: tuple[str, ...], out: Path, seed: int, **source: Any) -> None:
     """Score the dev examples against the pool by another method, to distil an encoder from."""
-    import tempfile
-    import time
-
     import torch
 
-    from tdabench.api import Context, registry
-    from tdabench_airrep.train import Teacher
+    from tdabench_airrep.build import make_teacher
 
     torch.set_num_threads(1)
-    opened = open_source(**source)
-    chosen = registry().method(method).cls.from_params(settings(method, pairs))
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Context(
-            opened.target, Path(scratch), seed=seed, progress=progress_line(f"teacher {method}")
-        )
-        index = chosen.build(context, opened.train)
-        scores = index.score(opened.dev)
-    seconds = round(time.perf_counter() - began, 1)
-    meta = {
-        "method": method,
-        "params": {k: str(v) for k, v in chosen.params.items()},
-        "seed": seed,
-        "seconds": seconds,
-        "target": opened.target.fingerprint,
-        "train": opened.train.fingerprint,
-        "dev": opened.dev.fingerprint,
-    }
-    Teacher(scores, meta).save(out)
-    emit({"teacher": str(out), "shape": list(scores.shape), "seconds": seconds})
-
-
-def progress_line(title: str) -> Any:
-    """A progress callback that says where it is about every ten seconds."""
-    import time
-
-    last = time.perf_counter()
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.perf_counter() - last > 10:
-            last = time.perf_counter()
-            say(f"{title}: {what} {done}/{total}")
-
-    return progress
+    o = open_source(**source)
+    made = make_teacher(method, settings(method, pairs), seed, o.target, o.train, o.dev, say)
+    made.save(out)
+    emit({"teacher": str(out), "shape": list(made.scores.shape), "seconds": made.meta["seconds"]})
 
 
 def config_options(function: Any) -> Any:
@@ -384,6 +348,46 @@ def train(
         ),
         config=build.TrainConfig(**config),
         out=out,
+        say=say,
+    )
+    emit({"encoder": str(out), **{k: record[k] for k in ("best", "cost", "bytes")}})
+
+
+@airrep.command()
+@source_options
+@click.option(
+    "--encoder",
+    type=click.Path(path_type=Path),
+    help="Whose record to follow. Default: the suite's.",
+)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--workers", default=1, show_default=True)
+def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source: Any) -> None:
+    """Make an encoder again from its record: labels, teacher, every training stage."""
+    import torch
+
+    from tdabench.api import load_suite, read_json
+    from tdabench_airrep import build
+
+    torch.set_num_threads(1)
+    o = open_source(**source)
+    if encoder is None:
+        if not source["suite"]:
+            raise UsageError("no encoder is given", "Pass --encoder DIR, or --suite")
+        suite = load_suite(source["suite"])
+        assets = suite.assets_for(suite.target(source["target"]))
+        if "airrep" not in assets:
+            raise UsageError(f"the suite {source['suite']} has no asset 'airrep'")
+        encoder = assets["airrep"]
+    record = build.rebuild(
+        read_json(encoder / "airrep.json"),
+        target=o.target,
+        train=o.train,
+        dev=o.dev,
+        work=work,
+        out=out,
+        workers=workers,
         say=say,
     )
     emit({"encoder": str(out), **{k: record[k] for k in ("best", "cost", "bytes")}})

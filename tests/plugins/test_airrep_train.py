@@ -33,6 +33,7 @@ from tdabench.api import (
     DataError,
     Groups,
     GuardError,
+    Recipe,
     TdabenchError,
     UsageError,
     pool_scores,
@@ -574,3 +575,58 @@ def test_teacher_and_train_commands(tiny_target, tiny_corpus, tiny_queries, tmp_
     assert cost["retrainings"] == 24
     assert cost["seconds"] >= 3.0
     assert AirRep().build(context, tiny_corpus).score(tiny_queries).shape == (12, 60)
+
+
+def test_an_encoder_is_rebuilt_from_its_record(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    from tdabench_airrep.build import make_teacher, rebuild, train_encoder
+    from tdabench_airrep.labels import Draw, LabelJob
+
+    draw = Draw(instances=2, subsets=4, pool_size=30, subset_sizes=(10,), dev=6)
+    recipe = Recipe(lr=1e-3, epochs=1, batch_size=10)
+    common = {"target": tiny_target, "train": tiny_corpus, "dev": tiny_queries}
+
+    def quiet(line: str) -> None:
+        pass
+
+    LabelJob(tiny_target, tiny_corpus, tiny_queries, draw, recipe, tmp_path / "l").run(1, quiet)
+    teacher = make_teacher("tfidf", {}, 0, tiny_target, tiny_corpus, tiny_queries, quiet)
+    teacher.save(tmp_path / "t")
+    config = TrainConfig(steps=0, distil_steps=2, every=1, holdout=1, probe=3, lr=1e-3)
+    first = train_encoder(
+        **common,
+        label_files=[],
+        teacher_files=[str(tmp_path / "t")],
+        body=Body(dim=8, spans=("response",)),
+        config=replace(config, holdout=0),
+        out=tmp_path / "first",
+        say=quiet,
+    )
+    second = train_encoder(
+        **common,
+        label_files=[tmp_path / "l" / "labels.safetensors"],
+        teacher_files=[str(tmp_path / "t")],
+        body=Body(init=str(tmp_path / "first"), normalise=True),
+        config=replace(config, steps=2, distil_steps=0, anchor=0.5),
+        out=tmp_path / "second",
+        say=quiet,
+    )
+    assert second["earlier"] == json.loads((tmp_path / "first" / "airrep.json").read_text())
+    assert second["cost"]["train_seconds"] > first["cost"]["train_seconds"]
+    assert str(tmp_path) not in (tmp_path / "second" / "airrep.json").read_text()
+    # A teacher used by both stages is paid for once.
+    assert second["cost"]["teacher_seconds"] == first["cost"]["teacher_seconds"]
+    record = json.loads((tmp_path / "second" / "airrep.json").read_text())
+    rebuild(record, **common, work=tmp_path / "work", out=tmp_path / "again", workers=1, say=quiet)
+    a, b = (load_encoder(tmp_path / n) for n in ("second", "again"))
+    np.testing.assert_array_equal(encode(a, tiny_corpus), encode(b, tiny_corpus))
+    with pytest.raises(GuardError, match="another dev corpus"):
+        rebuild(
+            record,
+            target=tiny_target,
+            train=tiny_corpus,
+            dev=tiny_queries[:5],
+            work=tmp_path,
+            out=tmp_path,
+            workers=1,
+            say=quiet,
+        )
