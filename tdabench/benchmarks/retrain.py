@@ -24,6 +24,7 @@ from tdabench.targets.target import Target, Tokens
 from tdabench.targets.training import Recipe, finetune
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 VERSION = 1
@@ -111,22 +112,44 @@ def greedy(
         for row, i in enumerate(part):  # padded on the left: all responses begin at `width`
             ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].ids)
             real[row, width - len(prompts[i]) :] = 1
-        with torch.inference_mode():
-            made = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(model.device),
-                attention_mask=real.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=eos,
-                pad_token_id=target.pad_id,
-            )
+        new_ids = _continue(model, ids.to(model.device), real.to(model.device), max_new_tokens, eos)
         for row, i in enumerate(part):
-            new = made[row, width:].tolist()
+            new = new_ids[row].tolist()
             if eos in new:
                 new = new[: new.index(eos)]
             out[i] = str(target.tokenizer.decode(new, skip_special_tokens=True)).strip()
     return out
+
+
+def _continue(
+    model: PreTrainedModel, ids: torch.Tensor, real: torch.Tensor, steps: int, eos: int
+) -> torch.Tensor:
+    """At most `steps` greedy tokens after each row of ids [b, t], until all rows met `eos`.
+
+    Written out because transformers' generate() loads a compiler and sets up its caches first.
+    """
+    import torch
+
+    made: list[torch.Tensor] = []
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    past = None
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        while len(made) < steps and not bool(done.all()):
+            out = model(
+                input_ids=ids,
+                attention_mask=real,
+                position_ids=positions,
+                past_key_values=past,
+                use_cache=True,
+            )
+            past = out.past_key_values
+            ids = out.logits[:, -1:].argmax(-1)  # [b, 1]
+            done |= ids[:, 0] == eos
+            made.append(ids)
+            real = torch.cat([real, torch.ones_like(ids)], dim=1)
+            positions = positions[:, -1:] + 1
+    return torch.cat(made, dim=1)
 
 
 def exact_match(response: str, wanted: str) -> float:
