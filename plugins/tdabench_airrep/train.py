@@ -463,8 +463,9 @@ class Trainer:
             if name in m:
                 self.optimizer.state[p] = {
                     "step": torch.tensor(meta["moments"]),
-                    "exp_avg": m[name].clone(),
-                    "exp_avg_sq": v[name].clone(),
+                    # A file has no scalars: the learnt length comes back with one entry.
+                    "exp_avg": m[name].reshape(p.shape).clone(),
+                    "exp_avg_sq": v[name].reshape(p.shape).clone(),
                 }
         self.step, self.curve = meta["step"], list(meta["curve"])
         self.seconds, self.best_lds = meta["seconds"], meta["best_lds"]

@@ -239,7 +239,9 @@ def _labels(train, dev, instances: int = 3, subsets: int = 8, size: int = 10):
     return Labels(tuple(out), len(train), len(dev), {**meta, "seconds": 3.0})
 
 
-def _trainer(target, train, dev, folder, labels=None, teacher=None, say=lambda line: None, **kw):
+def _trainer(
+    target, train, dev, folder, labels=None, teacher=None, say=lambda line: None, body=None, **kw
+):
     options = {
         "lr": 3e-3,
         "steps": 6,
@@ -251,7 +253,7 @@ def _trainer(target, train, dev, folder, labels=None, teacher=None, say=lambda l
         **kw,
     }
     return Trainer(
-        _encoder(target),
+        _encoder(target, **(body or {})),
         train,
         dev,
         TrainConfig(**options),
@@ -298,10 +300,14 @@ def test_distillation_follows_the_teacher(tiny_target, tiny_corpus, tiny_queries
     assert trainer.curve[-1]["kernel"] > trainer.curve[0]["kernel"] + 0.1
 
 
-def test_resumed_training_is_the_same_training(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+@pytest.mark.parametrize("normalise", [False, True])
+def test_resumed_training_is_the_same_training(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path, normalise
+):
     labels = _labels(tiny_corpus, tiny_queries)
     args = (tiny_target, tiny_corpus, tiny_queries)
-    whole = _trainer(*args, tmp_path / "whole", labels)
+    body = {"normalise": normalise}
+    whole = _trainer(*args, tmp_path / "whole", labels, body=body)
     whole.run()
 
     class Stop(Exception):
@@ -311,10 +317,10 @@ def test_resumed_training_is_the_same_training(tiny_target, tiny_corpus, tiny_qu
         if line.startswith("rank step 6/"):  # step 6 was taken but never written
             raise Stop
 
-    part = _trainer(*args, tmp_path / "part", labels, say=stop)
+    part = _trainer(*args, tmp_path / "part", labels, say=stop, body=body)
     with pytest.raises(Stop):
         part.run()
-    again = _trainer(*args, tmp_path / "part", labels)
+    again = _trainer(*args, tmp_path / "part", labels, body=body)
     again.run()
     for (name, a), b in zip(
         whole.encoder.state_dict().items(), again.encoder.state_dict().values()
@@ -323,7 +329,7 @@ def test_resumed_training_is_the_same_training(tiny_target, tiny_corpus, tiny_qu
     strip = [{k: v for k, v in r.items() if k != "seconds"} for r in whole.curve]
     assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in again.curve]
     with pytest.raises(DataError, match="another training"):
-        _trainer(*args, tmp_path / "part", labels, lr=1e-3).run()
+        _trainer(*args, tmp_path / "part", labels, lr=1e-3, body=body).run()
 
 
 def test_another_seed_is_another_training(tiny_target, tiny_corpus, tiny_queries, tmp_path):
