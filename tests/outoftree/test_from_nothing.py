@@ -54,10 +54,12 @@ def test_the_tutorial_works_as_printed(sandbox, tiny_suite_file, tmp_path):
         outputs.append(run(["sh", "-euc", text], sandbox, tmp_path))
     assert "20 passed" in outputs[1]
     assert "20 passed" in outputs[3]
-    assert re.search(r"demo", outputs[3])
     assert re.search(r"\d+ passed", outputs[-1])
     methods = [
         json.loads(p.read_text())["method"] for p in (tmp_path / "runs").glob("*/cells/*.json")
     ]
-    assert {m["version"] for m in methods if m["name"] == "demo"} == {1, 2}
+    # The edited method was measured anew, its old cell did not pass for it.
+    newest = [m for m in methods if m["name"] == "demo" and m["version"] == 2]
+    assert newest
+    assert newest[-1]["params"]["width"] == 2048
     uninstall(sandbox)
