@@ -126,7 +126,8 @@ def _continue(
 ) -> torch.Tensor:
     """At most `steps` greedy tokens after each row of ids [b, t], until all rows met `eos`.
 
-    Written out because transformers' generate() loads a compiler and sets up its caches first.
+    A plain loop, since transformers' generate() would obey a generation config that a target may
+    carry (penalties, sampling), and responses are to be greedy for every target alike.
     """
     import torch
 

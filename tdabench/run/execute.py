@@ -215,6 +215,7 @@ class Executor:
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),
             "TMPDIR": str(work / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "tmp" / "inductor"),
         }
         command = [sys.executable, "-P", "-m", "tdabench.run.worker", str(work / "job.json")]
         with open(log, "wb") as out:
