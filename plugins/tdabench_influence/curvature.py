@@ -40,7 +40,7 @@ def _fisher(index: StreamingIndex, v: torch.Tensor, tokens: list[Tokens]) -> tor
     from tdabench.api import map_batches
 
     def compute(batch: Batch) -> torch.Tensor:
-        g = index.engine.gradients(batch)  # [b, dim]
+        g = index.engine.gradients(batch).to(v)  # [b, dim], in the precision of v
         return (v @ g.T) @ g
 
     out = torch.zeros_like(v)
@@ -99,7 +99,7 @@ def _autograd(
                 (found,) = torch.func.vjp(logits, weights)[1](hjv)
             return _from_weights(index, found)
 
-        return torch.func.vmap(one, chunk_size=_ROWS_AT_ONCE)(v)
+        return torch.func.vmap(one, chunk_size=_ROWS_AT_ONCE)(v.float()).to(v)
 
     total = torch.zeros_like(v)
     for _, part in map_batches(index.context, tokens, compute, what="curvature products"):

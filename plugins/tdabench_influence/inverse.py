@@ -36,7 +36,7 @@ class InverseMethod(StreamingMethod):
     damping    lambda as a multiple of the mean eigenvalue of the Fisher, whatever the curvature
     """
 
-    copies = 6  # query-sized vectors that a solver holds
+    copies = 12  # query-sized float32 vectors that a solver holds
 
     curvature: Literal["fisher", "gauss-newton", "hessian"] = "fisher"
     damping: float = 0.1
@@ -93,7 +93,7 @@ class Explicit(InverseMethod):
                 "singular",
                 "Set damping above 0",
             )
-        c = product(index, torch.eye(d, device=v.device), self.curvature).double()
+        c = product(index, torch.eye(d, device=v.device, dtype=torch.float64), self.curvature)
         c = (c + c.T) / 2
         c.diagonal().add_(lam)
         try:
@@ -128,26 +128,28 @@ class ConjugateGradient(InverseMethod):
     def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
+        # In float64: the directions lose their conjugacy to float32 rounding within a few steps.
+        v = v.double()
         x, r, p = torch.zeros_like(v), v.clone(), v.clone()
-        rr = r.double().square().sum(1)  # [query]
+        rr = r.square().sum(1)  # [query]
         goal = rr * self.tolerance**2
         for _ in range(self.iterations):
             left = rr > goal
             if not bool(left.any()):
                 break
             cp = product(index, p, self.curvature) + lam * p
-            curve = (p.double() * cp).sum(1)  # p^T (C + lam I) p
+            curve = (p * cp).sum(1)  # p^T (C + lam I) p
             if bool((curve[left] <= 0).any()):
                 raise MethodError(
                     f"{self.name}: the {self.curvature} is not positive at damping {self.damping}",
                     "Raise the damping, or use curvature=fisher or gauss-newton",
                 )
             step = torch.where(left, rr / curve.clamp_min(1e-300), 0.0)[:, None]
-            x += (step * p).to(x.dtype)
-            r -= (step * cp).to(r.dtype)
-            before, rr = rr, r.double().square().sum(1)
-            p = r + ((rr / before.clamp_min(1e-300))[:, None] * p).to(p.dtype)
-        return x
+            x += step * p
+            r -= step * cp
+            before, rr = rr, r.square().sum(1)
+            p = r + (rr / before.clamp_min(1e-300))[:, None] * p
+        return x.float()
 
 
 @dataclass(frozen=True, kw_only=True)

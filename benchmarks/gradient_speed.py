@@ -1,0 +1,311 @@
+"""How fast per-example gradients are: the engine against plain training passes and other engines.
+
+    OMP_NUM_THREADS=1 python benchmarks/gradient_speed.py [--examples 512] [--rank 16]
+
+Everything runs in one go on one model and one set of examples (the target `instruct` of the suite
+`pocket`), in batches of the same length-sorted order. On a CPU time is the process's own, which
+other processes do not distort; on an accelerator it is wall time. Rounds go around all contenders
+and the best of each counts. Ratios are tdabench's throughput over the contender's.
+
+Contenders that are not installed (bergson, kronfluence) are left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tdabench.method import Context
+from tdabench.run.suite import load_suite
+from tdabench.targets.target import Batch, example_losses
+from tdabench.toolkit.gradients import GradientEngine, select_layers
+
+Run = Callable[[], Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trak-dim", type=int, default=512)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    suite = load_suite("pocket")
+    target = suite.target("instruct").target
+    train = suite.train[: args.examples]
+    scratch = Path(tempfile.mkdtemp())
+    context = Context(target=target, scratch=scratch, device=args.device)
+    tokens = target.tokenize(train)
+    batches = [b.to(args.device) for b in target.batches(tokens, tokens_a_batch=2048)]
+    lengths = [len(t) for t in tokens]
+    print(
+        f"{len(train)} examples of {np.mean(lengths):.0f} tokens, {len(batches)} batches, "
+        f"{args.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    )
+
+    table("per-example gradients", feature_runs(context, batches, args), len(train), args)
+    few = train[: max(32, args.examples // 8)]
+    table("TRAK features", trak_runs(context, few, args), len(few), args)
+    table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
+
+
+def table(title: str, runs: dict[str, Run], n: int, args: argparse.Namespace) -> None:
+    """Prints throughput of each run, and the first run's over it."""
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            best[name] = min(best[name], seconds(run, args.device))
+    ours = best[next(iter(runs))]
+    print(f"\n{title:44} {'examples/s':>10} {'ratio':>7}")
+    for name, took in best.items():
+        print(f"{name:44} {n / took:10.1f} {took / ours:7.2f}")
+
+
+def seconds(run: Run, device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def feature_runs(
+    context: Context, batches: list[Batch], args: argparse.Namespace
+) -> dict[str, Run]:
+    target, device = context.target, context.device
+    model = target.model("warm", device)
+    projected = GradientEngine(model, rank=args.rank, random=context.torch_generator)
+    whole = GradientEngine(model)
+    trained = target.fresh_model("warm").to(device).requires_grad_(True)  # type: ignore[arg-type]
+
+    def plain() -> None:
+        for batch in batches:
+            example_losses(trained, batch).sum().backward()
+            trained.zero_grad(set_to_none=True)
+
+    def loop() -> None:
+        names = [f"{n}.weight" for n, _ in select_layers(trained)]
+        weights = [p for n, p in trained.named_parameters() if n in names]
+        for batch in batches:
+            for i in range(len(batch.input_ids)):
+                t = int(batch.attention_mask[i].sum())
+                one = Batch(
+                    batch.index[i : i + 1],
+                    batch.input_ids[i : i + 1, :t],
+                    batch.attention_mask[i : i + 1, :t],
+                    batch.loss_mask[i : i + 1, : t - 1],
+                )
+                grads = torch.autograd.grad(example_losses(trained, one).sum(), weights)
+                torch.cat([g.flatten() for g in grads])
+
+    runs: dict[str, Run] = {
+        f"tdabench, projected to {args.rank} x {args.rank}": lambda: [
+            projected.gradients(b) for b in batches
+        ],
+        "tdabench, whole gradients": lambda: [whole.gradients(b) for b in batches],
+        "forward and backward with weight gradients": plain,
+        "hooks on trainable weights, projecting after": hooks_after(trained, batches, projected),
+        "vmap(grad), whole gradients": vmapped(context, batches),
+        "batch-1 loop, whole gradients": loop,
+    }
+    if importlib.util.find_spec("bergson"):
+        runs["bergson GradientCollector"] = bergson(context, batches, args.rank)
+    else:
+        print("bergson is not installed: left out", file=sys.stderr)
+    return runs
+
+
+def hooks_after(model: Any, batches: list[Batch], engine: GradientEngine) -> Run:
+    """Hooks as most libraries set them: weights stay trainable, whole gradients are formed in the
+    hook and projected then."""
+    layers = {layer.name: layer for layer in engine.layers}
+
+    def run() -> None:
+        kept: dict[str, torch.Tensor] = {}
+        inputs: dict[str, torch.Tensor] = {}
+        handles = []
+        for name, module in model.named_modules():
+            if name not in layers:
+                continue
+
+            def forward(_m: Any, args: Any, _out: Any, name: str = name) -> None:
+                inputs[name] = args[0].detach()
+
+            def backward(_m: Any, _in: Any, out: Any, name: str = name) -> None:
+                g = torch.einsum("bto,bti->boi", out[0], inputs[name])
+                layer = layers[name]
+                g = g if layer.p_in is None else g @ layer.p_in
+                g = g if layer.p_out is None else layer.p_out.T @ g
+                kept[name] = g.flatten(1)
+
+            handles.append(module.register_forward_hook(forward))
+            handles.append(module.register_full_backward_hook(backward))
+        for batch in batches:
+            example_losses(model, batch).sum().backward()
+            torch.cat([kept[name] for name in layers], dim=1)
+            model.zero_grad(set_to_none=True)
+        for handle in handles:
+            handle.remove()
+
+    return run
+
+
+def vmapped(context: Context, batches: list[Batch]) -> Run:
+    from tdabench_gradients.traker import _attention
+
+    model = context.target.fresh_model("warm").to(context.device)  # type: ignore[arg-type]
+    model.set_attn_implementation("eager")
+    names = {f"{n}.weight" for n, _ in select_layers(model)}
+    weights = {n: p.detach() for n, p in model.named_parameters() if n in names}
+
+    def loss(w: Any, ids: Any, attention: Any, mask: Any) -> torch.Tensor:
+        kwargs = {"input_ids": ids[None], "attention_mask": attention[None]}
+        logits = torch.func.functional_call(model, w, (), kwargs).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        return (losses * mask).sum() / mask.sum()
+
+    gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))
+
+    def run() -> None:
+        for b in batches:
+            found = gradient(weights, b.input_ids, _attention(b), b.loss_mask)
+            torch.cat([g.flatten(1) for g in found.values()], dim=1)
+
+    return run
+
+
+def bergson(context: Context, batches: list[Batch], rank: int) -> Run:
+    from bergson.collector.gradient_collectors import GradientCollector
+    from bergson.config import IndexConfig
+    from bergson.gradients import GradientProcessor
+    from datasets import Dataset
+
+    model = context.target.fresh_model("warm").to(context.device)  # type: ignore[arg-type]
+    n = sum(len(b.index) for b in batches)
+    names = {name.removeprefix("model.") for name, _ in select_layers(model)}
+
+    def run() -> None:
+        collector = GradientCollector(
+            model=model.base_model,
+            data=Dataset.from_dict({"length": [0] * n}),
+            cfg=IndexConfig(run_path=str(context.scratch / "bergson")),
+            processor=GradientProcessor(projection_dim=rank),
+            target_modules=names,
+            skip_index=True,
+        )
+        embeddings = model.get_input_embeddings()
+        grad_on = embeddings.register_forward_hook(lambda _m, _i, out: out.requires_grad_())
+        with collector:
+            for batch in batches:
+                losses = example_losses(model, batch)
+                losses.sum().backward()
+                torch.cat([g.flatten(1) for g in collector.mod_grads.values()], dim=1)
+                collector.mod_grads.clear()
+        grad_on.remove()
+
+    return run
+
+
+def trak_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[str, Run]:
+    from tdabench_gradients.trak import TRAK
+    from tdabench_gradients.traker import Traker
+
+    sparse, dense = (TRAK(proj_dim=args.trak_dim, sketch=s) for s in ("sparse", "rademacher"))
+    return {
+        "tdabench trak, sparse sketch": lambda: sparse.features(context, train, "train", {}),
+        "tdabench trak, dense sketch": lambda: dense.features(context, train, "train", {}),
+        "traker": lambda: Traker(proj_dim=args.trak_dim).build(context, train),
+    }
+
+
+def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[str, Run]:
+    from tdabench_influence.ekfac import EKFAC
+
+    method = EKFAC(fisher="empirical")
+    runs: dict[str, Run] = {"tdabench ekfac": lambda: method.build(context, train)}
+    if importlib.util.find_spec("kronfluence") is None:
+        print("kronfluence is not installed: left out", file=sys.stderr)
+        return runs
+
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments
+    from kronfluence.task import Task
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    from tdabench.targets.target import pad
+
+    target = context.target
+    tokens = target.tokenize(train)
+    # Sorted by length as ours are, so that its batches hold no more padding.
+    order = np.argsort([-len(t) for t in tokens], kind="stable")
+    names = [n for n, _ in select_layers(target.model("warm"))]
+
+    class ResponseLoss(Task):
+        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
+            return example_losses(model, batch).sum()
+
+        def compute_measurement(self, batch: Any, model: Any) -> torch.Tensor:
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self) -> list[str]:
+            return names
+
+        def get_attention_mask(self, batch: Any) -> torch.Tensor:
+            return batch.attention_mask
+
+    task = ResponseLoss()
+    model = prepare_model(target.fresh_model("warm"), task)
+
+    def collate(rows: list[int]) -> Batch:
+        return pad(tokens, order[np.asarray(rows)], target.pad_id).to(context.device)
+
+    def run() -> None:
+        folder = tempfile.mkdtemp(dir=context.scratch)
+        with contextlib.redirect_stderr(io.StringIO()):
+            analyzer = Analyzer(
+                "speed", model, task, cpu=context.device == "cpu", output_dir=folder,
+                disable_tqdm=True, log_level=logging.ERROR,
+            )  # fmt: skip
+            analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0, collate_fn=collate))
+            analyzer.fit_all_factors(
+                "factors", Rows(len(tokens)), per_device_batch_size=32,
+                factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=True),
+            )  # fmt: skip
+
+    runs["kronfluence"] = run
+    return runs
+
+
+class Rows(torch.utils.data.Dataset):
+    """Indices: kronfluence asks for a dataset, the collate function makes the batch."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> int:
+        if i >= self.n:
+            raise IndexError(i)
+        return i
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+    main()
