@@ -393,5 +393,103 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
     emit({"encoder": str(out), **{k: record[k] for k in ("best", "cost", "bytes")}})
 
 
+# --------------------------------------------------------------------------- studies
+
+
+def study_options(function: Any) -> Any:
+    for option in (
+        click.option("--suite", default="pocket", show_default=True),
+        click.option("--target", required=True),
+        click.option("--truth", default="tuning", show_default=True, help="tuning, or lds."),
+        click.option(
+            "--method",
+            "specs",
+            multiple=True,
+            help="NAME or NAME:KEY=VALUE,…; repeatable. Default: airrep, logra, tfidf.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def open_study(suite: str, target: str, truth: str, specs: Sequence[str]) -> tuple[Any, Any]:
+    """(truth, scores of every method)."""
+    from tdabench.api import Truth, load_suite
+    from tdabench_airrep.studies import score
+
+    loaded = load_suite(suite)
+    declared = loaded.target(target)
+    if truth not in declared.truths:
+        raise UsageError(f"{target} declares no truth {truth!r}")
+    queries = loaded.queries("tuning" if truth.startswith("tuning") else "test")
+    found = Truth.load(declared.truths[truth]).for_queries(queries.ids)
+    found.check(loaded.train, declared.target)
+    assets = dict(loaded.assets_for(declared))
+    scored = []
+    for spec in specs or ("airrep", "logra", "tfidf"):
+        name, _, rest = spec.partition(":")
+        params = settings(name, [p for p in rest.split(",") if p])
+        scored.append(score(name, params, declared.target, loaded.train, queries, assets, say))
+    return found, scored
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys, as a table on stdout."""
+    columns = list(rows[0])
+    cells = [[("" if r[c] is None else str(r[c])) for c in columns] for r in rows]
+    widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
+    for line in [columns, *cells]:
+        click.echo("  ".join(v.ljust(w) for v, w in zip(line, widths)).rstrip())
+
+
+@airrep.group()
+def study() -> None:
+    """Tables that examine the published claims on a suite."""
+
+
+@study.command()
+@study_options
+@click.option("--temperatures", default="0.5,1,2,4", show_default=True, help="In score stds.")
+def pooling(suite: str, target: str, truth: str, specs: tuple[str, ...], temperatures: str) -> None:
+    """LDS of each method under every pooling, with 95% intervals."""
+    import torch
+
+    from tdabench_airrep.studies import pooling_table
+
+    torch.set_num_threads(1)
+    found, scored = open_study(suite, target, truth, specs)
+    print_table(pooling_table(scored, found, [float(t) for t in temperatures.split(",")]))
+
+
+@study.command()
+@study_options
+def amortisation(suite: str, target: str, truth: str, specs: tuple[str, ...]) -> None:
+    """Total cost, labels and training included, against the other methods' as corpora grow."""
+    import torch
+
+    from tdabench.api import load_suite, read_json
+    from tdabench_airrep.studies import crossover
+
+    torch.set_num_threads(1)
+    loaded = load_suite(suite)
+    encoder = loaded.assets_for(loaded.target(target))["airrep"]
+    prepare = float(read_json(encoder / "airrep.json")["cost"]["seconds"])
+    _, scored = open_study(suite, target, truth, ("airrep", *(specs or ("logra",))))
+    mine, n = scored[0], len(loaded.train)
+    rows = []
+    for other in scored[1:]:
+        a, b, size = crossover(prepare, mine.build_seconds, other.build_seconds, n)
+        rows.append(
+            {
+                "method": other.label,
+                "seconds/1k": round(1000 * b, 3),
+                "airrep seconds/1k": round(1000 * a, 3),
+                "airrep prepare seconds": prepare,
+                "airrep cheaper from": None if size is None else round(size),
+            }
+        )
+    print_table(rows)
+
+
 if __name__ == "__main__":  # pragma: no cover
     sys.exit(airrep())

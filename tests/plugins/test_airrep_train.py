@@ -636,3 +636,41 @@ def test_an_encoder_is_rebuilt_from_its_record(tiny_target, tiny_corpus, tiny_qu
             workers=1,
             say=quiet,
         )
+
+
+# --------------------------------------------------------------------------- studies
+
+
+def test_pooling_table_is_the_lds_of_each_pooling() -> None:
+    from tdabench_airrep.studies import Scored, pooling_table
+
+    from tdabench.api import Truth, spearman_rows
+
+    rng = np.random.default_rng(0)
+    groups = Groups.random(12, 40, 0.25, rng)
+    scores = rng.standard_normal((6, 40)).astype(np.float32)
+    losses = -pool_scores(scores, groups, "softmax", 2 * scores.std()).T[:, None, :]
+    truth = Truth(losses, groups, tuple("abcdef"))
+    rows = pooling_table([Scored("m", scores, 1.0, 1.0)], truth, [0.5, 2.0], replicates=50)
+    kinds = [(r["pooling"], r["temperature"]) for r in rows]
+    assert kinds == [
+        ("sum", None),
+        ("softmax", 0.5),
+        ("softmax", 2.0),
+        ("softmax-abs", 0.5),
+        ("softmax-abs", 2.0),
+    ]
+    want = spearman_rows(pool_scores(scores, groups), truth.values).mean()
+    assert rows[0]["lds"] == pytest.approx(want, abs=1e-4)
+    assert rows[2]["lds"] == 1.0
+    assert all(r["low"] <= r["lds"] + 0.2 and r["low"] <= r["high"] for r in rows)
+
+
+def test_crossover_of_costs() -> None:
+    from tdabench_airrep.studies import crossover
+
+    a, b, size = crossover(prepare=1000.0, build_a=2.0, build_b=12.0, n=100)
+    assert (a, b) == (0.02, 0.12)
+    assert size == pytest.approx(10_000)
+    assert 1000 + size * a == pytest.approx(size * b)
+    assert crossover(1.0, 5.0, 5.0, 10)[2] is None
