@@ -208,7 +208,7 @@ def test_hidden_parameters_change_scores(tiny_context, tiny_corpus, tiny_queries
     for params in (
         {"layer": 1},
         {"weighting": "position"},
-        {"checkpoint": "base"},
+        {"checkpoint": "warm"},
         {"query_text": "prompt"},
     ):
         other = Hidden(**params).build(tiny_context, tiny_corpus).score(tiny_queries)
