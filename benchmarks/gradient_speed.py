@@ -193,30 +193,28 @@ def bergson(context: Context, batches: list[Batch], rank: int) -> Run:
     from bergson.collector.gradient_collectors import GradientCollector
     from bergson.config import IndexConfig
     from bergson.gradients import GradientProcessor
-    from datasets import Dataset
 
     model = context.target.fresh_model("warm").to(context.device)  # type: ignore[arg-type]
+    model.get_input_embeddings().requires_grad_(True)  # as bergson does, so that gradient flows
     n = sum(len(b.index) for b in batches)
     names = {name.removeprefix("model.") for name, _ in select_layers(model)}
 
     def run() -> None:
         collector = GradientCollector(
             model=model.base_model,
-            data=Dataset.from_dict({"length": [0] * n}),
+            data=range(n),  # only counted
             cfg=IndexConfig(run_path=str(context.scratch / "bergson")),
             processor=GradientProcessor(projection_dim=rank),
             target_modules=names,
             skip_index=True,
         )
-        embeddings = model.get_input_embeddings()
-        grad_on = embeddings.register_forward_hook(lambda _m, _i, out: out.requires_grad_())
         with collector:
             for batch in batches:
                 losses = example_losses(model, batch)
                 losses.sum().backward()
                 torch.cat([g.flatten(1) for g in collector.mod_grads.values()], dim=1)
                 collector.mod_grads.clear()
-        grad_on.remove()
+                model.zero_grad(set_to_none=True)
 
     return run
 
@@ -257,7 +255,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
 
     class ResponseLoss(Task):
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
-            return example_losses(model, batch).sum()
+            return example_losses(model, Batch(order, *batch)).sum()
 
         def compute_measurement(self, batch: Any, model: Any) -> torch.Tensor:
             return self.compute_train_loss(batch, model)
@@ -266,13 +264,14 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
             return names
 
         def get_attention_mask(self, batch: Any) -> torch.Tensor:
-            return batch.attention_mask
+            return batch[1]
 
     task = ResponseLoss()
     model = prepare_model(target.fresh_model("warm"), task)
 
-    def collate(rows: list[int]) -> Batch:
-        return pad(tokens, order[np.asarray(rows)], target.pad_id).to(context.device)
+    def collate(rows: list[int]) -> tuple[torch.Tensor, ...]:
+        b = pad(tokens, order[np.asarray(rows)], target.pad_id)
+        return b.input_ids, b.attention_mask, b.loss_mask
 
     def run() -> None:
         folder = tempfile.mkdtemp(dir=context.scratch)

@@ -2,10 +2,11 @@
 
 For a linear layer y_t = W x_t the gradient of example i's loss is sum_t delta_t x_t^T, with
 delta_t = d loss_i / d y_t. Hooks catch x in the forward and delta in the backward pass; weights
-are frozen, so that autograd spends nothing on weight gradients, and gradient flows from the
-detached embeddings. The passes run on a *sum* of per-example losses: each example's delta is then
-that of its own loss, whatever its batch mates. With projections the hook keeps
-P_out^T (sum_t delta_t x_t^T) P_in only (LoGra, arXiv 2405.13954), and no full gradient exists.
+are frozen, so that autograd spends nothing on weight gradients, and the backward pass ends at the
+first layers asked for. The passes run on a *sum* of per-example losses: each example's delta is
+then that of its own loss, whatever its batch mates. With projections the hooks keep x P_in only,
+and make P_out^T (sum_t delta_t x_t^T) P_in of it (LoGra, arXiv 2405.13954): neither activations
+nor full gradients are held.
 """
 
 from __future__ import annotations
@@ -149,34 +150,76 @@ class GradientEngine:
         delta [b, t, d_out], both zero at padding, in the model's dtype, last layer first. Returns
         the losses [b], detached.
         """
-        real = batch.attention_mask.bool()
-        padding = None if bool(real.all()) else ~real[..., None]  # [b, t, 1]
+        padding = _padding(batch)
+
+        def masked(v: Tensor) -> Tensor:
+            # The head sees response tokens alone, scattered to one position less.
+            return v if padding is None else v.masked_fill(padding[:, : v.shape[1]], 0)
+
+        def keep(layer: Layer, x: Tensor) -> Tensor:
+            return masked(_with_ones(layer, x))
+
+        return self._pass(batch, keep, lambda layer, x, d: visit(layer, x, masked(d)), loss)
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Gradients of each example's loss, projected if so set: float32 [b, dim]."""
+        b = len(batch.input_ids)
+        out = torch.zeros(b, self.dim, device=batch.input_ids.device)
+        first: set[str] = set()
+        padding = _padding(batch)
+        # Where a whole row is masked, as under left padding, inputs there may be NaN.
+        odd = None if padding is None or bool(batch.attention_mask[:, 0].all()) else padding
+
+        def keep(layer: Layer, x: Tensor) -> Tensor:
+            if odd is not None:
+                x = x.masked_fill(odd[:, : x.shape[1]], 0)
+            if layer.p_in is None:
+                return _with_ones(layer, x)
+            p = layer.p_in.to(x.dtype)
+            return x @ p[:-1] + p[-1] if layer.bias else x @ p  # [b, t, cols]
+
+        def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
+            if layer.p_out is not None:
+                delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
+            if padding is not None:
+                delta = delta.masked_fill(padding[:, : delta.shape[1]], 0)
+            g = torch.bmm(delta.float().transpose(1, 2), x.float()).view(b, -1)
+            if layer.name in first:  # a module used twice: its gradients add
+                out[:, layer.columns] += g
+            else:
+                first.add(layer.name)
+                out[:, layer.columns] = g
+
+        self._pass(batch, keep, visit, None)
+        return out
+
+    def _pass(
+        self,
+        batch: Batch,
+        keep: Callable[[Layer, Tensor], Tensor],
+        visit: Visit,
+        loss: Loss | None,
+    ) -> Tensor:
+        """The passes: `keep(layer, x)` says what to hold of x until delta comes to `visit`."""
         seen: set[str] = set()
 
-        def received(layer: Layer, x: Tensor, delta: Tensor) -> None:
-            x, delta = (_by_position(layer, v, batch) for v in (x, delta))
-            if layer.bias:
-                x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
-            if padding is not None and x.shape[1] == padding.shape[1]:
-                # Causal models give padding no gradient; but where a whole row is masked, as
-                # under left padding, they may give it NaN.
-                x, delta = x.masked_fill(padding, 0), delta.masked_fill(padding, 0)
+        def received(layer: Layer, kept: Tensor, delta: Tensor) -> None:
             seen.add(layer.name)
-            visit(layer, x, delta)
+            visit(layer, kept, _by_position(layer, delta, batch))
 
-        def forward_hook(layer: Layer, _module: Any, inputs: tuple, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(partial(received, layer, inputs[0].detach()))
+        def forward_hook(layer: Layer, _module: Any, inputs: tuple, output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                # Nothing below depends on anything differentiated: the backward pass ends here.
+                output = output.detach().requires_grad_()
+            kept = keep(layer, _by_position(layer, inputs[0].detach(), batch))
+            output.register_hook(partial(received, layer, kept))
+            return output
 
         with _frozen(self.model), torch.enable_grad():
             hooks = [
                 layer.module.register_forward_hook(partial(forward_hook, layer))
                 for layer in self.layers
             ]
-            embeddings = self.model.get_input_embeddings()
-            hooks.append(
-                embeddings.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_())
-            )
             try:
                 losses = (loss or self.loss)(self.model, batch)
                 losses.sum().backward()
@@ -190,23 +233,6 @@ class GradientEngine:
                 "Leave such layers out by the parameter `layers`",
             )
         return losses.detach()
-
-    def gradients(self, batch: Batch) -> Tensor:
-        """Gradients of each example's loss, projected if so set: float32 [b, dim]."""
-        b = len(batch.input_ids)
-        out = torch.zeros(b, self.dim, device=batch.input_ids.device)
-        first: set[str] = set()
-
-        def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
-            g = per_example(layer, x, delta).reshape(b, -1)
-            if layer.name in first:  # a module used twice: its gradients add
-                out[:, layer.columns] += g
-            else:
-                first.add(layer.name)
-                out[:, layer.columns] = g
-
-        self.backward(batch, visit)
-        return out
 
     def features(self, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(index [b], gradients [b, dim]) of each batch."""
@@ -275,6 +301,16 @@ def _draw(
             "a random projection needs a seeded generator", "Pass random=context.torch_generator"
         )
     return torch.randn(d, rank, generator=random(name)) / rank**0.5
+
+
+def _padding(batch: Batch) -> Tensor | None:
+    """True at padding [b, t, 1], or None where there is none."""
+    real = batch.attention_mask.bool()
+    return None if bool(real.all()) else ~real[..., None]
+
+
+def _with_ones(layer: Layer, x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2) if layer.bias else x
 
 
 def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
