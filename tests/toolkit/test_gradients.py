@@ -242,7 +242,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(
         sizes.append(len(batch.input_ids))
         return batch.input_ids.sum(1, keepdim=True).float()
 
-    got = stream_features(context, tiny_corpus, compute, 1)
+    got = stream_features(context, tiny_corpus, compute, 1, tokens_a_batch=4096)
     want = [int(t.ids.sum()) for t in tiny_target.tokenize(tiny_corpus)]
     pad = tiny_target.pad_id
     assert pad == 0  # so that padding adds nothing to the sums
