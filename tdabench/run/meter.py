@@ -169,10 +169,17 @@ def model_state(model: Any) -> dict[str, Any]:
         "train/eval mode": model.training,
         "requires_grad": [p.requires_grad for p in model.parameters()],
         "hooks": sum(
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks)
+            not _of_transformers(hook)
             for m in model.modules()
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
+            for hook in hooks.values()
         ),
     }
+
+
+def _of_transformers(hook: Any) -> bool:
+    """Whether transformers put it there: it leaves hooks on a model once asked for its states."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 # --------------------------------------------------------------------------- global randomness
