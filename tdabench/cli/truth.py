@@ -88,6 +88,7 @@ def draw(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
         fraction=spec.fraction,
         n_seeds=spec.seeds,
         recipe=recipe,
+        start=spec.start,
     )
 
 

@@ -125,10 +125,10 @@ class MeteredTarget(Target):
                 seen[checkpoint, device] = model_state(model)
         return model
 
-    def fresh_model(self, checkpoint: str = "base") -> Any:
+    def fresh_model(self, checkpoint: str = "base", seed: int = 0) -> Any:
         meter: Meter = self.__dict__["_meter"]
         with meter.setup:
-            return super().fresh_model(checkpoint)
+            return super().fresh_model(checkpoint, seed)
 
     @functools.cached_property
     def tokenizer(self) -> Any:

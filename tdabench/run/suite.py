@@ -28,7 +28,7 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
 class PlanSpec:
     """How a truth of a suite is made: random groups of a fraction of the pool, seeds a group.
 
-    `recipe` overrides fields of `tdabench.targets.Recipe`.
+    `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
     """
 
     groups: int
@@ -36,6 +36,7 @@ class PlanSpec:
     seeds: int
     queries: str = "test"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    start: str = "base"
 
 
 @dataclass(frozen=True)
@@ -457,6 +458,7 @@ def _plan_spec(t: _Table) -> PlanSpec:
         seeds=t.take("seeds", int),
         queries=t.take("queries", str, "test"),
         recipe=t.take("recipe", dict, {}),
+        start=t.take("start", str, "base"),
     )
     t.done()
     if spec.queries not in ("test", "tuning"):

@@ -17,6 +17,7 @@ import numpy as np
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, unknown
 from tdabench.io import fingerprint, read_json, safetensors_bytes, sha256_file, write_bytes
+from tdabench.method import named_seed
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,8 @@ TEMPLATES = {
     "alpaca": ("### Instruction:\n", "\n\n### Response:\n"),
     "none": ("", ""),
 }
+
+SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Target:
             raise UsageError(
                 f"unknown truncation rule {self.truncate!r}", "One of: error, prompt-left"
             )
+        if SCRATCH in self.checkpoints:
+            raise UsageError(f"no checkpoint may be called {SCRATCH!r}", "It means: no checkpoint")
 
     def __hash__(self) -> int:
         return hash((self.name, self.folder))
@@ -100,6 +105,8 @@ class Target:
 
     def fingerprint_of(self, checkpoint: str) -> str:
         """The same over one checkpoint: what a truth that starts there depends on."""
+        if checkpoint == SCRATCH:
+            return self._fingerprint([])
         if checkpoint not in self.checkpoints:
             raise unknown(f"checkpoint of {self.name}", checkpoint, self.checkpoints)
         return self._fingerprint([self.checkpoints[checkpoint]])
@@ -127,21 +134,26 @@ class Target:
             self._models[checkpoint, device] = self.fresh_model(checkpoint).to(device)  # type: ignore[arg-type]
         return self._models[checkpoint, device]
 
-    def fresh_model(self, checkpoint: str = "base") -> PreTrainedModel:
-        """A new copy of the model at `checkpoint`, the caller's to train."""
+    def fresh_model(self, checkpoint: str = "base", seed: int = 0) -> PreTrainedModel:
+        """A new copy of the model at `checkpoint`, the caller's to train.
+
+        "scratch" is no file: the weights that the configuration draws by `seed`.
+        """
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        if checkpoint not in self.checkpoints:
+        if checkpoint != SCRATCH and checkpoint not in self.checkpoints:
             raise unknown(f"checkpoint of {self.name}", checkpoint, self.checkpoints)
-        path = self.folder / self.checkpoints[checkpoint]
-        if path.is_dir():
+        path = self.folder / self.checkpoints.get(checkpoint, "")
+        if checkpoint != SCRATCH and path.is_dir():
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         else:
             config = AutoConfig.from_pretrained(self.folder)
             with torch.random.fork_rng(devices=[]):  # initialising must not move global streams
+                torch.manual_seed(named_seed(seed, SCRATCH))
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            load_weights(model, path)
+            if checkpoint != SCRATCH:
+                load_weights(model, path)
         model.eval().requires_grad_(False)
         model.config.use_cache = False
         return model

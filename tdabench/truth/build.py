@@ -45,9 +45,10 @@ class Trainer:
 
     def losses(self, unit: Unit) -> np.ndarray:
         """Retrains on the unit's group and evaluates: float32 [query]."""
-        model = self.target.fresh_model(self.plan.start)
+        seed = self.plan.run_seed(unit)
+        model = self.target.fresh_model(self.plan.start, seed)
         tokens = [self.train[i] for i in self.plan.groups[unit.group]]
-        finetune(model, tokens, self.plan.recipe, self.plan.run_seed(unit), self.target.pad_id)
+        finetune(model, tokens, self.plan.recipe, seed, self.target.pad_id)
         return self.target.losses(model, self.queries)
 
 

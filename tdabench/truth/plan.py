@@ -62,6 +62,7 @@ class TruthPlan:
         fraction: float,
         n_seeds: int,
         recipe: Recipe,
+        start: str = "base",
         seed: int = 0,
     ) -> TruthPlan:
         """A plan over uniform groups. The draw depends on `name` and `seed` only.
@@ -72,8 +73,9 @@ class TruthPlan:
         rng = np.random.default_rng(named_seed(seed, f"groups-{name}"))
         groups = Groups.random(n_groups, len(train), fraction, rng)
         return cls.of(
-            name, target, train, queries, groups=groups, n_seeds=n_seeds, recipe=recipe, seed=seed
-        )
+            name, target, train, queries, groups=groups, n_seeds=n_seeds, recipe=recipe,
+            start=start, seed=seed,
+        )  # fmt: skip
 
     @classmethod
     def of(
@@ -86,9 +88,10 @@ class TruthPlan:
         groups: Groups,
         n_seeds: int,
         recipe: Recipe,
+        start: str = "base",
         seed: int = 0,
     ) -> TruthPlan:
-        """A plan over the given groups."""
+        """A plan over the given groups. `start` is a checkpoint of `target`, or "scratch"."""
         if groups.n_train != len(train):
             raise GuardError(f"groups over {groups.n_train} examples, a corpus of {len(train)}")
         return cls(
@@ -96,10 +99,11 @@ class TruthPlan:
             groups=groups,
             n_seeds=n_seeds,
             recipe=recipe,
-            target=target.fingerprint_of("base"),
+            target=target.fingerprint_of(start),
             train=train.fingerprint,
             queries=queries.fingerprint,
             query_ids=tuple(queries.ids),
+            start=start,
             seed=seed,
         )
 
@@ -108,7 +112,7 @@ class TruthPlan:
         return [Unit(g, s) for s in range(self.n_seeds) for g in range(len(self.groups))]
 
     def run_seed(self, unit: Unit) -> int:
-        """The seed of one retraining: its example order."""
+        """The seed of one retraining: example order, adapters, and weights from scratch."""
         return named_seed(self.seed, f"{self.name}-{unit.name}")
 
     def describe(self) -> dict[str, Any]:
