@@ -89,6 +89,8 @@ def draw(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
         n_seeds=spec.seeds,
         recipe=recipe,
         start=spec.start,
+        order=spec.order,
+        groups_of=spec.groups_of,
     )
 
 

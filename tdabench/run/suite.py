@@ -29,6 +29,7 @@ class PlanSpec:
     """How a truth of a suite is made: random groups of a fraction of the pool, seeds a group.
 
     `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
+    `order` and `groups_of` are those of `tdabench.truth.TruthPlan.draw`.
     """
 
     groups: int
@@ -37,6 +38,8 @@ class PlanSpec:
     queries: str = "test"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     start: str = "base"
+    order: str = "own"
+    groups_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -459,8 +462,12 @@ def _plan_spec(t: _Table) -> PlanSpec:
         queries=t.take("queries", str, "test"),
         recipe=t.take("recipe", dict, {}),
         start=t.take("start", str, "base"),
+        order=t.take("order", str, "own"),
+        groups_of=t.take("groups_of", str, ""),
     )
     t.done()
+    if spec.order not in ("own", "pool"):
+        raise t.error("order", f"{spec.order!r} is neither own nor pool")
     if spec.queries not in ("test", "tuning"):
         raise t.error("queries", f"{spec.queries!r} is neither test nor tuning")
     if spec.groups < 1 or spec.seeds < 1 or not 0 < spec.fraction <= 1:

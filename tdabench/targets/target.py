@@ -309,6 +309,14 @@ def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return sums / batch.loss_mask.sum(1)
 
 
+def tied_head(model: PreTrainedModel) -> str:
+    """The name under which the output matrix repeats the input embedding's, or "" for neither."""
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return ""
+    head = model.get_output_embeddings()
+    return next((f"{n}.weight" for n, m in model.named_modules() if m is head), "")
+
+
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Loads a safetensors file into `model` (tied tensors may be absent), checking names."""
     from safetensors import SafetensorError
@@ -320,11 +328,10 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         raise DataError(f"{path} is missing") from e
     except (SafetensorError, OSError) as e:
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
-    tied = {k for k, v in model.state_dict().items() if k not in state}
     outcome = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     model.tie_weights()
-    output = getattr(model.config, "tie_word_embeddings", False)
-    missing = [k for k in outcome.missing_keys if not (output and k in tied and "lm_head" in k)]
+    tied = tied_head(model)
+    missing = [k for k in outcome.missing_keys if k != tied]
     if outcome.unexpected_keys or missing:
         odd = (missing + list(outcome.unexpected_keys))[:3]
         raise DataError(f"{path} does not fit the model's configuration: {', '.join(odd)}")
@@ -334,9 +341,8 @@ def save_weights(model: PreTrainedModel, path: Path, half: bool = True) -> None:
     """Writes the weights as float16 (the rounded weights then *are* the checkpoint)."""
     import torch
 
-    state = dict(model.state_dict())
-    if getattr(model.config, "tie_word_embeddings", False):
-        state = {k: v for k, v in state.items() if not k.endswith("lm_head.weight")}
+    tied = tied_head(model)
+    state = {k: v for k, v in model.state_dict().items() if k != tied}
     dtype = torch.float16 if half else torch.float32
     arrays = {k: v.detach().to("cpu", dtype).numpy() for k, v in state.items()}
     write_bytes(path, safetensors_bytes(arrays, {"format": "pt"}))

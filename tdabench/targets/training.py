@@ -155,12 +155,16 @@ def finetune(
     on_step: Callable[[int, int, float], None] | None = None,
     keep: Collection[int] = (),
     on_checkpoint: OnCheckpoint | None = None,
+    members: np.ndarray | None = None,
 ) -> PreTrainedModel:
     """Trains `model` in place on `tokens` by `recipe` and returns it in eval mode.
 
     `on_step(done, total, loss)` follows along. `on_checkpoint(step, model)` is called after each
     step in `keep` or `recipe.keep` (0: before the first) with the model as it is then, adapters
     merged; it copies or writes what it wants to keep and leaves the model as it is.
+
+    `members`, bool [token], leaves out the examples that it is False for without moving any other:
+    batches are drawn over all of `tokens`, and what is left out weighs 0 in its batch.
 
     An empty sequence trains nothing. Raises TdabenchError when the loss stops being finite.
     """
@@ -188,8 +192,12 @@ def finetune(
         for step, batch in enumerate(batch_order(len(tokens), recipe, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, total)
+            kept = batch if members is None else batch[members[batch]]
+            if not len(kept):
+                checkpoint(step + 1)
+                continue
             value = 0.0
-            for part in micro_batches(tokens, batch, recipe.micro_batch):
+            for part in micro_batches(tokens, kept, recipe.micro_batch):
                 inputs = pad(tokens, part, pad_id).to(str(model.device))
                 with _autocast(model, recipe):
                     loss = example_losses(model, inputs).sum()

@@ -47,8 +47,12 @@ class Trainer:
         """Retrains on the unit's group and evaluates: float32 [query]."""
         seed = self.plan.run_seed(unit)
         model = self.target.fresh_model(self.plan.start, seed)
-        tokens = [self.train[i] for i in self.plan.groups[unit.group]]
-        finetune(model, tokens, self.plan.recipe, seed, self.target.pad_id)
+        group, tokens, members = self.plan.groups[unit.group], self.train, None
+        if self.plan.order == "pool":
+            members = np.isin(np.arange(len(tokens)), group)
+        else:
+            tokens = [self.train[i] for i in group]
+        finetune(model, tokens, self.plan.recipe, seed, self.target.pad_id, members=members)
         return self.target.losses(model, self.queries)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, GuardError
+from tdabench.errors import DataError, GuardError, unknown
 from tdabench.groups import Groups
 from tdabench.io import fingerprint, read_arrays, write_arrays
 from tdabench.method import named_seed
@@ -35,7 +35,10 @@ class TruthPlan:
     """Groups x seeds from one checkpoint by one recipe, evaluated on one set of queries.
 
     `target`, `train` and `queries` are fingerprints. Two plans with the same `key` describe the
-    same numbers.
+    same numbers. `order` is how a seed orders examples: with "own" each retraining draws an order
+    of its group; with "pool" a seed draws one order of the whole pool, the same for every group,
+    in which what a group lacks weighs nothing. Orders in common cancel from the comparison of
+    groups, which is what shows the effect of leaving out a few examples (see docs/truth.md).
     """
 
     name: str
@@ -48,7 +51,12 @@ class TruthPlan:
     query_ids: tuple[str, ...]
     start: str = "base"
     seed: int = 0
+    order: str = "own"
     note: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.order not in ("own", "pool"):
+            raise unknown("order of a truth plan", self.order, ("own", "pool"))
 
     @classmethod
     def draw(
@@ -64,17 +72,20 @@ class TruthPlan:
         recipe: Recipe,
         start: str = "base",
         seed: int = 0,
+        order: str = "own",
+        groups_of: str = "",
     ) -> TruthPlan:
         """A plan over uniform groups. The draw depends on `name` and `seed` only.
 
-        Raises GuardError when a query is also a training example.
+        `groups_of` names another plan whose draw this one repeats: truths over the same groups
+        share their bootstrap's draws. Raises GuardError when a query is also a training example.
         """
         check_disjoint(train, queries)
-        rng = np.random.default_rng(named_seed(seed, f"groups-{name}"))
+        rng = np.random.default_rng(named_seed(seed, f"groups-{groups_of or name}"))
         groups = Groups.random(n_groups, len(train), fraction, rng)
         return cls.of(
             name, target, train, queries, groups=groups, n_seeds=n_seeds, recipe=recipe,
-            start=start, seed=seed,
+            start=start, seed=seed, order=order,
         )  # fmt: skip
 
     @classmethod
@@ -90,6 +101,7 @@ class TruthPlan:
         recipe: Recipe,
         start: str = "base",
         seed: int = 0,
+        order: str = "own",
     ) -> TruthPlan:
         """A plan over the given groups. `start` is a checkpoint of `target`, or "scratch"."""
         if groups.n_train != len(train):
@@ -105,6 +117,7 @@ class TruthPlan:
             query_ids=tuple(queries.ids),
             start=start,
             seed=seed,
+            order=order,
         )
 
     def units(self) -> list[Unit]:
@@ -113,6 +126,8 @@ class TruthPlan:
 
     def run_seed(self, unit: Unit) -> int:
         """The seed of one retraining: example order, adapters, and weights from scratch."""
+        if self.order == "pool":
+            return named_seed(self.seed, f"{self.name}-s{unit.seed:02d}")
         return named_seed(self.seed, f"{self.name}-{unit.name}")
 
     def describe(self) -> dict[str, Any]:
@@ -126,6 +141,7 @@ class TruthPlan:
             "queries": self.queries,
             "start": self.start,
             "seed": self.seed,
+            **({"order": self.order} if self.order != "own" else {}),
         }
 
     @property

@@ -83,11 +83,7 @@ class Truth:
     def save(self, path: Path) -> None:
         write_arrays(
             path,
-            {
-                "losses": self.losses.astype(np.float32),
-                "indptr": self.groups.indptr.astype(np.int64),
-                "indices": self.groups.indices.astype(np.int32),
-            },
+            {"losses": self.losses.astype(np.float32), **pack(self.groups)},
             {"query_ids": list(self.query_ids), "n_train": self.groups.n_train, **self.plan},
         )
 
@@ -95,7 +91,26 @@ class Truth:
     def load(cls, path: Path) -> Truth:
         arrays, meta = read_arrays(path)
         try:
-            groups = Groups(arrays["indptr"], arrays["indices"], meta.pop("n_train"))
+            groups = unpack(arrays, meta.pop("n_train"))
             return cls(arrays["losses"], groups, tuple(meta.pop("query_ids")), meta)
         except KeyError as e:
             raise DataError(f"{path} is not a truth file: it lacks {e}") from e
+
+
+def pack(groups: Groups) -> dict[str, np.ndarray]:
+    """The smaller of two forms: a bit a (group, example), or CSR `indptr` and `indices`."""
+    if len(groups) * (-(-groups.n_train // 8)) < 4 * len(groups.indices):
+        member = groups.membership(np.uint8).toarray()
+        return {"members": np.packbits(member, axis=1)}  # [group, ceil(train / 8)]
+    return {
+        "indptr": groups.indptr.astype(np.int64),
+        "indices": groups.indices.astype(np.int32),
+    }
+
+
+def unpack(arrays: Mapping[str, np.ndarray], n_train: int) -> Groups:
+    """The groups that `pack` wrote. Raises KeyError when there are none."""
+    if "members" not in arrays:
+        return Groups(arrays["indptr"], arrays["indices"], n_train)
+    member = np.unpackbits(arrays["members"], axis=1, count=n_train)
+    return Groups.of((np.flatnonzero(row) for row in member), n_train)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tdabench.data import Corpus
-from tdabench.errors import DataError, GuardError
+from tdabench.errors import DataError, GuardError, UsageError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, write_arrays
 from tdabench.targets import Recipe, Target
@@ -41,6 +41,62 @@ def test_a_draw_depends_on_name_and_seed_only(plan, parts):
     other = TruthPlan.draw("other", target, train, queries, **kw)
     assert other.groups.fingerprint != plan.groups.fingerprint
     assert (plan.groups.sizes == 15).all()
+
+
+def test_a_plan_may_repeat_the_groups_of_another(plan, parts):
+    kw = {"n_groups": 3, "fraction": 0.25, "n_seeds": 2, "recipe": RECIPE}
+    other = TruthPlan.draw("other", *parts, **kw, groups_of="tiny")
+    assert other.groups.fingerprint == plan.groups.fingerprint
+    assert other.key != plan.key
+    assert other.run_seed(Unit(0, 0)) != plan.run_seed(Unit(0, 0))
+
+
+def test_with_order_pool_a_seed_orders_all_groups_alike(parts, tmp_path):
+    from tdabench.targets import finetune
+
+    target, train, queries = parts
+    kw = {"n_groups": 2, "fraction": 0.9, "n_seeds": 2, "recipe": RECIPE}
+    plan = TruthPlan.draw("tiny", *parts, **kw, order="pool")
+    own = TruthPlan.draw("tiny", *parts, **kw)
+    assert plan.key != own.key
+    assert plan.groups.fingerprint == own.groups.fingerprint
+    assert plan.run_seed(Unit(0, 1)) == plan.run_seed(Unit(1, 1)) != plan.run_seed(Unit(0, 0))
+    plan.save(tmp_path / "p.safetensors")
+    assert TruthPlan.load(tmp_path / "p.safetensors").order == "pool"
+    with pytest.raises(UsageError, match="order"):
+        TruthPlan.draw("tiny", *parts, **kw, order="mine")
+
+    unit = Unit(1, 0)
+    tokens, seed = target.tokenize(train), plan.run_seed(unit)
+    keep = np.isin(np.arange(len(train)), plan.groups[1])
+    model = target.fresh_model("base")
+    finetune(model, tokens, RECIPE, seed, target.pad_id, members=keep)
+    expected = target.losses(model, target.tokenize(queries))
+    np.testing.assert_array_equal(Trainer.of(plan, *parts).losses(unit), expected)
+
+    # Leaving nothing out is the plain training, and what is left out is never read.
+    whole, plain = target.fresh_model("base"), target.fresh_model("base")
+    finetune(whole, tokens, RECIPE, seed, target.pad_id, members=np.ones(len(train), dtype=bool))
+    finetune(plain, tokens, RECIPE, seed, target.pad_id)
+    for a, b in zip(whole.parameters(), plain.parameters()):
+        assert (a == b).all()
+    other = [t if k else tokens[0] for t, k in zip(tokens, keep)]
+    again = target.fresh_model("base")
+    finetune(again, other, RECIPE, seed, target.pad_id, members=keep)
+    np.testing.assert_array_equal(target.losses(again, target.tokenize(queries)), expected)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.25, 1.0])
+def test_groups_survive_a_truth_file_in_either_form(fraction, tmp_path):
+    rng = np.random.default_rng(0)
+    groups = Groups.random(4, 203, fraction, rng)
+    truth = Truth(np.zeros((4, 1, 1), dtype=np.float32), groups, ("q",), {"name": "t"})
+    truth.save(tmp_path / "t.safetensors")
+    arrays, _ = read_arrays(tmp_path / "t.safetensors")
+    assert ("members" in arrays) == (fraction > 0.1)
+    loaded = Truth.load(tmp_path / "t.safetensors")
+    assert loaded.groups.fingerprint == groups.fingerprint
+    assert loaded.query_ids == ("q",)
 
 
 def test_a_plan_survives_its_file(plan, tmp_path):

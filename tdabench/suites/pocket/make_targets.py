@@ -1,11 +1,14 @@
 """Makes the pocket targets: tokenizer, base checkpoints by pretraining, warmed-up checkpoints.
 
     python -m tdabench.suites.pocket.make_targets instruct continued [--out DIR]
+    python -m tdabench.suites.pocket.make_targets llama gpt2 neox large
 
 A regime is what the base model has seen before fine-tuning. `instruct`: declarative text only,
 never the instruction format (the paper's setting). `continued`: the same text plus examples in
 the instruction format. `warm` is the base fine-tuned on the `warmup` split, which is disjoint
-from the pool, by the recipe of the truth: gradient methods may score there.
+from the pool, by the recipe of the truth: gradient methods may score there. The four others
+read the same text with the same tokenizer and are there for their truths (the transfer
+benchmark): they have a base only.
 """
 
 from __future__ import annotations
@@ -45,11 +48,45 @@ QWEN2_1M: dict[str, Any] = {
 }
 
 
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "rope_theta": 10000.0,
+}
+GPT2: dict[str, Any] = {  # learned positions, LayerNorm, a plain MLP; dropout off, as elsewhere
+    "model_type": "gpt2",
+    "n_embd": 128,
+    "n_layer": 3,
+    "n_head": 4,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+NEOX: dict[str, Any] = {  # parallel attention and MLP, partial rotary positions
+    "model_type": "gpt_neox",
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+QWEN2_LARGE: dict[str, Any] = {
+    **QWEN2_1M,
+    "hidden_size": 160,
+    "intermediate_size": 512,
+}
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """Next-token prediction on packed rows of `CONTEXT` tokens."""
 
     architecture: dict[str, Any]
+    regime: str = "instruct"
+    warm: bool = False  # whether a warmed-up checkpoint is made, too
     instruct_share: int = 0  # how many times the pretrain_instruct split is seen an epoch
     epochs: int = 4
     batch_rows: int = 16
@@ -58,8 +95,12 @@ class Pretraining:
 
 
 TARGETS = {
-    "instruct": Pretraining(QWEN2_1M),
-    "continued": Pretraining(QWEN2_1M, instruct_share=1),
+    "instruct": Pretraining(QWEN2_1M, warm=True),
+    "continued": Pretraining(QWEN2_1M, "continued", warm=True, instruct_share=1),
+    "llama": Pretraining(LLAMA, epochs=2),
+    "gpt2": Pretraining(GPT2, epochs=2),
+    "neox": Pretraining(NEOX, epochs=2),
+    "large": Pretraining(QWEN2_LARGE, epochs=2),
 }
 
 
@@ -161,7 +202,7 @@ def pretrain(target: Target, plan: Pretraining, corpus_path: Path = CORPUS) -> A
 
 
 def make(label: str, out: Path, corpus_path: Path = CORPUS) -> None:
-    """Tokenizer, base and warm checkpoints of one target, written under `out/label`."""
+    """Tokenizer and checkpoints of one target, written under `out/label`."""
     folder = out / label
     folder.mkdir(parents=True, exist_ok=True)
     plan = TARGETS[label]
@@ -173,10 +214,12 @@ def make(label: str, out: Path, corpus_path: Path = CORPUS) -> None:
         label,
         folder,
         {"base": "base.safetensors", "warm": "warm.safetensors"},
-        regime=label,
+        regime=plan.regime,
         max_length=CONTEXT,
     )
     save_weights(pretrain(target, plan, corpus_path), folder / "base.safetensors")
+    if not plan.warm:
+        return
 
     warmup = read_jsonl(corpus_path, "warmup")
     model = target.fresh_model("base")
