@@ -659,17 +659,22 @@ def variance_sources(
 # --------------------------------------------------------------------------- retrieval
 
 
-def _tie_blocks(scores: np.ndarray, relevant: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """(items above, relevant above, size, relevant in it) of each tie block, best first."""
+def tie_blocks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Where the relevant ones of `scores` [item] stand, best first: int64 [block, 4].
+
+    One row a block of equal scores with something relevant in it: items above it, relevant
+    items above it, its size, relevant items in it. Every measure of retrieval follows from them.
+    """
     scores, relevant = np.asarray(scores), np.asarray(relevant, dtype=bool)
     if scores.ndim != 1 or scores.shape != relevant.shape:
         raise UsageError(f"scores {scores.shape} and labels {relevant.shape} do not match")
     _refuse_nan(scores[None], "scores")
     order = np.argsort(-scores, kind="stable")
     s, hits = scores[order], np.concatenate([[0], np.cumsum(relevant[order])])
-    starts = [i for i in range(len(s)) if i == 0 or s[i] != s[i - 1]]
-    ends = [*starts[1:], len(s)] if starts else []
-    return [(a, int(hits[a]), b - a, int(hits[b] - hits[a])) for a, b in zip(starts, ends)]
+    edges = np.concatenate([[0], np.flatnonzero(s[1:] != s[:-1]) + 1, [len(s)]])
+    a, b = edges[:-1], edges[1:]
+    blocks = np.stack([a, hits[a], b - a, hits[b] - hits[a]], axis=1)
+    return blocks[blocks[:, 3] > 0].astype(np.int64)
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
@@ -679,18 +684,19 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
     McSherry and Najork, "Computing information retrieval performance measures efficiently in the
     presence of tied scores" (ECIR 2008).
     """
-    total = int(np.asarray(relevant, dtype=bool).sum())
-    blocks = _tie_blocks(scores, relevant)
-    if total == 0:
+    return precision_of(tie_blocks(scores, relevant))
+
+
+def precision_of(blocks: np.ndarray) -> float:
+    """Average precision from `tie_blocks`."""
+    if len(blocks) == 0:
         return float("nan")
     gained = 0.0
-    for above, hits, size, in_block in blocks:
-        if in_block == 0:
-            continue
+    for above, hits, size, in_block in blocks.tolist():
         i = np.arange(size)  # place within the block
         others = i * (in_block - 1) / max(1, size - 1)  # relevant before it, given it is
         gained += float((in_block / size * (hits + 1 + others) / (above + 1 + i)).sum())
-    return gained / total
+    return gained / float(blocks[:, 3].sum())
 
 
 def reciprocal_rank(scores: np.ndarray, relevant: np.ndarray) -> float:
@@ -698,16 +704,21 @@ def reciprocal_rank(scores: np.ndarray, relevant: np.ndarray) -> float:
 
     0 when nothing is relevant.
     """
-    for above, _, size, in_block in _tie_blocks(scores, relevant):
-        if in_block:
-            # P(the first relevant one of the block stands at i) by successive draws.
-            expected, none_yet = 0.0, 1.0
-            for i in range(size - in_block + 1):
-                here = in_block / (size - i)
-                expected += none_yet * here / (above + 1 + i)
-                none_yet *= 1 - here
-            return expected
-    return 0.0
+    return reciprocal_of(tie_blocks(scores, relevant))
+
+
+def reciprocal_of(blocks: np.ndarray) -> float:
+    """Reciprocal rank from `tie_blocks`."""
+    if len(blocks) == 0:
+        return 0.0
+    above, _, size, in_block = blocks[0].tolist()
+    # P(the first relevant one of the block stands at i) by successive draws.
+    expected, none_yet = 0.0, 1.0
+    for i in range(size - in_block + 1):
+        here = in_block / (size - i)
+        expected += none_yet * here / (above + 1 + i)
+        none_yet *= 1 - here
+    return expected
 
 
 def recall_at(scores: np.ndarray, relevant: np.ndarray, k: int) -> float:
@@ -715,11 +726,13 @@ def recall_at(scores: np.ndarray, relevant: np.ndarray, k: int) -> float:
 
     NaN when nothing is relevant.
     """
-    total = int(np.asarray(relevant, dtype=bool).sum())
-    blocks = _tie_blocks(scores, relevant)
-    if total == 0:
+    return recall_of(tie_blocks(scores, relevant), k)
+
+
+def recall_of(blocks: np.ndarray, k: int) -> float:
+    """Recall at k from `tie_blocks`."""
+    if len(blocks) == 0:
         return float("nan")
-    found = sum(
-        in_block * min(max(k - above, 0), size) / size for above, _, size, in_block in blocks
-    )
-    return found / total
+    above, _, size, in_block = blocks.T
+    found = in_block * np.clip(k - above, 0, size) / size
+    return float(found.sum() / in_block.sum())

@@ -107,12 +107,14 @@ class BenchmarkContext:
 class Stored:
     """What a record keeps of an outcome, for computing it again without the method.
 
-    `arrays` are those of the outcome, `truth(name)` opens the truth that the record names.
+    `arrays` are those of the outcome, `truth(name)` opens the truth that the record names, and
+    `other_truth(label, name)` that of another target, where the record names one.
     """
 
     arrays: Mapping[str, np.ndarray]
     query_ids: tuple[str, ...]
     truth: Callable[[str], Truth]
+    other_truth: Callable[[str, str], Truth]
 
 
 class Benchmark(ABC):
@@ -154,6 +156,7 @@ class Benchmark(ABC):
     def recompute(self, stored: Stored) -> Outcome | None:
         """The outcome again, from what its record stores; `tdabench verify` compares the two.
 
-        None where a benchmark does not store enough for that.
+        A benchmark whose `run` measures arrays and derives all else from them by one function
+        gives its outcome again by calling that function. None where it does not store enough.
         """
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.errors import DataError, UsageError
 
@@ -36,8 +37,6 @@ class Classification(Benchmark):
             raise UsageError(f"classification.k must be at least 1, not {self.k}")
 
     def run(self, context: BenchmarkContext) -> Outcome:
-        from tdabench import stats
-
         labelled = [i for i, task in enumerate(context.queries.tasks) if task]
         tasks = sorted(set(context.train.tasks) - {""})
         if not labelled or not tasks:
@@ -48,12 +47,15 @@ class Classification(Benchmark):
         label = np.array([place.get(t, -1) for t in context.train.tasks])  # [train]
         wanted = np.array([place.get(t, -1) for t in queries.tasks])  # [query]
 
-        top1, knn = np.empty((2, len(queries)))
+        arrays = {
+            "wanted": wanted,
+            "votes": np.empty((len(queries), len(tasks))),
+            "votes_knn": np.empty((len(queries), len(tasks))),
+            "votes_chance": votes(np.zeros((1, len(label))), label, 1, len(tasks)),
+        }
         for rows, scores in score_blocks(context.index, queries, len(context.train)):
-            top1[rows] = hit(scores, label, wanted[rows], 1, len(tasks))
-            knn[rows] = hit(scores, label, wanted[rows], self.k, len(tasks))
-        constant = np.zeros((1, len(label)))
-        chance = [hit(constant, label, np.array([w]), 1, len(tasks))[0] for w in wanted]
+            arrays["votes"][rows] = votes(scores, label, 1, len(tasks))
+            arrays["votes_knn"][rows] = votes(scores, label, self.k, len(tasks))
 
         notes = []
         if len(labelled) < len(context.queries):
@@ -61,6 +63,24 @@ class Classification(Benchmark):
         strange = int((wanted < 0).sum())
         if strange:
             notes.append(f"{strange} queries are of a task that no training example has: wrong")
+        return self._outcome(arrays, tuple(queries.ids), tuple(notes))
+
+    def recompute(self, stored: Stored) -> Outcome:
+        kept = ("wanted", "votes", "votes_knn", "votes_chance")
+        return self._outcome({k: stored.arrays[k] for k in kept}, stored.query_ids)
+
+    def _outcome(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        wanted = arrays["wanted"]
+        top1 = share_of(arrays["votes"], wanted)
+        knn = elected(arrays["votes_knn"], wanted)
+        chance = share_of(np.repeat(arrays["votes_chance"], len(wanted), axis=0), wanted)
         boot = stats.bootstrap_queries(top1, self.replicates)
         return Outcome(
             primary="accuracy",
@@ -70,20 +90,18 @@ class Classification(Benchmark):
                 "chance": Metric(float(np.mean(chance))),
             },
             per_query=top1,
-            query_ids=tuple(queries.ids),
+            query_ids=query_ids,
             replicates=boot.both,
-            arrays={"per_query_knn": knn},
-            notes=tuple(notes),
+            arrays={**arrays, "per_query_knn": knn},
+            notes=notes,
         )
 
 
-def hit(
-    scores: np.ndarray, label: np.ndarray, wanted: np.ndarray, k: int, n_labels: int
-) -> np.ndarray:
-    """Probability that the vote of the k best names `wanted` [query]: float64 [query].
+def votes(scores: np.ndarray, label: np.ndarray, k: int, n_labels: int) -> np.ndarray:
+    """How many of the k best items have each label, by expectation: float64 [query, label].
 
-    scores [query, train]; label [train], -1 for none. With k = 1 it is the chance that the best
-    item, ties broken at random, has the label.
+    scores [query, train]; label [train], -1 for none. Items tied at the edge of the k best share
+    the places left.
     """
     k = min(k, scores.shape[1])
     kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
@@ -92,11 +110,20 @@ def hit(
     share = (k - above.sum(axis=1)) / at.sum(axis=1)
     weight = above + at * share[:, None]  # [query, train]
     member = label[:, None] == np.arange(n_labels)  # [train, label]
-    votes = weight @ member.astype(np.float64)  # [query, label]
-    known = wanted >= 0
-    mine = np.where(known, votes[np.arange(len(votes)), np.maximum(wanted, 0)], 0.0)
-    if k == 1:
-        return mine
+    return weight @ member.astype(np.float64)
+
+
+def share_of(votes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Votes [query, label] for the label `wanted` [query], none for -1: float64 [query].
+
+    Of one vote, that is the chance that the best item, ties broken at random, has the label.
+    """
+    mine = votes[np.arange(len(votes)), np.maximum(wanted, 0)]
+    return np.where(wanted >= 0, mine, 0.0)
+
+
+def elected(votes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Chance that the vote names `wanted` [query], labels with equal votes sharing it."""
     close = np.isclose(votes, votes.max(axis=1, keepdims=True), rtol=0, atol=1e-9)
-    best = known & close[np.arange(len(votes)), np.maximum(wanted, 0)]
+    best = (wanted >= 0) & close[np.arange(len(votes)), np.maximum(wanted, 0)]
     return best / close.sum(axis=1)

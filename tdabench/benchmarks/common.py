@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +42,17 @@ def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") ->
     if bad.any():
         raise MethodError(f"the method returned NaN or infinite {what} for {bad.sum()} queries")
     return scores
+
+
+def pack(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays [n, 4] of different lengths (`stats.tie_blocks`) as two to store under `name`."""
+    ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
+    return {name: np.concatenate(rows).astype(np.int32), f"{name}_end": ends}
+
+
+def unpack(name: str, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What `pack` stored."""
+    return np.split(arrays[name].astype(np.int64), arrays[f"{name}_end"][:-1])
 
 
 def metric(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.errors import DataError, UsageError
 from tdabench.method import named_seed
 
 EXTRAPOLATED = (10**6, 10**9)
+# Arrays of a record, [size] but for the last, which is [query]; seconds are of one query.
+STORED = (
+    "sizes", "build_seconds", "query_seconds", "index_bytes", "peak_bytes", "single_query_seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,32 @@ class Cost(Benchmark):
                     single[q] = time.perf_counter() - start
         context.progress("building on growing parts", len(sizes), len(sizes))
 
-        x = np.array(sizes, dtype=np.float64)
+        arrays = {
+            "sizes": np.array(sizes, dtype=np.float64),
+            "build_seconds": build,
+            "query_seconds": query / len(queries),
+            "index_bytes": size,
+            "peak_bytes": peak,
+            "single_query_seconds": single,
+        }
+        return self._outcome(arrays, tuple(queries.ids))
+
+    def recompute(self, stored: Stored) -> Outcome:
+        return self._outcome({k: stored.arrays[k] for k in STORED}, stored.query_ids)
+
+    def _outcome(self, arrays: Mapping[str, np.ndarray], query_ids: tuple[str, ...]) -> Outcome:
+        x, build, query, size, peak, single = (arrays[k] for k in STORED)
         metrics = {
             "examples_per_second": Metric(float(x[-1] / max(build[-1], 1e-9)), unit="1/s"),
-            "query_seconds": _lower(query[-1] / len(queries), "s"),
+            "query_seconds": _lower(query[-1], "s"),
             "single_query_seconds": _lower(np.median(single), "s"),
             "peak_bytes": _lower(peak[-1], "B"),
             "bytes_per_example": _lower(size[-1] / x[-1], "B"),
         }
-        notes = [f"sizes measured: {', '.join(map(str, sizes))}"]
+        notes = [f"sizes measured: {', '.join(f'{n:.0f}' for n in x)}"]
         for name, y, unit in (
             ("build", build, "s"),
-            ("query", query / len(queries), "s"),
+            ("query", query, "s"),
             ("index", size, "B"),
         ):
             growth = Growth.of(x, y)
@@ -93,14 +112,8 @@ class Cost(Benchmark):
             primary="examples_per_second",
             metrics=metrics,
             per_query=single,
-            query_ids=tuple(queries.ids),
-            arrays={
-                "sizes": x,
-                "build_seconds": build,
-                "query_seconds": query,
-                "index_bytes": size,
-                "peak_bytes": peak,
-            },
+            query_ids=query_ids,
+            arrays=arrays,
             notes=tuple(notes),
         )
 

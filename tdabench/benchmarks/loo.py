@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Outcome
-from tdabench.benchmarks.common import group_scores
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Outcome, Stored
+from tdabench.benchmarks.common import checked, group_scores
 from tdabench.benchmarks.lds import rank_outcome, usable
 from tdabench.errors import UsageError
 from tdabench.groups import Groups
@@ -48,6 +48,12 @@ class LOO(Benchmark):
             scores = -group_scores(context.index, context.queries, removed)
             sizes = np.unique(removed.sizes)
             notes.append(f"left out at a time: {', '.join(map(str, sizes))}")
+        return rank_outcome(self.name, scores, truth, self.replicates, notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        truth, notes = usable(stored.truth(self.truth), stored.query_ids)
+        shape = (len(truth.query_ids), len(truth.groups))
+        scores = checked(np.asarray(stored.arrays["group_scores"]), shape, "group scores")
         return rank_outcome(self.name, scores, truth, self.replicates, notes)
 
 

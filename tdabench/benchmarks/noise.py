@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.errors import DataError
 
@@ -46,8 +47,9 @@ class Noise(Benchmark):
         form = np.array([e.meta.get("lookalike", "") for e in train])
         task = np.array(train.tasks)
 
-        found: dict[str, list[float]] = {}
-        values, chances, ids = [], [], []
+        found: list[np.ndarray] = []  # a query's tie blocks, among those it chooses from
+        pairs: dict[str, list[np.ndarray]] = {}  # by kind: the same among look-alikes
+        among_of, names, ids = [], [], []
         for rows, scores in score_blocks(index, queries, len(train)):
             for q, s in zip(queries[rows], scores):
                 of = q.meta.get("planted", "")
@@ -57,34 +59,62 @@ class Noise(Benchmark):
                     relevant, among, sign = kind != "", task == q.task, -1.0
                 if not (relevant & among).any() or (relevant | ~among).all():
                     continue  # nothing to find, or nothing else to choose
-                ap = stats.average_precision(sign * s[among], relevant[among])
-                name = of or "harmful"
-                found.setdefault(name, []).append(ap)
+                found.append(stats.tie_blocks(sign * s[among], relevant[among]))
                 pair = relevant | (form == of)
                 if of and (form == of).any():
-                    same = stats.average_precision(s[pair], relevant[pair])
-                    found.setdefault(f"{name}_homogeneous", []).append(same)
-                values.append(ap)
-                chances.append(stats.average_precision(np.zeros(among.sum()), relevant[among]))
+                    same = stats.tie_blocks(s[pair], relevant[pair])
+                    pairs.setdefault(of, []).append(same)
+                among_of.append(int(among.sum()))
+                names.append(of or "harmful")
                 ids.append(q.id)
-        if not values:
+        if not ids:
             raise DataError("no query has a planted example to find", "See docs/benchmarks/noise")
-        boot = stats.bootstrap_queries(np.array(values), self.replicates)
+        arrays = {**pack("places", found), "among": np.array(among_of)}
+        for name in sorted(set(names)):
+            arrays[f"is[{name}]"] = np.array(names) == name
+        for of, blocks in pairs.items():
+            arrays |= pack(f"places[{of}_homogeneous]", blocks)
+        left = len(queries) - len(ids)
+        notes = (f"{left} queries have nothing planted to find",) if left else ()
+        return self._outcome(arrays, tuple(ids), notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        kept = ("places", "among", "is[")
+        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
+        return self._outcome(arrays, stored.query_ids)
+
+    def _outcome(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        found = unpack("places", arrays)
+        values = np.array([stats.precision_of(b) for b in found])
+        chances = [
+            stats.precision_of(np.array([[0, 0, n, b[:, 3].sum()]]))
+            for n, b in zip(arrays["among"], found, strict=True)
+        ]
+        boot = stats.bootstrap_queries(values, self.replicates)
         metrics = {
             "average_precision": metric(boot, clip=(0.0, 1.0)),
             "chance": Metric(float(np.mean(chances))),
         }
-        for name, aps in sorted(found.items()):
-            part = stats.bootstrap_queries(np.array(aps), self.replicates)
+        parts = {k[3:-1]: values[v.astype(bool)] for k, v in arrays.items() if k.startswith("is[")}
+        for key in arrays:
+            if key.startswith("places[") and key.endswith("]"):
+                parts[key[7:-1]] = np.array([stats.precision_of(b) for b in unpack(key, arrays)])
+        for name, aps in sorted(parts.items()):
+            part = stats.bootstrap_queries(aps, self.replicates)
             metrics[f"average_precision_{name}"] = metric(part, clip=(0.0, 1.0))
-        left = len(queries) - len(values)
-        notes = [f"{left} queries have nothing planted to find"] if left else []
         return Outcome(
             primary="average_precision",
             metrics=metrics,
-            per_query=np.array(values),
-            query_ids=tuple(ids),
+            per_query=values,
+            query_ids=query_ids,
             replicates=boot.both,
-            arrays=boot.arrays(),
-            notes=tuple(notes),
+            arrays={**arrays, **boot.arrays()},
+            notes=notes,
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.errors import DataError, UsageError
@@ -49,7 +49,6 @@ class Removal(Benchmark):
             raise UsageError(f"removal.fraction must be in (0, 1], not {self.fraction}")
 
     def run(self, context: BenchmarkContext) -> Outcome:
-        from tdabench import stats
         from tdabench.targets.training import Recipe
 
         recipe = Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
@@ -84,6 +83,23 @@ class Removal(Benchmark):
                 context.progress("retraining without the top", j * len(queries) + q, top.size)
                 top[j, q] = losses(order[q, :k], q)[0] - before[q]
 
+        notes = (f"{len(queries)} queries, {trainer.done} models trained here",)
+        return self._outcome(top, random, tuple(queries.ids), notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        arrays = stored.arrays
+        return self._outcome(arrays["rise"], arrays["rise_random"], stored.query_ids)
+
+    def _outcome(
+        self,
+        top: np.ndarray,  # [k, query]: rise of the loss without the top k
+        random: np.ndarray,  # [k, query]: without as many random ones
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        ks = sorted(set(self.k))
         extra = area(ks, top - random)
         boot = stats.bootstrap_queries(extra, self.replicates)
         metrics = {self.name: metric(boot, unit="nats")}
@@ -95,10 +111,10 @@ class Removal(Benchmark):
             primary=self.name,
             metrics=metrics,
             per_query=extra,
-            query_ids=tuple(queries.ids),
+            query_ids=query_ids,
             replicates=boot.both,
             arrays={"rise": top, "rise_random": random, **boot.arrays()},
-            notes=(f"{len(queries)} queries, {trainer.done} models trained here",),
+            notes=notes,
         )
 
 

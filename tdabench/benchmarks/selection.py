@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
 from tdabench.data.examples import Corpus
@@ -106,19 +107,33 @@ class Selection(Benchmark):
         notes.append(
             f"{len(parts)} tasks, {len(place)} unseen queries, {trainer.done} models trained here"
         )
-        return self._outcome(quality, ks, tasks, unseen_all, picked, notes)
+        arrays: dict[str, np.ndarray] = {
+            "picked": picked,
+            # Tasks by their place in the order of names, by which the bootstrap draws them.
+            "task": np.unique(tasks, return_inverse=True)[1],
+            **{f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()},
+        }
+        return self._outcome(arrays, tuple(unseen_all.ids), tuple(notes))
+
+    def recompute(self, stored: Stored) -> Outcome:
+        kept = {k: v for k, v in stored.arrays.items() if "@" in k or k in ("task", "picked")}
+        return self._outcome(kept, stored.query_ids)
 
     def _outcome(
         self,
-        quality: dict[tuple[str, int], np.ndarray],
-        ks: list[int],
-        tasks: list[str],
-        queries: Corpus,
-        picked: np.ndarray,
-        notes: list[str],
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
     ) -> Outcome:
         from tdabench import stats
 
+        quality: dict[tuple[str, int], np.ndarray] = {}
+        for name, values in arrays.items():
+            who, at, size = name.partition("@")
+            if at:
+                quality[who, int(size)] = values.astype(np.float64)
+        ks = sorted(k for who, k in quality if who == "method")
+        tasks = [f"{t:09d}" for t in arrays["task"]]
         main = MEASURES.index(self.measure)
         lower, unit = self.measure == "loss", "nats" if self.measure == "loss" else ""
 
@@ -148,15 +163,14 @@ class Selection(Benchmark):
                 metrics[label] = Metric(
                     mean, higher_is_better=not worse, unit="nats" if worse else ""
                 )
-        arrays = {f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()}
         return Outcome(
             primary=self.measure,
             metrics=metrics,
             per_query=per_query,
-            query_ids=tuple(queries.ids),
+            query_ids=query_ids,
             replicates=boot.both,
-            arrays={**arrays, "picked": picked, **boot.arrays()},
-            notes=tuple(notes),
+            arrays={**arrays, **boot.arrays()},
+            notes=notes,
         )
 
 

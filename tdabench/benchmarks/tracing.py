@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError
@@ -53,8 +54,8 @@ class Tracing(Benchmark):
             for f in facts:
                 by_fact.setdefault(f, []).append(i)
 
-        asked, rr, ap, decoyed, chances = [], [], [], [], []
-        recall: dict[int, list[float]] = {k: [] for k in self.k}
+        asked, decoyed = [], []
+        found: list[np.ndarray] = []  # a query's tie blocks
         best: list[np.ndarray] = []
         for rows, scores in score_blocks(index, queries, len(train)):
             for at, s in zip(range(rows.start, rows.stop), scores):
@@ -65,11 +66,7 @@ class Tracing(Benchmark):
                 relevant = np.zeros(len(train), dtype=bool)
                 relevant[support] = True
                 asked.append(at)
-                rr.append(stats.reciprocal_rank(s, relevant))
-                ap.append(stats.average_precision(s, relevant))
-                chances.append(stats.reciprocal_rank(np.zeros(len(train)), relevant))
-                for k in self.k:
-                    recall[k].append(stats.recall_at(s, relevant, k))
+                found.append(stats.tie_blocks(s, relevant))
                 decoys = np.array([bool(m & wanted) for m in mimicked])
                 top = s == s.max()
                 decoyed.append(float((decoys & top).sum() / top.sum()))
@@ -79,32 +76,59 @@ class Tracing(Benchmark):
                 "no query asks a fact that a training example states", "See docs/benchmarks/tracing"
             )
         chosen = queries.subset(asked)
-        boot = stats.bootstrap_queries(np.array(rr), self.replicates)
+        arrays = {**pack("places", found), "n_train": np.array([len(train)])}
+        if any(mimicked):
+            arrays["decoyed"] = np.array(decoyed)
+        if self.tail_queries:
+            tried = chosen[: self.tail_queries]
+            arrays["tail_patch"] = self._tail_patch(context, train, tried, best)
+        left = len(queries) - len(asked)
+        notes = (f"{left} queries ask facts that nothing states: left out",) if left else ()
+        return self._outcome(arrays, tuple(chosen.ids), notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        kept = ("places", "places_end", "n_train", "decoyed", "tail_patch")
+        arrays = {k: stored.arrays[k] for k in kept if k in stored.arrays}
+        return self._outcome(arrays, stored.query_ids)
+
+    def _outcome(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        found, n = unpack("places", arrays), int(arrays["n_train"][0])
+        rr = np.array([stats.reciprocal_of(b) for b in found])
+        ap = np.array([stats.precision_of(b) for b in found])
+        chances = [stats.reciprocal_of(np.array([[0, 0, n, b[:, 3].sum()]])) for b in found]
+        boot = stats.bootstrap_queries(rr, self.replicates)
         metrics = {
             "mrr": metric(boot, clip=(0.0, 1.0)),
             "average_precision": metric(
-                stats.bootstrap_queries(np.array(ap), self.replicates), clip=(0.0, 1.0)
+                stats.bootstrap_queries(ap, self.replicates), clip=(0.0, 1.0)
             ),
             "chance": Metric(float(np.mean(chances))),
         }
         for k in self.k:
-            part = stats.bootstrap_queries(np.array(recall[k]), self.replicates)
+            recall = np.array([stats.recall_of(b, k) for b in found])
+            part = stats.bootstrap_queries(recall, self.replicates)
             metrics[f"recall@{k}"] = metric(part, clip=(0.0, 1.0))
-        if any(mimicked):
-            metrics["decoy_rate"] = Metric(float(np.mean(decoyed)), higher_is_better=False)
-        if self.tail_queries:
-            gains = self._tail_patch(context, train, chosen[: self.tail_queries], best)
-            part = stats.bootstrap_queries(gains, self.replicates)
+        if "decoyed" in arrays:
+            rate = float(np.mean(arrays["decoyed"]))
+            metrics["decoy_rate"] = Metric(rate, higher_is_better=False)
+        if "tail_patch" in arrays:
+            part = stats.bootstrap_queries(arrays["tail_patch"], self.replicates)
             metrics["tail_patch"] = metric(part, unit="nats")
-        left = len(queries) - len(asked)
         return Outcome(
             primary="mrr",
             metrics=metrics,
-            per_query=np.array(rr),
-            query_ids=tuple(chosen.ids),
+            per_query=rr,
+            query_ids=query_ids,
             replicates=boot.both,
-            arrays=boot.arrays(),
-            notes=(f"{left} queries ask facts that nothing states: left out",) if left else (),
+            arrays={**arrays, **boot.arrays()},
+            notes=notes,
         )
 
     def _tail_patch(

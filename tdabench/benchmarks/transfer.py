@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import group_scores, metric
+from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.common import checked, group_scores, metric
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
+from tdabench.truth.store import Truth
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Transfer(Benchmark):
     """
 
     name: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "LDS of one target's scores against the truths of other targets"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
 
@@ -34,8 +36,6 @@ class Transfer(Benchmark):
     replicates: int = 1000
 
     def run(self, context: BenchmarkContext) -> Outcome:
-        from tdabench import stats
-
         strange = [t for t in self.targets if t not in context.other_truths]
         if strange:
             raise unknown("other target", strange[0], context.other_truths)
@@ -56,25 +56,50 @@ class Transfer(Benchmark):
         except TdabenchError as e:
             notes.append(f"no in-model diagonal: {e.message}")
 
-        metrics: dict[str, Metric] = {}
-        arrays: dict[str, np.ndarray] = {}
         scored: dict[str, np.ndarray] = {}  # by groups: targets may share them
-        rows, boots, ceilings = [], [], []
-        for label, truth in truths.items():
+        for truth in truths.values():
             key = truth.groups.fingerprint
             if key not in scored:
                 scored[key] = group_scores(context.index, context.queries, truth.groups)
+        scores = {label: scored[t.groups.fingerprint] for label, t in truths.items()}
+        return self._outcome(truths, scores, tuple(context.queries.ids), notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        truths, scores = {}, {}
+        for name, array in stored.arrays.items():
+            if not name.startswith("group_scores["):
+                continue
+            label = name[len("group_scores[") : -1]
+            other = stored.truth(self.truth) if label == "source" else None
+            truth, _ = usable(other or stored.other_truth(label, self.truth), stored.query_ids)
+            shape = (len(truth.query_ids), len(truth.groups))
+            truths[label], scores[label] = truth, checked(array, shape, "group scores")
+        return self._outcome(truths, scores, stored.query_ids)
+
+    def _outcome(
+        self,
+        truths: Mapping[str, Truth],
+        scores: Mapping[str, np.ndarray],  # of each truth's groups: [query, group]
+        query_ids: tuple[str, ...],
+        notes: Sequence[str] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        metrics: dict[str, Metric] = {}
+        rows, boots, ceilings = [], [], []
+        for label, truth in sorted(truths.items()):
             # Truths over the same groups share the draws of groups; others must not.
-            seed = 0 if key == next(iter(scored)) else named_seed(0, key)
-            boot = stats.bootstrap_lds(scored[key], truth.values, self.replicates, groups_seed=seed)
+            seed = named_seed(0, truth.groups.fingerprint)
+            boot = stats.bootstrap_lds(
+                scores[label], truth.values, self.replicates, groups_seed=seed
+            )
             metrics[f"lds[{label}]"] = metric(boot, clip=(-1.0, 1.0))
-            arrays[f"group_scores[{label}]"] = scored[key]
             ceiling = stats.noise_ceiling(truth.by_seed(), self.replicates)
             if ceiling is not None:
                 low, high = ceiling.interval() or (None, None)
                 metrics[f"ceiling[{label}]"] = Metric(ceiling.value, low, high)
             if label != "source":
-                rows.append(stats.spearman_rows(scored[key], truth.values))
+                rows.append(stats.spearman_rows(scores[label], truth.values))
                 boots.append(boot)
                 ceilings += [ceiling.value] if ceiling is not None else []
         if not boots:
@@ -90,8 +115,8 @@ class Transfer(Benchmark):
             primary=self.name,
             metrics=metrics,
             per_query=np.mean(rows, axis=0),
-            query_ids=tuple(context.queries.ids),
+            query_ids=query_ids,
             replicates=mean.both,
-            arrays={**arrays, **mean.arrays()},
+            arrays={**{f"group_scores[{k}]": s for k, s in scores.items()}, **mean.arrays()},
             notes=tuple(notes),
         )

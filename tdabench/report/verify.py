@@ -68,17 +68,22 @@ class Truths:
                 if path.is_file():
                     self.add(path, target.label)
 
-    def of(self, record: Record, kind: str) -> Truth:
+    def of(self, record: Record, kind: str, label: str = "") -> Truth:
         """The truth of a kind that a record names, checked against its corpus.
 
-        Where a suite declares it, it must be declared for the record's target.
+        `label` names another target than the record's own. Where a suite declares the truth, it
+        must be declared for that target.
         """
         from tdabench.run.suite import truth_name
 
         split = str(record.data.get("split") or "test")
         inputs = record.data.get("inputs")
         inputs = inputs if isinstance(inputs, Mapping) else {}
-        named = inputs.get(f"truth:{truth_name(kind, split)}") or record.data.get("truth")
+        name = truth_name(kind, split)
+        if label:
+            named = inputs.get(f"truth@{label}:{name}")
+        else:
+            named = inputs.get(f"truth:{name}") or record.data.get("truth")
         wanted = str(named or "")
         if wanted not in self.paths:
             raise DataError(
@@ -92,7 +97,7 @@ class Truths:
             raise DataError(
                 f"its truth was made on another training corpus ({planned}, here {found})"
             )
-        target = str(record.target.get("label") or record.target.get("name"))
+        target = label or str(record.target.get("label") or record.target.get("name"))
         owners = self.owners.get(wanted, set())
         if owners and target not in owners:
             raise DataError(f"its truth is that of another target ({', '.join(sorted(owners))})")
@@ -189,19 +194,22 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
     arrays, meta = record.arrays()
     missing: list[str] = []
 
-    def truth(kind: str) -> Truth:
+    def truth(kind: str, label: str = "") -> Truth:
         try:
-            return truths.of(record, kind)
+            return truths.of(record, kind, label)
         except DataError as e:
             if "not at hand" in e.message:
                 missing.append(str(e))
             raise
 
-    stored = Stored(arrays, tuple(str(i) for i in meta.get("query_ids") or ()), truth)
+    ids = tuple(str(i) for i in meta.get("query_ids") or ())
+    stored = Stored(arrays, ids, truth, lambda label, kind: truth(kind, label))
     try:
         benchmark = cls.from_params(dict(record.benchmark.get("params") or {}))
         again = benchmark.recompute(stored)
-    except (KeyError, TypeError, ValueError, IndexError) as e:
+    except KeyError as e:
+        return [f"its stored arrays lack {e}"], ""
+    except (TypeError, ValueError, IndexError) as e:
         return [f"its stored scores cannot be read: {type(e).__name__} {e}"], ""
     except TdabenchError as e:
         return ([], missing[0]) if missing else ([str(e)], "")

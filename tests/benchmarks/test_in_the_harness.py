@@ -10,7 +10,9 @@ import pytest
 
 from tdabench.data.examples import Corpus
 from tdabench.groups import Groups
-from tdabench.io import read_arrays, read_json
+from tdabench.io import read_arrays, read_json, write_json
+from tdabench.report.records import read_run
+from tdabench.report.verify import verify_runs
 from tdabench.run import Options, Request, run
 from tdabench.stats import Bootstrap
 from tdabench.truth.store import Truth
@@ -132,3 +134,16 @@ def test_every_benchmark_runs_and_its_record_gives_its_value_again(
     trained = len(list((tmp_path / "run" / "retrained").iterdir()))
     assert 0 < trained < 2 * (2 * 2 + 1 + 1 + 2 + 2)
     assert read_json(tmp_path / "run" / "manifest.json")["benchmarks"]
+    # Every metric follows from what is stored; a metric that was altered is named.
+    checks = verify_runs([read_run(tmp_path / "run")])
+    assert {c.status for c in checks} == {"agrees"}, [c.problems for c in checks]
+    for record in result.records:
+        path = tmp_path / "run" / "cells" / f"{record['key']}.json"
+        data = read_json(path)
+        for metric in data["metrics"].values():
+            metric["value"] = 1.1 * metric["value"] + 0.01
+        write_json(path, data)
+    for check in verify_runs([read_run(tmp_path / "run")]):
+        altered = read_json(tmp_path / "run" / "cells" / f"{check.key}.json")["metrics"]
+        assert check.status == "differs"
+        assert len(check.problems) == len(altered)

@@ -10,7 +10,7 @@ import pytest
 from constructed import FixedIndex, corpus
 
 from tdabench.benchmarks.base import Built
-from tdabench.benchmarks.classification import Classification, hit
+from tdabench.benchmarks.classification import Classification, elected, share_of, votes
 from tdabench.benchmarks.noise import Noise
 from tdabench.benchmarks.tracing import Tracing
 from tdabench.data.examples import Corpus, Example
@@ -47,11 +47,11 @@ def test_constant_scores_get_chance(make_context) -> None:
 def test_ties_at_the_top_share_by_expectation() -> None:
     label = np.array([0, 1, 1, 2])
     scores = np.array([[5.0, 5.0, 5.0, 1.0]])
-    assert hit(scores, label, np.array([1]), 1, 3)[0] == pytest.approx(2 / 3)
-    assert hit(scores, label, np.array([0]), 1, 3)[0] == pytest.approx(1 / 3)
+    assert share_of(votes(scores, label, 1, 3), np.array([1]))[0] == pytest.approx(2 / 3)
+    assert share_of(votes(scores, label, 1, 3), np.array([0]))[0] == pytest.approx(1 / 3)
     # Two of three tied items: 2/3 of a vote for task 0, 4/3 for task 1.
-    assert hit(scores, label, np.array([1]), 2, 3)[0] == 1
-    assert hit(np.array([[2.0, 2.0, 1.0, 0.0]]), label, np.array([0]), 2, 3)[0] == 0.5
+    assert elected(votes(scores, label, 2, 3), np.array([1]))[0] == 1
+    assert elected(votes(np.array([[2.0, 2.0, 1.0, 0.0]]), label, 2, 3), np.array([0]))[0] == 0.5
 
 
 def test_knn_takes_the_majority_and_permutation_changes_nothing(make_context) -> None:

@@ -27,7 +27,7 @@ EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>\x1b[31m \u202e"
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage --window-size=1280,900"
+    "--disable-dev-shm-usage --force-prefers-reduced-motion --window-size=1280,900 about:blank"
 )
 
 
@@ -40,6 +40,8 @@ def browser(tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(DRIVER)
     driver = webdriver.Chrome(options=options, service=service)
+    driver.set_page_load_timeout(300)
+    driver.set_script_timeout(120)
     yield driver
     driver.quit()
 
@@ -83,12 +85,14 @@ def opened(browser, make_run, make_suite, tmp_path):
 
 
 def logs(browser):
-    """Console messages of any level, and addresses asked for, since the last look."""
+    """Console messages of any level, and addresses that pages asked for, since the last look.
+
+    Pages of the browser's own (its start page) are none of ours.
+    """
     console = [e["message"] for e in browser.get_log("browser")]
     events = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
-    asked = [
-        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
-    ]
+    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    asked = [p["request"]["url"] for p in sent if not p["documentURL"].startswith("chrome")]
     return console, asked
 
 
@@ -106,7 +110,7 @@ def column(browser, place):
 
 
 def press(browser, key):
-    css(browser, f"#board-table thead button[data-key='{key}']")[0].click()
+    click(browser, css(browser, f"#board-table thead button[data-key='{key}']")[0])
 
 
 def test_no_console_message_and_no_request(opened):
