@@ -22,6 +22,7 @@ from tdabench.api import (
     Target,
     UsageError,
     fingerprint,
+    named_seed,
     read_json,
     registry,
     sha256_file,
@@ -33,13 +34,18 @@ from tdabench_airrep.train import Teacher, Trainer
 
 __all__ = [
     "Body",
+    "Stage",
     "TrainConfig",
     "blend",
     "join_labels",
     "make_teacher",
     "rebuild",
+    "stages_of",
     "train_encoder",
+    "train_stages",
 ]
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "airrep.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +113,12 @@ def blend(specs: Sequence[str]) -> Teacher | None:
         except ValueError as e:
             raise UsageError(f"the teacher's weight {weight!r} is not a number") from e
         teacher = Teacher.load(Path(path))
-        rows = teacher.scores.astype(np.float32)
-        rows = rows - rows.mean(1, keepdims=True)
-        rows /= np.maximum(rows.std(1, keepdims=True), 1e-20)
+        asked = np.ix_(teacher.rows, teacher.columns)
+        known = teacher.scores[asked].astype(np.float32)
+        known = known - known.mean(1, keepdims=True)
+        known /= np.maximum(known.std(1, keepdims=True), 1e-20)
+        rows = np.full(teacher.scores.shape, np.nan, dtype=np.float32)
+        rows[asked] = known
         total = w * rows if total is None else total + w * rows
         parts.append({**teacher.meta, "weight": w})
         seconds += float(teacher.meta.get("seconds", 0.0))
@@ -188,9 +197,7 @@ def train_encoder(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     encoder.save(out, record)
-    files = ("config.json", "model.safetensors", "tokenizer.json", "airrep.json")
-    record["bytes"] = sum((out / f).stat().st_size for f in files)
-    return record
+    return {**record, "bytes": sum((out / f).stat().st_size for f in FILES)}
 
 
 def _label_record(labels: Labels | None, files: Sequence[Path]) -> dict[str, Any] | None:
@@ -205,6 +212,87 @@ def _label_record(labels: Labels | None, files: Sequence[Path]) -> dict[str, Any
         "instances": len(labels.instances),
         "excluded": labels.excluded(),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training among those that make an encoder: each begins where the last one ended.
+
+    `labels` and `teacher` say whether it is given those; `body.init` counts in the first only.
+    """
+
+    body: Body
+    config: TrainConfig
+    labels: bool
+    teacher: bool
+
+
+def stages_of(record: Mapping[str, Any]) -> list[Stage]:
+    """The stages behind an encoder's record, first to last."""
+    earlier = record.get("earlier")
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record["body"].items()
+    }
+    here = Stage(
+        body=Body(**fields),
+        config=TrainConfig(**record["recipe"]),
+        labels=bool(record["labels"]),
+        teacher=bool(record["teacher"]),
+    )
+    return [*(stages_of(earlier) if earlier is not None else []), here]
+
+
+def train_stages(
+    stages: Sequence[Stage],
+    *,
+    target: Target,
+    train: Corpus,
+    dev: Corpus,
+    label_files: Sequence[Path],
+    teacher_files: Sequence[str],
+    work: Path,
+    out: Path | None = None,
+    say: Callable[[str], None],
+) -> Path:
+    """Trains through the stages and returns the folder of the last encoder.
+
+    A stage lies in `work` under a name made of everything that decides it, so that trainings which
+    begin alike share their beginning, and a stage that is done is not trained again. The last one
+    goes to `out` if given.
+    """
+    key: list[Any] = [target.fingerprint, train.fingerprint, dev.fingerprint]
+    folder: Path | None = None
+    for n, stage in enumerate(stages):
+        labels = label_files if stage.labels else ()
+        teachers = teacher_files if stage.teacher else ()
+        files = [sha256_file(p) for p in labels] + [
+            [sha256_file(Path(path)), weight]
+            for path, _, weight in (t.partition("=") for t in teachers)
+        ]
+        recipe = {**asdict(stage.body), **asdict(stage.config), "files": files}
+        if n:
+            recipe.pop("init")
+        key = [fingerprint(key), recipe]
+        body = stage.body if folder is None else replace(stage.body, init=str(folder))
+        last = n == len(stages) - 1
+        folder = out if last and out is not None else work / f"stage-{fingerprint(key)}"
+        if (folder / "airrep.json").exists() and folder.parent == work:
+            say(f"{folder.name}: done before")
+            continue
+        train_encoder(
+            target=target,
+            train=train,
+            dev=dev,
+            label_files=labels,
+            teacher_files=teachers,
+            body=body,
+            config=stage.config,
+            out=folder,
+            say=say,
+        )
+    if folder is None:
+        raise UsageError("an encoder needs at least one stage of training")
+    return folder
 
 
 def rebuild(
@@ -223,6 +311,44 @@ def rebuild(
     Labels, teachers and each training stage go into `work` and are resumed from there. Raises
     GuardError when target or corpora are not those of the record.
     """
+    check_source(record, target, train, dev)
+    label_files, teacher_files = [], []
+    if record["labels"]:
+        made = record["labels"]
+        if "draw" not in made or "recipe" not in made:
+            raise UsageError(
+                "the encoder's labels were imported: its record cannot say how to make them",
+                "Train it again with: tdabench airrep train --labels",
+            )
+        draw = {**made["draw"], "instances": made["instances"]}
+        draw["subset_sizes"] = tuple(draw["subset_sizes"])
+        job = LabelJob(target, train, dev, Draw(**draw), Recipe(**made["recipe"]), work / "labels")
+        job.run(workers, say)
+        label_files.append(job.folder / "labels.safetensors")
+    for part in (record["teacher"] or {}).get("parts", ()):
+        asked = {k: part[k] for k in ("method", "params", "seed")}
+        asked |= {k: part.get(k, 0) for k in ("n_dev", "n_train")}
+        path = work / f"teacher-{fingerprint(asked)}.safetensors"
+        if not path.exists():
+            make_teacher(**asked, target=target, train=train, dev=dev, say=say).save(path)
+        teacher_files.append(f"{path}={part['weight']}")
+    folder = train_stages(
+        stages_of(record),
+        target=target,
+        train=train,
+        dev=dev,
+        label_files=label_files,
+        teacher_files=teacher_files,
+        work=work,
+        out=out,
+        say=say,
+    )
+    made = read_json(folder / "airrep.json")
+    return {**made, "bytes": sum((folder / f).stat().st_size for f in FILES)}
+
+
+def check_source(record: Mapping[str, Any], target: Target, train: Corpus, dev: Corpus) -> None:
+    """Raises GuardError when an encoder was made of another target or other corpora than these."""
     for what, made, found in (
         ("target", record["target"]["fingerprint"], target.fingerprint),
         ("train corpus", record["corpora"]["train"], train.fingerprint),
@@ -230,49 +356,6 @@ def rebuild(
     ):
         if made != found:
             raise GuardError(f"the encoder was made of another {what} ({made}, here {found})")
-    earlier = record.get("earlier")
-    fields: dict[str, Any] = dict(record["body"])
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    body = Body(**fields)
-    if earlier is not None:
-        folder = work / "earlier"
-        rebuild(
-            earlier,
-            target=target,
-            train=train,
-            dev=dev,
-            work=work,
-            out=folder,
-            workers=workers,
-            say=say,
-        )
-        body = replace(body, init=str(folder))
-    label_files, teacher_files = [], []
-    if record["labels"]:
-        made = record["labels"]
-        draw = {**made["draw"], "instances": made["instances"]}
-        draw["subset_sizes"] = tuple(draw["subset_sizes"])
-        job = LabelJob(target, train, dev, Draw(**draw), Recipe(**made["recipe"]), work / "labels")
-        job.run(workers, say)
-        label_files.append(job.folder / "labels.safetensors")
-    for part in (record["teacher"] or {}).get("parts", ()):
-        path = work / f"teacher-{fingerprint([part['method'], part['params']])}.safetensors"
-        if not path.exists():
-            make_teacher(
-                part["method"], part["params"], part["seed"], target, train, dev, say
-            ).save(path)
-        teacher_files.append(f"{path}={part['weight']}")
-    return train_encoder(
-        target=target,
-        train=train,
-        dev=dev,
-        label_files=label_files,
-        teacher_files=teacher_files,
-        body=body,
-        config=TrainConfig(**record["recipe"]),
-        out=out,
-        say=say,
-    )
 
 
 def make_teacher(
@@ -283,8 +366,24 @@ def make_teacher(
     train: Corpus,
     dev: Corpus,
     say: Callable[[str], None],
+    n_dev: int = 0,
+    n_train: int = 0,
 ) -> Teacher:
-    """Scores of the dev examples against the training corpus by another method."""
+    """Scores of the dev examples against the training corpus by another method.
+
+    Of `n_dev` dev and `n_train` training examples drawn by the seed, where a method is too dear to
+    score all (0). A curvature is then that of the training examples drawn.
+    """
+    rows, columns = (
+        np.arange(len(corpus))
+        if not 0 < n < len(corpus)
+        else np.sort(
+            np.random.default_rng(named_seed(seed, f"teacher-{what}")).choice(
+                len(corpus), n, replace=False
+            )
+        )
+        for what, corpus, n in (("dev", dev, n_dev), ("train", train, n_train))
+    )
     chosen = registry().method(method).cls.from_params(params)
     began, last = time.process_time(), time.perf_counter()
 
@@ -296,11 +395,15 @@ def make_teacher(
 
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(target, Path(scratch), seed=seed, progress=progress)
-        scores = chosen.build(context, train).score(dev)
+        found = chosen.build(context, train.subset(columns)).score(dev.subset(rows))
+    scores = np.full((len(dev), len(train)), np.nan, dtype=np.float32)
+    scores[np.ix_(rows, columns)] = found
     meta = {
         "method": method,
         "params": {k: str(v) for k, v in chosen.params.items()},
         "seed": seed,
+        "n_dev": len(rows),
+        "n_train": len(columns),
         "seconds": round(time.process_time() - began, 1),
         "target": target.fingerprint,
         "train": train.fingerprint,

@@ -253,8 +253,18 @@ def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
 @click.option("--method", required=True, help="A method that scores examples, e.g. logra.")
 @click.option("--set", "pairs", multiple=True, help="Its parameters, KEY=VALUE.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--dev", default=0, help="Dev examples to score, drawn by the seed; 0: all.")
+@click.option("--pool", default=0, help="Training examples to score, likewise.")
 @click.option("--seed", default=0, show_default=True)
-def teacher(method: str, pairs: tuple[str, ...], out: Path, seed: int, **source: Any) -> None:
+def teacher(
+    method: str,
+    pairs: tuple[str, ...],
+    out: Path,
+    dev: int,
+    pool: int,
+    seed: int,
+    **source: Any,
+) -> None:
     """Score the dev examples against the pool by another method, to distil an encoder from."""
     import torch
 
@@ -262,9 +272,12 @@ def teacher(method: str, pairs: tuple[str, ...], out: Path, seed: int, **source:
 
     torch.set_num_threads(1)
     o = open_source(**source)
-    made = make_teacher(method, settings(method, pairs), seed, o.target, o.train, o.dev, say)
+    made = make_teacher(
+        method, settings(method, pairs), seed, o.target, o.train, o.dev, say, dev, pool
+    )
     made.save(out)
-    emit({"teacher": str(out), "shape": list(made.scores.shape), "seconds": made.meta["seconds"]})
+    shape = [len(made.rows), len(made.columns)]
+    emit({"teacher": str(out), "shape": shape, "seconds": made.meta["seconds"]})
 
 
 def config_options(function: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,23 @@ STAGES = ("distil", "rank")
 
 @dataclass(frozen=True)
 class Teacher:
-    """Scores [dev, train] of another method on the corpora the labels are made on."""
+    """Scores [dev, train] of another method on the corpora the labels are made on.
+
+    NaN where the teacher was not asked: it may have scored a sample of either corpus only.
+    """
 
     scores: np.ndarray
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Places in the dev corpus that were scored, ascending."""
+        return np.flatnonzero(~np.isnan(self.scores).all(1))
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Places in the training corpus that were scored, ascending."""
+        return np.flatnonzero(~np.isnan(self.scores).all(0))
 
     def check(self, train: Corpus, dev: Corpus) -> None:
         if self.scores.shape != (len(dev), len(train)):
@@ -56,7 +70,8 @@ class Teacher:
                     f"the teacher scored another {what} corpus ({made})",
                     "Score this one with: tdabench airrep teacher",
                 )
-        if not np.isfinite(self.scores).all():
+        asked = self.scores[np.ix_(self.rows, self.columns)]
+        if not asked.size or not np.isfinite(asked).all():
             raise DataError("the teacher's scores are not all finite")
 
     @classmethod
@@ -64,11 +79,18 @@ class Teacher:
         arrays, meta = read_arrays(path)
         if meta.get("kind") != "airrep-teacher":
             raise DataError(f"{path} holds no teacher", "Make one with: tdabench airrep teacher")
-        return cls(arrays["scores"], meta)
+        scores = np.full(meta.pop("shape"), np.nan, dtype=np.float32)
+        scores[np.ix_(arrays["rows"], arrays["columns"])] = arrays["scores"]
+        return cls(scores, meta)
 
     def save(self, path: Path) -> None:
-        meta = {**self.meta, "kind": "airrep-teacher"}
-        write_arrays(path, {"scores": self.scores.astype(np.float32)}, meta)
+        arrays = {
+            "scores": self.scores[np.ix_(self.rows, self.columns)].astype(np.float32),
+            "rows": self.rows.astype(np.int32),
+            "columns": self.columns.astype(np.int32),
+        }
+        shape = list(self.scores.shape)
+        write_arrays(path, arrays, {**self.meta, "kind": "airrep-teacher", "shape": shape})
 
 
 # --------------------------------------------------------------------------- gradient caching
@@ -118,8 +140,8 @@ def objective(
     """Loss, and its gradients at the embeddings q [dev, d] and z [train, d].
 
     The ranking loss is averaged over the pairs with r_i > r_j, the distillation loss over dev
-    examples. Both are sums over dev examples: taken `rows` at a time, so that no [dev, train]
-    matrix is held and memory does not grow with the number of dev examples.
+    examples that the teacher scored. Both are sums over dev examples: taken `rows` at a time, so
+    that no [dev, train] matrix is held and memory does not grow with the number of dev examples.
     """
     dq, dz, value = torch.zeros_like(q), torch.zeros_like(z), 0.0
     pairs = 0
@@ -128,6 +150,7 @@ def objective(
             r = problem.r[a : a + rows]
             pairs += int((r[:, :, None] > r[:, None, :]).sum())
     weight = config.anchor if problem.r is not None else 1.0
+    taught = 0 if problem.teacher is None else int(torch.isfinite(problem.teacher).any(1).sum())
     zr = z.detach().requires_grad_(True)
     for a in range(0, len(q), rows):
         qr = q[a : a + rows].detach().requires_grad_(True)
@@ -138,7 +161,12 @@ def objective(
             total, _ = ranking_loss(f, problem.r[a : a + rows], config.low, config.high)
             loss = loss + total / max(1, pairs)
         if problem.teacher is not None and weight:
-            loss = loss + weight * kernel_loss(s, problem.teacher[a : a + rows]) / len(q)
+            t = problem.teacher[a : a + rows]
+            keep = torch.isfinite(t)
+            asked = keep.any(1)
+            if bool(asked.any()):
+                part = kernel_loss(s[asked], t.nan_to_num()[asked], keep[asked])
+                loss = loss + weight * part / taught
         if not loss.requires_grad:
             continue
         gq, gz = torch.autograd.grad(loss, (qr, zr))
@@ -222,10 +250,9 @@ class Trainer:
     def distil_problem(self, step: int) -> Problem:
         assert self.teacher is not None
         rng = self.rng(f"distil-{step}")
-        n_dev, n_train = self.teacher.scores.shape
-        usable = np.setdiff1d(np.arange(n_dev), self.probe)
-        dev = rng.choice(usable, min(self.config.distil_queries, len(usable)), replace=False)
-        train = rng.choice(n_train, min(self.config.distil_train, n_train), replace=False)
+        rows, columns = np.setdiff1d(self.teacher.rows, self.probe), self.teacher.columns
+        dev = rng.choice(rows, min(self.config.distil_queries, len(rows)), replace=False)
+        train = rng.choice(columns, min(self.config.distil_train, len(columns)), replace=False)
         return self._with_teacher(Problem(dev, train))
 
     def rank_problem(self, step: int) -> Problem:
@@ -326,13 +353,12 @@ class Trainer:
                 found.append(lds_of(self.scores_of(part), part.labels))
             out["lds"] = float(np.mean(found))
         if self.teacher is not None:
-            train = self.rng("probe").choice(
-                len(self.train), min(1000, len(self.train)), replace=False
-            )
-            q = embed(self.encoder, [self.dev[i] for i in self.probe], self.chunk_tokens)
+            dev, columns = np.intersect1d(self.probe, self.teacher.rows), self.teacher.columns
+            train = self.rng("probe").choice(columns, min(1000, len(columns)), replace=False)
+            q = embed(self.encoder, [self.dev[i] for i in dev], self.chunk_tokens)
             z = embed(self.encoder, [self.train[i] for i in train], self.chunk_tokens)
-            t = torch.from_numpy(self.teacher.scores[np.ix_(self.probe, train)].astype(np.float32))
-            out["kernel"] = 1 - float(kernel_loss(q @ z.T, t)) / len(q)
+            t = torch.from_numpy(self.teacher.scores[np.ix_(dev, train)].astype(np.float32))
+            out["kernel"] = 1 - float(kernel_loss(q @ z.T, t)) / max(1, len(q))
         return out
 
     def scores_of(self, instance: Instance) -> np.ndarray:

@@ -300,6 +300,43 @@ def test_distillation_follows_the_teacher(tiny_target, tiny_corpus, tiny_queries
     assert trainer.curve[-1]["kernel"] > trainer.curve[0]["kernel"] + 0.1
 
 
+def test_a_teacher_may_have_scored_a_sample(tiny_target, tiny_corpus, tiny_queries, tmp_path):
+    """What it was not asked for is NaN, is never drawn, and gives no gradient."""
+    from tdabench_airrep.build import make_teacher
+
+    args = ("tfidf", {}, 0, tiny_target, tiny_corpus, tiny_queries, lambda line: None)
+    whole, part = make_teacher(*args), make_teacher(*args, n_dev=5, n_train=30)
+    part.save(tmp_path / "t")
+    part = Teacher.load(tmp_path / "t")
+    assert (part.scores.shape, len(part.rows), len(part.columns)) == ((12, 60), 5, 30)
+    assert (whole.meta["n_dev"], part.meta["n_dev"], part.meta["n_train"]) == (12, 5, 30)
+    trainer = _trainer(
+        tiny_target,
+        tiny_corpus,
+        tiny_queries,
+        tmp_path,
+        _labels(tiny_corpus, tiny_queries),
+        part,
+        distil_steps=2,
+        steps=2,
+        anchor=1.0,
+        probe=4,
+    )
+    drawn = trainer.distil_problem(0)
+    assert set(drawn.dev) <= set(part.rows) - set(trainer.probe)
+    assert set(drawn.train) <= set(part.columns)
+    trainer.run()
+    assert all(np.isfinite(r["kernel"]) for r in trainer.curve)
+
+    q, z = torch.randn(2, 4), torch.randn(5, 4)
+    t = torch.randn(2, 5)
+    t[1], t[0, 3:] = torch.nan, torch.nan
+    value, dq, dz = objective(q, z, Problem(np.arange(2), np.arange(5), teacher=t), TrainConfig())
+    want = float(kernel_loss((q @ z.T)[:1, :3], t[:1, :3]))
+    assert value == pytest.approx(want, rel=1e-5)  # the mean over queries it scored
+    assert float(dq[1].abs().sum()) == float(dz[3:].abs().sum()) == 0
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 def test_resumed_training_is_the_same_training(
     tiny_target, tiny_corpus, tiny_queries, tmp_path, normalise
