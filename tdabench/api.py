@@ -49,7 +49,13 @@ from tdabench.method import (
 if TYPE_CHECKING:
     from tdabench.plugins import registry
     from tdabench.run.suite import load_suite
-    from tdabench.stats import bootstrap_lds, bootstrap_queries, compare, spearman_rows
+    from tdabench.stats import (
+        bootstrap_lds,
+        bootstrap_queries,
+        compare,
+        noise_ceiling,
+        spearman_rows,
+    )
     from tdabench.targets.target import (
         Batch,
         Target,
@@ -104,6 +110,7 @@ _LAZY = {
     "bootstrap_lds": "tdabench.stats",
     "bootstrap_queries": "tdabench.stats",
     "compare": "tdabench.stats",
+    "noise_ceiling": "tdabench.stats",
     "spearman_rows": "tdabench.stats",
 }
 

@@ -15,6 +15,7 @@ from tdabench.api import Corpus, UsageError, read_jsonl
 
 if TYPE_CHECKING:
     from tdabench.api import Recipe, Target
+    from tdabench_airrep.studies import Setting
 
 
 @click.group(name="airrep")
@@ -409,99 +410,413 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
 # --------------------------------------------------------------------------- studies
 
 
+@airrep.group()
+def study() -> None:
+    """Tables that examine the published claims on a suite, with 95% intervals.
+
+    Poolings and temperatures are chosen on the tuning truth; --truth says what is reported.
+    """
+
+
 def study_options(function: Any) -> Any:
     for option in (
         click.option("--suite", default="pocket", show_default=True),
         click.option("--target", required=True),
-        click.option("--truth", default="tuning", show_default=True, help="tuning, or lds."),
-        click.option(
-            "--method",
-            "specs",
-            multiple=True,
-            help="NAME or NAME:KEY=VALUE,…; repeatable. Default: airrep, logra, tfidf.",
-        ),
+        click.option("--truth", default="lds", show_default=True, help="lds, or tuning."),
+        click.option("--replicates", default=1000, show_default=True, help="Bootstrap replicates."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
     ):
         function = option(function)
     return function
 
 
-def open_study(suite: str, target: str, truth: str, specs: Sequence[str]) -> tuple[Any, Any]:
-    """(truth, scores of every method)."""
-    from tdabench.api import Truth, load_suite
-    from tdabench_airrep.studies import score
-
-    loaded = load_suite(suite)
-    declared = loaded.target(target)
-    if truth not in declared.truths:
-        raise UsageError(f"{target} declares no truth {truth!r}")
-    queries = loaded.queries("tuning" if truth.startswith("tuning") else "test")
-    found = Truth.load(declared.truths[truth]).for_queries(queries.ids)
-    found.check(loaded.train, declared.target)
-    assets = dict(loaded.assets_for(declared))
-    scored = []
-    for spec in specs or ("airrep", "logra", "tfidf"):
-        name, _, rest = spec.partition(":")
-        params = settings(name, [p for p in rest.split(",") if p])
-        scored.append(score(name, params, declared.target, loaded.train, queries, assets, say))
-    return found, scored
+def method_option(default: Sequence[str]) -> Any:
+    return click.option(
+        "--method",
+        "specs",
+        multiple=True,
+        default=tuple(default),
+        help="NAME or NAME:KEY=VALUE,…; repeatable. The suite's tuned parameters underlie. "
+        f"Default: {', '.join(default)}.",
+    )
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys, as a table on stdout."""
-    columns = list(rows[0])
-    cells = [[("" if r[c] is None else str(r[c])) for c in columns] for r in rows]
+def work_options(function: Any) -> Any:
+    """Where trainings of a study lie, and what they are made from."""
+    for option in (
+        click.option("--labels", type=click.Path(path_type=Path), required=True),
+        click.option("--teacher", "teachers", multiple=True, help="FILE, or FILE=WEIGHT."),
+        click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable."),
+        click.option(
+            "--encoder",
+            type=click.Path(path_type=Path),
+            help="Whose recipe to vary. Default: the suite's.",
+        ),
+        click.option("--steps", default=0, help="Ranking steps at most; 0: the recipe's."),
+        click.option("--distil-steps", default=0, help="Likewise of distillation."),
+    ):
+        function = option(function)
+    return function
+
+
+def parse(spec: str) -> tuple[str, dict[str, str]]:
+    name, _, rest = spec.partition(":")
+    return name, settings(name, [p for p in rest.split(",") if p])
+
+
+def fractions(text: str) -> list[float]:
+    try:
+        return [float(x) for x in text.split(",") if x]
+    except ValueError as e:
+        raise UsageError(f"{text!r} is not a list of numbers") from e
+
+
+def open_study(suite: str, target: str, truth: str) -> Setting:
+    import torch
+
+    from tdabench_airrep.studies import Setting
+
+    torch.set_num_threads(1)
+    return Setting.of(suite, target, truth)
+
+
+def report(as_json: bool, rows: Sequence[Mapping[str, Any]], **what: Any) -> None:
+    """The rows as a table, or as JSON with what they are about."""
+    if as_json:
+        click.echo(json.dumps({**what, "rows": list(rows)}, indent=2))
+        return
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    cells = [["" if r.get(c) is None else _text(c, r[c]) for c in columns] for r in rows]
     widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
     for line in [columns, *cells]:
         click.echo("  ".join(v.ljust(w) for v, w in zip(line, widths)).rstrip())
 
 
-@airrep.group()
-def study() -> None:
-    """Tables that examine the published claims on a suite."""
+def _text(column: str, value: Any) -> str:
+    if isinstance(value, float) and column != "temperature":
+        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-@study.command()
+@study.command("pooling")
 @study_options
-@click.option("--temperatures", default="0.5,1,2,4", show_default=True, help="In score stds.")
-def pooling(suite: str, target: str, truth: str, specs: tuple[str, ...], temperatures: str) -> None:
-    """LDS of each method under every pooling, with 95% intervals."""
-    import torch
-
+@method_option(("airrep", "logra", "tfidf"))
+@click.option("--temperatures", default="0.1,0.3,1,3", show_default=True, help="In score stds.")
+def pooling_study(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    specs: tuple[str, ...],
+    temperatures: str,
+) -> None:
+    """LDS of each method under every pooling; * is what the tuning truth would choose."""
     from tdabench_airrep.studies import pooling_table
 
-    torch.set_num_threads(1)
-    found, scored = open_study(suite, target, truth, specs)
-    print_table(pooling_table(scored, found, [float(t) for t in temperatures.split(",")]))
+    setting = open_study(suite, target, truth)
+    scored = [setting.score(*parse(s), say) for s in specs]
+    rows = pooling_table(setting, scored, fractions(temperatures), replicates)
+    report(as_json, rows, study="pooling", suite=suite, target=target, truth=truth)
 
 
 @study.command()
 @study_options
-def amortisation(suite: str, target: str, truth: str, specs: tuple[str, ...]) -> None:
-    """Total cost, labels and training included, against the other methods' as corpora grow."""
-    import torch
+@method_option(
+    ("airrep", "logra:rank=24", "logra:rank=12", "logra:rank=6", "graddot", "tfidf", "hidden")
+    + ("random",)
+)
+def ordering(
+    suite: str, target: str, truth: str, replicates: int, as_json: bool, specs: tuple[str, ...]
+) -> None:
+    """The published table here: each method, and its distance from the first one given."""
+    from tdabench_airrep.studies import ordering_table
 
-    from tdabench.api import load_suite, read_json
-    from tdabench_airrep.studies import crossover
+    setting = open_study(suite, target, truth)
+    rows = ordering_table(setting, [setting.score(*parse(s), say) for s in specs], replicates)
+    report(as_json, rows, study="ordering", suite=suite, target=target, truth=truth)
 
-    torch.set_num_threads(1)
-    loaded = load_suite(suite)
-    encoder = loaded.assets_for(loaded.target(target))["airrep"]
+
+@study.command()
+@study_options
+@method_option(
+    (
+        "airrep:store=int8",
+        "airrep:store=float16",
+        "airrep",
+        "logra:rank=8,dtype=float16",
+        "logra:rank=16,dtype=float16",
+        "logra:rank=24,dtype=float16",
+        "logra:rank=16",
+        "logra:rank=24",
+    )
+)
+def index(
+    suite: str, target: str, truth: str, replicates: int, as_json: bool, specs: tuple[str, ...]
+) -> None:
+    """Bytes an example against LDS, as multiples of the first one given."""
+    from tdabench_airrep.studies import index_table
+
+    setting = open_study(suite, target, truth)
+    rows = index_table(setting, [setting.score(*parse(s), say) for s in specs], replicates)
+    report(as_json, rows, study="index", suite=suite, target=target, truth=truth)
+
+
+@study.command("group-size")
+@study_options
+@method_option(("airrep", "logra", "tfidf"))
+@click.option("--fractions", "parts", default="0.0625,0.125,0.25,0.5", show_default=True)
+@click.option("--groups", default=40, show_default=True)
+@click.option("--seeds", default=2, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable.")
+@click.option("--workers", default=1, show_default=True)
+def group_size(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    specs: tuple[str, ...],
+    parts: str,
+    groups: int,
+    seeds: int,
+    work: Path,
+    workers: int,
+) -> None:
+    """LDS by the size of the groups retrained on; the retrainings are made here."""
+    from tdabench_airrep.studies import size_table, truths_by_size
+
+    setting = open_study(suite, target, truth)
+    truths = truths_by_size(setting, fractions(parts), groups, seeds, work, workers, say)
+    scored = [setting.score(*parse(s), say) for s in specs]
+    rows = size_table(setting, scored, truths, replicates)
+    report(as_json, rows, study="group-size", suite=suite, target=target, truth=truth)
+
+
+@study.command()
+@study_options
+@method_option(("airrep", "logra", "tfidf"))
+@click.option("--others", default="", help="Targets, by comma. Default: all with that truth.")
+def transfer(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    specs: tuple[str, ...],
+    others: str,
+) -> None:
+    """Methods built on --target against the truths of other targets.
+
+    What depends on the target is also built on each of the others itself: gradient methods, and
+    AirRep where that target has an encoder of its own. Text methods say the same everywhere.
+    """
+    from tdabench.api import load_suite, registry
+    from tdabench_airrep.studies import transfer_table
+
+    declared = load_suite(suite).targets
+    wanted = [o for o in others.split(",") if o] or [
+        t.label for t in declared if truth in t.truths and t.truths[truth].exists()
+    ]
+    labels = list(dict.fromkeys([target, *wanted]))
+    opened = {label: open_study(suite, label, truth) for label in labels}
+    scored = {target: [opened[target].score(*parse(s), say) for s in specs]}
+    for label in labels[1:]:
+        left_out = {"text", "control"}
+        if "airrep" not in (opened[label].assets or {}):
+            left_out.add("learned")
+        own = [s for s in specs if registry().method(parse(s)[0]).cls.family not in left_out]
+        scored[label] = [opened[label].score(*parse(s), say) for s in own]
+    rows = transfer_table(opened, scored, target, replicates)
+    report(as_json, rows, study="transfer", suite=suite, target=target, truth=truth)
+
+
+@study.command()
+@study_options
+@method_option(("logra", "graddot"))
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--sizes", default="1000,10000,100000,1000000,10000000", show_default=True)
+def amortisation(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    specs: tuple[str, ...],
+    repeats: int,
+    sizes: str,
+) -> None:
+    """Total cost, labels and training included, against other methods' as corpora grow."""
+    from tdabench.api import read_json
+    from tdabench_airrep.studies import amortisation_table
+
+    if repeats < 2:
+        raise UsageError("intervals need at least two repeats", "Pass --repeats 3")
+    setting = open_study(suite, target, truth)
+    encoder = encoder_of(suite, target)
     prepare = float(read_json(encoder / "airrep.json")["cost"]["seconds"])
-    _, scored = open_study(suite, target, truth, ("airrep", *(specs or ("logra",))))
-    mine, n = scored[0], len(loaded.train)
-    rows = []
-    for other in scored[1:]:
-        a, b, size = crossover(prepare, mine.build_seconds, other.build_seconds, n)
-        rows.append(
-            {
-                "method": other.label,
-                "seconds/1k": round(1000 * b, 3),
-                "airrep seconds/1k": round(1000 * a, 3),
-                "airrep prepare seconds": prepare,
-                "airrep cheaper from": None if size is None else round(size),
-            }
+    builds: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for spec in ("airrep", *specs):
+            s = setting.score(*parse(spec), say, splits=(setting.report,))
+            builds.setdefault(s.label, []).append(s.build_seconds)
+    rows = amortisation_table(prepare, builds, len(setting.train), numbers(sizes), replicates)
+    report(as_json, rows, study="amortisation", suite=suite, target=target)
+
+
+def encoder_of(suite: str, target: str) -> Path:
+    """The encoder that the suite ships for a target."""
+    from tdabench.api import load_suite
+
+    loaded = load_suite(suite)
+    assets = loaded.assets_for(loaded.target(target))
+    if "airrep" not in assets:
+        raise UsageError(f"the suite {suite} has no encoder for the target {target}")
+    loaded.verify(assets["airrep"])
+    return assets["airrep"]
+
+
+def recipe_of(
+    encoder: Path | None, suite: str, target: str, steps: int, distil_steps: int
+) -> tuple[Source, list[Any]]:
+    """(where the labels come from, the stages of an encoder's recipe, cut to so many steps)."""
+    from dataclasses import replace
+
+    from tdabench.api import read_json
+    from tdabench_airrep.build import check_source, stages_of
+
+    record = read_json((encoder or encoder_of(suite, target)) / "airrep.json")
+    source = open_source(suite, target, "", "labels_pool", "labels_dev", 128, "plain", "")
+    check_source(record, source.target, source.train, source.dev)
+    stages = stages_of(record)
+    if steps:
+        stages = [
+            replace(s, config=replace(s.config, steps=min(steps, s.config.steps))) for s in stages
+        ]
+    if distil_steps:
+        stages = [
+            replace(
+                s,
+                config=replace(s.config, distil_steps=min(distil_steps, s.config.distil_steps)),
+            )
+            for s in stages
+        ]
+    return source, stages
+
+
+@study.command("ablation")
+@study_options
+@work_options
+def ablation_study(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    labels: Path,
+    teachers: tuple[str, ...],
+    work: Path,
+    encoder: Path | None,
+    steps: int,
+    distil_steps: int,
+) -> None:
+    """Trains a recipe with one part after another left out."""
+    from tdabench_airrep import build
+    from tdabench_airrep.labels import Labels
+    from tdabench_airrep.studies import ablation, variant_table
+
+    setting = open_study(suite, target, truth)
+    source, stages = recipe_of(encoder, suite, target, steps, distil_steps)
+    spent = Labels.load(labels).retrainings
+    made = {}
+    for name, parts in ablation(stages).items():
+        say(f"variant {name}")
+        folder = build.train_stages(
+            parts,
+            target=source.target,
+            train=source.train,
+            dev=source.dev,
+            label_files=[labels],
+            teacher_files=teachers,
+            work=work,
+            say=say,
         )
-    print_table(rows)
+        made[name] = (folder, {"retrainings": spent if any(p.labels for p in parts) else 0})
+    rows = variant_table(setting, made, say, "full", replicates)
+    report(as_json, rows, study="ablation", suite=suite, target=target, truth=truth)
+
+
+@study.command()
+@study_options
+@work_options
+@click.option("--instances", default="1,2,4", show_default=True, help="Training instances.")
+@click.option("--subsets", default="12,24,48", show_default=True, help="Subsets of each.")
+@click.option(
+    "--start",
+    type=click.Choice(("both", "distilled", "untaught")),
+    default="both",
+    show_default=True,
+    help="Ranking after distillation, or from an untrained encoder.",
+)
+def budget(
+    suite: str,
+    target: str,
+    truth: str,
+    replicates: int,
+    as_json: bool,
+    labels: Path,
+    teachers: tuple[str, ...],
+    work: Path,
+    encoder: Path | None,
+    steps: int,
+    distil_steps: int,
+    instances: str,
+    subsets: str,
+    start: str,
+) -> None:
+    """LDS against the number of labelled instances and subsets."""
+    from tdabench_airrep import build
+    from tdabench_airrep.labels import Labels
+    from tdabench_airrep.studies import ablation, distilled, ranked, variant_table
+
+    setting = open_study(suite, target, truth)
+    source, stages = recipe_of(encoder, suite, target, steps, distil_steps)
+    whole = Labels.load(labels)
+    holdout = stages[-1].config.holdout
+    common: dict[str, Any] = {
+        "target": source.target,
+        "train": source.train,
+        "dev": source.dev,
+        "teacher_files": teachers,
+        "work": work,
+        "say": say,
+    }
+    starts = {
+        "distilled": (distilled(stages), list(stages)),
+        "untaught": (ablation(stages)["start"], [ranked(stages)]),
+    }
+    made = {}
+    for name, (before, after) in starts.items():
+        if start not in ("both", name) or not before:
+            continue
+        none = {"start": name, "instances": 0, "subsets": 0, "retrainings": 0}
+        made[f"{name}, no labels"] = (build.train_stages(before, label_files=[], **common), none)
+        for i in numbers(instances):
+            for m in numbers(subsets):
+                cut = whole.cut(i, m, holdout)
+                path = work / f"labels-{i}x{m}.safetensors"
+                cut.save(path)
+                say(f"{name}: {i} instances of {m} subsets")
+                folder = build.train_stages(after, label_files=[path], **common)
+                columns = {"start": name, "instances": i, "subsets": m}
+                made[f"{name}, {i} x {m}"] = (
+                    folder,
+                    {**columns, "retrainings": cut.retrainings},
+                )
+    if not made:
+        raise UsageError("the recipe has no such start", "Pass --start untaught")
+    rows = variant_table(setting, made, say, next(iter(made)), replicates)
+    report(as_json, rows, study="budget", suite=suite, target=target, truth=truth)
 
 
 if __name__ == "__main__":  # pragma: no cover

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,32 @@ class Labels:
     @property
     def retrainings(self) -> int:
         return sum(len(i.subsets) for i in self.instances)
+
+    def cut(self, instances: int, subsets: int, holdout: int) -> Labels:
+        """The first `subsets` of the first `instances`, and the last `holdout` instances whole.
+
+        Raises UsageError when there are not as many.
+        """
+        kept = self.instances[: len(self.instances) - holdout]
+        most = min((len(i.subsets) for i in kept), default=0)
+        if not 1 <= instances <= len(kept) or not 2 <= subsets <= most:
+            raise UsageError(
+                f"{instances} instances of {subsets} subsets cannot be cut from {len(kept)} "
+                f"instances of {most}, {holdout} more being held out"
+            )
+        some = [
+            Instance(
+                i.dev,
+                Groups.of([i.subsets[g] for g in range(subsets)], self.n_train),
+                i.losses[:subsets],
+            )
+            for i in kept[:instances]
+        ]
+        held = self.instances[len(self.instances) - holdout :] if holdout else ()
+        cut = replace(self, instances=(*some, *held))
+        share = cut.retrainings / max(1, self.retrainings)
+        cost = {k: self.meta[k] * share for k in ("seconds", "cpu_seconds") if k in self.meta}
+        return replace(cut, meta={**self.meta, **cost, "retrainings": cut.retrainings})
 
     def check(self, train: Corpus, dev: Corpus) -> None:
         """Raises GuardError unless these labels were made on these corpora.
