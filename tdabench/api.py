@@ -162,6 +162,7 @@ __all__ = [
     "load_suite",
     "map_batches",
     "named_seed",
+    "noise_ceiling",
     "per_example",
     "pool_scores",
     "pooled_hidden_states",
