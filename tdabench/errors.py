@@ -7,7 +7,10 @@ imports anything heavy: the command line loads it first.
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 
 class TdabenchError(Exception):
@@ -70,7 +73,7 @@ class MissingExtra(TdabenchError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the list of what is known when nothing is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], known, n=2, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
     return f"Known: {', '.join(known)}" if known else "None are known"
@@ -80,3 +83,47 @@ def unknown(kind: str, word: str, known: Iterable[str], see: str = "") -> UsageE
     """The error for a name that is not there: `unknown method 'traak'. Did you mean 'trak'?`"""
     remedy = did_you_mean(word, known)
     return UsageError(f"unknown {kind} {word!r}", f"{remedy} {see}".strip())
+
+
+# --------------------------------------------------------------------------- safe to show
+
+# Control, format (bidi overrides, zero-width), surrogate, private, unassigned, line separators.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_MARKS = re.compile(
+    r"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]{4})"
+    r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]+"
+)
+
+
+def clean(value: Any, limit: int = 2000, keep_newlines: bool = False) -> str:
+    r"""`value` as text without control, bidi or zero-width characters, at most `limit` long.
+
+    Newlines and tabs become spaces, or stay newlines with `keep_newlines`; every other unsafe
+    character becomes its escape (`\x1b`, `\u202e`). More than four stacked accents are cut.
+    """
+    text = value if isinstance(value, str) else str(value)
+    cut = len(text) > limit
+    text = text[:limit]
+    if text.isascii() and text.isprintable():
+        return text + "…" if cut else text
+    text = text.replace("\r\n", "\n")
+    out = []
+    for c in text:
+        if c in "\n\t":
+            out.append(c if keep_newlines and c == "\n" else " ")
+        elif unicodedata.category(c) in _UNSAFE:
+            out.append(_escape(c))
+        else:
+            out.append(c)
+    text = _MARKS.sub(r"\1", "".join(out))
+    return text + "…" if cut else text
+
+
+def _escape(c: str) -> str:
+    n = ord(c)
+    return f"\\x{n:02x}" if n < 0x100 else f"\\u{n:04x}" if n < 0x10000 else f"\\U{n:08x}"
+
+
+def one_line(message: Any) -> str:
+    """A message as the one line that a terminal gets: no escapes, no newlines, not too long."""
+    return " ".join(clean(message, keep_newlines=True).split())

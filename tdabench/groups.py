@@ -43,8 +43,8 @@ class Groups(Sequence[np.ndarray]):
 
     @classmethod
     def of(cls, members: Iterable[Iterable[int]], n_train: int) -> Groups:
-        """From one list of training indices a group."""
-        lists = [np.asarray(list(m), dtype=np.int64) for m in members]
+        """From one list of training indices a group. Raises DataError for what is no index."""
+        lists = [_members(m) for m in members]
         indptr = np.concatenate([[0], np.cumsum([len(m) for m in lists])])
         indices = np.concatenate(lists) if lists else np.empty(0, dtype=np.int64)
         return cls(indptr, indices, n_train)
@@ -91,6 +91,17 @@ class Groups(Sequence[np.ndarray]):
     @property
     def fingerprint(self) -> str:
         return fingerprint([self.n_train, self.indptr.tolist(), self.indices.tolist()])
+
+
+def _members(members: Iterable[int]) -> np.ndarray:
+    """int64 [member]. A fraction, a string or a truth value is no index, whatever numpy thinks."""
+    try:
+        array = np.asarray(list(members))
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DataError(f"a group is no list of training indices: {e}") from e
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise DataError("a group is no list of training indices")
+    return array.astype(np.int64)
 
 
 def pool_scores(

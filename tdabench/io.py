@@ -5,8 +5,11 @@ Numbers go in safetensors and JSON, never pickle, so reading a stranger's file r
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -43,13 +46,13 @@ def fingerprint(value: Any) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes all of `data` or nothing: temporary file, fsync, rename."""
+    """Writes all of `data` or nothing: temporary file, fsync, rename, fsync of the folder."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as e:
-        raise TdabenchError(f"cannot write {path}: {e.strerror}", "Choose another folder") from e
+    except (OSError, ValueError) as e:
+        raise cannot_write(path, e) from e
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
@@ -60,12 +63,35 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException as e:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(e, OSError):
-            raise TdabenchError(f"cannot write {path}: {e.strerror}", "Free some space") from e
+            raise cannot_write(path, e) from e
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` outlast a power cut, where the system can say so."""
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def cannot_write(path: Path | str, error: OSError | ValueError) -> TdabenchError:
+    """What an error of the file system means to the user, in one line."""
+    full = isinstance(error, OSError) and error.errno in _FULL
+    reason = getattr(error, "strerror", None) or str(error)
+    remedy = "Free some space" if full else "Choose another folder"
+    return TdabenchError(f"cannot write {path}: {reason}", remedy)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    r"""UTF-8. A lone surrogate, which UTF-8 cannot hold, becomes its escape (`\ud800`)."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,7 +103,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
         raise DataError(f"{path} is not valid JSON: {e}") from e
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror}") from e
@@ -122,24 +148,76 @@ def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Named arrays and metadata. Raises DataError for a missing, truncated or altered file."""
+    """Named arrays and metadata. Raises DataError for a missing, truncated or altered file.
+
+    What the header claims is checked against the size of the file before anything is allocated.
+    """
     from safetensors import SafetensorError, safe_open
 
+    check_header(path)
     try:
         with safe_open(str(path), framework="numpy") as f:
             header = f.metadata() or {}
             arrays = {k: f.get_tensor(k) for k in f.keys()}
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as e:
+        # A type that numpy lacks, such as bfloat16, is one of the latter three.
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
     if "sha256" in header and header["sha256"] != _digest(arrays):
         raise DataError(f"{path} is corrupt: its contents do not match the hash in its header")
     try:
         metadata = json.loads(header.get("tdabench", "{}"))
-    except json.JSONDecodeError as e:
+        if not isinstance(metadata, dict):
+            raise ValueError(f"expected an object, found {type(metadata).__name__}")
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path} has a damaged header: {e}") from e
     return arrays, metadata
+
+
+MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
+
+
+def check_header(path: Path) -> None:
+    """Raises DataError when a safetensors file claims more than it holds.
+
+    Reads the header only. Done before the library does, so that no size which a stranger wrote
+    is ever allocated or mapped.
+    """
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(f.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        for name, entry in header.items():
+            if name != "__metadata__":
+                _check_entry(name, entry, size - 8 - length)
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
+
+
+def _check_entry(name: str, entry: Any, held: int) -> None:
+    """Raises ValueError unless an array's shape, type and place agree and lie in the file."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the array {name!r} is not described")
+    shape, span = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *span] if isinstance(shape, list) and isinstance(span, list) else [None]
+    if len(numbers) > 64 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
+        raise ValueError(f"the array {name!r} has sizes that are no sizes")
+    if len(span) != 2 or not span[0] <= span[1] <= held:
+        raise ValueError(f"the array {name!r} reaches beyond the end of the file")
+    bits = "".join(c for c in str(entry["dtype"]).partition("_")[0] if c.isdigit())
+    width = 8 if entry["dtype"] == "BOOL" else int(bits or 0)
+    if math.prod(shape) * width != 8 * (span[1] - span[0]):
+        raise ValueError(f"the array {name!r} has a shape that its bytes do not fill")
 
 
 def _digest(arrays: Arrays) -> str:

@@ -191,12 +191,16 @@ class Labels:
         arrays, meta = read_arrays(path)
         if meta.pop("kind", "") != "airrep-labels":
             raise DataError(f"{path} is not a labels file", "Make one with: tdabench airrep labels")
-        n_train, n_dev = meta.pop("n_train"), meta.pop("n_dev")
-        instances = []
-        for k in range(meta.pop("instances")):
-            a = {name: arrays[f"{k:04d}.{name}"] for name in ("dev", "indptr", "indices", "losses")}
-            subsets = Groups(a["indptr"], a["indices"], n_train)
-            instances.append(Instance(a["dev"].astype(np.int64), subsets, a["losses"]))
+        try:
+            n_train, n_dev, n = (int(meta.pop(k)) for k in ("n_train", "n_dev", "instances"))
+            instances = []
+            for k in range(n):
+                names = ("dev", "indptr", "indices", "losses")
+                a = {name: arrays[f"{k:04d}.{name}"] for name in names}
+                subsets = Groups(a["indptr"], a["indices"], n_train)
+                instances.append(Instance(a["dev"].astype(np.int64), subsets, a["losses"]))
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as e:
+            raise DataError(f"{path} is a damaged labels file: {e!r}") from e
         return cls(tuple(instances), n_train, n_dev, meta)
 
 
@@ -430,7 +434,7 @@ def read_reference(
         )
     instances = []
     for k, (dev_id, rows) in enumerate(by_dev.items()):
-        dev = np.asarray(rows[0]["dev"], dtype=np.int64)
+        dev = _numbers(index, rows[0]["dev"], "dev", "iu").astype(np.int64)
         if len(dev) and not 0 <= dev.min() <= dev.max() < len(corpus):
             raise DataError(f"{index}: a dev example lies outside the corpus of {len(corpus)}")
         values, members = [], []
@@ -442,10 +446,14 @@ def read_reference(
             loss = found.get(str(row["id"]))
             if loss is None:
                 continue
-            if str(loss.get("dev_id", dev_id)) != dev_id or len(loss["losses"]) != len(dev):
+            measured = loss["losses"]
+            if not isinstance(measured, list) or len(measured) != len(dev):
+                raise DataError(f"{losses}: subset {row['id']!r} lacks {len(dev)} losses")
+            if str(loss.get("dev_id", dev_id)) != dev_id:
                 raise DataError(f"the losses of subset {row['id']!r} do not belong to its line")
-            members.append(row["select"])
-            values.append([np.nan if v is None else float(v) for v in loss["losses"]])
+            members.append(_numbers(index, row["select"], "select", "iu"))
+            known = [np.nan if v is None else v for v in loss["losses"]]
+            values.append(_numbers(losses, known, "losses", "iuf").astype(np.float64))
         if not members:
             continue
         array = np.asarray(values, dtype=np.float32).reshape(len(members), len(dev))
@@ -456,6 +464,17 @@ def read_reference(
     meta = {"train": corpus.fingerprint, "dev": corpus.fingerprint, "layout": "reference"}
     labels = Labels(tuple(instances), n, n, meta)
     return Labels(labels.instances, n, n, {**meta, "retrainings": labels.retrainings})
+
+
+def _numbers(path: Path, values: Any, key: str, kinds: str) -> np.ndarray:
+    """A list of numbers as an array, or a DataError: numpy would turn much else into some."""
+    try:
+        array = np.asarray(values if isinstance(values, list) else None)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise DataError(f"{path}: {key} is no list of numbers: {e}") from e
+    if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
+        raise DataError(f"{path}: {key} is no list of {'integers' if kinds == 'iu' else 'numbers'}")
+    return array
 
 
 def _loss_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -474,11 +493,11 @@ def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"cannot read {path}: {e}") from e
-    for n, line in enumerate(text.splitlines(), start=1):
+    for n, line in enumerate(text.split("\n"), start=1):  # a string may hold U+2028
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as e:
+            except (ValueError, RecursionError) as e:
                 raise DataError(f"{path}, line {n}: not valid JSON ({e})") from e
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {n}: expected an object")

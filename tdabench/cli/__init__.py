@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import click
 
-from tdabench.errors import TdabenchError, did_you_mean
+from tdabench.errors import TdabenchError, did_you_mean, one_line
 
 # name: (module in this folder, one line of help). Static, so that `tdabench --help` loads none.
 COMMANDS = {
@@ -101,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     end = args.index("--") if "--" in args else len(args)
     debug = "--debug" in args[:end]
     args = [a for i, a in enumerate(args) if a != "--debug" or i >= end]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args, prog_name="tdabench", standalone_mode=False)
         sys.stdout.flush()
@@ -127,6 +131,15 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say(str(e))
         return e.exit_code
+    except OSError as e:
+        if debug:
+            raise
+        from tdabench.io import cannot_write
+
+        what = e.filename if isinstance(e.filename, str) else ""
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        say(str(cannot_write(what or "a file", e)) if full else f"{what}: {e.strerror or e}")
+        return 1
     except Exception as e:
         if debug:
             raise
@@ -143,7 +156,7 @@ def closed_pipe() -> int:
 
 def say(message: str) -> None:
     """One line on stderr."""
-    print(f"tdabench: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"tdabench: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def _usage(e: click.UsageError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.errors import UsageError
+from tdabench.errors import UsageError, clean, one_line
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from rich.console import Console
 
+# C1 controls, zero-width and directional characters, surrogates: JSON leaves them as they are.
+_ACTING = re.compile(
+    "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -73,12 +78,13 @@ def discovered() -> Any:
 
 
 def warn(message: str) -> None:
-    print(f"tdabench: warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"tdabench: warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def emit_json(value: Any) -> None:
-    """`value` on stdout as one JSON document."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str))
+    """`value` on stdout as one JSON document; what could act on a terminal is escaped."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+    click.echo(_ACTING.sub(lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 def words(text: str | None) -> tuple[str, ...] | None:
@@ -112,7 +118,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for name in columns:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])
+        table.add_row(*[Text(clean(cell)) for cell in row])
     console().print(table)
 
 

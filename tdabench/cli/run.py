@@ -126,7 +126,7 @@ Finished cells are never measured twice: run the same command again to go on.
     metavar="SIZE",
     help="Most memory of a worker, such as 4G.  [default: 90% of what is free]",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
+@click.option("--device", help="cpu, cuda, cuda:1 …  [default: cpu, or the manifest's]")
 @click.option(
     "--retry-failed/--no-retry-failed",
     default=True,
@@ -138,6 +138,11 @@ Finished cells are never measured twice: run the same command again to go on.
     default=True,
     show_default=True,
     help="Keep built indices, so that another benchmark need not build.",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append one line of JSON an event to this file, beside the run folder's log.jsonl.",
 )
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @plugin_options
@@ -157,7 +162,8 @@ def command(
     threads: int,
     timeout: float,
     memory: int,
-    device: str,
+    device: str | None,
+    log_file: Path | None,
     retry_failed: bool,
     keep_indices: bool,
     quiet: bool,
@@ -179,10 +185,11 @@ def command(
         "benchmarks": words(benchmarks),
         "seeds": seeds or None,
         "sets": sets or None,
+        "device": device,
     }
     given = {k: v for k, v in asked.items() if v is not None}
     base = recorded_request(replay) if replay else {}
-    request = running.Request.from_dict({**base, "device": device, **given})
+    request = running.Request.from_dict({**base, **given})
     options = running.Options(
         jobs=jobs,
         threads=threads,
@@ -192,8 +199,14 @@ def command(
         keep_indices=keep_indices,
         retry_failed=retry_failed,
         command=("tdabench", *sys.argv[1:]),
+        log_file=log_file,
     )
-    plan = running.make_plan(request)
+    try:
+        plan = running.make_plan(request)
+    except UsageError as e:
+        if replay and "unknown" in e.message:
+            e.remedy += recorded_plugins(replay)
+        raise
     folder = running.RunFolder(out or Path("runs") / plan.suite.name)
     if dry_run:
         show_plan(plan, folder, force, retry_failed, as_json)
@@ -223,6 +236,19 @@ def recorded_request(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("request"), dict):
         raise UsageError(f"{path} is not a run's manifest", "Give runs/NAME/manifest.json")
     return manifest["request"]
+
+
+def recorded_plugins(path: Path) -> str:
+    """The `--plugin` options a manifest was made with. They are named, never followed: a
+    manifest is a stranger's file, and a plugin is code."""
+    from tdabench.io import read_json
+
+    found = read_json(path / "manifest.json" if path.is_dir() else path).get("plugins")
+    modules = found.get("modules") if isinstance(found, dict) else None
+    if not isinstance(modules, list) or not modules:
+        return ""
+    options = " ".join(f"--plugin {m}" for m in modules)
+    return f". It was made with {options}: give that too, if you trust it"
 
 
 def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from tdabench.cli.common import (
     print_table,
     run_folders,
 )
-from tdabench.errors import UsageError, unknown
+from tdabench.errors import UsageError, clean, unknown
 
 
 def _labels() -> list[str]:
@@ -108,7 +108,7 @@ def print_record(r: dict[str, Any], folder: Path, first: bool = True) -> None:
     out = console()
 
     def line(text: str = "") -> None:
-        out.print(text, markup=False, soft_wrap=True)
+        out.print(clean(text, 100_000), markup=False, soft_wrap=True)
 
     if not first:
         line()

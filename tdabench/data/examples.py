@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,7 +95,11 @@ def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
         with opened as f:
-            for n, raw in enumerate(f, start=1):
+            n = 0
+            while raw := f.readline(MAX_LINE + 1):
+                n += 1
+                if len(raw) > MAX_LINE:
+                    raise DataError(f"{path}, line {n}: longer than {MAX_LINE >> 20} MiB")
                 if not raw.strip():
                     continue
                 row = _row(path, n, raw)
@@ -103,12 +108,18 @@ def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
                 examples.append(_example(path, n, row))
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path} cannot be read to its end: {e}", "It may be truncated") from e
     if not examples:
         what = f"no example of the split {split!r}" if split is not None else "no examples"
         raise DataError(f"{path} holds {what}", "An empty corpus cannot be attributed to")
-    return Corpus(examples, name or split or path.stem)
+    try:
+        return Corpus(examples, name or split or path.stem)
+    except DataError as e:
+        raise DataError(f"{path}: {e.message}", e.remedy) from e
+
+
+MAX_LINE = 64 << 20  # bytes: a few kilobytes of gzip can claim to be one line of gigabytes
 
 
 def _row(path: Path, n: int, raw: bytes) -> dict[str, object]:
@@ -116,7 +127,7 @@ def _row(path: Path, n: int, raw: bytes) -> dict[str, object]:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
-    except (json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
         raise DataError(f"{path}, line {n}: not valid JSON ({e})") from e
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {n}: expected an object, found {type(row).__name__}")
@@ -129,11 +140,17 @@ def _example(path: Path, n: int, row: dict[str, object]) -> Example:
             raise DataError(f"{path}, line {n}: the field {key!r} is missing or not a string")
     if not str(row["response"]).strip():
         raise DataError(f"{path}, line {n}: the response is empty", "Nothing would be trained on")
+    id, task = row.get("id", f"{path.stem}-{n}"), row.get("task", "")
+    if not isinstance(id, (str, int)) or isinstance(id, bool):
+        raise DataError(f"{path}, line {n}: the id is neither a string nor an integer")
+    if not isinstance(task, str):
+        raise DataError(f"{path}, line {n}: the task is not a string")
     known = {"id", "prompt", "response", "task"}
-    return Example(
-        id=str(row.get("id", f"{path.stem}-{n}")),
-        prompt=str(row["prompt"]),
-        response=str(row["response"]),
-        task=str(row.get("task", "")),
-        meta={k: v for k, v in row.items() if k not in known and isinstance(v, str)},
-    )
+    kept = {k: v for k, v in row.items() if k not in known and isinstance(v, str)}
+    example = Example(str(id), str(row["prompt"]), str(row["response"]), task, kept)
+    for text in (example.id, example.prompt, example.response, task, *kept, *kept.values()):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError(
+                f"{path}, line {n}: half of a surrogate pair, which is no text", "Re-encode it"
+            )
+    return example

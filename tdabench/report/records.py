@@ -136,23 +136,23 @@ class Record:
 
     def arrays_hash(self) -> str:
         """The hash that the file of arrays carries, read from its header alone; "" if none."""
-        return str(_header(self.arrays_path).get("__metadata__", {}).get("sha256", ""))
+        return str(_carried(self.arrays_path).get("sha256", ""))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each stored array, read from the header alone."""
         header = _header(self.arrays_path)
-        return {
-            k: tuple(v["shape"])
+        shapes = {
+            k: v["shape"]
             for k, v in header.items()
-            if k != "__metadata__" and isinstance(v, Mapping) and "shape" in v
+            if k != "__metadata__" and isinstance(v, Mapping) and isinstance(v.get("shape"), list)
         }
+        return {k: tuple(v) for k, v in shapes.items() if all(type(n) is int for n in v)}
 
     def metadata(self) -> dict[str, Any]:
         """The metadata that lies beside the arrays (query ids among it), header only."""
-        text = _header(self.arrays_path).get("__metadata__", {}).get("tdabench", "{}")
         try:
-            value = json.loads(text)
-        except (json.JSONDecodeError, TypeError):
+            value = json.loads(_carried(self.arrays_path).get("tdabench", "{}"))
+        except (ValueError, TypeError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -166,6 +166,12 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, struct.error, ValueError, RecursionError):
         return {}
     return header if isinstance(header, dict) else {}
+
+
+def _carried(path: Path) -> Mapping[str, Any]:
+    """What the header of a safetensors file says besides its arrays."""
+    metadata = _header(path).get("__metadata__")
+    return metadata if isinstance(metadata, Mapping) else {}
 
 
 @dataclass(frozen=True)

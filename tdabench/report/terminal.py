@@ -63,11 +63,13 @@ def print_board(
     tables = [board.table(target)] if target else list(board.tables)
     if not tables:
         console.print("These runs hold no records yet. Next: tdabench run", highlight=False)
-    for i, table in enumerate(tables):
-        if i:
-            emit(console, Text())
-        table = table.ranked_by(benchmark) if benchmark else table
-        _print_table(table.sorted_by(sort), console, columns, wide)
+    with console.capture() as whole:  # a name that is not there leaves stdout empty
+        for i, table in enumerate(tables):
+            if i:
+                emit(console, Text())
+            table = table.ranked_by(benchmark) if benchmark else table
+            _print_table(table.sorted_by(sort), console, columns, wide)
+    console.file.write(whole.get())
     for warning in board.warnings:
         hang(console, Text("! ", "yellow"), Text(clean(warning), "yellow"))
     if tables:

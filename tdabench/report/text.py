@@ -1,52 +1,15 @@
 """Strings from data and plugins, made safe to show.
 
 A label, a reason or an example may hold terminal escapes, right-to-left overrides, markup or
-megabytes. `clean` makes what is invisible or directional visible as an escape; the exports
-then quote for their own syntax.
+megabytes. `clean` (of tdabench.errors) makes what is invisible or directional visible as an
+escape; the exports then quote for their own syntax.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
-# Control, format (bidi overrides, zero-width), surrogate, private, unassigned, line separators.
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_MARKS = re.compile(
-    r"([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]{4})"
-    r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]+"
-)
-
-
-def clean(value: Any, limit: int = 2000, keep_newlines: bool = False) -> str:
-    r"""`value` as text without control, bidi or zero-width characters, at most `limit` long.
-
-    Newlines and tabs become spaces, or stay newlines with `keep_newlines`; every other unsafe
-    character becomes its escape (`\x1b`, `\u202e`). More than four stacked accents are cut.
-    """
-    text = value if isinstance(value, str) else str(value)
-    cut = len(text) > limit
-    text = text[:limit]
-    if text.isascii() and text.isprintable():
-        return text + "…" if cut else text
-    text = text.replace("\r\n", "\n")
-    out = []
-    for c in text:
-        if c in "\n\t":
-            out.append(c if keep_newlines and c == "\n" else " ")
-        elif unicodedata.category(c) in _UNSAFE:
-            out.append(_escape(c))
-        else:
-            out.append(c)
-    text = _MARKS.sub(r"\1", "".join(out))
-    return text + "…" if cut else text
-
-
-def _escape(c: str) -> str:
-    n = ord(c)
-    return f"\\x{n:02x}" if n < 0x100 else f"\\u{n:04x}" if n < 0x10000 else f"\\U{n:08x}"
+from tdabench.errors import clean as clean
 
 
 def shorten(text: str, width: int) -> str:

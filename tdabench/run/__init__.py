@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdabench import plugins
 from tdabench.errors import UsageError
 from tdabench.io import write_json
 from tdabench.run import environment
 from tdabench.run.execute import Executor, Interrupted, Options, Watcher, is_done
 from tdabench.run.folder import SCHEMA, RunFolder, now
+from tdabench.run.log import check_log
 from tdabench.run.plan import Cell, Plan, Request, make_plan
 from tdabench.run.progress import Silent
 
@@ -64,6 +66,8 @@ def run(
     if not plan.cells:
         raise UsageError("nothing to run: no method or no benchmark is left")
     folder = RunFolder(out or Path("runs") / plan.suite.name)
+    if options.log_file is not None:
+        check_log(options.log_file)
     old = folder.claim(plan.suite.name, plan.suite.version)
     with folder.locked():
         manifest = make_manifest(plan, folder, options, old)
@@ -100,6 +104,7 @@ def make_manifest(
         },
         "command": list(options.command),
         "request": plan.request.as_dict(),
+        "plugins": plugins.configuration(),
         "created": old.get("created", now()),
         "tdabench": environment.versions().get("tdabench", ""),
         "git": environment.git_commit(),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any, Protocol
 
 from tdabench import plugins
 from tdabench.errors import GuardError
-from tdabench.io import write_json
+from tdabench.io import cannot_write, write_json
 from tdabench.run import environment
-from tdabench.run.folder import SCHEMA, RunFolder, append_line, now, tail
+from tdabench.run.folder import SCHEMA, RunFolder, file_name, now, tail
+from tdabench.run.log import EventLog
 from tdabench.run.plan import Cell, Job, Plan
 
 POLL_SECONDS = 0.05
+MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Options:
     keep_indices: bool = True
     retry_failed: bool = True
     command: tuple[str, ...] = ()
+    log_file: Path | None = None
 
 
 class Watcher(Protocol):
@@ -51,6 +55,7 @@ class Watcher(Protocol):
     def job(self, title: str, phase: str, done: int, total: int) -> None: ...
     def finished(self, record: dict[str, Any], cached: bool) -> None: ...
     def say(self, message: str) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -104,6 +109,7 @@ class Executor:
         self.running: list[_Running] = []
         self.records: dict[str, dict[str, Any]] = {}
         self.interrupts = 0
+        self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Records by cell key, cached ones included."""
@@ -115,6 +121,17 @@ class Executor:
                     cached[cell.key] = record
         todo = [c for c in self.plan.cells if c.key not in cached]
         self.watcher.begin(len(self.plan.cells), len(cached))
+        self._log(
+            "run",
+            suite=self.plan.suite.name,
+            version=self.plan.suite.version,
+            folder=str(self.folder.path.absolute()),
+            command=list(self.options.command),
+            process=os.getpid(),
+            cells=len(self.plan.cells),
+            on_disk=len(cached),
+            jobs=self.options.jobs,
+        )
         for cell in self.plan.cells:
             if cell.key in cached:
                 record = self._relabelled(cached[cell.key], cell)
@@ -133,7 +150,15 @@ class Executor:
         with self._signals():
             self._loop()
         shutil.rmtree(self.folder.work, ignore_errors=True)
+        counts = Counter(r["status"] for r in self.records.values())
+        self._log("end", **dict(sorted(counts.items())))
         return self.records
+
+    def _log(self, event: str, **details: Any) -> None:
+        self.log.write(event, **details)
+        if self.log.complaint:
+            self.watcher.say(f"warning: {self.log.complaint}")
+            self.log.complaint = ""
 
     def _relabelled(self, record: dict[str, Any], cell: Cell) -> dict[str, Any]:
         """A measurement that is on disk under another label is taken over, not repeated."""
@@ -161,13 +186,16 @@ class Executor:
                     raise Interrupted
                 time.sleep(POLL_SECONDS)
         except BaseException as e:
+            by_user = isinstance(e, Interrupted)
+            self._log("interrupted" if by_user else "error", reason=str(e))
             for worker in self.running:
                 kill(worker.process)
-                self._hear(worker)
-                worker.verdict = ("interrupted", "stopped by the user")
-                if not isinstance(e, Interrupted):
-                    worker.verdict = ("interrupted", f"the run stopped: {e}")
-                self._end(worker, again=False)
+            for worker in self.running:
+                reason = "stopped by the user" if by_user else f"the run stopped: {e}"
+                worker.verdict = ("interrupted", reason)
+                # On a full disk nothing can be recorded; what went wrong first is what counts.
+                with contextlib.nullcontext() if by_user else contextlib.suppress(Exception):
+                    self._end(worker, again=False)
             raise
 
     @contextlib.contextmanager
@@ -179,6 +207,8 @@ class Executor:
             if self.interrupts > 1:
                 for worker in self.running:
                     kill(worker.process)
+                with contextlib.suppress(Exception):
+                    self.watcher.close()  # gives the terminal its cursor back
                 os._exit(130)
             self.watcher.say("stopping: recording what was running (again to leave at once)")
 
@@ -197,10 +227,14 @@ class Executor:
         id = uuid.uuid4().hex[:12]
         work = (self.folder.work / id).absolute()
         name = f"{job.method.label}-{job.target.label}-{job.seed}"
-        log = (self.folder.logs / f"{_file_name(name)}.log").absolute()
-        for path in (work / "scratch", work / "cwd", work / "tmp", log.parent):
-            path.mkdir(parents=True, exist_ok=True)
-        (work / "events.jsonl").touch()
+        log = (self.folder.logs / f"{file_name(name)}.log").absolute()
+        try:
+            for path in (work / "scratch", work / "cwd", work / "tmp", log.parent):
+                path.mkdir(parents=True, exist_ok=True)
+            (work / "events.jsonl").touch()
+            log.write_bytes(b"")
+        except OSError as e:
+            raise cannot_write(e.filename or self.folder.path, e) from e
         threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
         write_json(work / "job.json", self._describe(job, id, work, log, threads))
         count = str(threads)
@@ -228,6 +262,9 @@ class Executor:
                 start_new_session=True,  # Ctrl-C reaches the parent only, which decides
             )
         self.watcher.job(job.title, "start", 0, 0)
+        self._log(
+            "start", job=job.title, worker=id, process=process.pid, threads=threads, log=str(log)
+        )
         return _Running(job, id, process, work, log)
 
     def _describe(self, job: Job, id: str, work: Path, log: Path, threads: int) -> dict[str, Any]:
@@ -294,27 +331,38 @@ class Executor:
     # ------------------------------------------------------------------ watching
 
     def _hear(self, worker: _Running) -> None:
-        """Reads the events a worker has written since the last look."""
-        with open(worker.work / "events.jsonl", "rb") as f:
-            f.seek(worker.offset)
-            for line in f:
-                if not line.endswith(b"\n"):
-                    break
-                worker.offset += len(line)
-                event = json.loads(line)
-                if event["event"] == "phase":
-                    worker.phase, worker.cell = event["phase"], event["key"]
-                    worker.since = time.monotonic()
-                    self.watcher.job(worker.job.title, worker.phase, 0, 0)
-                elif event["event"] == "progress":
-                    shown = f"{worker.phase}: {event['what']}"
-                    self.watcher.job(worker.job.title, shown, event["done"], event["total"])
-                elif event["event"] == "record":
-                    self._done(worker, event["key"])
+        """Reads the events a worker has written since the last look.
+
+        The plugin could write to that file, or remove it: what makes no sense is passed over.
+        """
+        try:
+            with open(worker.work / "events.jsonl", "rb") as f:
+                f.seek(worker.offset)
+                lines = f.read(1 << 22).split(b"\n")[:-1]
+        except OSError:
+            return
+        for line in lines:
+            worker.offset += len(line) + 1
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                self._heard(worker, json.loads(line))
+
+    def _heard(self, worker: _Running, event: dict[str, Any]) -> None:
+        if event["event"] == "phase":
+            worker.phase, worker.cell = str(event["phase"]), str(event["key"])
+            worker.since = time.monotonic()
+            self.watcher.job(worker.job.title, worker.phase, 0, 0)
+            self._log("phase", worker=worker.id, phase=worker.phase, key=worker.cell)
+        elif event["event"] == "progress":
+            shown = f"{worker.phase}: {event['what']}"
+            self.watcher.job(worker.job.title, shown, int(event["done"]), int(event["total"]))
+        elif event["event"] == "record":
+            self._done(worker, str(event["key"]))
 
     def _done(self, worker: _Running, key: str) -> None:
+        if key in worker.done or key not in {c.key for c in worker.job.cells}:
+            return
         record = self.folder.read(key)
-        if record is None or key in worker.done:
+        if record is None:
             return
         worker.done.add(key)
         self._tell(record)
@@ -327,6 +375,10 @@ class Executor:
                 "timeout",
                 f"{worker.phase} took longer than {self.options.timeout:g} s (--timeout)",
             )
+            kill(worker.process)
+            return
+        if worker.log.stat().st_size > MOST_PRINTED:
+            worker.verdict = ("failed", f"{worker.phase} printed more than {MOST_PRINTED:,} bytes")
             kill(worker.process)
             return
         limit = self.options.memory or self._default_memory()
@@ -348,7 +400,16 @@ class Executor:
     def _end(self, worker: _Running, again: bool = True) -> None:
         """Settles the cells of a worker that has ended; those it never reached run again."""
         worker.process.wait()
+        kill(worker.process)  # what it started and left behind
         self._hear(worker)
+        status, reason = worker.verdict or ("", "")
+        self._log(
+            "stop",
+            worker=worker.id,
+            exit=worker.process.returncode,
+            peak_bytes=worker.peak,
+            **({"killed_for": reason} if status else {}),
+        )
         for cell in worker.job.cells:
             record = self.folder.read(cell.key)
             if record is not None and record.get("job") == worker.id:
@@ -397,18 +458,16 @@ class Executor:
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.records[record["key"]] = record
-        append_line(
-            self.folder.path / "log.jsonl",
-            {
-                "time": now(),
-                "key": record["key"],
-                "method": record["method"]["label"],
-                "target": record["target"]["label"],
-                "benchmark": record["benchmark"]["name"],
-                "status": record["status"],
-                "reason": record["reason"],
-                "seconds": record["seconds"],
-            },
+        self._log(
+            "cell",
+            key=record["key"],
+            method=record["method"]["label"],
+            target=record["target"]["label"],
+            benchmark=record["benchmark"]["name"],
+            seed=record["seed"],
+            status=record["status"],
+            reason=record["reason"],
+            took=record["seconds"],
         )
         self.watcher.finished(record, cached=False)
         for complaint in plugins.registry().tell(record, self.folder.path):
@@ -480,7 +539,3 @@ def tree_bytes(pid: int) -> int:
             if line.startswith(("RssAnon:", "RssShmem:")):
                 total += int(line.split()[1]) * 1024
     return total
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._+=-" else "_" for c in text)[:120]

@@ -6,13 +6,13 @@ cells/<key>.safetensors   per-query values, replicates, scores
 indices/<key>/            built indices, from which a later benchmark starts
 superseded/               records that a newer version of a method or suite has replaced
 logs/                     what each worker process printed
+log.jsonl                 one line of JSON an event
 work/                     scratch of the workers that run now; empty otherwise
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.errors import DataError, TdabenchError, UsageError
-from tdabench.io import read_json, write_json
+from tdabench.io import check_header, fingerprint, read_json, write_json
 
 try:
     import fcntl
@@ -57,17 +57,24 @@ class RunFolder:
         return self.cells / f"{key}.safetensors"
 
     def read(self, key: str) -> dict[str, Any] | None:
-        """The record of a cell, or None when there is none or it cannot be read."""
-        path = self.record_path(key)
+        """The record of a cell, or None when there is none or it cannot be used.
+
+        Then its cell is measured again. A record whose arrays are not whole is none, and neither
+        is one that names another cell: keys become paths, and a folder may be a stranger's.
+        """
         try:
-            record = read_json(path)
+            record = read_json(self.record_path(key))
+            if not is_record(record) or record["key"] != key:
+                return None
+            if record["status"] == "ok":
+                check_header(self.arrays_path(key))
         except DataError:
             return None
-        if not isinstance(record, dict) or record.get("status") not in STATUSES:
-            return None
-        if record["status"] == "ok" and not self.arrays_path(key).exists():
-            return None
         return record
+
+    def damaged(self) -> list[Path]:
+        """Files among the records that `read` takes for none."""
+        return [p for p in sorted(self.cells.glob("*.json")) if self.read(p.stem) is None]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every readable record, by file name."""
@@ -155,6 +162,25 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+_FIELDS = {
+    "method": dict, "target": dict, "benchmark": dict, "metrics": dict, "cost": dict,
+    "inputs": dict, "corpus": dict, "hardware": dict, "versions": dict, "notes": list,
+    "log_tail": list, "reason": str, "primary": str, "started": str,
+}  # fmt: skip
+
+
+def is_record(value: Any) -> bool:
+    """Whether `value` has the parts of a record, each of its kind."""
+    if not isinstance(value, dict) or value.get("status") not in STATUSES:
+        return False
+    if not isinstance(value.get("key"), str) or type(value.get("seed")) is not int:
+        return False
+    if any(not isinstance(value.get(k, kind()), kind) for k, kind in _FIELDS.items()):
+        return False
+    parts = [(value.get(k) or {}).get("name") for k in ("method", "target", "benchmark")]
+    return all(isinstance(n, str) for n in (*parts, (value.get("method") or {}).get("label")))
+
+
 def slot(record: dict[str, Any]) -> tuple[str, str, str, str, int]:
     """A record's place on the board: method label, target, benchmark, queries, seed."""
     return (
@@ -164,6 +190,13 @@ def slot(record: dict[str, Any]) -> tuple[str, str, str, str, int]:
         record.get("split", "test"),
         record["seed"],
     )
+
+
+def file_name(text: str) -> str:
+    """`text` as a file's name: no path, not too long, and no two texts alike in any case."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._+=-") else "_" for c in text)
+    same = safe == text.lower() and len(safe) <= 120 and not safe.startswith(".")
+    return safe if same else f"{safe[:100].lstrip('.')}-{fingerprint(text)[:8]}"
 
 
 def tail(path: Path, lines: int = 20, width: int = 500) -> list[str]:
@@ -177,9 +210,3 @@ def tail(path: Path, lines: int = 20, width: int = 500) -> list[str]:
         return []
     kept = ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()]
     return [line[:width] for line in kept if line.strip()][-lines:]
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Adds one line of JSON to a log of events."""
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")

@@ -41,11 +41,24 @@ class Request:
     def from_dict(cls, data: Mapping[str, Any]) -> Request:
         """The request that a manifest recorded. Raises UsageError when it does not fit."""
         known = {f.name for f in dataclasses.fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-        }
-        if set(values) - known:
-            raise UsageError(f"the manifest asks for {sorted(set(values) - known)[0]!r}, unknown")
+        if not isinstance(data, Mapping):
+            raise UsageError(f"the manifest's request is none: {data!r}")
+        if set(data) - known:
+            raise UsageError(f"the manifest asks for {sorted(set(data) - known)[0]!r}, unknown")
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            if key in ("suite", "split", "device"):
+                fits = isinstance(value, str)
+            else:
+                kind = int if key == "seeds" else str
+                fits = value is None or (
+                    isinstance(value, (list, tuple)) and all(type(v) is kind for v in value)
+                )
+            if not fits:
+                raise UsageError(f"the manifest's request has a {key} that is none: {value!r}")
+            values[key] = tuple(value) if isinstance(value, list) else value
+        if values.get("seeds") is not None and any(s < 0 for s in values["seeds"]):
+            raise UsageError("the manifest asks for a negative seed")
         return cls(**values)
 
 

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from tdabench.errors import one_line
+
 
 def describe(record: dict[str, Any]) -> str:
     """One line: what a cell gave, or why it gave nothing."""
@@ -14,7 +16,7 @@ def describe(record: dict[str, Any]) -> str:
     if record["seed"]:
         title += f" · seed {record['seed']}"
     if record["status"] != "ok":
-        return f"{title}: {record['status']}: {record['reason']}"
+        return one_line(f"{title}: {record['status']}: {record['reason']}")
     metric = record["metrics"].get(record["primary"], {})
     value = metric.get("value")
     shown = "no value" if value is None else f"{value:.3f}"
@@ -22,7 +24,9 @@ def describe(record: dict[str, Any]) -> str:
         shown += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
     build = record["cost"].get("build", {}).get("seconds", 0.0)
     query = record["cost"].get("query", {}).get("seconds", 0.0)
-    return f"{title}: {record['primary']} {shown} (build {build:.2f} s, query {query:.2f} s)"
+    return one_line(
+        f"{title}: {record['primary']} {shown} (build {build:.2f} s, query {query:.2f} s)"
+    )
 
 
 class Silent:
@@ -38,7 +42,7 @@ class Silent:
         pass
 
     def say(self, message: str) -> None:
-        print(f"tdabench: {message}", file=sys.stderr, flush=True)
+        print(f"tdabench: {one_line(message)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
@@ -100,7 +104,7 @@ class Bars(Silent):
             self.tasks[title] = self.bars.add_task(title, total=None)
         self.bars.update(
             self.tasks[title],
-            description=f"{title}: {phase}",
+            description=one_line(f"{title}: {phase}"),
             completed=done,
             total=total or None,
         )
@@ -117,7 +121,7 @@ class Bars(Silent):
             self.bars.remove_task(self.tasks.pop(title))
 
     def say(self, message: str) -> None:
-        self.console.print(f"tdabench: {message}", markup=False, soft_wrap=True)
+        self.console.print(f"tdabench: {one_line(message)}", markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.bars.stop()

@@ -7,6 +7,7 @@ docs/suites.md.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -224,7 +225,7 @@ def read_suite(path: Path) -> Suite:
         raise DataError(f"cannot read the suite {path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 (byte {e.start})", "Save it as UTF-8") from e
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
         raise DataError(f"{path} is not valid TOML: {e}") from e
     return _suite(path, data)
 
@@ -286,8 +287,9 @@ class _Table:
         return None if value is None else self.resolve(key, value)
 
     def resolve(self, key: str, value: str) -> Path:
-        if not value or "\0" in value:
-            raise self.error(key, f"{value!r} is not a path")
+        longest = max(len(os.fsencode(p)) for p in value.split("/"))
+        if not value or "\0" in value or longest > 255 or len(value) > 2000:
+            raise self.error(key, f"{value[:80]!r} is not a path")
         return (self.file.parent / value).absolute()
 
     def paths(self, key: str) -> dict[str, Path]:

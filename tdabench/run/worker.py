@@ -26,10 +26,11 @@ from typing import Any
 from tdabench import plugins
 from tdabench.benchmarks.base import BenchmarkContext, Built, Outcome
 from tdabench.data.examples import Corpus
-from tdabench.errors import MethodError, MissingAsset, TdabenchError, unknown
-from tdabench.io import read_json, write_arrays, write_json
+from tdabench.errors import DataError, MethodError, MissingAsset, TdabenchError, unknown
+from tdabench.io import read_json, sync_folder, write_arrays, write_json
 from tdabench.method import Context, Index
-from tdabench.run.folder import RunFolder, append_line, tail
+from tdabench.run.folder import RunFolder, tail
+from tdabench.run.log import append_line
 from tdabench.run.meter import (
     GlobalRandomness,
     Meter,
@@ -131,8 +132,11 @@ class Worker:
                 self.finish(cell, record)
 
     @contextlib.contextmanager
-    def _watched(self, who: str, target: MeteredTarget) -> Iterator[dict[str, Any]]:
-        """Meters a phase; raises MethodError when the plugin left traces it must not leave."""
+    def _watched(self, who: str, target: MeteredTarget, *places: Path) -> Iterator[dict[str, Any]]:
+        """Meters a phase; raises MethodError when the plugin left traces it must not leave.
+
+        It may write to `places` besides its scratch folder.
+        """
         randomness = GlobalRandomness()
         with file_events() as log, self.meter.phase() as phase:
             yield phase
@@ -140,7 +144,7 @@ class Worker:
         target.check_unchanged(who)
         ours = ("scratch", "tmp", "events.jsonl")
         cache = self.folder.path / "retrained"  # what benchmarks retrain is shared by methods
-        found = strays(log, *(self.work / name for name in ours), cache)
+        found = strays(log, *(self.work / name for name in ours), cache, *places)
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise MethodError(
@@ -165,25 +169,39 @@ class Worker:
         Scores always come from the loaded index: then a resumed run sees what a fresh one sees,
         and the bytes on disk are honest.
         """
-        name = self.job["method"]["name"]
         folder = self.folder.indices / self.job["index_key"]
         cost = self._kept(folder, assets)
-        if cost is None:
-            cost = self._build(method, context, train, target, folder, assets)
+        if cost is not None:
+            try:
+                return self._load(method, context, target, folder), cost
+            except Exception as e:
+                traceback.print_exception(e)
+                print(f"the kept index {folder} cannot be loaded: it is built again", flush=True)
+        cost = self._build(method, context, train, target, folder, assets)
+        return self._load(method, context, target, folder), cost
+
+    def _load(self, method: Any, context: Context, target: MeteredTarget, folder: Path) -> Index:
+        name = self.job["method"]["name"]
         self.event("phase", phase="load", key="")
-        index = method.load(context, folder / "index")
+        with self._watched(f"{name}.load", target):
+            index = method.load(context, folder / "index")
         if not isinstance(index, Index):
             raise MethodError(f"{name}.load returned {type(index).__name__}, expected an Index")
-        return index, cost
+        return index
 
     def _kept(self, folder: Path, assets: Inputs) -> dict[str, Any] | None:
-        if not (folder / "built.json").exists():
-            return None
-        built = read_json(folder / "built.json")
-        if any(assets.content(k) != v for k, v in built["assets"].items()):
-            return None
-        assets.used.update(built["assets"])
-        return built["cost"]
+        """The cost of the index that lies in `folder`, if it is whole and of these assets."""
+        try:
+            built = read_json(folder / "built.json")
+            cost, made_of = built["cost"], dict(built["assets"])
+            if folder_bytes(folder / "index") != cost["index_bytes"]:
+                return None
+            if any(assets.content(k) != v for k, v in made_of.items()):
+                return None
+        except (DataError, KeyError, TypeError, ValueError):
+            return None  # vanished, or not as it was written
+        assets.used.update(made_of)
+        return cost
 
     def _build(
         self,
@@ -206,7 +224,8 @@ class Worker:
         temporary = folder.parent / f".{folder.name}-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         (temporary / "index").mkdir(parents=True)
-        index.save(temporary / "index")
+        with self._watched(f"{name}.save", target, temporary / "index"):
+            index.save(temporary / "index")
         size = folder_bytes(temporary / "index")
         cost = {
             "prepare": as_costs(method.prepare_cost(context)),
@@ -218,6 +237,7 @@ class Worker:
         write_json(temporary / "built.json", {"cost": cost, "assets": dict(assets.used)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
         return cost
 
     def _build_on(self, corpus: Corpus, method: Any, context: Context) -> Built:

@@ -16,7 +16,14 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, unknown
-from tdabench.io import fingerprint, read_json, safetensors_bytes, sha256_file, write_bytes
+from tdabench.io import (
+    check_header,
+    fingerprint,
+    read_json,
+    safetensors_bytes,
+    sha256_file,
+    write_bytes,
+)
 from tdabench.method import named_seed
 
 if TYPE_CHECKING:
@@ -317,17 +324,21 @@ def tied_head(model: PreTrainedModel) -> str:
     return next((f"{n}.weight" for n, m in model.named_modules() if m is head), "")
 
 
-def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Loads a safetensors file into `model` (tied tensors may be absent), checking names."""
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name. Raises DataError for a missing or truncated file, before allocating."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_header(path)
     try:
-        state = load_file(path)
-    except FileNotFoundError as e:
-        raise DataError(f"{path} is missing") from e
-    except (SafetensorError, OSError) as e:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Loads a safetensors file into `model` (tied tensors may be absent), checking names."""
+    state = read_weights(path)
     outcome = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     model.tie_weights()
     tied = tied_head(model)

@@ -43,17 +43,21 @@ def import_lds(path: Path, train: Corpus, queries: Corpus) -> Truth:
         try:
             row = json.loads(raw.decode("utf-8"))
             subset, loss = row["train_subset"], row.get("test_loss", row.get("test_score"))
-            members = np.asarray(subset, dtype=np.int64)
-            values = np.asarray(loss, dtype=np.float32)
+            group = Groups.of([subset], len(train))[0]
+            values = np.asarray(loss)
+            if values.dtype.kind not in "iuf":
+                raise TypeError(f"losses of type {values.dtype}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise DataError(f"{path}, line {n}: not a train_subset with test_loss ({e!r})") from e
-        if members.ndim != 1 or values.shape != (len(queries),):
+        except DataError as e:
+            raise DataError(f"{path}, line {n}: {e.message}", e.remedy) from e
+        if values.shape != (len(queries),):
             raise DataError(
                 f"{path}, line {n}: {values.size} losses for {len(queries)} queries",
                 "Give the query file that the losses were measured on",
             )
-        groups.append(members)
-        losses.append(values)
+        groups.append(group)
+        losses.append(values.astype(np.float32))
     if not groups:
         raise DataError(f"{path} holds no groups")
     plan = {"name": Path(path).stem, "train": train.fingerprint, "queries": queries.fingerprint}

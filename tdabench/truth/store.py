@@ -91,10 +91,16 @@ class Truth:
     def load(cls, path: Path) -> Truth:
         arrays, meta = read_arrays(path)
         try:
-            groups = unpack(arrays, meta.pop("n_train"))
-            return cls(arrays["losses"], groups, tuple(meta.pop("query_ids")), meta)
+            n_train, ids = meta.pop("n_train"), meta.pop("query_ids")
+            if type(n_train) is not int or not isinstance(ids, list):
+                raise DataError(f"{path} is not a truth file: n_train or query_ids is no such")
+            if not all(isinstance(i, str) for i in ids):
+                raise DataError(f"{path} is not a truth file: a query id is no string")
+            return cls(arrays["losses"], unpack(arrays, n_train), tuple(ids), meta)
         except KeyError as e:
             raise DataError(f"{path} is not a truth file: it lacks {e}") from e
+        except (TypeError, ValueError, IndexError, OverflowError) as e:
+            raise DataError(f"{path} is a damaged truth file: {e!r}") from e
 
 
 def pack(groups: Groups) -> dict[str, np.ndarray]:
@@ -112,5 +118,8 @@ def unpack(arrays: Mapping[str, np.ndarray], n_train: int) -> Groups:
     """The groups that `pack` wrote. Raises KeyError when there are none."""
     if "members" not in arrays:
         return Groups(arrays["indptr"], arrays["indices"], n_train)
-    member = np.unpackbits(arrays["members"], axis=1, count=n_train)
+    packed = arrays["members"]
+    if packed.ndim != 2 or packed.shape[1] != -(-n_train // 8):
+        raise DataError(f"groups of {packed.shape} bytes are not over {n_train} examples")
+    member = np.unpackbits(packed, axis=1, count=n_train)
     return Groups.of((np.flatnonzero(row) for row in member), n_train)
