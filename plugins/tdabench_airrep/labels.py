@@ -447,12 +447,11 @@ def read_reference(
             if loss is None:
                 continue
             measured = loss["losses"]
-            if not isinstance(measured, list) or len(measured) != len(dev):
-                raise DataError(f"{losses}: subset {row['id']!r} lacks {len(dev)} losses")
-            if str(loss.get("dev_id", dev_id)) != dev_id:
+            fits = isinstance(measured, list) and len(measured) == len(dev)
+            if not fits or str(loss.get("dev_id", dev_id)) != dev_id:
                 raise DataError(f"the losses of subset {row['id']!r} do not belong to its line")
             members.append(_numbers(index, row["select"], "select", "iu"))
-            known = [np.nan if v is None else v for v in loss["losses"]]
+            known = [np.nan if v is None else v for v in measured]
             values.append(_numbers(losses, known, "losses", "iuf").astype(np.float64))
         if not members:
             continue
