@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.data.examples import Corpus, Example, read_jsonl
+from tdabench.data.examples import Corpus, Example
+from tdabench.data.files import read_jsonl
 from tdabench.errors import (
     DataError,
     GuardError,

@@ -64,6 +64,8 @@ class MissingExtra(TdabenchError):
     A method raises it from `build` or `load`; its cell becomes a `skipped` row that says why.
     """
 
+    exit_code = 2
+
     def __init__(self, what: str, extra: str, remedy: str = "") -> None:
         install = remedy or f"Install it with: pip install 'tdabench[{extra}]'"
         super().__init__(f"{what} is not installed", install)

@@ -35,6 +35,43 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_kept(path: Path) -> str:
+    """The same, remembered in the cache for a file too large to hash at every start.
+
+    A file is the one remembered while its place, size and time of change are.
+    """
+    real = Path(path).resolve()
+    stat = real.stat()
+    if stat.st_size < _HASHED_EVERY_TIME:
+        return sha256_file(real)
+    key = sha256_bytes(f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    kept = cache_folder() / "digests" / key
+    try:
+        found = kept.read_text()
+        if len(found) == 64:
+            return found
+    except (OSError, UnicodeDecodeError):
+        pass
+    found = sha256_file(real)
+    try:
+        write_text(kept, found)
+    except TdabenchError:
+        pass  # a cache that cannot be written only costs time
+    return found
+
+
+_HASHED_EVERY_TIME = 32 << 20
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: TDABENCH_CACHE, else the user's cache folder."""
+    own = os.environ.get("TDABENCH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tdabench"
+
+
 def canonical(value: Any) -> str:
     """JSON with one spelling a value: what fingerprints and cell keys are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

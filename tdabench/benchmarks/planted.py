@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tdabench.benchmarks.base import BenchmarkContext
-from tdabench.data.examples import Corpus, read_jsonl
+from tdabench.data.examples import Corpus
+from tdabench.data.files import read_jsonl
 from tdabench.errors import DataError
 from tdabench.method import Index
 

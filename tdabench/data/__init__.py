@@ -1,5 +1,7 @@
-"""Examples, corpora and the file formats they come in."""
+"""Examples, corpora, the file formats they come in, and where files come from."""
 
-from tdabench.data.examples import Corpus, Example, read_jsonl
+from tdabench.data.examples import Corpus, Example
+from tdabench.data.files import read_corpus, read_jsonl
+from tdabench.data.layouts import Reading
 
-__all__ = ["Corpus", "Example", "read_jsonl"]
+__all__ = ["Corpus", "Example", "Reading", "read_corpus", "read_jsonl"]

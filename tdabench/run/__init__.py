@@ -115,8 +115,7 @@ def make_manifest(
             **old.get("targets", {}),
             **{
                 t.label: {
-                    "name": t.target.name,
-                    "regime": t.target.regime,
+                    **t.target.describe(),
                     "fingerprint": plan.fingerprints[t.label],
                 }
                 for t in plan.targets

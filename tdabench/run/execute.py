@@ -304,8 +304,7 @@ class Executor:
             "method": cell.method.as_dict(),
             "target": {
                 "label": target.label,
-                "name": target.target.name,
-                "regime": target.target.regime,
+                **target.target.describe(),
                 "fingerprint": plan.fingerprints[target.label],
             },
             "benchmark": cell.benchmark.as_dict(),

@@ -11,18 +11,21 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tdabench import plugins
-from tdabench.data.examples import Corpus, read_jsonl
+from tdabench.data.examples import Corpus
+from tdabench.data.files import STREAM_BYTES, read_corpus
+from tdabench.data.layouts import Reading
 from tdabench.errors import DataError, UsageError, did_you_mean, unknown
 from tdabench.io import fingerprint, sha256_file
 from tdabench.targets.target import Target
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
+FETCHED = ("hub:", "package:")  # what begins so is no path beside the suite file
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,30 @@ class Variant:
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """Files and split names of the training pool, the queries and the tuning queries."""
+    """Files and split names of the training pool, the queries and the tuning queries.
+
+    `reading` says how their rows become examples.
+    """
 
     train: tuple[Path, str | None]
     queries: tuple[Path, str | None]
     tuning_queries: tuple[Path, str | None] | None
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that others published on this suite's truth: shown beside ours, never ranked.
+
+    `ours` is the method of ours that it corresponds to, or "".
+    """
+
+    method: str
+    value: float
+    benchmark: str = "lds"
+    ours: str = ""
+    note: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,10 @@ class Suite:
     default_benchmarks: tuple[str, ...]
     benchmark_params: Mapping[str, Mapping[str, Any]]
     fingerprint: str
+    published: tuple[Published, ...] = ()
+    fetched: bool = False  # whether some of its files are named by hub:, package: or model
+    sources: Mapping[str, str] = field(default_factory=dict)  # as named -> as found, pinned
+    missing: tuple[str, ...] = ()  # assets that could not be had, and why
 
     def __hash__(self) -> int:
         return hash((self.path, self.fingerprint))
@@ -124,26 +150,31 @@ class Suite:
     def _files(self) -> dict[Path, Corpus]:
         return {}
 
-    def _corpus(self, source: tuple[Path, str | None], name: str) -> Corpus:
-        path, split = source
+    def _corpus(self, role: str, source: tuple[Path, str | None], name: str) -> Corpus:
+        (path, split), files = source, self.corpus
+        self.verify(path)
+        others = [s for s in (files.train, files.queries, files.tuning_queries) if s]
+        reading = replace(files.reading, split=split)
+        if not (path.is_file() and path.stat().st_size <= STREAM_BYTES):
+            return read_corpus(path, reading, name, prefix=role)
+        # Files of one name, in two folders, must not give two examples the same id.
+        clash = any(p != path and p.name == path.name for p, _ in others)
+        if split is None or sum(p == path for p, _ in others) < 2:
+            return read_corpus(path, reading, name, prefix=role if clash else "", stream=False)
         if path not in self._files:
-            self.verify(path)
             # Read once whatever the number of splits: the field lands in `meta`.
-            self._files[path] = read_jsonl(path, None, path.stem)
-        whole = self._files[path]
-        if split is None:
-            return Corpus(whole, name)
-        chosen = [e for e in whole if e.meta.get("split") == split]
+            self._files[path] = read_corpus(path, files.reading, path.stem, stream=False)
+        chosen = [e for e in self._files[path] if e.meta.get("split") == split]
         if not chosen:
+            known = {e.meta.get("split", "") for e in self._files[path]} - {""}
             raise DataError(
-                f"{path} holds no example of the split {split!r}",
-                did_you_mean(split, {e.meta.get("split", "") for e in whole} - {""}),
+                f"{path} holds no example of the split {split!r}", did_you_mean(split, known)
             )
         return Corpus(chosen, name)
 
     @cached_property
     def train(self) -> Corpus:
-        return self._corpus(self.corpus.train, f"{self.name}-train")
+        return self._corpus("train", self.corpus.train, f"{self.name}-train")
 
     @cached_property
     def _queries(self) -> dict[str, Corpus]:
@@ -155,7 +186,8 @@ class Suite:
         if source is None:
             raise UsageError(f"suite {self.name} declares no {split} queries")
         if split not in self._queries:
-            self._queries[split] = self._corpus(source, f"{self.name}-{split}")
+            role = "query" if split == "test" else split
+            self._queries[split] = self._corpus(role, source, f"{self.name}-{split}")
         return self._queries[split]
 
     # ------------------------------------------------------------------ files
@@ -198,10 +230,12 @@ def truth_name(kind: str, split: str) -> str:
     return split if kind == "lds" else f"{split}-{kind}"
 
 
-def load_suite(name: str | Path) -> Suite:
-    """The suite of that name, or in that file.
+def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
+    """The suite of that name, or in that file, with everything it names on this machine.
 
-    Raises UsageError for an unknown name and DataError for a malformed file.
+    What a suite takes from the hub or a package is fetched, from `data_dir` where it is there;
+    the suite returned is then the copy in the cache that names paths only. Raises UsageError for
+    an unknown name or for what cannot be fetched, and DataError for a malformed file.
     """
     text = str(name)
     if text.endswith(".toml") or "/" in text or "\\" in text:
@@ -212,12 +246,22 @@ def load_suite(name: str | Path) -> Suite:
             raise UsageError(f"there is no suite file {path}", "List suites: tdabench suites")
     else:
         path = plugins.registry().suite(text).value
-    return read_suite(path)
+    suite = read_suite(path)
+    if suite.fetched:
+        from tdabench.run.sources import resolve
+
+        return resolve(suite, data_dir)
+    return suite
 
 
 def read_suite(path: Path) -> Suite:
-    """Parses a suite file."""
+    """Parses a suite file. What it takes from elsewhere stays named, not fetched."""
     path = Path(path).resolve()
+    return _suite(path, read_toml(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a suite file."""
     try:
         raw = path.read_bytes()
         data = tomllib.loads(raw.decode("utf-8"))
@@ -227,7 +271,7 @@ def read_suite(path: Path) -> Suite:
         raise DataError(f"{path} is not UTF-8 (byte {e.start})", "Save it as UTF-8") from e
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
         raise DataError(f"{path} is not valid TOML: {e}") from e
-    return _suite(path, data)
+    return data
 
 
 # --------------------------------------------------------------------------- the format
@@ -290,6 +334,8 @@ class _Table:
         longest = max(len(os.fsencode(p)) for p in value.split("/"))
         if not value or "\0" in value or longest > 255 or len(value) > 2000:
             raise self.error(key, f"{value[:80]!r} is not a path")
+        if value.startswith(FETCHED):
+            return Path(value)
         return (self.file.parent / value).absolute()
 
     def paths(self, key: str) -> dict[str, Path]:
@@ -373,7 +419,17 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
     benchmarks.done()
 
     assets = top.paths("assets")
+    published = tuple(_published(t) for t in top.tables("published"))
+    resolved = top.table("resolved")
+    sources, missing = resolved.mapping("sources"), resolved.strings("missing")
+    resolved.done()
     top.done()
+    named = [corpus.train[0], corpus.queries[0], *assets.values()]
+    for target in targets:
+        named += [target.target.folder, *target.truths.values(), *target.assets.values()]
+    fetched = any(not p.is_absolute() for p in named) or any(
+        p.suffix == ".jsonl" for target in targets for p in target.truths.values()
+    )
     return Suite(
         name=name,
         version=version,
@@ -391,7 +447,24 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
         default_benchmarks=tuple(dict.fromkeys(default_benchmarks)),
         benchmark_params=benchmark_params,
         fingerprint=fingerprint(_plain(data)),
+        published=published,
+        fetched=fetched,
+        sources=sources,
+        missing=missing,
     )
+
+
+def _published(t: _Table) -> Published:
+    row = Published(
+        method=t.take("method", str),
+        value=float(t.take("value", (int, float))),
+        benchmark=t.take("benchmark", str, "lds"),
+        ours=t.take("ours", str, ""),
+        note=t.take("note", str, ""),
+        source=t.take("source", str, ""),
+    )
+    t.done()
+    return row
 
 
 def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
@@ -402,6 +475,15 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
     train, queries = t.take("train", str, None), t.take("queries", str, None)
     tuning = t.take("tuning_queries", str, None)
     digest = t.take("sha256", str, None)
+    try:
+        reading = Reading(
+            layout=t.take("layout", str, "auto"),
+            fields=t.mapping("fields"),
+            tasks=t.strings("tasks"),
+            empty=t.take("empty", str, "error"),
+        )
+    except UsageError as e:
+        raise DataError(f"{t.file}: {t.where}: {e.message}", e.remedy) from e
     t.done()
     if train_file is None or query_file is None:
         raise t.error("file", "is missing", "Give file, or train_file and queries_file")
@@ -416,6 +498,7 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
         (train_file, train),
         (query_file, queries),
         (tuning_file, tuning) if has_tuning and tuning_file is not None else None,
+        reading,
     )
 
 
@@ -423,11 +506,20 @@ def _target(t: _Table) -> SuiteTarget:
     label = t.take("label", str)
     if not plugins.NAME.fullmatch(label):
         raise t.error("label", f"{label!r} may hold letters, digits, '.', '_' and '-' only")
-    folder = t.path("folder")
-    checkpoints = t.mapping("checkpoints") or {"base": "base.safetensors"}
-    for name, file in checkpoints.items():
-        if Path(file).is_absolute() or ".." in Path(file).parts:
-            raise t.error(f"checkpoints.{name}", f"{file!r} leaves the target's folder")
+    model = t.take("model", str, None)
+    if model is not None and "folder" in t.data:
+        raise t.error("folder", "and model exclude each other")
+    if model is not None and (not model or "\0" in model):
+        raise t.error("model", f"{model!r} names no model")
+    folder = t.path("folder") if model is None else Path("model") / model.lstrip("/")
+    checkpoints = t.mapping("checkpoints")
+    if model is None:
+        checkpoints = checkpoints or {"base": "base.safetensors"}
+        for name, file in checkpoints.items():
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise t.error(f"checkpoints.{name}", f"{file!r} leaves the target's folder")
+    elif "base" in checkpoints:
+        raise t.error("checkpoints.base", "is the model itself")
     length = t.take("max_length", int, 256)
     if length < 2:
         raise t.error("max_length", f"must be at least 2, not {length}")
@@ -441,6 +533,8 @@ def _target(t: _Table) -> SuiteTarget:
             template=t.take("template", str, "plain"),
             max_length=length,
             truncate=t.take("truncate", str, "error"),
+            dtype=t.take("dtype", str, "float32"),
+            source=t.take("source", str, ""),
         )
     except UsageError as e:
         raise DataError(f"{t.file}: {t.where}: {e.message}", e.remedy) from e

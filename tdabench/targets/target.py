@@ -6,6 +6,8 @@ given its prompt. It is the quantity that the truth records and that methods exp
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +23,7 @@ from tdabench.io import (
     fingerprint,
     read_json,
     safetensors_bytes,
-    sha256_file,
+    sha256_kept,
     write_bytes,
 )
 from tdabench.method import named_seed
@@ -34,8 +36,14 @@ TEMPLATES = {
     # name: (before the prompt, between prompt and response)
     "plain": ("Q: ", "\nA:"),
     "alpaca": ("### Instruction:\n", "\n\n### Response:\n"),
+    "question": ("Question: ", "\nAnswer:"),
     "none": ("", ""),
+    "chat": ("", ""),  # the tokenizer's own chat template, one user turn
 }
+SPACED = ("plain", "question")  # templates after which the response begins with a space
+DTYPES = ("float32", "float16", "bfloat16", "auto")
+CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 
 SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
 
@@ -75,7 +83,10 @@ class Target:
 
     `checkpoints` maps a name to a file in `folder` (or to a folder in the Hugging Face layout):
     those that methods may score at. None of them is among the models behind the truth.
-    `regime` says whether the base model had seen the format of the fine-tuning data.
+    `regime` says whether the base model had seen the format of the fine-tuning data. `dtype` is
+    that of the models methods score with; "auto" is float32, and bfloat16 on an accelerator for
+    models beyond a billion weights. Training is in float32. `source` says where the folder comes
+    from, with its revision pinned; it changes nothing.
     """
 
     name: str
@@ -85,8 +96,12 @@ class Target:
     template: str = "plain"
     max_length: int = 256
     truncate: str = "error"  # or "prompt-left": drop tokens from the left of the prompt
+    dtype: str = "float32"
+    source: str = ""
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}", f"One of: {', '.join(DTYPES)}")
         if self.template not in TEMPLATES:
             raise unknown("template", self.template, TEMPLATES)
         if self.truncate not in ("error", "prompt-left"):
@@ -119,15 +134,34 @@ class Target:
         return self._fingerprint([self.checkpoints[checkpoint]])
 
     def _fingerprint(self, weights: Sequence[str]) -> str:
-        files = ["config.json", "tokenizer.json", *weights]
+        there = [f for f in TOKENIZER_FILES if (self.folder / f).exists()]
+        files = ["config.json", *(there[:1] or TOKENIZER_FILES[:1]), *weights]
+        if there[:1] == ["vocab.json"]:
+            files += there[1:]
+        if self.template == "chat":
+            files += [f for f in CHAT_FILES if (self.folder / f).exists()]
         hashes = {}
         for f in files:
             path = self.folder / f
-            for p in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-                if not p.exists():
-                    raise DataError(f"the target {self.name!r} lacks {p}")
-                hashes[p.relative_to(self.folder).as_posix()] = sha256_file(p)
-        return fingerprint([hashes, self.template, self.max_length, self.truncate])
+            inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+            if not inside or not inside[0].exists():
+                raise DataError(f"the target {self.name!r} lacks {path}")
+            for p in inside:
+                hashes[p.relative_to(self.folder).as_posix()] = sha256_kept(p)
+        rest = [] if self.dtype == "float32" else [self.dtype]
+        return fingerprint([hashes, self.template, self.max_length, self.truncate, *rest])
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the target, beside its fingerprint."""
+        return {
+            "name": self.name,
+            "regime": self.regime,
+            "source": self.source,
+            "template": self.template,
+            "max_length": self.max_length,
+            "truncate": self.truncate,
+            "dtype": self.dtype,
+        }
 
     # ------------------------------------------------------------------ models
 
@@ -136,13 +170,18 @@ class Target:
         return {}
 
     def model(self, checkpoint: str = "base", device: str = "cpu") -> PreTrainedModel:
-        """The model at `checkpoint`: float32, eval mode, gradients off. Shared: do not alter."""
+        """The model at `checkpoint`: eval mode, gradients off. Shared: do not alter.
+
+        In `dtype`, which is float32 unless the target says otherwise.
+        """
         if (checkpoint, device) not in self._models:
-            self._models[checkpoint, device] = self.fresh_model(checkpoint).to(device)  # type: ignore[arg-type]
+            model = self.fresh_model(checkpoint)
+            model.to(device, dtype_on(self.dtype, device, model))  # type: ignore[arg-type]
+            self._models[checkpoint, device] = model
         return self._models[checkpoint, device]
 
     def fresh_model(self, checkpoint: str = "base", seed: int = 0) -> PreTrainedModel:
-        """A new copy of the model at `checkpoint`, the caller's to train.
+        """A new copy of the model at `checkpoint` in float32, the caller's to train.
 
         "scratch" is no file: the weights that the configuration draws by `seed`.
         """
@@ -153,7 +192,7 @@ class Target:
             raise unknown(f"checkpoint of {self.name}", checkpoint, self.checkpoints)
         path = self.folder / self.checkpoints.get(checkpoint, "")
         if checkpoint != SCRATCH and path.is_dir():
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            model = load_pretrained(path)
         else:
             config = AutoConfig.from_pretrained(self.folder)
             with torch.random.fork_rng(devices=[]):  # initialising must not move global streams
@@ -181,10 +220,17 @@ class Target:
         try:
             loader = PreTrainedTokenizerFast if plain else AutoTokenizer
             tokenizer = loader.from_pretrained(self.folder)
-        except (OSError, ValueError) as e:
-            raise DataError(f"the target {self.name!r} has no readable tokenizer: {e}") from e
+        except (OSError, ValueError, KeyError, ImportError) as e:
+            raise DataError(
+                f"the target {self.name!r} has no readable tokenizer: {_line(e)}",
+                "Put tokenizer.json beside the weights (a slow tokenizer: save it with "
+                "save_pretrained)",
+            ) from e
         if tokenizer.eos_token_id is None:
-            raise DataError(f"the tokenizer of {self.name!r} has no end-of-text token")
+            raise DataError(
+                f"the tokenizer of {self.name!r} has no end-of-text token, which ends a response",
+                "Name one as eos_token in its tokenizer_config.json",
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = tokenizer.eos_token_id
         return tokenizer
@@ -194,8 +240,21 @@ class Target:
         return int(self.tokenizer.pad_token_id)
 
     def prompt_text(self, example: Example) -> str:
+        """The prompt as the model sees it, up to where the response begins."""
+        if self.template == "chat":
+            turns = [{"role": "user", "content": example.prompt}]
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True
+                )
+                return str(text)
+            except Exception as e:  # a template is a program: it may raise anything
+                raise DataError(
+                    f"the chat template of {self.name!r} fails on {example.id!r}: {_line(e)}",
+                    'Use another template: "plain", "alpaca", "question" or "none"',
+                ) from e
         before, between = TEMPLATES[self.template]
-        return f"{before}{example.prompt}{between}" if self.template != "none" else example.prompt
+        return f"{before}{example.prompt}{between}"
 
     def tokenize(self, examples: Sequence[Example], role: str = "full") -> list[Tokens]:
         """Token ids of each example. `role="prompt"` leaves the response out.
@@ -206,7 +265,7 @@ class Target:
         if not len(examples):
             return []
         prompts = [self.prompt_text(e) for e in examples]
-        space = " " if self.template == "plain" else ""
+        space = " " if self.template in SPACED else ""
         responses = [space + e.response for e in examples]
         p_ids = _ids(self.tokenizer, prompts)
         r_ids = _ids(self.tokenizer, responses) if role == "full" else [[] for _ in examples]
@@ -226,7 +285,8 @@ class Target:
             raise DataError(
                 f"example {example.id!r} has {len(p) + len(r)} tokens, more than the "
                 f"{self.max_length} that {self.name} reads",
-                'Shorten it, or set truncate = "prompt-left" for the target',
+                "Shorten it, or cut prompts on the left: --truncate prompt-left (in a suite: "
+                'truncate = "prompt-left" for the target)',
             )
         r = r[: self.max_length - 1]
         return p[len(p) - (self.max_length - len(r)) :], r
@@ -246,17 +306,109 @@ class Target:
     def losses(
         self, model: PreTrainedModel, tokens: Sequence[Tokens], tokens_a_batch: int = 8192
     ) -> np.ndarray:
-        """Mean response-token loss of each example under `model` in eval mode: float32 [n]."""
+        """Mean response-token loss of each example under `model` in eval mode: float32 [n].
+
+        When memory runs out the batch is halved, for the rest of the call.
+        """
         import torch
 
-        out = np.empty(len(tokens), dtype=np.float32)
+        out = np.full(len(tokens), np.nan, dtype=np.float32)
+        undone = np.ones(len(tokens), dtype=bool)
         training = model.training
         model.eval()
-        with torch.inference_mode():
-            for batch in self.batches(tokens, tokens_a_batch):
-                out[batch.index] = example_losses(model, batch.to(str(model.device))).cpu().numpy()
-        model.train(training)
+        try:
+            while undone.any():
+                part = np.flatnonzero(undone)
+                for batch in self.batches([tokens[int(i)] for i in part], tokens_a_batch):
+                    try:
+                        with torch.inference_mode():
+                            losses = example_losses(model, batch.to(str(model.device))).cpu()
+                    except (RuntimeError, MemoryError) as e:
+                        if not out_of_memory(e) or len(batch.index) == 1:
+                            raise
+                        tokens_a_batch = batch.input_ids.numel() // 2
+                        break
+                    index = part[batch.index]
+                    out[index], undone[index] = losses.numpy(), False
+        finally:
+            model.train(training)
         return out
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an error says that memory ran out, the device's or the machine's."""
+    import torch
+
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(e).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def dtype_on(dtype: str, device: str, model: PreTrainedModel) -> torch.dtype:
+    """The torch dtype that a target's `dtype` means for a model on a device."""
+    import torch
+
+    if dtype == "auto":
+        large = sum(p.numel() for p in model.parameters()) > 1_000_000_000
+        dtype = "bfloat16" if large and not device.startswith("cpu") else "float32"
+    return getattr(torch, dtype)
+
+
+def load_pretrained(folder: Path) -> PreTrainedModel:
+    """The causal model in a folder of the Hugging Face layout, float32, from safetensors only.
+
+    Raises DataError when the folder does not hold the whole of one, instead of drawing at random
+    what it lacks.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with no_bars(), torch.random.fork_rng(devices=[]):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as e:
+        # What transformers raises for a damaged folder depends on what is damaged.
+        if out_of_memory(e):
+            raise
+        raise DataError(
+            f"cannot load a causal language model from {folder}: {_line(e)}",
+            "It needs a config.json that transformers knows and weights as safetensors "
+            "(pytorch_model.bin is a pickle, which is not read)",
+        ) from e
+    model, report = loaded
+    lacking = sorted(report["missing_keys"]) + [str(k) for k in report.get("mismatched_keys", ())]
+    if lacking:
+        raise DataError(
+            f"{folder} lacks {len(lacking)} of the model's weights, first {lacking[0]}",
+            "Is it a causal language model, and did the download finish?",
+        )
+    return model
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars that transformers draws on stderr, a line a tensor in a log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # some bars ask nobody
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

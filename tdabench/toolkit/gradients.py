@@ -26,7 +26,7 @@ from tdabench.data.examples import Example
 from tdabench.errors import MethodError, UsageError, unknown
 from tdabench.io import fingerprint
 from tdabench.method import Context, Rows
-from tdabench.targets.target import Batch, Tokens, example_losses
+from tdabench.targets.target import Batch, Tokens, example_losses, out_of_memory
 from tdabench.toolkit.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -376,7 +376,7 @@ def map_batches(
             try:
                 result = compute(replace(batch.to(context.device), index=index))
             except (RuntimeError, MemoryError) as e:
-                if not _out_of_memory(e):
+                if not out_of_memory(e):
                     raise
                 if len(index) == 1:
                     raise MethodError(
@@ -394,13 +394,6 @@ def map_batches(
             context.progress(what, len(tokens) - int(undone.sum()), len(tokens))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(e: BaseException) -> bool:
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(e).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
 def stream_features(

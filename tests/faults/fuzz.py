@@ -34,7 +34,7 @@ for place in (ROOT, ROOT / "plugins"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from tdabench.data.examples import Corpus, Example, read_jsonl  # noqa: E402
+from tdabench.data import Corpus, Example, read_jsonl  # noqa: E402
 from tdabench.errors import DataError, TdabenchError, clean  # noqa: E402
 from tdabench.groups import Groups  # noqa: E402
 from tdabench.io import read_arrays, write_arrays, write_json  # noqa: E402

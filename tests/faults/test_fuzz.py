@@ -57,7 +57,7 @@ def test_damage_is_read_or_refused_in_one_line(kind: str, whole):
 
 def test_intact_input_is_read(whole):
     """The cases reject damage, not everything: each reads what it wrote."""
-    from tdabench.data.examples import read_jsonl
+    from tdabench.data.files import read_jsonl
     from tdabench.io import read_arrays
     from tdabench.run import Request, RunFolder, make_plan
     from tdabench.truth.store import Truth

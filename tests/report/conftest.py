@@ -13,7 +13,7 @@ import pytest
 
 from tdabench import stats
 from tdabench.benchmarks.lds import metric, rank_outcome
-from tdabench.data.examples import read_jsonl
+from tdabench.data.files import read_jsonl
 from tdabench.groups import Groups
 from tdabench.io import fingerprint, write_arrays, write_json
 from tdabench.truth.store import Truth

@@ -101,7 +101,7 @@ def test_the_fingerprint_is_that_of_the_contents(tmp_path: Path):
         ("main = true", 'main = "yes"', "main: must be true or false, not a string"),
         ('"base.safetensors"', '"../base.safetensors"', "leaves the target's folder"),
         ('"base.safetensors"', '"/etc/passwd"', "leaves the target's folder"),
-        ("main = true", 'template = "chat"', "unknown template 'chat'"),
+        ("main = true", 'template = "chatty"', "unknown template 'chatty'"),
         ("main = true", "max_length = 1", "max_length: must be at least 2"),
         ("[tuned.a.tfidf]", "[tuned.c.tfidf]", "[tuned] c: is not a target's label"),
         ('default = ["lds"]', 'default = "lds"', "default: must be a list, not a string"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tdabench.data.examples import Corpus, Example, read_jsonl
+from tdabench.data import Corpus, Example, read_jsonl
 from tdabench.io import write_bytes
 from tdabench.method import named_seed
 

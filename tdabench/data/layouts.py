@@ -1,0 +1,245 @@
+"""Layouts: which fields of a row are the prompt, the response, the task and the id.
+
+Recognised by their fields, in this order; `fields` maps any others. A path such as
+`messages.0.content` reaches into lists and objects.
+
+    native      prompt, response, task, id
+    flan        inputs, targets, task
+    alpaca      instruction, input, output          input follows the instruction, if there is any
+    chat        messages or conversations           the first user turn and the answer to it
+    ultrachat   data: [prompt, response, …]         the first two
+    qa          question, answer
+    text        text                                no prompt: the whole text is the response
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tdabench.data.examples import Example
+from tdabench.errors import UsageError, did_you_mean, unknown
+
+ROLES = ("prompt", "response", "task", "id")
+EMPTY = ("error", "keep", "skip")
+Row = Mapping[str, Any]
+
+
+class BadRow(Exception):
+    """What is wrong with a row; whoever reads the file adds which file and line."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message, self.remedy = message, remedy
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A name, the fields that mark it, and how prompt and response are read from a row."""
+
+    marks: tuple[str, ...]
+    read: Callable[[Row], tuple[str, str]]
+    used: tuple[str, ...]  # fields that do not go to `meta`
+    task: str = "task"
+
+
+def _pair(prompt: str, response: str) -> Callable[[Row], tuple[str, str]]:
+    return lambda row: (_text(row, prompt), _text(row, response))
+
+
+def _alpaca(row: Row) -> tuple[str, str]:
+    instruction, more = _text(row, "instruction"), row.get("input") or ""
+    if not isinstance(more, str):
+        raise BadRow("the field 'input' is not a string")
+    prompt = f"{instruction}\n\n{more}" if more.strip() else instruction
+    return prompt, _text(row, "output")
+
+
+def _chat(row: Row) -> tuple[str, str]:
+    turns = row.get("messages", row.get("conversations"))
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise BadRow("the conversation is not a list of turns")
+    system, prompt = "", None
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise BadRow("a turn of the conversation is not an object")
+        who = str(turn.get("role", turn.get("from", "")))
+        said = turn.get("content", turn.get("value"))
+        if not isinstance(said, str):
+            raise BadRow("a turn of the conversation has no text")
+        if who == "system":
+            system = said
+        elif who in ("user", "human"):
+            prompt = said if prompt is None else f"{prompt}\n\n{said}"
+        elif who in ("assistant", "gpt", "model") and prompt is not None:
+            return (f"{system}\n\n{prompt}" if system else prompt), said
+    raise BadRow("the conversation has no user turn with an answer")
+
+
+def _ultrachat(row: Row) -> tuple[str, str]:
+    data = row.get("data")
+    if not isinstance(data, Sequence) or isinstance(data, str) or len(data) < 2:
+        raise BadRow("the field 'data' is not a list of at least two turns")
+    if not all(isinstance(x, str) for x in data[:2]):
+        raise BadRow("the first two turns of 'data' are not strings")
+    return data[0], data[1]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "native": Layout(
+        ("prompt", "response"), _pair("prompt", "response"), ("prompt", "response", "task", "id")
+    ),
+    "flan": Layout(("inputs", "targets"), _pair("inputs", "targets"), ("inputs", "targets")),
+    "alpaca": Layout(("instruction", "output"), _alpaca, ("instruction", "input", "output")),
+    # The public code of AirRep drops the input, so its published truth was trained without it.
+    "alpaca-instruction": Layout(
+        ("instruction", "output"), _pair("instruction", "output"), ("instruction", "output")
+    ),
+    "chat": Layout(("messages",), _chat, ("messages", "conversations")),
+    "conversations": Layout(("conversations",), _chat, ("messages", "conversations")),
+    "ultrachat": Layout(("data",), _ultrachat, ("data",)),
+    "qa": Layout(("question", "answer"), _pair("question", "answer"), ("question", "answer")),
+    "text": Layout(("text",), lambda row: ("", _text(row, "text")), ("text",)),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become examples.
+
+    `layout` names one, or is "auto"; `fields` maps a role (prompt, response, task, id) to the
+    field, or path of fields, that holds it. `split` and `tasks` keep some rows. `empty` says what
+    becomes of a row without a response: an error, kept (only the end of text is trained), or
+    skipped.
+    """
+
+    layout: str = "auto"
+    fields: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    tasks: tuple[str, ...] = ()
+    empty: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.layout != "auto" and self.layout not in LAYOUTS:
+            raise unknown("layout", self.layout, ["auto", *LAYOUTS])
+        for role in self.fields:
+            if role not in ROLES:
+                raise unknown("role of a field", role, ROLES)
+        if self.empty not in EMPTY:
+            raise UsageError(
+                f"unknown rule {self.empty!r} for empty responses", f"One of: {', '.join(EMPTY)}"
+            )
+
+    def as_list(self) -> list[Any]:
+        """What of it decides the examples, for fingerprints of what was read."""
+        return [
+            self.layout, dict(sorted(self.fields.items())), self.split, list(self.tasks), self.empty
+        ]  # fmt: skip
+
+    def layout_of(self, row: Row) -> Layout | None:
+        """The layout of a row; None when `fields` alone says where prompt and response are.
+
+        Raises BadRow when none fits.
+        """
+        if self.layout != "auto":
+            return LAYOUTS[self.layout]
+        for layout in LAYOUTS.values():
+            if all(m in row for m in layout.marks):
+                return layout
+        if "response" in self.fields:
+            return None
+        for name in ("prompt", "response"):  # one of the two is there: it is a native file
+            if name in row:
+                return LAYOUTS["native"]
+        raise BadRow(
+            f"no known layout has these fields: {', '.join(map(repr, list(row)[:8])) or 'none'}",
+            "Say which hold what: --field prompt=NAME --field response=NAME (in a suite: "
+            f"fields = {{ prompt = … }}). Known layouts: {', '.join(LAYOUTS)}",
+        )
+
+    def example(self, row: Row, layout: Layout | None, default_id: str) -> Example | None:
+        """The example in a row, or None when it is not to be kept. Raises BadRow."""
+        if self.split is not None and row.get("split") != self.split:
+            return None
+        task = self._optional(row, "task", layout.task if layout else "task")
+        if self.tasks and task not in self.tasks:
+            return None
+        prompt = response = None
+        if layout is not None and not {"prompt", "response"} <= set(self.fields):
+            prompt, response = layout.read(row)
+        if "prompt" in self.fields:
+            prompt = _reach(row, self.fields["prompt"])
+        if "response" in self.fields:
+            response = _reach(row, self.fields["response"])
+        if response is None:
+            raise BadRow("no field holds the response", "Map it: --field response=NAME")
+        if not response.strip():
+            if self.empty == "skip":
+                return None
+            if self.empty == "error":
+                raise BadRow(
+                    "the response is empty",
+                    "Nothing would be trained on: remove the line, or pass --empty skip (leave "
+                    'such lines out) or --empty keep (in a suite: empty = "keep")',
+                )
+        used = {*(layout.used if layout else ()), *self.fields.values(), "id", "task"}
+        kept = {k: v for k, v in row.items() if k not in used and isinstance(v, str)}
+        id = self._optional(row, "id", "id") or default_id
+        for text in (id, prompt or "", response, task, *kept, *kept.values()):
+            if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise BadRow("half of a surrogate pair, which is no text", "Re-encode it")
+        return Example(id, prompt or "", response, task, kept)
+
+    def _optional(self, row: Row, role: str, default: str) -> str:
+        if role in self.fields:
+            return _reach(row, self.fields[role], role)
+        value = row.get(default, "")
+        if isinstance(value, str) or value is None:
+            return value or ""
+        if role == "id" and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        what = "neither a string nor an integer" if role == "id" else "not a string"
+        raise BadRow(f"the {role} is {what}")
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise BadRow(f"the field {name!r} is missing or not a string")
+    return value
+
+
+def _reach(row: Any, path: str, role: str = "") -> str:
+    """The string at a path such as `messages.0.content`; a field of that very name comes first."""
+    value, known = row, list(row) if isinstance(row, Mapping) else []
+    if isinstance(row, Mapping) and path in row:
+        value = row[path]
+    else:
+        for step in path.split("."):
+            if isinstance(value, Mapping) and step in value:
+                value = value[step]
+            elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdigit():
+                if int(step) >= len(value):
+                    raise BadRow(f"{path!r} reaches past the end of a list")
+                value = value[int(step)]
+            else:
+                raise BadRow(f"there is no field {path!r}", did_you_mean(step, map(str, known)))
+    if role in ("task", "id") and isinstance(value, (int, float)):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"the field {path!r} holds {type(value).__name__}, not a string")
+    return value
+
+
+def parse_fields(words: Iterable[str]) -> dict[str, str]:
+    """`["prompt=question", …]` as a mapping. Raises UsageError for anything else."""
+    out = {}
+    for word in words:
+        role, equals, name = word.partition("=")
+        if not (equals and role and name):
+            raise UsageError(f"--field {word!r} is not of the form ROLE=FIELD")
+        if role not in ROLES:
+            raise unknown("role in --field", role, ROLES)
+        out[role] = name
+    return out

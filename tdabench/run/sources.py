@@ -1,0 +1,203 @@
+"""Suites whose files lie elsewhere: fetched once, and written down as a suite of paths.
+
+A suite may name a hub repository or a package instead of a path (`hub:`, `package:`, `model`),
+and a truth in the layout that others publish. `resolve` fetches what is named, pins revisions,
+converts such truths, and writes a suite file into the cache that names paths on this machine and
+nothing else. Everything behind it, worker processes included, sees an ordinary suite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tdabench.data.hub import Found, find
+from tdabench.errors import DataError, TdabenchError, UsageError
+from tdabench.io import cache_folder, fingerprint, sha256_kept, write_text
+from tdabench.run.suite import FETCHED, Suite, read_suite, read_toml
+
+CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
+
+
+def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
+    """The suite with all its files on this machine.
+
+    `data_dir` is looked into before the hub (see `tdabench.data.hub.find`). An asset that cannot
+    be had is left out, since methods that need it become rows that say so; anything else that is
+    missing raises UsageError, DataError or MissingExtra.
+    """
+    if data_dir is not None and not data_dir.is_dir():
+        raise UsageError(f"there is no folder {data_dir}", "Correct --data-dir")
+    return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir))
+
+
+def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> dict[str, Any]:
+    """The tables of a suite file with every file as an absolute path."""
+    data = json.loads(json.dumps(data, default=str))
+    sources: dict[str, str] = {}
+
+    def fetch(value: str, kind: str = "dataset") -> str:
+        found = fetched(value, near, data_dir, kind)
+        if value.startswith(FETCHED):
+            sources[value] = found.pinned
+        return str(found.path)
+
+    corpus = data["corpus"]
+    for key in CORPUS_FILES:
+        if key in corpus:
+            corpus[key] = fetch(corpus[key])
+    missing = []
+
+    def assets(table: dict[str, str]) -> None:
+        for name, value in list(table.items()):
+            try:
+                table[name] = fetch(value, "model")
+            except TdabenchError as e:
+                del table[name]
+                missing.append(f"the asset {name!r} is left out: {e}")
+
+    assets(data.setdefault("assets", {}))
+    data["hashes"] = {str((near / k).absolute()): v for k, v in data.get("hashes", {}).items()}
+    for target in data["targets"]:
+        assets(target.setdefault("assets", {}))
+        if "model" in target:
+            _open_target(target, near, data_dir)
+        else:
+            target["folder"] = str((near / target["folder"]).absolute())
+        for name, value in target.get("truths", {}).items():
+            target["truths"][name] = fetch(value) if _is_there(value, near) else str(near / value)
+    _convert_truths(data)
+    if sources or missing:
+        data["resolved"] = {"sources": sources, "missing": missing}
+    return data
+
+
+def _is_there(value: str, near: Path) -> bool:
+    """A truth that a suite plans need not be built yet."""
+    return value.startswith(FETCHED) or (near / value).exists()
+
+
+def fetched(value: str, near: Path, data_dir: Path | None, kind: str) -> Found:
+    """`find`, but what has no prefix is a path and nothing else."""
+    if value.startswith(FETCHED):
+        return find(value, kind=kind, near=near, data_dir=data_dir)
+    path = (near / value).absolute()
+    if not path.exists():
+        raise DataError(f"{path} is missing", "Correct the path in the suite")
+    return Found(path, str(path))
+
+
+def _open_target(target: dict[str, Any], near: Path, data_dir: Path | None) -> None:
+    from tdabench.targets.source import open_model
+
+    opened = open_model(
+        target.pop("model"), target.get("checkpoints"), near=near, data_dir=data_dir
+    )
+    length = target.get("max_length", 256)
+    if opened.context_length is not None and length > opened.context_length:
+        raise DataError(
+            f"the target {target['label']!r}: max_length = {length} is more than the "
+            f"{opened.context_length} positions of the model",
+            f"Set it to {opened.context_length} or less",
+        )
+    target["folder"] = str(opened.folder)
+    target["checkpoints"] = dict(opened.checkpoints)
+    pins = [p if k == "base" else f"{k}: {p}" for k, p in opened.pinned.items()]
+    target["source"] = "; ".join(pins)
+
+
+def _convert_truths(data: dict[str, Any]) -> None:
+    """Turns truths of published lines into truth files, in the cache."""
+    from tdabench.truth.exchange import import_lds
+
+    published = [
+        (target, name)
+        for target in data["targets"]
+        for name, path in target.get("truths", {}).items()
+        if path.endswith(".jsonl")
+    ]
+    if not published:
+        return
+    plain = {**data, "targets": [{**t, "truths": {}, "plans": {}} for t in data["targets"]]}
+    suite = write_suite(plain)
+    for target, name in published:
+        path = Path(target["truths"][name])
+        split = "tuning" if name == "tuning" or name.startswith("tuning-") else "test"
+        sources = [suite.corpus.train[0], suite.corpus.queries[0]]
+        key = fingerprint(
+            [1, sha256_kept(path), split, data["corpus"], [_content(p) for p in sources]]
+        )
+        out = cache_folder() / "truths" / f"{path.stem}-{key}.safetensors"
+        if not out.exists():
+            import_lds(path, suite.train, suite.queries(split)).save(out)
+        target["truths"][name] = str(out)
+
+
+def _content(path: Path) -> Any:
+    if path.is_file():
+        return sha256_kept(path)
+    return [[p.name, sha256_kept(p)] for p in sorted(path.rglob("*")) if p.is_file()]
+
+
+def write_suite(data: dict[str, Any], path: Path | None = None) -> Suite:
+    """Writes the tables of a suite to `path`, by default into the cache, and reads it again."""
+    text = toml_text(data)
+    if path is None:
+        name = data["suite"]["name"]
+        path = cache_folder() / "suites" / f"{name}-{fingerprint(text)}" / "suite.toml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return read_suite(path)
+
+
+# --------------------------------------------------------------------------- TOML
+
+
+def toml_text(data: Mapping[str, Any]) -> str:
+    """`data` as TOML: scalars, lists of them, tables and lists of tables."""
+    lines: list[str] = []
+    _table(lines, "", data)
+    return "\n".join(lines).strip() + "\n"
+
+
+def _table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
+    plain = {k: v for k, v in table.items() if not _is_table(v) and v is not None}
+    if name and (plain or not table):
+        lines += ["", f"[{name}]"]
+    lines += [f"{_key(k)} = {_value(v)}" for k, v in plain.items()]
+    for k, v in table.items():
+        inner = f"{name}.{_key(k)}" if name else _key(k)
+        if isinstance(v, Mapping):
+            _table(lines, inner, v)
+        elif _is_table(v):
+            for item in v:
+                lines += ["", f"[[{inner}]]"]
+                lines += [f"{_key(a)} = {_value(b)}" for a, b in item.items() if not _is_table(b)]
+                for a, b in item.items():
+                    if _is_table(b):
+                        _table(lines, f"{inner}.{_key(a)}", b)
+
+
+def _is_table(value: Any) -> bool:
+    rows = isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+    return rows or isinstance(value, Mapping)
+
+
+def _key(key: str) -> str:
+    bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
+    return key if bare else _value(str(key))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_value(v) for v in value)}]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

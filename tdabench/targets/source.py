@@ -1,0 +1,372 @@
+"""From a model's source to a target's folder: hub, folder, GGUF file or adapter, one layout.
+
+The folder lies in the cache and is made of links wherever the source is in the Hugging Face
+layout already:
+
+    config.json, tokenizer files     of the model
+    base/, tuned/, …                 a folder a checkpoint: config.json and safetensors
+
+A GGUF file is dequantised once, to float32; an adapter is merged into its base once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdabench.data.hub import Found, find
+from tdabench.errors import DataError, MissingExtra, UsageError
+from tdabench.io import cache_folder, fingerprint, read_json
+from tdabench.targets.target import TOKENIZER_FILES, load_pretrained, no_bars, read_weights
+
+CONFIG_FILES = (
+    "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A target's folder, its checkpoints there, and every source with its revision."""
+
+    folder: Path
+    checkpoints: Mapping[str, str]
+    pinned: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions the model reads, where its configuration says."""
+        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+            if isinstance(self.config.get(key), int):
+                return int(self.config[key])
+        return None
+
+
+def open_model(
+    source: str,
+    checkpoints: Mapping[str, str] | None = None,
+    *,
+    near: Path = Path("."),
+    data_dir: Path | None = None,
+) -> Opened:
+    """The folder of the model that `source` names, and of further `checkpoints` of it.
+
+    A source is a hub repository, a folder, a .gguf file (or what holds one), or a PEFT adapter;
+    an adapter given as the model brings its base. Raises UsageError or DataError in one line.
+    """
+    sources: dict[str, str] = {"base": source, **(checkpoints or {})}
+    places = {}
+    for name, text in sources.items():
+        if not CHECKPOINT.fullmatch(name):
+            raise UsageError(f"{name!r} is no name for a checkpoint")
+        places[name] = _locate(text, near, data_dir)
+    model = places["base"]
+    if _is_adapter(model.path):
+        # The adapter's model is what is studied; what it was trained from is the base of the two.
+        under = _locate(_base_of(model.path), model.path, data_dir)
+        return _assemble({"base": under, "adapted": model, **_without_base(places)})
+    return _assemble(places)
+
+
+def _without_base(places: Mapping[str, Found]) -> dict[str, Found]:
+    return {k: v for k, v in places.items() if k != "base"}
+
+
+def _locate(source: str, near: Path, data_dir: Path | None) -> Found:
+    found = find(source, near=near, data_dir=data_dir)
+    path = found.path
+    if path.is_file() and path.suffix != ".gguf":
+        raise DataError(
+            f"{path} is a file, not a model", "Give its folder (config.json beside the weights)"
+        )
+    if path.is_dir() and not (path / "config.json").exists() and not _is_adapter(path):
+        packed = sorted(path.glob("*.gguf"))
+        if len(packed) == 1:
+            return Found(packed[0], found.pinned)
+        if packed:
+            raise UsageError(
+                f"{path} holds {len(packed)} GGUF files", f"Name one: {packed[0].name}, …"
+            )
+        raise DataError(
+            f"{path} holds no model: there is no config.json",
+            "Give a folder in the Hugging Face layout, a .gguf file or a PEFT adapter",
+        )
+    return found
+
+
+def _assemble(places: Mapping[str, Found]) -> Opened:
+    key = fingerprint([1, *([k, str(v.path), _stamp(v.path)] for k, v in sorted(places.items()))])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", places["base"].path.stem)[:40]
+    folder = cache_folder() / "targets" / f"{name}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    base = places["base"].path
+    plain = base
+    if base.suffix == ".gguf":
+        _once(folder / "base", lambda to: unpack_gguf(base, to))
+        plain = folder / "base"
+    else:
+        _check_weights(base)
+        _link(base, folder / "base")
+    for file in CONFIG_FILES:
+        if (plain / file).exists():
+            _link(plain / file, folder / file)
+    if not any((folder / f).exists() for f in (*TOKENIZER_FILES, "tokenizer_config.json")):
+        raise DataError(
+            f"{base} has no tokenizer", "Copy tokenizer.json and tokenizer_config.json into it"
+        )
+    for name, found in places.items():
+        if name == "base":
+            continue
+        if _is_adapter(found.path):
+            _once(folder / name, lambda to, a=found.path: merge_adapter(folder / "base", a, to))  # type: ignore[misc]
+        elif found.path.suffix == ".gguf":
+            _once(folder / name, lambda to, a=found.path: unpack_gguf(a, to))  # type: ignore[misc]
+        else:
+            _check_weights(found.path)
+            _link(found.path, folder / name)
+    return Opened(
+        folder,
+        {name: name for name in places},
+        {name: f.pinned for name, f in places.items()},
+        read_json(folder / "config.json"),
+    )
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What tells a source that is converted from a later state of it; links need none."""
+    if path.suffix == ".gguf":
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+    if _is_adapter(path):
+        weights = path / "adapter_model.safetensors"
+        return [p.stat().st_mtime_ns for p in (weights, path / "adapter_config.json") if p.exists()]
+    return []
+
+
+def _link(source: Path, place: Path) -> None:
+    """Makes `place` a link to `source`, replacing an older link."""
+    source = source.absolute()
+    if place.is_symlink() and os.readlink(place) == str(source):
+        return
+    temporary = place.with_name(f".{place.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(source, target_is_directory=source.is_dir())
+    os.replace(temporary, place)
+
+
+def _once(place: Path, make: Callable[[Path], None]) -> None:
+    """Makes the folder `place`, all of it or nothing, unless it is there."""
+    if (place / "config.json").exists():
+        return
+    temporary = place.with_name(f".{place.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        make(temporary)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(temporary, place)
+    except BaseException as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(e, OSError):
+            if (place / "config.json").exists():
+                return  # another process made it meanwhile
+            raise DataError(f"cannot write {place}: {e.strerror}", "Free some space") from e
+        raise
+
+
+def _check_weights(folder: Path) -> None:
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        raise DataError(
+            f"{folder} holds no safetensors weights"
+            + (", only a pickle (pytorch_model.bin), which is not read" if pickled else ""),
+            "Save it again with save_pretrained, or give a revision that has them",
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        parts = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(p for p in parts if not (folder / p).exists())
+        if missing:
+            raise DataError(
+                f"{folder} lacks {len(missing)} of {len(parts)} weight files, first {missing[0]}",
+                "Did the download finish?",
+            )
+
+
+# --------------------------------------------------------------------------- GGUF
+
+
+def unpack_gguf(file: Path, folder: Path) -> None:
+    """Writes the model and tokenizer of a GGUF file into `folder`, dequantised to float32.
+
+    What transformers loads from GGUF still says that it is quantised and refuses to be cast or
+    trained, so its weights are copied into a model built from the configuration.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as e:
+        raise MissingExtra(
+            "gguf, which reads GGUF files,", "smol", "Install it with: pip install gguf"
+        ) from e
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with no_bars(), torch.random.fork_rng(devices=[]):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32
+            )
+            config = loaded.config
+            for attribute in ("quantization_config", "_pre_quantization_dtype"):
+                if hasattr(config, attribute):
+                    delattr(config, attribute)
+            model = type(loaded)(config)
+        model.load_state_dict(loaded.state_dict())
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as e:
+        # The reader raises anything for a damaged file; memory is another matter.
+        if isinstance(e, MemoryError):
+            raise
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise DataError(
+            f"{file} cannot be read as GGUF: {reason}",
+            "It may be truncated, or of an architecture that transformers does not convert",
+        ) from e
+    end = getattr(config, "eos_token_id", None)
+    if tokenizer.eos_token_id is None and isinstance(end, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # the reader overlooks id 0
+    model.tie_weights()
+    with no_bars():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# --------------------------------------------------------------------------- adapters
+
+
+def _is_adapter(path: Path) -> bool:
+    return path.is_dir() and (path / "adapter_config.json").exists()
+
+
+def _base_of(adapter: Path) -> str:
+    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise DataError(
+            f"the adapter {adapter} does not name its base model",
+            "Give the base as the model and the adapter as a checkpoint: "
+            "--checkpoint tuned=ADAPTER",
+        )
+    return base
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Writes the model at `base` with the PEFT adapter merged into `folder`.
+
+    Plain LoRA (W + scale B A; rank-stabilised scale, per-layer ranks, Conv1D, and whole modules
+    saved beside) is merged here; any other kind by peft, where it is installed.
+    """
+    model = load_pretrained(base)
+    config = read_json(adapter / "adapter_config.json")
+    odd = _not_plain(config)
+    if not odd:
+        add_lora(model, adapter, config)
+    else:
+        try:
+            from peft import PeftModel
+        except ImportError as e:
+            raise MissingExtra(f"peft, which merges adapters with {odd},", "peft") from e
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        except Exception as e:
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+            raise DataError(f"the adapter {adapter} does not fit its base: {reason}") from e
+    with no_bars():
+        model.save_pretrained(folder)
+
+
+def _not_plain(config: Mapping[str, Any]) -> str:
+    """What of an adapter's configuration is more than plain LoRA; "" if nothing is."""
+    if config.get("peft_type") != "LORA":
+        return str(config.get("peft_type"))
+    for key in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters",
+                "megatron_config", "corda_config", "eva_config", "lora_bias"):  # fmt: skip
+        if config.get(key):
+            return key
+    return "biases" if config.get("bias", "none") != "none" else ""
+
+
+def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
+    """W += scale B A for every adapted layer of `model`, in place; in float32.
+
+    Raises DataError when the adapter's tensors and the model's layers do not match.
+    """
+    import torch
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.exists():
+        pickled = (adapter / "adapter_model.bin").exists()
+        raise DataError(
+            f"{file} is missing" + (": the adapter is a pickle, not read" if pickled else ""),
+            "Save it again with save_pretrained",
+        )
+    tensors = read_weights(file)
+    modules = dict(model.named_modules())
+    state = model.state_dict()
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    whole: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("base_model.model.")
+        match = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", name)
+        if match:
+            pairs.setdefault(match[1], {})[match[2]] = value.float()
+        else:
+            whole[name.replace(".modules_to_save.default", "").replace(".base_layer", "")] = value
+    with torch.no_grad():
+        for name, pair in pairs.items():
+            if name not in modules or set(pair) != {"A", "B"}:
+                raise DataError(
+                    f"{file} adapts {name!r}, which the base model lacks",
+                    "Is this the model that the adapter was trained on?",
+                )
+            weight = modules[name].weight
+            rank = _for_layer(config.get("rank_pattern"), name, config.get("r", 8))
+            alpha = _for_layer(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+            scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            delta = scale * (pair["B"] @ pair["A"])  # [d_out, d_in]
+            if config.get("fan_in_fan_out") or isinstance(modules[name], torch.nn.Embedding):
+                delta = delta.T
+            if delta.shape != weight.shape:
+                raise DataError(
+                    f"{file} adapts {name!r} by {list(delta.shape)}, the base model's is "
+                    f"{list(weight.shape)}",
+                    "Is this the model that the adapter was trained on?",
+                )
+            weight += delta
+        for name, value in whole.items():
+            if name not in state or state[name].shape != value.shape:
+                raise DataError(f"{file} holds {name!r}, which the base model lacks or shapes so")
+            state[name].copy_(value.float())
+    if not pairs and not whole:
+        raise DataError(f"{file} holds no adapter weights", "Train or save it again")
+
+
+def _for_layer(pattern: Mapping[str, Any] | None, name: str, default: Any) -> float:
+    """The value of the first pattern that a layer's name ends with, as peft matches them."""
+    for key, value in (pattern or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{key})", name):
+            return float(value)
+    return float(default)
+
+
+def config_summary(config: Mapping[str, Any]) -> str:
+    """`llama, 30 layers of 576`: what a model is, in a few words."""
+    layers = config.get("num_hidden_layers", config.get("n_layer", "?"))
+    width = config.get("hidden_size", config.get("n_embd", "?"))
+    return f"{config.get('model_type', 'model')}, {layers} layers of {width}"
