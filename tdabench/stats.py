@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -396,7 +397,31 @@ class Ceiling:
         """LDS as a share of the ceiling, with paired replicates."""
         return lds.combine(self.bootstrap, np.divide)
 
+    def as_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Arrays and numbers from which `of_arrays` makes it again."""
+        b = self.bootstrap
+        assert b.groups is not None
+        numbers = {"value": self.value, "split_half": self.split_half, "n_seeds": self.n_seeds}
+        return (
+            {"per_query": self.per_query, "both": b.both, "queries": b.queries, "groups": b.groups},
+            {**numbers, "reliability": self.reliability, "df": b.df},
+        )
 
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> Ceiling:
+        value = float(numbers["value"])
+        parts = (arrays["both"], arrays["queries"], arrays["groups"])
+        return cls(
+            value,
+            float(numbers["split_half"]),
+            float(numbers["reliability"]),
+            arrays["per_query"],
+            int(numbers["n_seeds"]),
+            Bootstrap(value, *parts, int(numbers["df"])),
+        )
+
+
+CEILING_VERSION = 1  # raise it when `noise_ceiling` gives other numbers
 MAX_SPLITS = 35  # all halvings of 8 seeds
 BOOTSTRAP_SPLITS = 3  # all halvings of 4 seeds
 

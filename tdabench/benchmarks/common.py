@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdabench.benchmarks.base import Metric
+from tdabench.benchmarks.base import BenchmarkContext, Metric
 from tdabench.data.examples import Corpus
-from tdabench.errors import MethodError
+from tdabench.errors import DataError, MethodError
 from tdabench.groups import Groups
+from tdabench.io import fingerprint, read_arrays, sha256_bytes, write_arrays
 from tdabench.method import Index
 
 if TYPE_CHECKING:
-    from tdabench.stats import Bootstrap
+    from tdabench.stats import Bootstrap, Ceiling
+    from tdabench.truth.store import Truth
 
 BLOCK = 16 << 20  # scores held at a time
 
@@ -42,6 +44,29 @@ def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") ->
     if bad.any():
         raise MethodError(f"the method returned NaN or infinite {what} for {bad.sum()} queries")
     return scores
+
+
+def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) -> Ceiling | None:
+    """`stats.noise_ceiling` of a truth, from the run's cache where a cell has computed it.
+
+    It depends on the truth alone and takes longer than the LDS itself.
+    """
+    from tdabench import stats
+
+    if context is None or context.cache is None or truth.n_seeds < 2:
+        return stats.noise_ceiling(truth.by_seed(), replicates)
+    held = np.ascontiguousarray(truth.losses)
+    key = fingerprint([stats.CEILING_VERSION, sha256_bytes(held.tobytes()), held.shape, replicates])
+    path = context.cache / f"ceiling-{key}.safetensors"
+    if path.exists():
+        try:
+            arrays, meta = read_arrays(path)
+            return stats.Ceiling.of_arrays(arrays, meta) if arrays else None
+        except (DataError, KeyError, TypeError):
+            path.unlink(missing_ok=True)  # damaged: it is only a cache
+    ceiling = stats.noise_ceiling(truth.by_seed(), replicates)
+    write_arrays(path, *(ceiling.as_arrays() if ceiling is not None else ({}, {})))
+    return ceiling
 
 
 def pack(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

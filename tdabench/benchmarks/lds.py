@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import checked, group_scores, metric
+from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
 from tdabench.truth.store import Truth
 
 
 @dataclass(frozen=True)
-class LDS(Benchmark):
+class RanksGroups(Benchmark):
+    """A benchmark that ranks the groups of one truth, and beside it of those that `also` names.
+
+    A further truth (groups of another size, say) gives `name[truth]` beside its own ceiling and
+    does not enter the headline; one that the target lacks is noted.
+    """
+
+    truth: str = ""
+    also: tuple[str, ...] = ()
+    replicates: int = 1000
+
+    @abstractmethod
+    def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
+        """What is compared with the truth of `groups`: float32 [query, group]."""
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        truth, notes = usable(context.truth(self.truth), context.queries)
+        truths = {self.truth: truth}
+        for name in self.also:
+            try:
+                truths[name], more = usable(context.truth(name), context.queries)
+                notes += [f"{name}: {n}" for n in more]
+            except UsageError as e:
+                notes.append(f"not measured: {e.message}")
+        scores = {name: self.group_scores(context, t.groups) for name, t in truths.items()}
+        return self._outcome(truths, scores, notes, context)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        truths, scores, notes = {}, {}, []
+        for name in (self.truth, *self.also):
+            key = "group_scores" if name == self.truth else f"group_scores[{name}]"
+            if key in stored.arrays:
+                truths[name], more = usable(stored.truth(name), stored.query_ids)
+                notes += more
+                shape = (len(truths[name].query_ids), len(truths[name].groups))
+                scores[name] = checked(np.asarray(stored.arrays[key]), shape, "group scores")
+        return self._outcome(truths, scores, notes)
+
+    def _outcome(
+        self,
+        truths: Mapping[str, Truth],
+        scores: Mapping[str, np.ndarray],
+        notes: list[str],
+        context: BenchmarkContext | None = None,
+    ) -> Outcome:
+        found = {
+            name: rank_outcome(self.name, scores[name], truth, self.replicates, context)
+            for name, truth in truths.items()
+        }
+        main = found.pop(self.truth)
+        metrics, arrays, notes = dict(main.metrics), dict(main.arrays), [*notes, *main.notes]
+        for name, other in found.items():
+            for kept in (self.name, "ceiling", "share_of_ceiling"):
+                if kept in other.metrics:
+                    metrics[f"{kept}[{name}]"] = other.metrics[kept]
+            arrays[f"group_scores[{name}]"] = scores[name]
+            notes += [f"{name}: {n}" for n in other.notes]
+        return replace(main, metrics=metrics, arrays=arrays, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class LDS(RanksGroups):
     """Linear datamodelling score (arXiv 2303.14186).
 
     For each query, Spearman's correlation over groups between the method's group scores and
     minus the query's loss after retraining on the group, averaged over training seeds; then the
-    mean over queries. `truth` names the suite's truth, `replicates` the bootstrap's size.
+    mean over queries. `truth` names the suite's truth, `replicates` the bootstrap's size, `also`
+    further truths to show beside it, such as groups of other sizes.
     """
 
     name: ClassVar[str] = "lds"
@@ -32,18 +95,9 @@ class LDS(Benchmark):
     truth_kind: ClassVar[str | None] = "lds"
 
     truth: str = "lds"
-    replicates: int = 1000
 
-    def run(self, context: BenchmarkContext) -> Outcome:
-        truth, notes = usable(context.truth(self.truth), context.queries)
-        scores = group_scores(context.index, context.queries, truth.groups)
-        return rank_outcome(self.name, scores, truth, self.replicates, notes)
-
-    def recompute(self, stored: Stored) -> Outcome:
-        truth, notes = usable(stored.truth(self.truth), stored.query_ids)
-        shape = (len(truth.query_ids), len(truth.groups))
-        scores = checked(np.asarray(stored.arrays["group_scores"]), shape, "group scores")
-        return rank_outcome(self.name, scores, truth, self.replicates, notes)
+    def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
+        return group_scores(context.index, context.queries, groups)
 
 
 def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[str]]:
@@ -70,12 +124,16 @@ def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[s
 
 
 def rank_outcome(
-    name: str, scores: np.ndarray, truth: Truth, replicates: int, notes: list[str] | None = None
+    name: str,
+    scores: np.ndarray,
+    truth: Truth,
+    replicates: int,
+    context: BenchmarkContext | None = None,
 ) -> Outcome:
     """Scores [query, group] against a truth as an Outcome whose primary metric is `name`."""
     from tdabench import stats
 
-    notes = list(notes or [])
+    notes = []
     values = truth.values
     per_query = stats.spearman_rows(scores, values)
     boot = stats.bootstrap_lds(scores, values, replicates)
@@ -89,7 +147,7 @@ def rank_outcome(
     }
     arrays = {"group_scores": scores, **boot.arrays()}
 
-    ceiling = stats.noise_ceiling(truth.by_seed(), replicates)
+    ceiling = ceiling_of(truth, replicates, context)
     if ceiling is not None:
         low, high = ceiling.interval() or (None, None)
         metrics["ceiling"] = Metric(ceiling.value, low, high)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Outcome, Stored
-from tdabench.benchmarks.common import checked, group_scores
-from tdabench.benchmarks.lds import rank_outcome, usable
+from tdabench.benchmarks.base import BenchmarkContext, Outcome
+from tdabench.benchmarks.common import group_scores
+from tdabench.benchmarks.lds import RanksGroups
 from tdabench.errors import UsageError
 from tdabench.groups import Groups
 
 
 @dataclass(frozen=True)
-class LOO(Benchmark):
+class LOO(RanksGroups):
     """Leave-one-out and leave-k-out: as LDS, with groups that are the pool less k examples.
 
     The truth's groups name what was *kept*. With `score = "removed"` a method is asked for the
     group score of what was left out, which counts negatively: leaving out what helps raises the
     loss. With `"kept"` it is asked for the score of what was kept. For additive methods the two
     rank alike, but a removal of one in thousands is lost in the rounding of the kept sum.
-    The loss of the whole pool is a constant of the query and changes no rank.
+    The loss of the whole pool is a constant of the query and changes no rank. `also` names further
+    truths (another k), as in LDS.
     """
 
     name: ClassVar[str] = "loo"
@@ -33,28 +34,21 @@ class LOO(Benchmark):
 
     truth: str = "loo"
     score: str = "removed"
-    replicates: int = 1000
 
     def __post_init__(self) -> None:
         if self.score not in ("removed", "kept"):
             raise UsageError(f"loo.score = {self.score!r}", "One of: removed, kept")
 
-    def run(self, context: BenchmarkContext) -> Outcome:
-        truth, notes = usable(context.truth(self.truth), context.queries)
+    def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
         if self.score == "kept":
-            scores = group_scores(context.index, context.queries, truth.groups)
-        else:
-            removed = complement(truth.groups)
-            scores = -group_scores(context.index, context.queries, removed)
-            sizes = np.unique(removed.sizes)
-            notes.append(f"left out at a time: {', '.join(map(str, sizes))}")
-        return rank_outcome(self.name, scores, truth, self.replicates, notes)
+            return group_scores(context.index, context.queries, groups)
+        return -group_scores(context.index, context.queries, complement(groups))
 
-    def recompute(self, stored: Stored) -> Outcome:
-        truth, notes = usable(stored.truth(self.truth), stored.query_ids)
-        shape = (len(truth.query_ids), len(truth.groups))
-        scores = checked(np.asarray(stored.arrays["group_scores"]), shape, "group scores")
-        return rank_outcome(self.name, scores, truth, self.replicates, notes)
+    def run(self, context: BenchmarkContext) -> Outcome:
+        out = super().run(context)
+        groups = context.truth(self.truth).groups
+        sizes = ", ".join(map(str, np.unique(groups.n_train - groups.sizes)))
+        return replace(out, notes=(f"left out at a time: {sizes}", *out.notes))
 
 
 def complement(groups: Groups) -> Groups:

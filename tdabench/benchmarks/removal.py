@@ -22,12 +22,12 @@ class Removal(Benchmark):
     again without the k examples of it that score highest for a query. The rise of that query's
     loss, less the rise after removing k at random, is drawn over k from 0; the value is the area
     under that difference divided by its width: the mean extra rise in nats. `n` queries are
-    drawn by a named seed. All models start anew and share their seeds, so that differences come
-    from the examples alone.
+    drawn by a named seed. All models start anew and meet what they keep in the same order at the
+    same steps (what is left out weighs nothing), so that differences come from the examples alone.
     """
 
     name: ClassVar[str] = "removal"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "rise of a query's loss when its top-k are left out of training"
     source: ClassVar[str] = "Ilyas et al. 2022, arXiv 2202.00622"
 
@@ -70,7 +70,8 @@ class Removal(Benchmark):
             """Mean over seeds of the loss without `removed` (places in the pool)."""
             kept = np.delete(pool, removed)
             part = queries if isinstance(whose, slice) else queries.subset([whose])
-            return np.mean([trainer.run(kept, part, s).losses for s in range(self.seeds)], axis=0)
+            runs = [trainer.run(kept, part, s, among=pool) for s in range(self.seeds)]
+            return np.mean([r.losses for r in runs], axis=0)
 
         none = np.empty(0, dtype=np.int64)
         before = losses(none, slice(None)).astype(np.float64)  # [query]

@@ -49,10 +49,21 @@ class Retrainer:
     done: int = 0  # retrainings that were not found in the cache
     _tokens: list[Tokens] = field(default_factory=list)
 
-    def run(self, indices: Sequence[int] | np.ndarray, queries: Corpus, seed: int) -> Retrained:
-        """Trains on the examples at `indices` (order carries no meaning) and evaluates."""
+    def run(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        queries: Corpus,
+        seed: int,
+        among: Sequence[int] | np.ndarray | None = None,
+    ) -> Retrained:
+        """Trains on the examples at `indices` (order carries no meaning) and evaluates.
+
+        With `among`, a larger set, the seed orders that set, and what is not chosen weighs
+        nothing: models of one seed then differ by what they lack, not by the order of the rest.
+        """
         context = self.context
         chosen = sorted(int(i) for i in indices)
+        pool = chosen if among is None else sorted(int(i) for i in among)
         key = fingerprint(
             [
                 VERSION,
@@ -63,6 +74,7 @@ class Retrainer:
                 context.train.subset(chosen).fingerprint,
                 queries.fingerprint,
                 self.max_new_tokens,
+                *([context.train.subset(pool).fingerprint] if among is not None else []),
             ]
         )
         path = (context.cache or context.scratch / "retrained") / f"{key}.safetensors"
@@ -74,19 +86,21 @@ class Retrainer:
                 return Retrained(arrays["losses"], kept)
             except (DataError, KeyError):
                 path.unlink(missing_ok=True)  # damaged: it is only a cache
-        result = self._train(chosen, queries, seed)
+        result = self._train(chosen, pool, queries, seed)
         self.done += 1
         kept_list = list(result.responses) if result.responses is not None else None
         write_arrays(path, {"losses": result.losses}, {"responses": kept_list})
         return result
 
-    def _train(self, chosen: list[int], queries: Corpus, seed: int) -> Retrained:
+    def _train(self, chosen: list[int], pool: list[int], queries: Corpus, seed: int) -> Retrained:
         target = self.context.target
         if not self._tokens:
             self._tokens = target.tokenize(self.context.train)
         model = target.fresh_model(self.start).to(self.context.device)  # type: ignore[arg-type]
-        tokens = [self._tokens[i] for i in chosen]
-        finetune(model, tokens, self.recipe, named_seed(0, f"retrain-{seed}"), target.pad_id)
+        tokens = [self._tokens[i] for i in pool]
+        members = np.isin(pool, chosen) if len(chosen) < len(pool) else None
+        order = named_seed(0, f"retrain-{seed}")
+        finetune(model, tokens, self.recipe, order, target.pad_id, members=members)
         losses = target.losses(model, target.tokenize(queries))
         responses = None
         if self.max_new_tokens:

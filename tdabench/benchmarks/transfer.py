@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import checked, group_scores, metric
+from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
@@ -62,7 +62,7 @@ class Transfer(Benchmark):
             if key not in scored:
                 scored[key] = group_scores(context.index, context.queries, truth.groups)
         scores = {label: scored[t.groups.fingerprint] for label, t in truths.items()}
-        return self._outcome(truths, scores, tuple(context.queries.ids), notes)
+        return self._outcome(truths, scores, tuple(context.queries.ids), notes, context)
 
     def recompute(self, stored: Stored) -> Outcome:
         truths, scores = {}, {}
@@ -82,6 +82,7 @@ class Transfer(Benchmark):
         scores: Mapping[str, np.ndarray],  # of each truth's groups: [query, group]
         query_ids: tuple[str, ...],
         notes: Sequence[str] = (),
+        context: BenchmarkContext | None = None,
     ) -> Outcome:
         from tdabench import stats
 
@@ -94,7 +95,7 @@ class Transfer(Benchmark):
                 scores[label], truth.values, self.replicates, groups_seed=seed
             )
             metrics[f"lds[{label}]"] = metric(boot, clip=(-1.0, 1.0))
-            ceiling = stats.noise_ceiling(truth.by_seed(), self.replicates)
+            ceiling = ceiling_of(truth, self.replicates, context)
             if ceiling is not None:
                 low, high = ceiling.interval() or (None, None)
                 metrics[f"ceiling[{label}]"] = Metric(ceiling.value, low, high)

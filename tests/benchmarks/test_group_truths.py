@@ -47,6 +47,29 @@ def test_leave_several_out_says_how_many(make_context) -> None:
     assert "left out at a time: 4" in out.notes
 
 
+def test_leaving_out_one_and_several_in_one_run(make_context) -> None:
+    removed = Groups.random(15, 20, 0.2, np.random.default_rng(2))
+    kept = complement(removed)
+    values = SCORES @ kept.membership(np.float64).toarray().T
+    ones = truth_of((SCORES.sum(1, keepdims=True) - SCORES)[None], KEPT, QUERIES.ids)
+    truths = {"loo": truth_of(-values[None], kept, QUERIES.ids), "loo-1": ones}
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, truths)
+    out = LOO(also=("loo-1",), replicates=50).run(context)
+    assert out.metrics["loo"].value == pytest.approx(-1, abs=1e-6)
+    assert out.metrics["loo[loo-1]"].value == pytest.approx(1, abs=1e-6)
+    assert out.notes[0] == "left out at a time: 4"
+
+
+def test_leaving_nothing_out_ranks_nothing(make_context) -> None:
+    """An empty removal scores 0, as an empty group does: constant, and reported."""
+    whole = Groups.of([range(20)] * 3, 20)
+    truth = truth_of(RNG.normal(size=(1, 6, 3)), whole, QUERIES.ids)
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, {"loo": truth})
+    out = LOO(replicates=50).run(context)
+    assert out.metrics["loo"].value == 0
+    assert out.metrics["constant_queries"].value == 6
+
+
 def test_loo_refuses_an_unknown_rule() -> None:
     with pytest.raises(UsageError, match="removed, kept"):
         LOO(score="both")

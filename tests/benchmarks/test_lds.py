@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from constructed import FixedIndex, corpus, truth_of
 
+from tdabench import stats
+from tdabench.benchmarks.base import Stored
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups
@@ -134,6 +136,57 @@ def test_the_same_run_twice_is_the_same_and_methods_are_paired(make_context) -> 
 
 
 def test_parameters_by_name() -> None:
-    assert LDS.from_params({"replicates": "50"}).params == {"truth": "lds", "replicates": 50}
+    assert LDS.from_params({"replicates": "50"}).params == {
+        "truth": "lds", "also": (), "replicates": 50,
+    }  # fmt: skip
     with pytest.raises(UsageError, match="unknown parameter of the benchmark lds 'replicate'"):
         LDS.from_params({"replicate": 5})
+
+
+def test_further_truths_are_shown_beside_and_do_not_enter_the_headline(make_context) -> None:
+    other = Groups.random(9, N_TRAIN, 0.6, np.random.default_rng(5))
+    values = SCORES @ other.membership(np.float64).toarray().T
+    truths = {
+        "lds": truth_of(GROUP_SCORES[None], GROUPS, QUERIES.ids),
+        "half": truth_of(-values[None], other, QUERIES.ids),
+    }
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, truths)
+    out = LDS(also=("half", "absent"), replicates=50).run(context)
+    alone = LDS(replicates=50).run(context)
+    assert out.metrics["lds"] == alone.metrics["lds"]
+    assert out.metrics["lds"].value == pytest.approx(1)
+    assert out.metrics["lds[half]"].value == pytest.approx(-1)
+    assert any("not measured: the suite declares no truth 'absent'" in n for n in out.notes)
+    np.testing.assert_array_equal(out.per_query, alone.per_query)
+
+    stored = Stored(out.arrays, out.query_ids, lambda name: truths[name], lambda *a: None)
+    again = LDS(also=("half", "absent"), replicates=50).recompute(stored)
+    assert again.metrics == out.metrics
+
+
+def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -> None:
+    values = GROUP_SCORES + RNG.normal(size=(4, *GROUP_SCORES.shape))
+    truths = {"lds": truth_of(values, GROUPS, QUERIES.ids)}
+    index = FixedIndex(SCORES, QUERIES.ids)
+    plain = LDS(replicates=50).run(make_context(index, TRAIN, QUERIES, truths))
+    context = make_context(index, TRAIN, QUERIES, truths, cache=tmp_path / "cache")
+    first = LDS(replicates=50).run(context)
+    (kept,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as m:
+        m.setattr(stats, "noise_ceiling", None)
+        second = LDS(replicates=50).run(context)
+    assert plain.metrics == first.metrics == second.metrics
+    np.testing.assert_array_equal(
+        second.arrays["ceiling_per_query"], plain.arrays["ceiling_per_query"]
+    )
+    kept.write_bytes(kept.read_bytes()[:50])  # a cache that is damaged is computed again
+    assert LDS(replicates=50).run(context).metrics == plain.metrics
+
+    # A truth without any agreement has no ceiling, and that is remembered, too.
+    x = RNG.normal(size=GROUP_SCORES.shape)
+    none = {"lds": truth_of(np.stack([x, -x]), GROUPS, QUERIES.ids)}
+    context = make_context(index, TRAIN, QUERIES, none, cache=tmp_path / "cache")
+    for _ in range(2):
+        out = LDS(replicates=50).run(context)
+        assert "ceiling" not in out.metrics
+        assert any("do not agree" in n for n in out.notes)

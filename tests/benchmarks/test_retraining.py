@@ -186,6 +186,19 @@ def test_the_same_choice_is_trained_once_and_a_damaged_result_again(tiny, tmp_pa
     np.testing.assert_array_equal(again.run([1, 2, 3], queries, 0).losses, first.losses)
 
 
+def test_models_that_share_an_order_differ_by_what_they_lack(tiny, tmp_path) -> None:
+    """Leaving out of a pool by weight: nothing left out is the plain training of the pool."""
+    context = tiny(1.0, cache=tmp_path / "cache")
+    trainer = Retrainer(context, Recipe(epochs=2, batch_size=4))
+    pool, queries = np.arange(3, 19), context.queries[:4]
+    whole = trainer.run(pool, queries, 0, among=pool)
+    np.testing.assert_array_equal(whole.losses, trainer.run(pool, queries, 0).losses)
+    less = trainer.run(pool[1:], queries, 0, among=pool)
+    apart = trainer.run(pool[1:], queries, 0)  # the seed orders 15 examples, not 16
+    near, far = (np.abs(r.losses - whole.losses).mean() for r in (less, apart))
+    assert 0 < near < far
+
+
 def test_removing_the_own_task_raises_the_loss_more_than_removing_others(tiny) -> None:
     benchmark = Removal(n=3, k=(7,), fraction=0.5, epochs=5, random_seeds=1, replicates=50, **QUICK)
     good, poor = benchmark.run(tiny(1.0)), benchmark.run(tiny(-1.0))

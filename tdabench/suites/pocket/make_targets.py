@@ -97,10 +97,10 @@ class Pretraining:
 TARGETS = {
     "instruct": Pretraining(QWEN2_1M, warm=True),
     "continued": Pretraining(QWEN2_1M, "continued", warm=True, instruct_share=1),
-    "llama": Pretraining(LLAMA, epochs=2),
-    "gpt2": Pretraining(GPT2, epochs=2),
+    "llama": Pretraining(LLAMA, epochs=1),
+    "gpt2": Pretraining(GPT2, epochs=1),
     "neox": Pretraining(NEOX, epochs=2),
-    "large": Pretraining(QWEN2_LARGE, epochs=2),
+    "large": Pretraining(QWEN2_LARGE, epochs=1),
 }
 
 
