@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tdabench
-from tdabench.data.examples import Corpus, read_jsonl
+from tdabench.data import Corpus, read_jsonl
 from tdabench.suites.pocket.make_planted import BUILDERS
 from tdabench.truth.plan import check_disjoint
 
