@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
 from tdabench.data.examples import Corpus, Example
-from tdabench.data.files import read_jsonl
+from tdabench.data.files import read_jsonl, write_jsonl
 from tdabench.errors import (
     DataError,
     GuardError,
@@ -183,6 +183,7 @@ __all__ = [
     "write_arrays",
     "write_bytes",
     "write_json",
+    "write_jsonl",
     "write_text",
 ]
 

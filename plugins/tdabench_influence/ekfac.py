@@ -94,7 +94,7 @@ class KFAC(StreamingMethod):
                 engine.backward(batch, visit)
             else:
                 u = np.concatenate([uniform[i] for i in batch.index])
-                engine.backward(batch, visit, lambda model, b: _drawn_losses(model, b, u))
+                engine.backward(batch, visit, lambda model, b: self.drawn_losses(model, b, u))
             return found
 
         for _, found in map_batches(context, tokens, compute, what=what):
@@ -109,6 +109,10 @@ class KFAC(StreamingMethod):
                 "The loss of some example overflows under this checkpoint",
             )
         return sums
+
+    def drawn_losses(self, model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
+        """What the gradients of drawn labels are of: the mean loss over the response, [b]."""
+        return _drawn_losses(model, batch, uniform)
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
         import torch

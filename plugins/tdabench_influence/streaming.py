@@ -7,7 +7,6 @@ inner products with each example's gradient, layer by layer.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from tdabench.api import (
     read_arrays,
     read_jsonl,
     write_arrays,
-    write_text,
+    write_jsonl,
 )
 
 if TYPE_CHECKING:
@@ -118,9 +117,12 @@ class StreamingIndex(Index):
             gradients = self.method.precondition(self, gradients)
             for index, block in self.products(gradients):
                 out[a : a + step, index] = block
-        if not np.isfinite(out).all():
+        return self.finite(out)
+
+    def finite(self, scores: np.ndarray) -> np.ndarray:
+        if not np.isfinite(scores).all():
             raise MethodError(f"{self.method.name} returned NaN or infinite scores")
-        return out
+        return scores
 
     def gradients(self, queries: Sequence[Example]) -> Gradients:
         """Whole gradients of `queries`: {layer: [query, d_out, d_in]}."""
@@ -166,11 +168,7 @@ class StreamingIndex(Index):
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {"method": self.method.name, "version": self.method.version}
         write_arrays(path / "state.safetensors", self.state, meta | {"n_train": self.n_train})
-        lines = [
-            json.dumps({"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task})
-            for e in self.train
-        ]
-        write_text(path / "train.jsonl", "\n".join(lines) + "\n")
+        write_jsonl(path / "train.jsonl", self.train)
 
 
 def squared_norms(

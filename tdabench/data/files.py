@@ -24,7 +24,7 @@ import numpy as np
 from tdabench.data.examples import Corpus, Example, content_line
 from tdabench.data.layouts import BadRow, Layout, Reading
 from tdabench.errors import DataError, MissingExtra
-from tdabench.io import cache_folder, fingerprint, read_json, write_json
+from tdabench.io import cache_folder, fingerprint, read_json, write_json, write_text
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl", ".json")
 TABLES = (".csv", ".tsv")
@@ -73,6 +73,13 @@ def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
     malformed.
     """
     return read_corpus(Path(path), Reading(split=split), name, stream=False)
+
+
+def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
+    """Writes examples as the lines that `read_jsonl` reads."""
+    fields = ("id", "prompt", "response", "task")
+    rows = [{**e.meta, **{k: getattr(e, k) for k in fields}} for e in examples]
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def read_examples(path: Path, reading: Reading, prefix: str) -> Iterator[Example]:

@@ -452,7 +452,8 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, to
     """Losses of the response tokens, flat [tokens], and the batch row of each [tokens]."""
     import torch
 
-    logits = response_logits(model, batch).float()
+    logits = response_logits(model, batch)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
     gold = batch.input_ids[:, 1:][batch.loss_mask]
     losses = torch.nn.functional.cross_entropy(logits, gold, reduction="none")
     rows = torch.nonzero(batch.loss_mask)[:, 0]
@@ -461,10 +462,8 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, to
 
 def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Mean response-token loss of each example, differentiable: [b]."""
-    import torch
-
     losses, rows = token_losses(model, batch)
-    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, rows, losses)
+    sums = losses.new_zeros(len(batch.input_ids)).index_add(0, rows, losses)
     return sums / batch.loss_mask.sum(1)
 
 

@@ -50,7 +50,10 @@ def small(cls: type) -> TDAMethod:
     return cls(**{k: v for k, v in settings.items() if k in fields})
 
 
-@parametrize_with_laws([small(cls) for cls in tdabench_methods()])
+FOLLOWING = ("magic", "source")  # they train: their own tests ask some of the laws
+
+
+@parametrize_with_laws([small(cls) for cls in tdabench_methods() if cls.name not in FOLLOWING])
 def test_laws(method, law) -> None:
     law(method)
 

@@ -12,9 +12,9 @@ from tdabench.testing import parametrize_with_laws
 
 ROOT = Path(__file__).parents[2]
 ASSETS = {"airrep": ROOT / "tests/fixtures/airrep/checkpoint"}
-# Solvers that take a curvature product a query and step, or a matrix of all weights: minutes a
-# law. tests/plugins/test_influence_methods.py checks them; `tdabench check NAME` runs the laws.
-SLOW = ("arnoldi", "cg", "explicit", "lissa")
+# What takes a curvature product a query and step, a training run or a matrix of all weights.
+# tests/plugins checks them, with some of the laws; `tdabench check NAME` runs all.
+SLOW = ("arnoldi", "cg", "explicit", "lissa", "magic", "source")
 SHIPPED = [
     entry.cls
     for name, entry in plugins.Registry().methods.items()

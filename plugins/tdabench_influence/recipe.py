@@ -1,0 +1,48 @@
+"""Parameters of methods that follow a training run: its recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tdabench.api import UsageError
+
+if TYPE_CHECKING:
+    from tdabench.api import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """The recipe of the run that is followed; the defaults are those of `tdabench.api.Recipe`.
+
+    share  data weight at which the run is taken. 1 trains on the whole corpus as on a group of
+           that size. At the fraction of the corpus that the truth's groups hold, every example
+           has that weight in batches of batch_size / share: the run then takes as many steps, at
+           the same learning rates, as the truth's did, amid all of them
+    """
+
+    name: ClassVar[str]
+
+    share: float = 1.0
+    lr: float = 1e-3
+    epochs: int = 2
+    batch_size: int = 32
+    schedule: Literal["linear", "constant"] = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip: float = 1.0
+
+    def check_recipe(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UsageError(f"{self.name}: share must lie in (0, 1], not {self.share}")
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise UsageError(f"{self.name}: epochs, batch_size and lr must be positive")
+
+    @property
+    def recipe(self) -> Recipe:
+        from tdabench.api import Recipe
+
+        return Recipe(**{f.name: getattr(self, f.name) for f in fields(Recipe)})
