@@ -29,6 +29,7 @@ import click
 )
 @click.option("--benchmark", metavar="NAME", help="Plot this benchmark's value.")
 @click.option("--target", metavar="NAME", help="Only this target.")
+@click.option("--methods", metavar="A,B", help="Draw only these methods.")
 @click.option("--suite", metavar="NAME|FILE", help="Suite to read task labels from.")
 def command(
     folders: tuple[Path, ...],
@@ -37,23 +38,27 @@ def command(
     form: str,
     benchmark: str | None,
     target: str | None,
+    methods: str | None,
     suite: str | None,
 ) -> None:
-    """Draw fidelity against cost with the Pareto front, LDS by task, transfer and curves.
+    """Draw fidelity against cost with the Pareto front, LDS by task, transfer, selection and
+    removal curves, growth of cost, and value against label budget.
 
-    Needs the extra `plots`. Prints the files it wrote; what the records do not hold is named on
-    stderr.
+    Needs the extra `plots`. Of many methods, line plots show the ten that rank first. Prints the
+    files it wrote; what the records do not hold is named on stderr.
 
     \b
     Examples:
       tdabench plot
       tdabench plot --kind fidelity-query --format pdf --out figures
+      tdabench plot --kind curves --methods airrep,trak,bm25
     """
     from tdabench.report.board import Board
     from tdabench.report.examples import load_texts
     from tdabench.report.plots import draw
 
-    board = Board.from_runs(folders)
+    chosen = [m.strip() for m in methods.split(",") if m.strip()] if methods else None
+    board = Board.from_runs(folders, methods=chosen)
     tasks: dict[str, str] = {}
     if not kinds or "tasks" in kinds:
         for run in board.runs:

@@ -213,6 +213,9 @@ class Board:
                     raise unknown("target", t, known)
             records = [(r, label) for r, label in records if _target_name(r) in targets]
         if methods is not None:
+            for m in methods:
+                if m not in (known := {r.label for r, _ in records}):
+                    raise unknown("method", m, known, "in these runs")
             records = [(r, label) for r, label in records if r.label in methods]
         by_table: dict[tuple[str, ...], list[tuple[Record, str]]] = {}
         for record, label in records:

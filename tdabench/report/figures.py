@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tdabench.errors import TdabenchError
-from tdabench.report.board import Board, Cell, Table
-from tdabench.report.records import Record
+from tdabench.report.board import Board, Cell, Cost, Table
+from tdabench.report.records import Record, machine_of
+from tdabench.report.terminal import title
 
 COST_LABELS = {
     "build": "build (s)",
@@ -18,7 +19,8 @@ COST_LABELS = {
     "bytes": "storage (bytes an example)",
     "prepare": "prepare (s)",
 }
-REFERENCES = ("random", "oracle", "full")
+# Tails of metrics that are no method's, and how their lines are called.
+REFERENCES = {"random": "random examples", "oracle": "the task's own", "full": "whole pool"}
 
 
 @dataclass(frozen=True)
@@ -61,27 +63,41 @@ def cost_points(table: Table, cost: str, column: str | None = None) -> list[Poin
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: `k`, the value there, and its interval where it was recorded."""
+    """One line: `x`, the value there, and its interval where it was recorded.
+
+    A `reference` is no method: what random examples give, say. With one point it is a level.
+    """
 
     label: str
-    k: tuple[float, ...]
-    value: tuple[float, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
     reference: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A plot of lines, those of the methods in the board's order, references last."""
+
+    title: str
+    x: str
+    y: str
+    lines: tuple[Curve, ...]
+    log: bool = False  # whether y grows in factors, as a cost does
 
 
 _AT = re.compile(r"(?P<name>.+)@(?P<k>\d+(?:\.\d+)?)")
 _OF = re.compile(r"(?P<name>[^\[\]]+)\[(?P<of>.+)\]")
 
 
-def curves(table: Table, column: str) -> dict[str, list[Curve]]:
-    """By measure: a line a method from its metrics `measure@k`, and the references'.
+def curves(table: Table, column: str) -> list[Lines]:
+    """A plot a measure of `column`: a line a method from its metrics `measure@k`, and references.
 
     Metrics `measure_random@k` (also oracle, full) are the same for every method and drawn once.
     Only measures with two k or more make a curve.
     """
-    out: dict[str, dict[str, Curve]] = {}
+    out: dict[str, dict[tuple[bool, str], Curve]] = {}
     for row in table.rows:
         cell = row.cells.get(column)
         if cell is None or not cell.ok:
@@ -94,21 +110,26 @@ def curves(table: Table, column: str) -> dict[str, list[Curve]]:
             measure, _, tail = name.rpartition("_")
             is_reference = tail in REFERENCES and bool(measure)
             points.sort(key=lambda p: p[0])
-            label = tail if is_reference else row.label
             curve = Curve(
-                label,
+                REFERENCES[tail] if is_reference else row.label,
                 tuple(k for k, _ in points),
                 tuple(m["value"] for _, m in points),
                 tuple(m.get("low") for _, m in points),
                 tuple(m.get("high") for _, m in points),
                 is_reference,
             )
-            out.setdefault(measure if is_reference else name, {}).setdefault(label, curve)
-    return {
-        measure: list(found.values())
+            found = out.setdefault(measure if is_reference else name, {})
+            found.setdefault((is_reference, curve.label), curve)
+    return [
+        Lines(
+            f"{column}: {measure}",
+            "k (training examples)",
+            measure,
+            tuple(sorted(found.values(), key=lambda c: c.reference)),
+        )
         for measure, found in out.items()
-        if any(len(c.k) > 1 for c in found.values() if not c.reference)
-    }
+        if any(len(c.x) > 1 for c in found.values() if not c.reference)
+    ]
 
 
 @dataclass(frozen=True)
@@ -211,22 +232,100 @@ def per_query(board: Board, cell: Cell | None) -> Values | None:
     return ([str(i) for i in ids], np.mean(stacked, axis=0)) if ids and stacked else None
 
 
-def scaling(tables: Iterable[Table], cost: str) -> dict[str, list[tuple[int, float]]]:
-    """Cost against the number of training examples, by method; only methods at two sizes."""
-    out: dict[str, dict[int, float]] = {}
-    for table in tables:
+# By name of the plot: the array of a cost record, its factor, and the board's own figure.
+_GROWTH: dict[str, tuple[str, float, Callable[[Cost], float | None]]] = {
+    "build (s)": ("build_seconds", 1.0, lambda c: c.build_seconds),
+    "query (ms a query)": ("query_seconds", 1e3, lambda c: c.query_ms),
+    "index (bytes)": ("index_bytes", 1.0, lambda c: c.index_bytes),
+}
+
+
+def scaling(board: Board, table: Table) -> list[Lines]:
+    """Cost against the number of training examples: from the benchmark `cost`, which builds on
+    parts of a corpus, or else from runs on corpora of different size.
+
+    Times are left out where they come from several machines.
+    """
+    others = [t for t in board.tables if (t.suite, t.target) == (table.suite, table.target)]
+    column = next((c.name for c in table.columns if c.benchmark == "cost"), "")
+    measured = [r for row in table.rows for r in records_of(board, row.cells.get(column))]
+    machines = {m for t in others for m in t.machines} | {machine_of(r.machine) for r in measured}
+    one_machine = len(machines) <= 1
+    out = []
+    for y, (array, factor, of) in _GROWTH.items():
+        if "bytes" not in y and not one_machine:
+            continue
+        lines = []
         for row in table.rows:
-            value = row.cost.of(cost)
-            if table.n_train and value is not None:
-                out.setdefault(row.label, {}).setdefault(table.n_train, value)
-    return {label: sorted(points.items()) for label, points in out.items() if len(points) > 1}
+            points = _grown(board, row.cells.get(column), array, factor)
+            if not points:
+                rows = ((t.n_train, r.cost) for t in others for r in t.rows if r.label == row.label)
+                points = {n: v for n, cost in rows if n and (v := of(cost)) is not None}
+            points = {n: v for n, v in sorted(points.items()) if v > 0}
+            if len(points) > 1:
+                none = (None,) * len(points)
+                lines.append(Curve(row.label, tuple(points), tuple(points.values()), none, none))
+        if lines:
+            heading = f"{y.partition(' ')[0]} against corpus size"
+            out.append(Lines(heading, "training examples", y, tuple(lines), log=True))
+    return out
 
 
-def budget(table: Table) -> dict[str, list[tuple[float, float, str]]]:
-    """Value against retrainings spent in prepare, by method name: (retrainings, value, label)."""
-    out: dict[str, list[tuple[float, float, str]]] = {}
+def _grown(board: Board, cell: Cell | None, array: str, factor: float) -> dict[float, float]:
+    """An array of the benchmark `cost` by corpus size, averaged over seeds."""
+    found: dict[float, list[float]] = {}
+    for record in records_of(board, cell) if cell is not None and cell.ok else ():
+        try:
+            arrays, _ = record.arrays()
+        except TdabenchError:
+            continue
+        sizes, values = (np.asarray(arrays.get(name, ())) for name in ("sizes", array))
+        if sizes.ndim == 1 and sizes.shape == values.shape:
+            for n, value in zip(sizes.tolist(), values.tolist()):
+                found.setdefault(n, []).append(factor * value)
+    return {n: float(np.mean(values)) for n, values in found.items()}
+
+
+def budget(table: Table) -> list[Lines]:
+    """Value against the retrainings spent on labels, a line a method run with two budgets or more.
+
+    The best method that needs none is the level to compare with.
+    """
+    series: dict[str, list[tuple[float, Cell]]] = {}
+    level: Curve | None = None
     for row in table.rows:
         cell, spent = row.cells.get(table.primary), row.cost.retrainings
-        if cell is not None and cell.ok and cell.value is not None and spent:
-            out.setdefault(row.name, []).append((spent, cell.value, row.label))
-    return {name: sorted(points) for name, points in out.items() if len(points) > 1}
+        if cell is None or not cell.ok or cell.value is None:
+            continue
+        if spent:
+            series.setdefault(row.name, []).append((spent, cell))
+        elif level is None:  # rows stand in order of rank
+            y = (cell.value,)
+            level = Curve(
+                f"{row.label} (no retraining)", (0.0,), y, (cell.low,), (cell.high,), True
+            )
+    lines = []
+    for name, points in series.items():
+        points.sort(key=lambda p: p[0])
+        if len({x for x, _ in points}) > 1:
+            cells = [c for _, c in points]
+            lines.append(
+                Curve(
+                    name,
+                    tuple(x for x, _ in points),
+                    tuple(float(c.value or 0.0) for c in cells),
+                    tuple(c.low for c in cells),
+                    tuple(c.high for c in cells),
+                )
+            )
+    if not lines:
+        return []
+    value = title(table.column(table.primary))
+    return [
+        Lines(
+            f"{value} against label budget",
+            "retrainings spent on labels",
+            value,
+            (*lines, *([level] if level else [])),
+        )
+    ]

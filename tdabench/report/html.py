@@ -115,10 +115,13 @@ class Source:
             "columns": [{**asdict(c), "title": title(c)} for c in table.columns],
             "rows": [_row(table, row) for row in table.rows],
             "footnotes": footnotes(table),
-            "curves": [
-                {"column": c.name, "measure": measure, "lines": [asdict(line) for line in lines]}
-                for c in table.columns
-                for measure, lines in figures.curves(table, c.name).items()
+            "lines": [
+                asdict(plot)
+                for plot in [
+                    *(p for c in table.columns for p in figures.curves(table, c.name)),
+                    *figures.budget(table),
+                    *figures.scaling(self.board, table),
+                ]
             ],
             "tasks": {},
         }

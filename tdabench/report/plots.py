@@ -14,7 +14,7 @@ from tdabench.io import write_bytes
 from tdabench.report import figures
 from tdabench.report.board import Board, Table
 from tdabench.report.terminal import title
-from tdabench.report.text import clean, shorten
+from tdabench.report.text import clean, number, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 # Okabe and Ito's palette, told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+MOST_LINES = 10  # more cannot be told apart
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -86,17 +87,25 @@ def _bytes(figure: Figure, form: str) -> bytes:
     return out.getvalue()
 
 
-def _figure(width: float = 6.4, height: float = 4.2) -> tuple[Figure, Axes]:
+def _blank(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as e:
         raise MissingExtra("matplotlib", "plots") from e
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(figure: Figure, down: int = 1, across: int = 1, place: int = 1) -> Axes:
+    axes = figure.add_subplot(down, across, place)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
+
+
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Beside the axes, where it can hide nothing."""
+    figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
 
 
 def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False) -> None:
@@ -142,15 +151,17 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
         points = [p for p in figures.cost_points(table, cost) if p.x > 0]
         if not points:
             raise DataError(f"no method has both a value and its {cost} cost")
-        figure, axes = _figure()
+        figure = _blank(7.4, 4.2)
+        axes = _axes(figure)
         families = _families(points)
+        handles: list[Any] = []
         for family, i in families.items():
             own = [p for p in points if p.family == family]
             errors = [
                 [p.y - p.low if p.low is not None else 0.0 for p in own],
                 [p.high - p.y if p.high is not None else 0.0 for p in own],
             ]
-            axes.errorbar(
+            bars = axes.errorbar(
                 [p.x for p in own],
                 [p.y for p in own],
                 yerr=np.maximum(errors, 0.0),
@@ -161,8 +172,9 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
                 elinewidth=1,
                 capsize=2,
             )
+            handles.append(bars)
         front = sorted((p for p in points if p.front), key=lambda p: p.x)
-        axes.plot(
+        handles += axes.plot(
             [p.x for p in front],
             [p.y for p in front],
             color="#888888",
@@ -171,15 +183,6 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
             zorder=1,
             label="Pareto front",
         )
-        for p in points if len(points) <= 25 else front:
-            axes.annotate(
-                _text(p.label, 24),
-                (p.x, p.y),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                fontweight="bold" if p.front else "normal",
-            )
         column = table.column(table.primary)
         if column.ceiling is not None and column.higher_is_better:
             axes.axhline(column.ceiling, color="#444444", linewidth=0.8, linestyle=":")
@@ -197,15 +200,49 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
         axes.set_xlabel(figures.COST_LABELS[cost])
         axes.set_ylabel(_text(title(column)))
         axes.set_title(_heading(table), fontsize=9, loc="left")
-        axes.legend(fontsize=7, frameon=False)
+        _legend(figure, handles)
+        _name_points(figure, axes, points)
         return figure
 
     return draw_one
 
 
+def _name_points(figure: Figure, axes: Axes, points: Sequence[figures.Point]) -> None:
+    """Labels beside the points where there is room; those on the Pareto front come first."""
+    figure.draw_without_rendering()  # lays out: only now is it known where points stand
+    unit = figure.dpi / 72
+    at = {p.label: axes.transData.transform((p.x, p.y)) / unit for p in points}
+    size = 3.5
+    taken = [(x - size, y - size, x + size, y + size) for x, y in at.values()]
+    for p in sorted(points, key=lambda p: (not p.front, -p.y)):
+        text = shorten(clean(p.label, 200), 24)
+        x, y = at[p.label]
+        width, height = 4.3 * len(text), 7.0
+        for left, below in ((5, 3), (5, -10), (-5 - width, 3), (-5 - width, -10)):
+            box = (x + left, y + below, x + left + width, y + below + height)
+            free = all(
+                box[2] <= o[0] or box[0] >= o[2] or box[3] <= o[1] or box[1] >= o[3] for o in taken
+            )
+            if free or (p.front and (left, below) == (-5 - width, -10)):
+                break
+        else:
+            continue
+        taken.append(box)
+        axes.annotate(
+            _text(p.label, 24),
+            (p.x, p.y),
+            xytext=(left + (width if left < 0 else 0), below),
+            textcoords="offset points",
+            fontsize=7,
+            fontweight="bold" if p.front else "normal",
+            ha="right" if left < 0 else "left",
+        )
+
+
 def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
     n_rows, n_columns = matrix.values.shape
-    figure, axes = _figure(max(5.0, 2.6 + 0.5 * n_columns), max(2.4, 1.6 + 0.28 * n_rows))
+    figure = _blank(max(5.0, 2.6 + 0.5 * n_columns), max(2.4, 1.6 + 0.28 * n_rows))
+    axes = _axes(figure)
     axes.grid(False)
     top = float(np.nanmax(np.abs(matrix.values))) or 1.0
     image = axes.imshow(matrix.values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
@@ -223,7 +260,7 @@ def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
                     axes.text(
                         c,
                         r,
-                        f"{value:.2f}",
+                        number(value),
                         ha="center",
                         va="center",
                         fontsize=6,
@@ -252,92 +289,65 @@ def _transfer(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     return _heat(matrix, f"{_heading(table)} · LDS by truth of", "LDS")
 
 
+def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
+    """Panels side by side with one legend, each line in one colour throughout."""
+    labels = list(dict.fromkeys(c.label for p in plots for c in p.lines if not c.reference))
+    shown = labels[:MOST_LINES]
+    left_out = f" ({len(shown)} of {len(labels)} methods)" if len(shown) < len(labels) else ""
+    across = min(3, len(plots))
+    down = -(-len(plots) // across)
+    figure = _blank(4.0 * across + 1.4, 3.2 * down)
+    handles: dict[str, Any] = {}
+    for i, plot in enumerate(plots):
+        axes = _axes(figure, down, across, i + 1)
+        if plot.log:
+            axes.set_yscale("log")
+        for line in plot.lines:
+            if line.reference:
+                style: dict[str, Any] = {"color": "#888888", "linestyle": "--"}
+            elif line.label in shown:
+                j = shown.index(line.label)
+                style = {"color": COLOURS[j % len(COLOURS)], "marker": MARKERS[j % len(MARKERS)]}
+            else:
+                continue
+            style |= {"label": _text(line.label, 28), "markersize": 4, "linewidth": 1.4}
+            if len(line.x) == 1:
+                handle = axes.axhline(line.y[0], **{**style, "linestyle": ":"})
+            else:
+                (handle,) = axes.plot(line.x, line.y, **style)
+                low = [v if b is None else b for v, b in zip(line.y, line.low)]
+                high = [v if b is None else b for v, b in zip(line.y, line.high)]
+                axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            handles.setdefault(style["label"], handle)
+        _log_x(axes, [x for line in plot.lines if len(line.x) > 1 for x in line.x], ticks=True)
+        axes.set_xlabel(plot.x, fontsize=8)
+        axes.set_ylabel(_text(plot.y), fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_title(_text(plot.title), fontsize=9, loc="left")
+    figure.suptitle(heading + left_out, fontsize=9, x=0.01, ha="left")
+    _legend(figure, list(handles.values()))
+    return figure
+
+
 def _curves(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
-    found = [
-        (column.name, measure, lines)
-        for column in table.columns
-        for measure, lines in figures.curves(table, column.name).items()
-    ]
+    found = [p for column in table.columns for p in figures.curves(table, column.name)]
     if not found:
         raise DataError("the records hold no curves (selection or removal at two k or more)")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise MissingExtra("matplotlib", "plots") from e
-    across = min(3, len(found))
-    down = -(-len(found) // across)
-    figure = Figure(figsize=(4.2 * across, 3.2 * down), layout="constrained")
-    for i, (column, measure, lines) in enumerate(found):
-        axes = figure.add_subplot(down, across, i + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, color="#dddddd", linewidth=0.6)
-        for j, line in enumerate(lines):
-            style = "--" if line.reference else "-"
-            colour = "#888888" if line.reference else COLOURS[j % len(COLOURS)]
-            if len(line.k) == 1:
-                axes.axhline(
-                    line.value[0], linestyle=":", color=colour, label=f"{_text(line.label)}"
-                )
-                continue
-            axes.plot(
-                line.k,
-                line.value,
-                style,
-                marker=MARKERS[j % len(MARKERS)],
-                markersize=4,
-                color=colour,
-                label=_text(line.label, 24),
-            )
-            low = [v if b is None else b for v, b in zip(line.value, line.low)]
-            high = [v if b is None else b for v, b in zip(line.value, line.high)]
-            axes.fill_between(line.k, low, high, color=colour, alpha=0.12, linewidth=0)
-        _log_x(axes, [k for line in lines if len(line.k) > 1 for k in line.k], ticks=True)
-        axes.set_xlabel("k (training examples)")
-        axes.set_ylabel(_text(measure))
-        axes.set_title(f"{_text(column)}: {_text(measure)}", fontsize=9, loc="left")
-        if i == 0:
-            axes.legend(fontsize=7, frameon=False)
-    return figure
-
-
-def _lines(
-    series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, heading: str
-) -> Figure:
-    figure, axes = _figure()
-    for i, (label, points) in enumerate(series.items()):
-        axes.plot(
-            [p[0] for p in points],
-            [p[1] for p in points],
-            marker=MARKERS[i % len(MARKERS)],
-            color=COLOURS[i % len(COLOURS)],
-            label=_text(label, 24),
-        )
-    _log_x(axes, [p[0] for points in series.values() for p in points], ticks=True)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(heading, fontsize=9, loc="left")
-    axes.legend(fontsize=7, frameon=False)
-    return figure
+    return _lines(found, _heading(table))
 
 
 def _scaling(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
-    if len({m for t in board.tables for m in t.machines}) > 1:
-        raise DataError("times come from several machines and are not comparable")
-    series = figures.scaling(board.tables, "build")
-    if not series:
-        raise DataError("no method was run on two corpora of different size")
-    figure = _lines(series, "training examples", "build (s)", "scaling of the build phase")
-    figure.axes[0].set_yscale("log")
-    return figure
+    found = figures.scaling(board, table)
+    if not found:
+        raise DataError("the records hold no cost benchmark, and no corpora of different size")
+    return _lines(found, _heading(table))
 
 
 def _budget(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
-    series = figures.budget(table)
-    if not series:
+    found = figures.budget(table)
+    if not found:
         raise DataError("no method was run with two budgets of retrainings")
-    pairs = {name: [(x, y) for x, y, _ in points] for name, points in series.items()}
-    y = _text(title(table.column(table.primary)))
-    return _lines(pairs, "retrainings spent on labels", y, _heading(table))
+    return _lines(found, _heading(table))
 
 
 KINDS: dict[str, Callable[[Board, Table, Mapping[str, str]], Any]] = {

@@ -14,6 +14,7 @@ from tdabench.errors import DataError, MissingExtra, UsageError
 from tdabench.report import figures
 from tdabench.report.board import Board
 from tdabench.report.plots import KINDS, draw
+from tdabench.report.records import read_run
 
 
 def curves_and_transfer(record):
@@ -75,14 +76,16 @@ def test_cost_points_are_the_boards(board):
 
 
 def test_curves_share_their_references(board):
-    found = figures.curves(board.table(), "selection")
-    assert list(found) == ["f1"]
-    lines = {c.label: c for c in found["f1"]}
-    assert lines["airrep"].k == (10, 50, 100)
-    assert lines["airrep"].value == pytest.approx((0.06, 0.3, 0.6))
-    assert lines["full"].reference
-    assert lines["random"].label == "random"
-    assert figures.curves(board.table(), "lds") == {}
+    (found,) = figures.curves(board.table(), "selection")
+    assert found.y == "f1"
+    lines = {c.label: c for c in found.lines}
+    assert lines["airrep"].x == (10, 50, 100)
+    assert lines["airrep"].y == pytest.approx((0.06, 0.3, 0.6))
+    assert lines["whole pool"].reference
+    # The method called random is not what random examples give.
+    assert lines["random"].y == pytest.approx((0.06, 0.3, 0.6))
+    assert lines["random examples"].y == pytest.approx((0.01, 0.05, 0.1))
+    assert figures.curves(board.table(), "lds") == []
 
 
 def test_transfer_matrix(board):
@@ -121,15 +124,67 @@ def test_scaling_and_budget_need_two_points(make_run):
 
     a = make_run("a", {"airrep": 1.0}, benchmarks=("lds",))
     b = make_run("b", {"airrep": 0.6}, benchmarks=("lds",), change=small)
-    assert figures.scaling(Board.from_runs([a]).tables, "build") == {}
-    both = figures.scaling(Board.from_runs([a, b]).tables, "build")
-    assert [n for n, _ in both["airrep"]] == [100, 200]
+    alone, both = Board.from_runs([a]), Board.from_runs([a, b])
+    assert figures.scaling(alone, alone.tables[0]) == []
+    found = {p.y: p.lines for p in figures.scaling(both, both.tables[0])}
+    assert list(found) == ["build (s)", "query (ms a query)", "index (bytes)"]
+    assert found["build (s)"][0].x == (100, 200)
     c = make_run("c", {"airrep": 0.6}, benchmarks=("lds",), change=cheap)
-    found = figures.budget(Board.from_runs([a, c]).table())
-    assert [(x, label) for x, _, label in found["airrep"]] == [
-        (100, "airrep few"),
-        (4800, "airrep"),
-    ]
+    d = make_run("d", {"bm25": 0.5}, benchmarks=("lds",))
+    table = Board.from_runs([a, c, d]).table()
+    (plot,) = figures.budget(table)
+    line, level = plot.lines
+    cells = {r.label: r.cells["lds"] for r in table.rows}
+    assert (line.label, line.x) == ("airrep", (100, 4800))
+    assert line.y == (cells["airrep few"].value, cells["airrep"].value)
+    assert line.low == (cells["airrep few"].low, cells["airrep"].low)
+    assert (level.label, level.y) == ("bm25 (no retraining)", (cells["bm25"].value,))
+
+
+def cost_arrays(folder, put_cell, hardware=None):
+    """Writes records of the benchmark `cost` beside those of a run."""
+    for record in list(read_run(folder).records):
+        data = {**record.data, "key": f"c{record.key[1:]}", "primary": "examples_per_second"}
+        data["benchmark"] = {"name": "cost", "version": 1, "params": {}}
+        data["metrics"] = {"examples_per_second": {"value": 5.0}}
+        data["hardware"] = hardware or data["hardware"]
+        sizes = np.array([50.0, 100.0, 200.0])
+        arrays = {"sizes": sizes, "build_seconds": 0.1 * sizes, "query_seconds": 1e-5 * sizes,
+                  "index_bytes": 64 * sizes, "per_query": np.ones(3)}  # fmt: skip
+        put_cell(folder, data, arrays, {"query_ids": ["q000", "q001", "q002"]})
+
+
+def test_scaling_is_what_the_cost_benchmark_measured(make_run, put_cell, tmp_path):
+    folder = make_run("a", {"x": 1.0, "y": 0.5}, benchmarks=("lds",))
+    cost_arrays(folder, put_cell)
+    board = Board.from_runs([folder])
+    plots = {p.y: p for p in figures.scaling(board, board.table())}
+    query = plots["query (ms a query)"]
+    assert query.log
+    assert [c.label for c in query.lines] == ["x", "y"]
+    assert query.lines[0].x == (50, 100, 200)
+    assert query.lines[0].y == pytest.approx((0.5, 1.0, 2.0))
+    assert draw(board, ["scaling"], tmp_path)[0]
+    # On two machines only the bytes can be compared.
+    other = make_run("b", {"z": 1.0}, benchmarks=("lds",))
+    cost_arrays(other, put_cell, {"cpu": "Other", "cores": 64})
+    board = Board.from_runs([folder, other])
+    assert [p.y for p in figures.scaling(board, board.table())] == ["index (bytes)"]
+
+
+def test_line_plots_of_many_methods_show_those_that_rank_first(make_run, tmp_path):
+    names = {f"m{i:02d}": 2.0 - 0.1 * i for i in range(14)}
+    folder = make_run("r", names, benchmarks=("lds", "selection"), change=curves_and_transfer)
+    board = Board.from_runs([folder])
+    (path,), _ = draw(board, ["curves"], tmp_path, form="svg")
+    labels = [r.label for r in board.table().rows]
+    text = path.read_text()
+    assert all(f">{label}<" in text for label in labels[:10])
+    assert not any(f">{label}<" in text for label in labels[10:])
+    assert "(10 of 14 methods)" in text
+    (path,), _ = draw(Board.from_runs([folder], methods=labels[-2:]), ["curves"], tmp_path)
+    with pytest.raises(UsageError, match="unknown method 'm99'"):
+        Board.from_runs([folder], methods=["m99"])
 
 
 def test_svg_carries_labels_as_text_and_parses(board, tmp_path):

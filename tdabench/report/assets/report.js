@@ -259,23 +259,25 @@
   const short = (v) => (Math.abs(v) >= 1e6 ? v.toExponential(0).replace("e+", "e") : Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(3)));
 
   // Axes with a grid; returns the drawing, and functions from values to places.
-  function axes(label, xs, ys, xName, yName) {
+  function axes(label, xs, ys, xName, yName, logY = false) {
     const W = 640, H = 400, left = 56, right = 18, top = 14, bottom = 46;
     const log = Math.min(...xs) > 0 && Math.max(...xs) >= 5 * Math.min(...xs);
     let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
     if (log) { const pad = (x1 / x0) ** 0.08; x0 /= pad; x1 *= pad; } else { const pad = 0.08 * (x1 - x0 || Math.abs(x1) || 1); x0 -= pad; x1 += pad; }
-    let [y0, y1] = [Math.min(0, ...ys), Math.max(...ys)];
-    const room = 0.08 * (y1 - y0 || 1);
+    const upright = logY && Math.min(...ys) > 0;
+    let [y0, y1] = upright ? [Math.min(...ys) / 1.5, Math.max(...ys) * 1.5] : [Math.min(0, ...ys), Math.max(...ys)];
+    const room = upright ? 0 : 0.08 * (y1 - y0 || 1);
     y1 += room;
     if (y0 < 0) y0 -= room;
     const f = log ? Math.log : (v) => v;
+    const g = upright ? Math.log : (v) => v;
     const x = (v) => left + ((f(v) - f(x0)) / (f(x1) - f(x0))) * (W - left - right);
-    const y = (v) => H - bottom - ((v - y0) / (y1 - y0)) * (H - top - bottom);
+    const y = (v) => H - bottom - ((g(v) - g(y0)) / (g(y1) - g(y0))) * (H - top - bottom);
     const svg = s("svg", { viewBox: `0 0 ${W} ${H}`, role: "group", "aria-label": label });
     for (const t of ticks(x0, x1, log)) {
       svg.append(s("line", { class: "grid", x1: x(t), x2: x(t), y1: top, y2: H - bottom }), s("text", { x: x(t), y: H - bottom + 16, "text-anchor": "middle" }, short(t)));
     }
-    for (const t of ticks(y0, y1, false)) {
+    for (const t of ticks(y0, y1, upright)) {
       svg.append(s("line", { class: "grid", x1: left, x2: W - right, y1: y(t), y2: y(t) }), s("text", { x: left - 6, y: y(t) + 4, "text-anchor": "end" }, short(t)));
     }
     svg.append(s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }), s("line", { class: "axis", x1: left, x2: left, y1: top, y2: H - bottom }),
@@ -343,23 +345,49 @@
     h("figcaption", null, "The dashed line joins methods that nothing else beats at lower cost. Hover or tab to a point for its figures."));
   }
 
-  function curvePlot(item) {
-    const drawn = item.lines.filter((l) => l.k.length > 1);
-    const names = drawn.map((l) => l.label);
-    const colour = (n) => (item.lines.find((l) => l.label === n).reference ? "#8c8c8c" : COLOURS[names.indexOf(n) % COLOURS.length]);
-    const all = item.lines.flatMap((l) => l.value).filter(known);
-    const a = axes(`${item.column}: ${item.measure}`, drawn.flatMap((l) => l.k), all, "k (training examples)", item.measure);
-    for (const line of item.lines) {
-      if (line.k.length === 1) {
-        a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 56, x2: a.W - a.right, y1: a.y(line.value[0]), y2: a.y(line.value[0]) }), s("text", { x: a.W - a.right, y: a.y(line.value[0]) - 4, "text-anchor": "end" }, line.label));
-        continue;
+  // Lines in colours that stay theirs; of many methods the first few are drawn until asked for.
+  const FIRST_LINES = 8;
+  function linePlot(plot) {
+    const names = plot.lines.filter((l) => !l.reference).map((l) => l.label);
+    const off = new Set(names.slice(FIRST_LINES));
+    const colour = (line) => (line.reference ? "#8c8c8c" : COLOURS[names.indexOf(line.label) % COLOURS.length]);
+    const holder = h("div");
+    function draw() {
+      const drawn = plot.lines.filter((l) => l.reference || !off.has(l.label));
+      const wide = drawn.filter((l) => l.x.length > 1);
+      if (!wide.length) return holder.replaceChildren(h("p", null, "No line is chosen."));
+      const ys = drawn.flatMap((l) => [...l.y, ...(l.x.length > 1 && !plot.log ? [...l.low, ...l.high] : [])]).filter(known);
+      const a = axes(plot.title, wide.flatMap((l) => l.x), ys, plot.x, plot.y, plot.log);
+      for (const line of drawn) {
+        if (line.x.length === 1) {
+          a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 56, x2: a.W - a.right, y1: a.y(line.y[0]), y2: a.y(line.y[0]) }), s("text", { x: a.W - a.right, y: a.y(line.y[0]) - 4, "text-anchor": "end" }, line.label));
+          continue;
+        }
+        const at = line.x.map((x, i) => [x, line.y[i], line.low[i], line.high[i]]).filter((p) => known(p[1]));
+        a.svg.append(s("polyline", { fill: "none", stroke: colour(line), "stroke-width": 2, "stroke-dasharray": line.reference ? "5 4" : null, points: at.map((p) => `${a.x(p[0])},${a.y(p[1])}`).join(" ") }));
+        for (const [x, y, low, high] of at) {
+          const text = `${line.label} at ${count(x)}: ${figure(y)}${known(low) ? ` [${fixed(low)}, ${fixed(high)}]` : ""}`;
+          if (known(low) && known(high) && !plot.log) a.svg.append(s("line", { stroke: colour(line), opacity: ".45", x1: a.x(x), x2: a.x(x), y1: a.y(low), y2: a.y(high) }));
+          a.svg.append(mark(s("circle", { cx: a.x(x), cy: a.y(y), r: 4, fill: colour(line) }), text));
+        }
       }
-      const at = line.k.map((k, i) => [k, line.value[i], line.low[i], line.high[i]]).filter((p) => known(p[1]));
-      a.svg.append(s("polyline", { fill: "none", stroke: colour(line.label), "stroke-width": 2, "stroke-dasharray": line.reference ? "5 4" : null, points: at.map((p) => `${a.x(p[0])},${a.y(p[1])}`).join(" ") }));
-      for (const [k, v, low, high] of at) a.svg.append(mark(s("circle", { cx: a.x(k), cy: a.y(v), r: 4, fill: colour(line.label) }), `${line.label} at k = ${k}: ${fixed(v)}${known(low) ? ` [${fixed(low)}, ${fixed(high)}]` : ""}`));
+      holder.replaceChildren(a.svg);
     }
-    return h("figure", null, h("h3", null, said(`${item.column}: ${item.measure}`)), a.svg, legend(names, colour),
-      numbersTable(["line", "k", item.measure], item.lines.flatMap((l) => l.k.map((k, i) => [l.label, String(k), fixed(l.value[i])]))));
+    const figure = (v) => (plot.log ? short(v) : fixed(v));
+    draw();
+    const key = h("ul", { class: "legend" }, plot.lines.filter((l) => l.x.length > 1).map((line) => {
+      const swatch = h("span", { class: "swatch", style: { background: colour(line) } });
+      if (line.reference) return h("li", null, swatch, said(line.label));
+      const button = h("button", { type: "button", class: "line", "aria-pressed": String(!off.has(line.label)), onclick: () => {
+        off.has(line.label) ? off.delete(line.label) : off.add(line.label);
+        button.setAttribute("aria-pressed", String(!off.has(line.label)));
+        draw();
+      } }, swatch, said(line.label));
+      return h("li", null, button);
+    }));
+    return h("figure", null, h("h3", null, said(plot.title)), holder, key,
+      numbersTable(["line", plot.x, plot.y, "interval"], plot.lines.flatMap((l) => l.x.map((x, i) =>
+        [l.label, l.x.length > 1 ? count(x) : "–", figure(l.y[i]), known(l.low[i]) ? `${fixed(l.low[i])} to ${fixed(l.high[i])}` : "–"]))));
   }
 
   function heat(label, matrix, corner) {
@@ -388,7 +416,7 @@
   }
 
   function plots(table) {
-    const parts = [scatter(table), ...table.curves.map(curvePlot)].filter(Boolean);
+    const parts = [scatter(table), ...table.lines.map(linePlot)].filter(Boolean);
     if (table.transfer) parts.push(h("figure", null, h("h3", null, "Transfer"), heat("LDS of scores computed on this target, against each target's truth", table.transfer, "method")));
     return section("plots", "Plots", parts.length ? h("div", { class: "plots" }, parts) : h("p", null, "The records hold nothing to plot."));
   }
