@@ -301,9 +301,7 @@ def budget(table: Table) -> list[Lines]:
             series.setdefault(row.name, []).append((spent, cell))
         elif level is None:  # rows stand in order of rank
             y = (cell.value,)
-            level = Curve(
-                f"{row.label} (no retraining)", (0.0,), y, (cell.low,), (cell.high,), True
-            )
+            level = Curve(f"no retraining: {row.label}", (0.0,), y, (cell.low,), (cell.high,), True)
     lines = []
     for name, points in series.items():
         points.sort(key=lambda p: p[0])

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-# Okabe and Ito's palette, told apart with any kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+# Okabe and Ito's palette, told apart with any kind of colour vision; grey is for references.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#000000")
 MOST_LINES = 10  # more cannot be told apart
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -108,8 +108,9 @@ def _legend(figure: Figure, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
 
 
-def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False) -> None:
-    """A logarithmic x axis with plain numbers; within a factor of five it stays linear.
+def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False, always: bool = False) -> None:
+    """A logarithmic x axis with plain numbers; within a factor of five it stays linear, unless
+    it is `always` logarithmic.
 
     With `ticks`, the (few) values themselves are marked.
     """
@@ -117,7 +118,7 @@ def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False) -> None:
 
     plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if abs(v) >= 100 else f"{v:g}")
     low, high = min(values), max(values)
-    if low <= 0 or high < 5 * low:
+    if low <= 0 or (high < 5 * low and not always):
         axes.xaxis.set_major_formatter(plain)
         return
     axes.set_xscale("log")
@@ -286,7 +287,7 @@ def _transfer(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     matrix = figures.transfer_matrix(table, names[0]) if names else None
     if matrix is None or matrix.empty:
         raise DataError("the records hold no transfer benchmark")
-    return _heat(matrix, f"{_heading(table)} · LDS by truth of", "LDS")
+    return _heat(matrix, f"{_heading(table)} · LDS against the truth of each target", "LDS")
 
 
 def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
@@ -297,6 +298,7 @@ def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
     across = min(3, len(plots))
     down = -(-len(plots) // across)
     figure = _blank(4.0 * across + 1.4, 3.2 * down)
+    dashes = dict(zip(figures.REFERENCES.values(), ("-.", "--", ":")))
     handles: dict[str, Any] = {}
     for i, plot in enumerate(plots):
         axes = _axes(figure, down, across, i + 1)
@@ -304,22 +306,28 @@ def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
             axes.set_yscale("log")
         for line in plot.lines:
             if line.reference:
-                style: dict[str, Any] = {"color": "#888888", "linestyle": "--"}
+                dash = dashes.get(line.label, ":")
+                style: dict[str, Any] = {"color": "#888888", "linestyle": dash}
             elif line.label in shown:
                 j = shown.index(line.label)
-                style = {"color": COLOURS[j % len(COLOURS)], "marker": MARKERS[j % len(MARKERS)]}
+                marker = MARKERS[(j + j // len(COLOURS)) % len(MARKERS)]
+                style = {"color": COLOURS[j % len(COLOURS)], "marker": marker}
             else:
                 continue
             style |= {"label": _text(line.label, 28), "markersize": 4, "linewidth": 1.4}
             if len(line.x) == 1:
-                handle = axes.axhline(line.y[0], **{**style, "linestyle": ":"})
+                handle = axes.axhline(line.y[0], **style)
             else:
                 (handle,) = axes.plot(line.x, line.y, **style)
                 low = [v if b is None else b for v, b in zip(line.y, line.low)]
                 high = [v if b is None else b for v, b in zip(line.y, line.high)]
-                axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+                if len(plot.lines) <= 4:
+                    axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12)
+                elif low != high:  # bands would hide each other
+                    axes.vlines(line.x, low, high, color=style["color"], alpha=0.4, linewidth=0.8)
             handles.setdefault(style["label"], handle)
-        _log_x(axes, [x for line in plot.lines if len(line.x) > 1 for x in line.x], ticks=True)
+        xs = [x for line in plot.lines if len(line.x) > 1 for x in line.x]
+        _log_x(axes, xs, ticks=True, always=plot.log)
         axes.set_xlabel(plot.x, fontsize=8)
         axes.set_ylabel(_text(plot.y), fontsize=8)
         axes.tick_params(labelsize=8)

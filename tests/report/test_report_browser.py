@@ -1,4 +1,4 @@
-"""The report in a real browser: no errors, no requests, sorting, explorer, dark mode, speed.
+"""The report in a real browser: no errors, no requests, sorting, explorer, dark mode.
 
 Skipped where Chromium or its driver is not installed.
 """
@@ -6,17 +6,19 @@ Skipped where Chromium or its driver is not installed.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tdabench.io import fingerprint
 from tdabench.report.board import Board
 from tdabench.report.html import write_report
 from tdabench.report.records import read_run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import report_opening
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -357,82 +359,17 @@ def test_two_targets_are_two_boards(browser, make_run, tmp_path):
     assert {*first, *column(browser, 2)} == {"x", "y"}
 
 
-@pytest.mark.slow
-def test_a_large_report_is_small_and_opens_at_once(browser, tmp_path, make_suite):
-    """50 methods, 10 benchmarks, 2,000 queries: under 20 MB, open within 2 s."""
-    folder, suite = _large(tmp_path / "large", make_suite)
+def test_a_large_report_is_small_and_complete(browser, tmp_path):
+    """50 methods, 10 benchmarks, 2,000 queries: under 20 MB.
+
+    How soon it opens is measured by benchmarks/report_opening.py, whose run this is.
+    """
+    suite = report_opening.write_run(tmp_path / "large")
     path = tmp_path / "large.html"
-    write_report(Board.from_runs([folder]), path, suite=str(suite))
+    write_report(Board.from_runs([tmp_path / "large"]), path, suite=str(suite))
     assert path.stat().st_size < 20 * 10**6
     logs(browser)
-    # Processor time, since other work may share the machine; the wall clock where none does.
-    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.get(path.as_uri())
-    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    spent = {m["name"]: m["value"] for m in metrics}
-    assert 0 < spent["TaskDuration"] < 2
-    if os.getloadavg()[0] < 0.8 * (os.cpu_count() or 1):
-        timing = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
-        assert 0 < browser.execute_script(timing) < 2000
     assert len(css(browser, "#board-table tbody tr")) == 50
     assert len(css(browser, "#explorer select option")) == 2000
     assert logs(browser)[0] == []
-
-
-def _large(folder: Path, make_suite) -> tuple[Path, Path]:
-    from tdabench.io import write_arrays, write_json
-
-    n, n_train, k = 2000, 20_000, 10
-    rng = np.random.default_rng(0)
-    words = "amber birch cedar delta ember fjord grove heron iris jade kelp lotus".split()
-
-    def examples(prefix, count):
-        text = rng.choice(words, (count, 24))
-        return [
-            {
-                "id": f"{prefix}{i}",
-                "prompt": " ".join(text[i, :16]),
-                "response": " ".join(text[i, 16:]),
-                "task": f"task {i % 30}",
-            }
-            for i in range(count)
-        ]
-
-    queries = examples("q", n)
-    suite, corpus = make_suite(examples("t", n_train), queries)
-    ids = [q["id"] for q in queries]
-    for m in range(50):
-        for b in range(10):
-            per_query = rng.normal(0.01 * m, 0.2, n)
-            draws = per_query.mean() + rng.normal(0, 0.01, 200)
-            arrays = {"per_query": per_query, "replicates": draws}
-            if b == 0:
-                arrays |= {
-                    "top_index": rng.integers(0, n_train, (n, k)).astype(np.int32),
-                    "top_score": -np.sort(-rng.random((n, k)), axis=1).astype(np.float32),
-                    "bottom_index": rng.integers(0, n_train, (n, k)).astype(np.int32),
-                    "bottom_score": np.sort(-rng.random((n, k)), axis=1).astype(np.float32),
-                }
-            name = "lds" if b == 0 else f"bench{b}"
-            key = fingerprint([m, b])
-            value = {"value": float(per_query.mean()), "low": 0.0, "high": 1.0}
-            record = {
-                "key": key,
-                "status": "ok",
-                "method": {"name": f"m{m}", "label": f"method {m}", "family": f"f{m % 5}"},
-                "target": {"name": "t", "fingerprint": "beef"},
-                "benchmark": {"name": name, "version": 1, "params": {}},
-                "corpus": corpus,
-                "primary": name,
-                "metrics": {name: value, "ceiling": {"value": 0.8}},
-                "cost": {
-                    "build": {"seconds": 1.0 + m},
-                    "query": {"seconds": 0.1 * (1 + m), "queries": n},
-                    "bytes_per_example": 64.0 * (1 + m),
-                    "n_train": n_train,
-                },
-            }
-            write_json(folder / "cells" / f"{key}.json", record)
-            write_arrays(folder / "cells" / f"{key}.safetensors", arrays, {"query_ids": ids})
-    write_json(folder / "manifest.json", {"run": "large", "suite": {"name": "large"}})
-    return folder, suite

@@ -138,13 +138,13 @@ def test_scaling_and_budget_need_two_points(make_run):
     assert (line.label, line.x) == ("airrep", (100, 4800))
     assert line.y == (cells["airrep few"].value, cells["airrep"].value)
     assert line.low == (cells["airrep few"].low, cells["airrep"].low)
-    assert (level.label, level.y) == ("bm25 (no retraining)", (cells["bm25"].value,))
+    assert (level.label, level.y) == ("no retraining: bm25", (cells["bm25"].value,))
 
 
 def cost_arrays(folder, put_cell, hardware=None):
     """Writes records of the benchmark `cost` beside those of a run."""
     for record in list(read_run(folder).records):
-        data = {**record.data, "key": f"c{record.key[1:]}", "primary": "examples_per_second"}
+        data = {**record.data, "key": f"{record.key}c", "primary": "examples_per_second"}
         data["benchmark"] = {"name": "cost", "version": 1, "params": {}}
         data["metrics"] = {"examples_per_second": {"value": 5.0}}
         data["hardware"] = hardware or data["hardware"]

@@ -2,7 +2,7 @@
 // Every string of the data becomes a text node; nothing is ever parsed as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c8c8c", "#b8860b"];
+  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9a4f78", "#b8860b"];
   const COSTS = {
     prepare: ["prepare", "prepare_seconds", seconds],
     build: ["build", "build_seconds", seconds],
@@ -256,12 +256,12 @@
     for (let t = Math.ceil(low / step) * step; t <= high + 1e-9 * span; t += step) out.push(+t.toPrecision(12));
     return out;
   }
-  const short = (v) => (Math.abs(v) >= 1e6 ? v.toExponential(0).replace("e+", "e") : Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(3)));
+  const short = (v) => (Math.abs(v) >= 1e5 ? v.toExponential(0).replace("e+", "e") : Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(3)));
 
   // Axes with a grid; returns the drawing, and functions from values to places.
   function axes(label, xs, ys, xName, yName, logY = false) {
-    const W = 640, H = 400, left = 56, right = 18, top = 14, bottom = 46;
-    const log = Math.min(...xs) > 0 && Math.max(...xs) >= 5 * Math.min(...xs);
+    const W = 640, H = 400, left = 60, right = 18, top = 14, bottom = 46;
+    const log = Math.min(...xs) > 0 && (logY || Math.max(...xs) >= 5 * Math.min(...xs));
     let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
     if (log) { const pad = (x1 / x0) ** 0.08; x0 /= pad; x1 *= pad; } else { const pad = 0.08 * (x1 - x0 || Math.abs(x1) || 1); x0 -= pad; x1 += pad; }
     const upright = logY && Math.min(...ys) > 0;
@@ -312,7 +312,7 @@
       const ys = points.flatMap((p) => [p.y, p.low, p.high]).filter(known);
       const a = axes(`${column.title} against ${AXES[state.x]}`, points.map((p) => p.x), known(column.ceiling) ? [...ys, column.ceiling] : ys, AXES[state.x], column.title);
       if (known(column.ceiling)) {
-        a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 56, x2: a.W - a.right, y1: a.y(column.ceiling), y2: a.y(column.ceiling) }),
+        a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 60, x2: a.W - a.right, y1: a.y(column.ceiling), y2: a.y(column.ceiling) }),
           s("text", { x: a.W - a.right, y: a.y(column.ceiling) - 4, "text-anchor": "end" }, "noise ceiling"));
       }
       const front = points.filter((p) => p.front).sort((p, q) => p.x - q.x);
@@ -351,6 +351,7 @@
     const names = plot.lines.filter((l) => !l.reference).map((l) => l.label);
     const off = new Set(names.slice(FIRST_LINES));
     const colour = (line) => (line.reference ? "#8c8c8c" : COLOURS[names.indexOf(line.label) % COLOURS.length]);
+    const dash = (line) => (line.reference ? "5 4" : names.indexOf(line.label) >= COLOURS.length ? "9 3" : null);
     const holder = h("div");
     function draw() {
       const drawn = plot.lines.filter((l) => l.reference || !off.has(l.label));
@@ -360,11 +361,11 @@
       const a = axes(plot.title, wide.flatMap((l) => l.x), ys, plot.x, plot.y, plot.log);
       for (const line of drawn) {
         if (line.x.length === 1) {
-          a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 56, x2: a.W - a.right, y1: a.y(line.y[0]), y2: a.y(line.y[0]) }), s("text", { x: a.W - a.right, y: a.y(line.y[0]) - 4, "text-anchor": "end" }, line.label));
+          a.svg.append(s("line", { class: "axis", "stroke-dasharray": "2 3", x1: 60, x2: a.W - a.right, y1: a.y(line.y[0]), y2: a.y(line.y[0]) }), s("text", { x: a.W - a.right, y: a.y(line.y[0]) - 4, "text-anchor": "end" }, line.label));
           continue;
         }
         const at = line.x.map((x, i) => [x, line.y[i], line.low[i], line.high[i]]).filter((p) => known(p[1]));
-        a.svg.append(s("polyline", { fill: "none", stroke: colour(line), "stroke-width": 2, "stroke-dasharray": line.reference ? "5 4" : null, points: at.map((p) => `${a.x(p[0])},${a.y(p[1])}`).join(" ") }));
+        a.svg.append(s("polyline", { fill: "none", stroke: colour(line), "stroke-width": 2, "stroke-dasharray": dash(line), points: at.map((p) => `${a.x(p[0])},${a.y(p[1])}`).join(" ") }));
         for (const [x, y, low, high] of at) {
           const text = `${line.label} at ${count(x)}: ${figure(y)}${known(low) ? ` [${fixed(low)}, ${fixed(high)}]` : ""}`;
           if (known(low) && known(high) && !plot.log) a.svg.append(s("line", { stroke: colour(line), opacity: ".45", x1: a.x(x), x2: a.x(x), y1: a.y(low), y2: a.y(high) }));
