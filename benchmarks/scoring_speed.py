@@ -1,63 +1,38 @@
-"""How long LDS scoring takes: grouped products against a loop and against dattri's metric.
+"""How long LDS scoring takes: blocked matrix products against a loop and against dattri's metric.
 
     python benchmarks/scoring_speed.py [--queries 2000] [--train 20000] [--groups 100]
 
-Everything is measured in this one run, on the same scores; ratios are to tdabench's time. The
-loop is what one writes first: for every query and group, pool the members' scores, then
-scipy.stats.spearmanr a query. dattri's metric sums; it has no other pooling.
+Everything is measured in this one run, on the same scores and the same threads; ratios are to
+tdabench's time. "AirRep's script" is the loop of scripts/04_evaluate.py in the authors' repository:
+for every group and query the members' scores are pooled in torch, then scipy.stats.spearmanr a
+query (that script has `softmax` and `sum`; `softmax-abs` is the same loop with the pooling of the
+paper). The lean loop is the same in numpy without the copies. dattri's metric sums; it has no other
+pooling.
+
+Differences: of group scores, relative to the largest of each query, and of the LDS. A query's own
+correlation can differ by about 1e-4 where two groups lie within float32 rounding of each other and
+change places; the last column says by how much.
+
+Memory is the peak resident set of a process of its own that pools and ranks.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from tdabench import stats
-from tdabench.groups import Groups, pool_scores
+from tdabench.groups import Groups, pool_scores, threads
 
-
-def timed(f: Callable[[], np.ndarray], repeats: int = 1) -> tuple[float, np.ndarray]:
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        out = f()
-        best = min(best, time.perf_counter() - start)
-    return best, out
-
-
-def ours(scores: np.ndarray, groups: Groups, truth: np.ndarray, pooling: str) -> np.ndarray:
-    return stats.spearman_rows(pool_scores(scores, groups, pooling), truth)
-
-
-def loop(scores: np.ndarray, groups: Groups, truth: np.ndarray, pooling: str) -> np.ndarray:
-    from scipy.stats import spearmanr
-
-    members = list(groups)
-    out = np.empty(len(scores))
-    for q, row in enumerate(scores):
-        pooled = np.empty(len(members))
-        for g, ids in enumerate(members):
-            s = row[ids]
-            if pooling == "sum":
-                pooled[g] = s.sum()
-            else:
-                a = np.abs(s)
-                w = np.exp(a - a.max())
-                pooled[g] = (w * s).sum() / w.sum()
-        out[q] = spearmanr(pooled, truth[q])[0]
-    return out
-
-
-def dattri(scores: np.ndarray, groups: Groups, truth: np.ndarray) -> np.ndarray:
-    import torch
-    from dattri.metric import lds
-
-    indices = torch.from_numpy(np.stack(list(groups)))
-    found, _ = lds(torch.from_numpy(scores).T, (torch.from_numpy(truth).T, indices))
-    return found.numpy()
+Scored = tuple[np.ndarray, np.ndarray]  # group scores [query, group], LDS a query [query]
 
 
 def main() -> None:
@@ -66,32 +41,133 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=20000)
     parser.add_argument("--groups", type=int, default=100)
     parser.add_argument("--fraction", type=float, default=0.25)
+    parser.add_argument("--only-ours", action="store_true", help="no contenders; print memory")
     args = parser.parse_args()
 
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((args.queries, args.train), dtype=np.float32)
     groups = Groups.random(args.groups, args.train, args.fraction, rng)
     truth = rng.standard_normal((args.queries, args.groups))
+    if args.only_ours:
+        before = resident()
+        for pooling in ("sum", "softmax", "softmax-abs"):
+            ours(scores, groups, truth, pooling)
+        print(json.dumps({"scores": before, "peak": resident()}))
+        return
+
     print(
         f"{args.queries} queries x {args.train} train x {args.groups} groups of "
-        f"{int(groups.sizes[0])}"
+        f"{int(groups.sizes[0])}, {threads()} thread(s)"
     )
-    rows: list[tuple[str, float, float, float]] = []
-    for pooling in ("sum", "softmax-abs"):
-        mine, a = timed(lambda p=pooling: ours(scores, groups, truth, p), 3)  # type: ignore[misc]
-        rows.append((f"tdabench, {pooling}", mine, 1.0, 0.0))
-        theirs, b = timed(lambda p=pooling: loop(scores, groups, truth, p))  # type: ignore[misc]
-        rows.append((f"loop, {pooling}", theirs, theirs / mine, float(np.abs(a - b).max())))
+    print(f"{'':30}{'seconds':>9}{'ratio':>9}{'scores':>10}{'LDS':>10}{'a query':>10}")
+    total: dict[str, float] = {}
+    for pooling in ("sum", "softmax", "softmax-abs"):
+        mine, (pooled, rho) = timed(lambda p=pooling: ours(scores, groups, truth, p), 5)  # type: ignore[misc]
+        print(f"{'tdabench, ' + pooling:30}{mine:9.3f}{1.0:8.1f}x")
+        for name, run in contenders(pooling).items():
+            took, (theirs, theirs_rho) = timed(lambda r=run: r(scores, groups, truth))  # type: ignore[misc]
+            error = np.abs(pooled - theirs) / np.abs(theirs).max(axis=1, keepdims=True)
+            apart = abs(rho.mean() - theirs_rho.mean()), np.abs(rho - theirs_rho).max()
+            print(
+                f"{name + ', ' + pooling:30}{took:9.3f}{took / mine:8.1f}x"
+                f"{error.max():10.1e}{apart[0]:10.1e}{apart[1]:10.1e}",
+                flush=True,
+            )
+            total[name] = total.get(name, 0.0) + took
+        total["tdabench"] = total.get("tdabench", 0.0) + mine
+    ratio = total["AirRep's script"] / total["tdabench"]
+    print(f"all three poolings, AirRep's script over tdabench: {ratio:.1f}x")
+    command = [sys.executable, __file__, "--only-ours"]
+    for name in ("queries", "train", "groups", "fraction"):
+        command += [f"--{name}", str(getattr(args, name))]
+    memory = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    print(
+        f"tdabench, resident at most: {memory['peak'] / 1e6:.0f} MB, of which "
+        f"{memory['scores'] / 1e6:.0f} MB are there before (interpreter, scores)"
+    )
+
+
+def timed(f: Callable[[], Scored], repeats: int = 1) -> tuple[float, Scored]:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        out = f()
+        best = min(best, time.perf_counter() - start)
+    return best, out
+
+
+def resident() -> int:
+    """The most bytes this process has had in memory (ru_maxrss would count its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def ours(scores: np.ndarray, groups: Groups, truth: np.ndarray, pooling: str) -> Scored:
+    pooled = pool_scores(scores, groups, pooling)
+    return pooled, stats.spearman_rows(pooled, truth)
+
+
+def contenders(pooling: str) -> dict[str, Callable[[np.ndarray, Groups, np.ndarray], Scored]]:
+    found = {"AirRep's script": airrep_script(pooling), "lean loop": lean_loop(pooling)}
+    if pooling == "sum":
+        if importlib.util.find_spec("dattri"):
+            found["dattri"] = dattri
+        else:
+            print("dattri is not installed: left out", file=sys.stderr)
+    return found
+
+
+def airrep_script(pooling: str) -> Callable[[np.ndarray, Groups, np.ndarray], Scored]:
+    import torch
+    from scipy import stats as scipy_stats
+
+    def aggregate(a: np.ndarray) -> float:
+        a = torch.tensor(a)
         if pooling == "sum":
-            try:
-                theirs, b = timed(lambda: dattri(scores, groups, truth))
-            except ImportError:
-                print("dattri is not installed: pip install dattri")
-                continue
-            rows.append(("dattri, sum", theirs, theirs / mine, float(np.abs(a - b).max())))
-    print(f"{'':24}{'seconds':>10}{'ratio':>9}{'max |difference|':>20}")
-    for name, seconds, ratio, difference in rows:
-        print(f"{name:24}{seconds:10.2f}{ratio:8.1f}x{difference:20.1e}")
+            return a.sum().item()
+        attn = (a.abs() if pooling == "softmax-abs" else a).softmax(dim=-1)
+        return (attn * a).sum().item()
+
+    def run(scores: np.ndarray, groups: Groups, truth: np.ndarray) -> Scored:
+        score = np.asarray(scores, dtype=float)
+        subsets = [np.asarray(g, dtype=int) for g in groups]
+        sums = np.column_stack(
+            [[aggregate(score[i, idx]) for i in range(len(score))] for idx in subsets]
+        )
+        return sums, np.array([scipy_stats.spearmanr(m, y)[0] for m, y in zip(sums, truth)])
+
+    return run
+
+
+def lean_loop(pooling: str) -> Callable[[np.ndarray, Groups, np.ndarray], Scored]:
+    from scipy.stats import spearmanr
+
+    def run(scores: np.ndarray, groups: Groups, truth: np.ndarray) -> Scored:
+        members = list(groups)
+        pooled, rho = np.empty((len(scores), len(members))), np.empty(len(scores))
+        for q, row in enumerate(scores):
+            for g, ids in enumerate(members):
+                s = row[ids]
+                if pooling == "sum":
+                    pooled[q, g] = s.sum()
+                else:
+                    a = np.abs(s) if pooling == "softmax-abs" else s
+                    w = np.exp(a - a.max())
+                    pooled[q, g] = (w * s).sum() / w.sum()
+            rho[q] = spearmanr(pooled[q], truth[q])[0]
+        return pooled, rho
+
+    return run
+
+
+def dattri(scores: np.ndarray, groups: Groups, truth: np.ndarray) -> Scored:
+    import torch
+    from dattri.metric import lds
+
+    indices = torch.from_numpy(np.stack(list(groups)))
+    found, _ = lds(torch.from_numpy(scores).T, (torch.from_numpy(truth).T, indices))
+    pooled = pool_scores(scores, groups, "sum")  # dattri does not give its group scores
+    return pooled, found.numpy()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ are kept in CSR form so that additive group scores are one sparse product.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
@@ -134,35 +136,75 @@ def pool_scores(
             pooled = pooled / np.maximum(groups.sizes, 1).astype(np.float32)
         return pooled
 
-    out = np.empty((len(scores), len(groups)), dtype=np.float32)
-    rows = max(1, (16 << 20) // max(1, groups.n_train))  # bounds the temporaries to 64 MB each
-    for a in range(0, len(scores), rows):
-        out[a : a + rows] = _softmax_pool(
-            scores[a : a + rows], groups, member, pooling == "softmax-abs", temperature
-        )
-    return out.astype(np.float32, copy=False)
+    return _softmax_pool(scores, groups, member, pooling == "softmax-abs", np.float32(temperature))
+
+
+_BLOCK_BYTES = 16 << 20  # of scores pooled at a time: products this large run at full speed
+_CACHE_BYTES = 1 << 19  # of scores a thread works on at a time: stays in a core's own cache
 
 
 def _softmax_pool(
-    s: np.ndarray, groups: Groups, member: sp.csr_matrix | np.ndarray, absolute: bool, t: float
+    scores: np.ndarray,
+    groups: Groups,
+    member: sp.csr_matrix | np.ndarray,
+    absolute: bool,
+    t: np.float32,
 ) -> np.ndarray:
-    logits = (np.abs(s) if absolute else s) / np.float32(t)
-    top = logits.max(axis=1, keepdims=True)
-    # One exponential an example, shared by every group: a softmax within a group only needs
-    # the same shift in numerator and denominator. Where a whole group lies so far below the
-    # row's maximum that it underflows, that entry is redone with the group's own shift.
-    e = np.exp(logits - top)
-    norm = _times(e, member)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        out = _times(e * s, member) / norm
-    for q, g in zip(*np.nonzero(~(norm > 1e-25))):
-        ids = groups[int(g)]
-        if len(ids) == 0:
-            out[q, g] = 0.0
-            continue
-        w = np.exp(logits[q, ids] - logits[q, ids].max())
-        out[q, g] = (w * s[q, ids]).sum() / w.sum()
+    """Attention pooling, block by block of queries: [query, train] -> [query, group].
+
+    One exponential an example, shared by every group: a softmax within a group only needs the
+    same shift in numerator and denominator, and one product with the membership gives both.
+    Where a whole group lies so far below the row's maximum that it underflows, that entry is
+    redone with the group's own shift.
+    """
+    q, n = scores.shape
+    out = np.empty((q, len(groups)), dtype=np.float32)
+    step = max(1, min(q, _BLOCK_BYTES // (4 * n)))
+    buffer = np.empty((2 * step, n), dtype=np.float32)  # exp(logit) over exp(logit) * score
+
+    few = max(1, _CACHE_BYTES // (4 * n))
+
+    def exponentials(first: int) -> None:
+        rows = slice(first, min(first + few, b))
+        s, e = scores[a:][rows], buffer[rows]
+        _logits(s, absolute, t, out=e)
+        np.subtract(e, e.max(axis=1, keepdims=True), out=e)
+        np.exp(e, out=e)
+        np.multiply(e, s, out=buffer[b:][rows])
+
+    with ThreadPoolExecutor(threads()) as pool:
+        for a in range(0, q, step):
+            b = min(step, q - a)
+            list(pool.map(exponentials, range(0, b, few)))
+            both = _times(buffer[: 2 * b], member)
+            norm = both[:b]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                np.divide(both[b:], norm, out=out[a : a + b])
+            for i, g in zip(*np.nonzero(~(norm > 1e-25))):
+                own = scores[a + i, groups[int(g)]]
+                out[a + i, g] = _softmax_sum(own, absolute, t) if len(own) else 0.0
     return out
+
+
+def _softmax_sum(s: np.ndarray, absolute: bool, t: np.float32) -> np.floating:
+    """Attention-pooled score of the members' scores [member]."""
+    logits = _logits(s, absolute, t, out=np.empty_like(s))
+    w = np.exp(logits - logits.max())
+    return (w * s).sum() / w.sum()
+
+
+def _logits(s: np.ndarray, absolute: bool, t: np.float32, out: np.ndarray) -> np.ndarray:
+    if absolute:
+        s = np.abs(s, out=out)
+    return np.divide(s, t, out=out) if t != 1 or not absolute else s
+
+
+def threads() -> int:
+    """Threads to use beside each other: as many as the numerical libraries were allowed."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    if allowed.isdigit() and int(allowed):
+        return int(allowed)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _member_matrix(groups: Groups) -> sp.csr_matrix | np.ndarray:

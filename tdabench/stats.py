@@ -37,18 +37,22 @@ class _Order:
     @classmethod
     def of(cls, a: np.ndarray) -> _Order:
         rows, n = a.shape
-        order = np.argsort(a, axis=1, kind="stable")
+        order = np.argsort(a, axis=1)  # within a tie block any order will do
         s = np.take_along_axis(a, order, axis=1)
         new = np.ones((rows, n), dtype=bool)  # a tie block begins here
         new[:, 1:] = s[:, 1:] != s[:, :-1]
         place = np.arange(n)
+        item_low = np.empty_like(order)
+        if new.all():  # no ties, as nearly always: a block is a place
+            np.put_along_axis(item_low, order, place[None], axis=1)
+            return cls(order, item_low, item_low + 1)
         low = np.maximum.accumulate(np.where(new, place, 0), axis=1)
         ends = np.roll(new, -1, axis=1)  # a tie block ends here
         if n:
             ends[:, -1] = True
         high = np.where(ends, place + 1, n)[:, ::-1]
         high = np.minimum.accumulate(high, axis=1)[:, ::-1]
-        item_low, item_high = np.empty_like(order), np.empty_like(order)
+        item_high = np.empty_like(order)
         np.put_along_axis(item_low, order, low, axis=1)
         np.put_along_axis(item_high, order, high, axis=1)
         return cls(order, item_low, item_high)

@@ -104,3 +104,20 @@ def test_bad_pooling_requests():
         pool_scores(np.zeros((1, 2)), groups, "softmax", 0.0)
     with pytest.raises(UsageError, match="cover"):
         pool_scores(np.zeros((1, 3)), groups)
+
+
+@pytest.mark.parametrize("pooling", ["softmax", "softmax-abs"])
+@pytest.mark.parametrize("threads", ["1", "3", "none"])
+def test_blocks_and_threads_do_not_show(monkeypatch, pooling, threads):
+    rng = np.random.default_rng(5)
+    scores = rng.standard_normal((23, 40)).astype(np.float32)
+    scores[17, :3] = 900.0  # one query whose last group underflows, in a late block
+    groups = Groups.of([rng.choice(40, 9, replace=False), range(40), [], [7, 9]], 40)
+    whole = pool_scores(scores, groups, pooling, 0.7)
+    np.testing.assert_allclose(whole, direct(scores, groups, pooling, 0.7), rtol=1e-5, atol=1e-5)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr("tdabench.groups._BLOCK_BYTES", 4 * 40 * 5)
+    monkeypatch.setattr("tdabench.groups._CACHE_BYTES", 4 * 40 * 2)
+    np.testing.assert_allclose(
+        pool_scores(scores, groups, pooling, 0.7), whole, rtol=1e-6, atol=1e-6
+    )
