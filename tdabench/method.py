@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from tdabench.targets.target import Target
+    from tdabench.toolkit.scan import Found
 
 Role = Literal["train", "query"]
 Progress = Callable[[str, int, int], None]
@@ -284,6 +285,9 @@ def row_blocks(rows: Rows, bytes_a_block: int = 64 << 20) -> typing.Iterator[tup
         yield a, rows[a : a + step]
 
 
+SCORES_BYTES = 256 << 20  # of example scores held to pool groups from
+
+
 class RepresentationIndex(Index):
     """Transformed training features and the state to transform queries with."""
 
@@ -313,15 +317,37 @@ class RepresentationIndex(Index):
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams over the rows: holds [query, block], never [query, train]."""
-        q = self.query_features(queries)
-        values = np.empty((len(queries), 0), dtype=np.float32)
-        ids = np.empty((len(queries), 0), dtype=np.int64)
-        for a, block in row_blocks(self.rows):
-            v, i = top_k_of(_dots(q, block), k, offset=a)
-            values, ids = np.hstack([values, v]), np.hstack([ids, i])
-            values, order = top_k_of(values, k)
-            ids = np.take_along_axis(ids, order, axis=1)
-        return values, ids
+        found = self.scan(queries, k, pooling=None)
+        return found.values, found.ids
+
+    def scan(self, queries: Sequence[Example], k: int, pooling: str | None = "own") -> Found:
+        """The best k, and the whole corpus as one group, in one pass (`toolkit.scan.Found`).
+
+        `pooling` is the index's own by default; None leaves the corpus out.
+        """
+        from tdabench.toolkit.scan import scan
+
+        device = self.context.device
+        return scan(
+            self.query_features(queries),
+            self.rows,
+            k,
+            pooling=self.pooling if pooling == "own" else pooling,
+            temperature=self.temperature,
+            device=None if device == "cpu" or sp.issparse(self.rows) else device,
+        )
+
+    def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
+        """As `Index.score_groups`, so many queries at a time as keep scores under 256 MB."""
+        step = max(1, SCORES_BYTES // (4 * max(1, self.n_train)))
+        if len(queries) <= step:
+            return super().score_groups(queries, groups)
+        return np.concatenate(
+            [
+                super(RepresentationIndex, self).score_groups(queries[a : a + step], groups)
+                for a in range(0, len(queries), step)
+            ]
+        )
 
     def save(self, path: Path) -> None:
         arrays = {f"state.{k}": np.asarray(v) for k, v in self.state.items()}

@@ -3,7 +3,8 @@
 A store is a folder:
 
     rows.bin     [n, dim] float32, float16 or int8, little-endian, row after row
-    scales.bin   [n] float32; a stored row times its scale is the feature (float16 and int8)
+    rest.bin     [n, dim] int8: what rounding to rows.bin left, in 254ths (int8x2)
+    scales.bin   [n] float32; a stored row times its scale is the feature (all but float32)
     written.bin  [n] uint8, 1 where a row is safely on disk; only while the store is unfinished
     store.json   shape, dtype, key, checksums; written last, so a store without it is unfinished
 """
@@ -12,12 +13,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tdabench.errors import DataError, MethodError, UsageError
+from tdabench.groups import threads
 from tdabench.io import read_json, sha256_file, write_bytes, write_json
 
 SCHEMA = 1
@@ -25,10 +29,13 @@ DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "int8": np.dtype("i1"),
+    "int8x2": np.dtype("i1"),
 }
 # The largest value a stored row takes: float16 rows are scaled too, since gradients of a well
 # trained model lie below the smallest float16.
-_TOP = {"float16": np.float32(1.0), "int8": np.float32(127.0)}
+_TOP = {"float16": np.float32(1.0), "int8": np.float32(127.0), "int8x2": np.float32(127.0)}
+_REST = np.float32(1 / 254)  # the unit of rest.bin: half a step of rows.bin is 127 of it
+_FILES = ("rows.bin", "rest.bin", "scales.bin")
 _SECONDS_BETWEEN_FLUSHES = 20.0
 
 
@@ -38,7 +45,9 @@ class FeatureStore:
     Written once by `create`, `write`, `close`, in any order of rows; `create` with the key of an
     unfinished store goes on where it stopped (`missing` says which rows to write). `float16`
     halves and `int8` quarters the size, each row with its own scale; the error of an element is
-    at most 2^-11 (float16) or 1/254 (int8) of the largest element of its row.
+    at most 2^-11 (float16) or 1/254 (int8) of the largest element of its row. `int8x2` takes the
+    room of float16 with an error of at most 2^-15, and keeps its coarse half in a file of its own:
+    a search scans that at the cost of int8, and reads the other half for its best candidates.
 
     Maps are opened for one read or write and dropped, so that resident memory stays at one block.
     """
@@ -78,6 +87,9 @@ class FeatureStore:
         try:
             with open(path / "rows.bin", "wb") as f:
                 f.truncate(n * dim * DTYPES[dtype].itemsize)
+            if dtype == "int8x2":
+                with open(path / "rest.bin", "wb") as f:
+                    f.truncate(n * dim)
             if dtype in _TOP:
                 with open(path / "scales.bin", "wb") as f:
                     f.truncate(4 * n)
@@ -122,7 +134,7 @@ class FeatureStore:
                 f"the feature store {self.path} lacks {len(self.missing)} of {self.shape[0]} rows"
             )
         self.flush()
-        files = [p for p in ("rows.bin", "scales.bin") if (self.path / p).exists()]
+        files = [p for p in _FILES if (self.path / p).exists()]
         self.meta = dict(self.meta)
         self.meta["files"] = {
             p: [(self.path / p).stat().st_size, sha256_file(self.path / p)] for p in files
@@ -177,8 +189,11 @@ class FeatureStore:
             # A subnormal scale would divide to infinity.
             scale = np.maximum(scale, np.finfo(np.float32).tiny)
             block = block / scale[:, None]
-            if self.dtype_name == "int8":
-                block = np.rint(block)
+            if self.dtype_name != "float16":
+                exact, block = block, np.rint(block)
+            if self.dtype_name == "int8x2":
+                rest = np.rint((exact - block) / _REST)  # [-127, 127]
+                self._map("rest.bin", "r+")[rows] = rest.astype(np.int8)
             self._map("scales.bin", "r+")[rows] = scale
         self._map("rows.bin", "r+")[rows] = block.astype(DTYPES[self.dtype_name])
         self._written[rows] = True
@@ -192,7 +207,7 @@ class FeatureStore:
         """
         if self._written is None:
             return
-        for name in ("rows.bin", "scales.bin"):
+        for name in _FILES:
             if self.shape[0] and (self.path / name).exists():
                 self._map(name, "r+").flush()
         write_bytes(self.path / "written.bin", self._written.astype(np.uint8).tobytes())
@@ -208,9 +223,38 @@ class FeatureStore:
         if not self.shape[0]:
             return np.empty((0, self.shape[1]), dtype=np.float32)
         rows = np.array(self._map("rows.bin", "r")[key], dtype=np.float32)
+        if self.dtype_name == "int8x2":
+            rows += self._map("rest.bin", "r")[key] * _REST
         if self.dtype_name in _TOP:
             rows *= self._map("scales.bin", "r")[key][..., None]
         return rows
+
+    def planes(self, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Rows as stored, `step` at a time: (first row, float32 [b, dim], scales [b] or None).
+
+        Rows times scales are features; of `int8x2` the coarse half only. The file is read once
+        from front to back, into buffers that the next block overwrites.
+        """
+        if self._written is not None:
+            raise MethodError(f"the feature store {self.path} is not finished", "Close it first")
+        n, dim = self.shape
+        scales = self._map("scales.bin", "r") if n and self.dtype_name in _TOP else None
+        step = max(1, min(step, n))
+        raw = np.empty((step, dim), dtype=DTYPES[self.dtype_name])
+        block = raw if self.dtype_name == "float32" else np.empty((step, dim), dtype=np.float32)
+        # Casting float16 takes about as long as multiplying: it is spread over the threads.
+        part = -(-step // (count := threads()))
+        with (
+            open(self.path / "rows.bin", "rb", buffering=0) as f,
+            ThreadPoolExecutor(count) as pool,
+        ):
+            for a in range(0, n, step):
+                b = min(step, n - a)
+                _read_into(f, raw[:b])
+                if block is not raw:
+                    spans = [slice(i, min(b, i + part)) for i in range(0, b, part)]
+                    list(pool.map(lambda s: np.copyto(block[s], raw[s]), spans))
+                yield a, block[:b], None if scales is None else np.array(scales[a : a + b])
 
     def _map(self, name: str, mode: Any) -> np.memmap:
         if name == "scales.bin":
@@ -218,6 +262,15 @@ class FeatureStore:
         return np.memmap(
             self.path / name, dtype=DTYPES[self.dtype_name], mode=mode, shape=self.shape
         )
+
+
+def _read_into(f: Any, block: np.ndarray) -> None:
+    view = block.reshape(-1).view(np.uint8).data
+    while len(view):
+        got = f.readinto(view)
+        if not got:
+            raise DataError(f"{f.name} is truncated", "Build the store again")
+        view = view[got:]
 
 
 def _read_plan(path: Path) -> Any:

@@ -26,7 +26,7 @@ def filled(path: Path, x: np.ndarray, dtype: str = "float32", key: str = "") -> 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "error"), [("float32", 0), ("float16", 2**-11), ("int8", 1 / 253)]
+    ("dtype", "error"), [("float32", 0), ("float16", 2**-11), ("int8", 1 / 253), ("int8x2", 2**-15)]
 )
 def test_round_trip_within_the_stated_error(tmp_path: Path, dtype: str, error: float) -> None:
     x = rows(23, 17)
@@ -42,12 +42,35 @@ def test_round_trip_within_the_stated_error(tmp_path: Path, dtype: str, error: f
         assert not s[3:4].any()
 
 
-def test_copy_is_the_same_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int8x2"])
+def test_copy_is_the_same_store(tmp_path: Path, dtype: str) -> None:
     x = rows(5, 4)
-    filled(tmp_path / "a", x, "int8").copy_to(tmp_path / "b")
+    filled(tmp_path / "a", x, dtype).copy_to(tmp_path / "b")
     np.testing.assert_array_equal(
         FeatureStore.open(tmp_path / "a")[:], FeatureStore.open(tmp_path / "b")[:]
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int8x2"])
+@pytest.mark.parametrize("step", [1, 7, 23, 100])
+def test_planes_are_the_rows_unscaled(tmp_path: Path, dtype: str, step: int) -> None:
+    store = filled(tmp_path / "s", rows(23, 17), dtype)
+    found, at = [], []
+    for a, block, scales in store.planes(step):
+        at += list(range(a, a + len(block)))
+        found.append(block * (1 if scales is None else scales[:, None]))
+    assert at == list(range(23))
+    top = np.abs(store[:]).max(axis=1, keepdims=True)
+    coarse = 1 / 253 if dtype == "int8x2" else 0
+    assert (np.abs(np.concatenate(found) - store[:]) <= coarse * top).all()
+
+
+def test_a_plane_cut_short_is_noticed(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s", rows(23, 17), "int8")
+    with open(tmp_path / "s" / "rows.bin", "r+b") as f:
+        f.truncate(100)
+    with pytest.raises(DataError, match="truncated"):
+        list(store.planes(10))
 
 
 def test_unfinished_store_is_refused_and_resumed_by_its_key(tmp_path: Path) -> None:
