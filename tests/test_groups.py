@@ -121,3 +121,9 @@ def test_blocks_and_threads_do_not_show(monkeypatch, pooling, threads):
     np.testing.assert_allclose(
         pool_scores(scores, groups, pooling, 0.7), whole, rtol=1e-6, atol=1e-6
     )
+
+
+def test_logits_that_would_underflow_weigh_nothing():
+    scores = np.array([[300.0, 100.0, -300.0, 0.0]], dtype=np.float32)
+    got = pool_scores(scores, Groups.of([[0, 1, 3], [1, 3], [2, 3]], 4), "softmax")
+    np.testing.assert_allclose(got, [[300.0, 100.0, 0.0]], atol=1e-6)

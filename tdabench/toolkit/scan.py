@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from tdabench.errors import UsageError
-from tdabench.groups import POOLINGS
+from tdabench.groups import LEAST_LOGIT, POOLINGS
 from tdabench.method import Rows, top_k_of
 
 BLOCK_BYTES = 8 << 20  # of float32 rows at a time
@@ -208,7 +208,7 @@ class _Whole:
             e /= self.t
         top = np.maximum(self.top, e.max(axis=1))
         e -= top[:, None]
-        np.exp(e, out=e)
+        np.exp(np.maximum(e, LEAST_LOGIT, out=e), out=e)
         shrink = np.exp(self.top - top)
         self.norm = self.norm * shrink + e.sum(axis=1)
         self.weighed = self.weighed * shrink + np.einsum("qb,qb->q", e, dots)
