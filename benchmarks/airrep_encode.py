@@ -1,6 +1,9 @@
 """Encoding speed of AirRep: length-sorted token-budget batches against a fixed-batch loop.
 
     python benchmarks/airrep_encode.py [--encoder DIR] [--corpus FILE] [--split NAME] [--examples N]
+        [--max-tokens N]
+
+The corpus is JSON lines with `prompt` and `response`, or with FLAN's `inputs` and `targets`.
 
 Prints examples a second of (a) this package, (b) a loop over fixed batches in corpus order, each
 padded to its longest, and (c) the bare forward passes over batches of equal length, which need no
@@ -11,7 +14,10 @@ length, so that it computes on real tokens only.
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +57,30 @@ def bare(encoder: Encoder, examples: list[Example], budget: int = 2048) -> float
     return time.process_time() - began
 
 
+def read(path: Path, split: str, n: int) -> list[Example]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as f:
+        first = json.loads(f.readline())
+        if "inputs" not in first:
+            return list(read_jsonl(path, split or None)[:n])
+        rows = [first, *map(json.loads, f)]
+    return [Example(str(i), r["inputs"], r["targets"]) for i, r in enumerate(rows[:n])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--encoder", type=Path, default=POCKET / "airrep" / "instruct")
     parser.add_argument("--corpus", type=Path, default=POCKET / "corpus.jsonl.gz")
     parser.add_argument("--split", default="labels_pool")
     parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--max-tokens", type=int, default=0, help="0: the encoder's own")
     parser.add_argument("--batch", type=int, default=128, help="as in the public code")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     encoder = load_encoder(args.encoder)
-    rows = read_jsonl(args.corpus, args.split or None)
-    examples = list(rows[: args.examples])
+    if args.max_tokens:
+        encoder.text = replace(encoder.text, max_tokens=args.max_tokens)
+    examples = read(args.corpus, args.split, args.examples)
     n, times = len(examples), []
     for _ in range(args.repeats):
         a = time.process_time()
