@@ -132,7 +132,7 @@ class Labels:
         return replace(cut, meta={**self.meta, **cost, "retrainings": cut.retrainings})
 
     def check(self, train: Corpus, dev: Corpus) -> None:
-        """Raises GuardError unless these labels were made on these corpora.
+        """Raises GuardError unless these labels were made on these corpora, DataError if empty.
 
         Also when a subset holds a dev example of its own instance: the encoder would learn to
         recognise an example, not to attribute.
@@ -152,6 +152,11 @@ class Labels:
                 )
         for k, instance in enumerate(self.instances):
             refuse_overlap(k, instance, train, dev)
+        if not any((np.isfinite(i.losses).sum(0) >= 2).any() for i in self.instances):
+            raise DataError(
+                "no dev example of the labels has two finite losses: there is nothing to rank",
+                "Retrain with a smaller learning rate: tdabench airrep labels --recipe lr=…",
+            )
 
     def excluded(self) -> list[str]:
         """One line for each thing left out of training because losses are not finite."""

@@ -78,7 +78,7 @@ class Teacher:
     @classmethod
     def load(cls, path: Path) -> Teacher:
         arrays, meta = read_arrays(path)
-        if meta.get("kind") != "airrep-teacher":
+        if meta.get("kind") != "airrep-teacher" or "shape" not in meta:
             raise DataError(f"{path} holds no teacher", "Make one with: tdabench airrep teacher")
         scores = np.full(meta.pop("shape"), np.nan, dtype=np.float32)
         scores[np.ix_(arrays["rows"], arrays["columns"])] = arrays["scores"]
