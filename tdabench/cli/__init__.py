@@ -17,6 +17,7 @@ from tdabench.errors import TdabenchError, did_you_mean, one_line
 # name: (module in this folder, one line of help). Static, so that `tdabench --help` loads none.
 COMMANDS = {
     "run": ("run", "Measure methods on a suite and print the board."),
+    "trace": ("trace", "Show the training examples behind a model output."),
     "leaderboard": ("leaderboard", "Print the board of one or more run folders."),
     "show": ("show", "Show one result, or one failure, in full."),
     "compare": ("compare", "Compare two runs or methods, paired."),

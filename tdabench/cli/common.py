@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -53,6 +54,70 @@ def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
         is_eager=True,
         help="Add a plugin that is not installed: a module, or a Python file.",
     )(command)
+
+
+OWN_DATA = (
+    click.option("--model", metavar="MODEL",
+                 help="Your own target: a folder, a hub repository, .gguf, a PEFT adapter."),
+    click.option("--train", metavar="FILE", help="Your own training examples (FILE#SPLIT)."),
+    click.option("--template", metavar="NAME",
+                 help="How the model is prompted: chat, plain, alpaca, question, none.  "
+                      "[default: chat where the tokenizer has one, else plain]"),
+    click.option("--max-length", type=click.IntRange(2), metavar="TOKENS",
+                 help="Most tokens of an example.  [default: 512, or what the model reads]"),
+    click.option("--truncate", default="prompt-left", show_default=True, metavar="RULE",
+                 help="Longer examples: prompt-left cuts the prompt, error refuses."),
+    click.option("--dtype", default="auto", show_default=True, metavar="NAME",
+                 help="Of the model while scoring: float32, bfloat16, float16, auto."),
+    click.option("--layout", default="auto", show_default=True, metavar="NAME",
+                 help="Of the files: native, flan, alpaca, chat, ultrachat, qa, text."),
+    click.option("--field", "fields", multiple=True, metavar="ROLE=FIELD",
+                 help="Which field holds prompt, response, task or id; repeatable."),
+    click.option("--empty", default="error", show_default=True, metavar="RULE",
+                 help="Rows without a response: error, keep or skip."),
+    click.option("--add-checkpoint", "checkpoints", multiple=True, metavar="NAME=MODEL",
+                 help="Another checkpoint of the model to score at; repeatable."),
+    click.option("--asset", "assets", multiple=True, metavar="NAME=SOURCE",
+                 help="What a method asks for, such as airrep=FOLDER; repeatable."),
+)  # fmt: skip
+
+
+def data_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--data-dir`, where files of the hub are looked for before the hub."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where hub files lie on this machine: DIR/org/name or DIR/name "
+        "(also: TDABENCH_DATA_DIR).",
+    )(command)
+
+
+def own_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of one's own model and data; the command gets them as the dict `own`."""
+    names = ["model", "train", "template", "max_length", "truncate", "dtype", "layout", "fields",
+             "empty", "checkpoints", "assets", "data_dir"]  # fmt: skip
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        own = {name: values.pop(name) for name in names}
+        return command(own=own, **values)
+
+    for option in reversed(OWN_DATA):
+        gathered = option(gathered)
+    return data_dir_option(gathered)
+
+
+def chosen_device(device: str) -> str:
+    """`auto` as cuda where torch sees one, else cpu. Loads torch only where there is a GPU."""
+    if device != "auto":
+        return device
+    devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    if not any(Path(p).exists() for p in devices):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:

@@ -56,17 +56,20 @@ def command(
     if form == "table":
         from rich.console import Console
 
+        from tdabench.report.published import print_published
         from tdabench.report.terminal import print_board
 
+        console = Console()
         print_board(
             board,
-            Console(),
+            console,
             sort=sort,
             columns=chosen,
             benchmark=benchmark,
             target=target,
             wide=wide,
         )
+        print_published(board, console)
         return
     from tdabench.report.export import export
 

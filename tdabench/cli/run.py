@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tdabench.cli.common import (
+    chosen_device,
     complete_benchmarks,
     complete_methods,
     complete_suites,
@@ -16,8 +19,10 @@ from tdabench.cli.common import (
     discovered,
     emit_json,
     json_option,
+    own_data_options,
     plugin_options,
     print_table,
+    warn,
     words,
 )
 from tdabench.errors import UsageError
@@ -47,6 +52,8 @@ Examples:
   tdabench run --methods logra --set logra.rank=8
   tdabench run --target all --methods all
   tdabench run --suite mine.toml --plugin my_method.py --methods my-method
+  tdabench run --model ./my-model --train train.jsonl --queries q.jsonl
+  tdabench run --model org/name --train train.jsonl --queries q.jsonl --truth-groups 50
   tdabench run --dry-run
 Finished cells are never measured twice: run the same command again to go on.
 """
@@ -126,7 +133,9 @@ Finished cells are never measured twice: run the same command again to go on.
     metavar="SIZE",
     help="Most memory of a worker, such as 4G.  [default: 90% of what is free]",
 )
-@click.option("--device", help="cpu, cuda, cuda:1 …  [default: cpu, or the manifest's]")
+@click.option(
+    "--device", help="cpu, cuda, cuda:1 …  [default: cuda if there is one; the manifest's]"
+)
 @click.option(
     "--retry-failed/--no-retry-failed",
     default=True,
@@ -145,6 +154,20 @@ Finished cells are never measured twice: run the same command again to go on.
     help="Append one line of JSON an event to this file, beside the run folder's log.jsonl.",
 )
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@own_data_options
+@click.option("--queries", metavar="FILE", help="Your own query examples (FILE#SPLIT).")
+@click.option(
+    "--truth-groups",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Retrain your own model on N random groups first. The cost is said before it starts.",
+)
+@click.option("--truth-seeds", type=click.IntRange(1), default=1, show_default=True,
+              help="Retrainings a group; two give a noise ceiling.")  # fmt: skip
+@click.option("--truth-fraction", type=click.FloatRange(0, 1, min_open=True), default=0.25,
+              show_default=True, help="Share of the training examples in a group.")  # fmt: skip
+@click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE",
+              help="How the groups are trained: lr=1e-4, epochs=1, lora_rank=8 …")  # fmt: skip
 @plugin_options
 @json_option
 def command(
@@ -167,6 +190,12 @@ def command(
     retry_failed: bool,
     keep_indices: bool,
     quiet: bool,
+    own: dict[str, Any],
+    queries: str | None,
+    truth_groups: int | None,
+    truth_seeds: int,
+    truth_fraction: float,
+    recipe: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Measure methods on a suite and print the board.
@@ -178,6 +207,17 @@ def command(
     from tdabench.run.progress import watcher
 
     discovered()
+    if device or not replay:
+        device = chosen_device(device or "auto")
+    truth_plan = None
+    if own["model"] or own["train"] or queries or truth_groups:
+        if suite or replay:
+            raise UsageError("--suite and --from have data of their own", "Leave out one of them")
+        suite, out, truth_plan = own_data(
+            own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet
+        )
+        if not dry_run and truth_plan is not None and not build_own_truth(suite, jobs, quiet):
+            return 1
     asked: dict[str, Any] = {
         "suite": suite,
         "methods": words(methods),
@@ -202,11 +242,16 @@ def command(
         log_file=log_file,
     )
     try:
-        plan = running.make_plan(request)
+        plan = running.make_plan(request, own["data_dir"])
     except UsageError as e:
         if replay and "unknown" in e.message:
             e.remedy += recorded_plugins(replay)
         raise
+    for line in plan.suite.missing:
+        warn(line)
+    if plan.suite.sources:
+        # What was fetched is pinned: whoever reads or replays this run finds the same files.
+        request = plan.request = dataclasses.replace(request, suite=str(plan.suite.path))
     folder = running.RunFolder(out or Path("runs") / plan.suite.name)
     if dry_run:
         show_plan(plan, folder, force, retry_failed, as_json)
@@ -221,11 +266,127 @@ def command(
     else:
         print_result(result)
     if result.interrupted:
-        from tdabench.cli import say
-
         say("interrupted. The same command goes on from here")
         return 130
     return 1 if result.failed else 0
+
+
+def own_data(
+    own: dict[str, Any],
+    queries: str | None,
+    out: Path | None,
+    groups: int | None,
+    seeds: int,
+    fraction: float,
+    recipe: tuple[str, ...],
+    quiet: bool,
+) -> tuple[str, Path, dict[str, Any] | None]:
+    """Writes the suite of one's own data; says what it holds and what its truth would cost.
+
+    Returns the suite's file, the run folder, and the plan of a truth that is not there yet.
+    """
+    from tdabench.run import own as own_module
+    from tdabench.run.suite import read_suite
+    from tdabench.truth.plan import check_disjoint
+
+    if not queries:
+        raise UsageError("own data needs --queries", "Give --model, --train and --queries")
+    spec = {"groups": groups or 100, "fraction": fraction, "seeds": seeds,
+            "recipe": own_module.parse_recipe(recipe)}  # fmt: skip
+    folder = out or Path("runs") / own_module.own_name(own)
+    suite = own_module.own_suite(own, queries, folder, spec if groups else None)
+    train, asked, (target,) = suite.train, suite.queries(), suite.targets
+    check_disjoint(train, asked)
+    planned = target.plans.get("lds")
+    there = planned is not None and target.truths["lds"].exists()
+    if quiet:
+        return str(suite.path), folder, (spec if planned and not there else None)
+    long, seen = own_module.too_long(target.target, train)
+    facts = [
+        f"{suite.name}: {len(train):,} training examples, {len(asked):,} queries",
+        f"target {target.target.source}, template {target.target.template}, "
+        f"{target.target.max_length} tokens",
+    ]
+    if long:
+        facts.append(f"{long:,} of {seen:,} examples are longer and cut ({target.target.truncate})")
+    say("; ".join(facts))
+    if not any(train.tasks) or not any(asked.tasks):
+        say("no task labels, so no classification (map them: --field task=NAME)")
+    if there:
+        say(f"its truth is there: {target.truths['lds']}")
+    else:
+        say_cost(suite, target, train, asked, spec, planned)
+    return str(read_suite(suite.path).path), folder, (spec if planned and not there else None)
+
+
+def say_cost(suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned: Any) -> None:
+    """What the truth would cost here, from timing a step of it."""
+    from tdabench.report.text import seconds
+    from tdabench.run.own import unit_cost
+    from tdabench.targets import Recipe
+
+    recipe = planned.recipe if planned else spec["recipe"]
+    groups, seeds = (planned.groups, planned.seeds) if planned else (spec["groups"], spec["seeds"])
+    size = round((planned.fraction if planned else spec["fraction"]) * len(train))
+    if size < 1:
+        raise UsageError(
+            f"a group of {size} of {len(train)} training examples is empty",
+            "Raise --truth-fraction",
+        )
+    cost = unit_cost(target.target, train, asked, Recipe(**recipe), size)
+    units = groups * seeds
+    one = (
+        f"one retraining on {size:,} examples takes about {seconds(cost.seconds)} on this machine "
+        f"(training {seconds(cost.train_seconds)}, losses of the queries "
+        f"{seconds(cost.query_seconds)}; one step timed)"
+    )
+    whole = f"{groups} groups x {seeds} seed{'s' * (seeds > 1)}: {seconds(units * cost.seconds)}"
+    if planned:
+        say(f"{one}. The truth of {whole}. It goes on where it stopped")
+    else:
+        say(f"{one}. A truth of {whole}. None is asked for (--truth-groups N): running what "
+            "needs none")  # fmt: skip
+
+
+def build_own_truth(suite_path: str, workers: int, quiet: bool) -> bool:
+    """Does the retrainings of the suite's truth that are missing; False when some failed."""
+    from tdabench.cli.truth import draw
+    from tdabench.report.text import seconds
+    from tdabench.run.suite import load_suite
+    from tdabench.truth import build, collect, finished
+
+    suite = load_suite(suite_path)
+    (target,) = suite.targets
+    plan = draw(suite, target, "lds")
+    work = suite.path.parent / "builds" / plan.key
+    already, began, last = len(finished(plan, work)), time.monotonic(), 0.0
+    done = already
+
+    def on_unit(unit: Any, reason: str) -> None:
+        nonlocal done, last
+        done += 1
+        if reason:
+            say(f"retraining {unit.name} failed: {reason}")
+        now, total = time.monotonic(), len(plan.units())
+        if not quiet and (now - last > 10 or done == total):
+            last = now
+            left = (total - done) * (now - began) / max(1, done - already)
+            say(f"truth: {done} of {total} retrainings, {seconds(left)} left")
+
+    failed = build(
+        plan, target.target, suite.train, suite.queries(), work, workers=workers, on_unit=on_unit
+    )
+    if failed:
+        say(f"{len(failed)} retrainings failed: there is no truth. The same command tries again")
+        return False
+    collect(plan, work).save(target.truths["lds"])
+    return True
+
+
+def say(message: str) -> None:
+    from tdabench.cli import say as say_line
+
+    say_line(message)
 
 
 def recorded_request(path: Path) -> dict[str, Any]:
@@ -286,9 +447,12 @@ def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: 
 def print_result(result: Any) -> None:
     """The board of the cells of this run, from their records."""
     from tdabench.report.board import Board
+    from tdabench.report.published import print_published
     from tdabench.report.terminal import print_board
 
     labels = list(dict.fromkeys(r["method"]["label"] for r in result.records))
     targets = list(dict.fromkeys(r["target"]["label"] for r in result.records))
     if result.records:
-        print_board(Board.from_runs([result.folder], methods=labels, targets=targets), console())
+        board = Board.from_runs([result.folder], methods=labels, targets=targets)
+        print_board(board, console())
+        print_published(board, console())

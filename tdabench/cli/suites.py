@@ -10,6 +10,7 @@ import click
 from tdabench.cli.common import (
     complete_suites,
     console,
+    data_dir_option,
     discovered,
     emit_json,
     json_option,
@@ -29,15 +30,19 @@ Examples:
 """
 )
 @click.argument("name", required=False, shell_complete=complete_suites)
+@data_dir_option
 @plugin_options
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
     """List suites, or describe one and check its files."""
     from tdabench.run.suite import load_suite, read_suite
 
     registry = discovered()
     if name is not None:
-        shown = describe(load_suite(name))
+        suite = load_suite(name, data_dir)
+        for line in suite.missing:
+            warn(line)
+        shown = describe(suite)
         return emit_json(shown) if as_json else print_suite(shown)
     rows: list[dict[str, Any]] = []
     for known, entry in registry.suites.items():
@@ -74,7 +79,7 @@ def describe(suite: Any) -> dict[str, Any]:
     train, queries = suite.train, suite.queries()
     targets = []
     for t in suite.targets:
-        truths = {name: truth_shape(path) for name, path in t.truths.items()}
+        truths = {n: truth_shape(p) for n, p in t.truths.items() if p.exists() or n not in t.plans}
         targets.append(
             {
                 "label": t.label,
@@ -84,10 +89,14 @@ def describe(suite: Any) -> dict[str, Any]:
                 "checkpoints": list(t.target.checkpoints),
                 "fingerprint": t.target.fingerprint,
                 "truths": truths,
+                "not_built": [n for n in t.truths if n not in truths],
+                "source": t.target.source,
                 "assets": sorted(suite.assets_for(t)),
             }
         )
     size = sum(p.stat().st_size for p in suite.folder.rglob("*") if p.is_file())
+    published = [{"method": r.method, "benchmark": r.benchmark, "value": r.value,
+                  "source": r.source} for r in suite.published]  # fmt: skip
     return {
         "name": suite.name,
         "version": suite.version,
@@ -98,6 +107,8 @@ def describe(suite: Any) -> dict[str, Any]:
         "queries": {"examples": len(queries), "fingerprint": queries.fingerprint},
         "tasks": len(set(train.tasks)),
         "targets": targets,
+        "published": published,
+        "sources": dict(suite.sources),
         "methods": list(suite.default_methods),
         "variants": sorted(suite.variants),
         "benchmarks": list(suite.default_benchmarks),
@@ -125,6 +136,9 @@ def print_suite(s: dict[str, Any]) -> None:
         f"benchmarks: {', '.join(s['benchmarks'])}",
         f"file: {s['path']} ({s['hashed_files']} hashed files, all as declared; "
         f"{s['folder_bytes'] / 1e6:.1f} MB)",
+        *(f"{name}: {pinned}" for name, pinned in s["sources"].items()),
+        *(f"{t['label']}: {t['source']}" for t in s["targets"] if t["source"]),
+        *([f"published rows beside ours: {len(s['published'])}"] if s["published"] else []),
         "",
     ]
     console().print("\n".join(lines), markup=False, soft_wrap=True)
@@ -140,7 +154,7 @@ def print_suite(s: dict[str, Any]) -> None:
                     f"{n} {v['groups']} x {v['seeds']} x {v['queries']}"
                     for n, v in t["truths"].items()
                 )
-                or "none",
+                or (f"not built: {', '.join(t['not_built'])}" if t["not_built"] else "none"),
             )
             for t in s["targets"]
         ],

@@ -10,6 +10,7 @@ Recognised by their fields, in this order; `fields` maps any others. A path such
     ultrachat   data: [prompt, response, …]         the first two
     qa          question, answer
     text        text                                no prompt: the whole text is the response
+    airrep      any of them, as the code behind AirRep's published truth reads them; on request
 """
 
 from __future__ import annotations
@@ -86,21 +87,46 @@ def _ultrachat(row: Row) -> tuple[str, str]:
     return data[0], data[1]
 
 
+def _airrep(row: Row) -> tuple[str, str]:
+    """As the public code behind AirRep's published truth reads a row (`format_item`).
+
+    The first 100 words of UltraChat's first turn; Alpaca's input only without an instruction.
+    """
+    prompt = response = None
+    if "data" in row:
+        prompt, response = _ultrachat(row)
+        prompt = " ".join(prompt.split()[:100])
+    if "input" in row:
+        prompt = f"{row.get('instruction', '')} {_text(row, 'input')}"
+    for name in ("inputs", "prompt", "instruction"):
+        if name in row:
+            prompt = _text(row, name)
+            break
+    for name in ("response", "targets", "output"):
+        if name in row:
+            response = _text(row, name)
+            break
+    if prompt is None or response is None:
+        raise BadRow(f"no {'prompt' if prompt is None else 'response'} in a row of this layout")
+    return prompt, response
+
+
 LAYOUTS: dict[str, Layout] = {
     "native": Layout(
         ("prompt", "response"), _pair("prompt", "response"), ("prompt", "response", "task", "id")
     ),
     "flan": Layout(("inputs", "targets"), _pair("inputs", "targets"), ("inputs", "targets")),
     "alpaca": Layout(("instruction", "output"), _alpaca, ("instruction", "input", "output")),
-    # The public code of AirRep drops the input, so its published truth was trained without it.
-    "alpaca-instruction": Layout(
-        ("instruction", "output"), _pair("instruction", "output"), ("instruction", "output")
-    ),
     "chat": Layout(("messages",), _chat, ("messages", "conversations")),
     "conversations": Layout(("conversations",), _chat, ("messages", "conversations")),
     "ultrachat": Layout(("data",), _ultrachat, ("data",)),
     "qa": Layout(("question", "answer"), _pair("question", "answer"), ("question", "answer")),
     "text": Layout(("text",), lambda row: ("", _text(row, "text")), ("text",)),
+    "airrep": Layout(
+        (),
+        _airrep,
+        ("data", "input", "inputs", "prompt", "instruction", "response", "targets", "output"),
+    ),
 }
 
 
@@ -145,7 +171,7 @@ class Reading:
         if self.layout != "auto":
             return LAYOUTS[self.layout]
         for layout in LAYOUTS.values():
-            if all(m in row for m in layout.marks):
+            if layout.marks and all(m in row for m in layout.marks):
                 return layout
         if "response" in self.fields:
             return None

@@ -6,6 +6,7 @@ result = run(Request(methods=("tfidf", "trak")), Path("runs/mine"))
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def make_manifest(
                 for t in plan.targets
             },
         },
+        "published": [dataclasses.asdict(row) for row in plan.suite.published],
         "methods": joined("methods", [c.method.label for c in plan.cells]),
         "benchmarks": joined("benchmarks", [c.benchmark.name for c in plan.cells]),
         "seeds": joined("seeds", [c.seed for c in plan.cells]),

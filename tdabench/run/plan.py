@@ -192,12 +192,13 @@ class Plan:
         )
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
     """Resolves every name and parameter, reads the corpora and computes the cell keys.
 
-    Raises UsageError or DataError, naming the first thing that is wrong.
+    What the suite takes from the hub is looked for in `data_dir` first. Raises UsageError or
+    DataError, naming the first thing that is wrong.
     """
-    suite = load_suite(request.suite)
+    suite = load_suite(request.suite, data_dir)
     targets = _targets(suite, request.targets)
     chosen = _methods(suite, request.methods)
     overrides = _overrides(request.sets, chosen)
@@ -245,6 +246,11 @@ def _cell(
         path = target.truths.get(name)
         if path is None:
             skip = f"the target {target.label} declares no truth {name!r}"
+        elif name in target.plans and not path.exists():
+            skip = (
+                f"the truth {name!r} of {target.label} is planned but not built "
+                "(tdabench truth build SUITE --in-place)"
+            )
         else:
             if path not in truths:
                 plan.suite.verify(path)

@@ -9,6 +9,7 @@ nothing else. Everything behind it, worker processes included, sees an ordinary 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
 def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
     """The suite with all its files on this machine.
 
-    `data_dir` is looked into before the hub (see `tdabench.data.hub.find`). An asset that cannot
-    be had is left out, since methods that need it become rows that say so; anything else that is
-    missing raises UsageError, DataError or MissingExtra.
+    `data_dir`, else TDABENCH_DATA_DIR, is looked into before the hub (see `tdabench.data.hub`). An
+    asset that cannot be had is left out, since methods that need it become rows that say so;
+    anything else that is missing raises UsageError, DataError or MissingExtra.
     """
+    if data_dir is None and os.environ.get("TDABENCH_DATA_DIR"):
+        data_dir = Path(os.environ["TDABENCH_DATA_DIR"]).expanduser()
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(f"there is no folder {data_dir}", "Correct --data-dir")
     return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir))

@@ -39,7 +39,12 @@ TEMPLATES = {
     "question": ("Question: ", "\nAnswer:"),
     "none": ("", ""),
     "chat": ("", ""),  # the tokenizer's own chat template, one user turn
+    # As the published truth of AirRep was trained (its public code, sft_trainer.py): the first
+    # 256 words between these two, inside the chat template.
+    "airrep": ("Question: ", "\nAnswer:"),
 }
+CHAT = ("chat", "airrep")
+TRUNCATIONS = ("error", "prompt-left", "right")
 SPACED = ("plain", "question")  # templates after which the response begins with a space
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
@@ -95,7 +100,7 @@ class Target:
     regime: str = ""
     template: str = "plain"
     max_length: int = 256
-    truncate: str = "error"  # or "prompt-left": drop tokens from the left of the prompt
+    truncate: str = "error"  # or "prompt-left": the prompt's first tokens go; "right": the last
     dtype: str = "float32"
     source: str = ""
 
@@ -104,9 +109,9 @@ class Target:
             raise UsageError(f"unknown dtype {self.dtype!r}", f"One of: {', '.join(DTYPES)}")
         if self.template not in TEMPLATES:
             raise unknown("template", self.template, TEMPLATES)
-        if self.truncate not in ("error", "prompt-left"):
+        if self.truncate not in TRUNCATIONS:
             raise UsageError(
-                f"unknown truncation rule {self.truncate!r}", "One of: error, prompt-left"
+                f"unknown truncation rule {self.truncate!r}", f"One of: {', '.join(TRUNCATIONS)}"
             )
         if SCRATCH in self.checkpoints:
             raise UsageError(f"no checkpoint may be called {SCRATCH!r}", "It means: no checkpoint")
@@ -138,7 +143,7 @@ class Target:
         files = ["config.json", *(there[:1] or TOKENIZER_FILES[:1]), *weights]
         if there[:1] == ["vocab.json"]:
             files += there[1:]
-        if self.template == "chat":
+        if self.template in CHAT:
             files += [f for f in CHAT_FILES if (self.folder / f).exists()]
         hashes = {}
         for f in files:
@@ -241,20 +246,39 @@ class Target:
 
     def prompt_text(self, example: Example) -> str:
         """The prompt as the model sees it, up to where the response begins."""
-        if self.template == "chat":
-            turns = [{"role": "user", "content": example.prompt}]
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True
-                )
-                return str(text)
-            except Exception as e:  # a template is a program: it may raise anything
-                raise DataError(
-                    f"the chat template of {self.name!r} fails on {example.id!r}: {_line(e)}",
-                    'Use another template: "plain", "alpaca", "question" or "none"',
-                ) from e
         before, between = TEMPLATES[self.template]
-        return f"{before}{example.prompt}{between}"
+        prompt = example.prompt
+        if self.template == "airrep":
+            prompt = " ".join(prompt.split()[:256])
+        prompt = f"{before}{prompt}{between}"
+        return self._chat([("user", prompt)], example.id) if self.template in CHAT else prompt
+
+    def _chat(self, turns: Sequence[tuple[str, str]], id: str) -> str:
+        """A conversation as the tokenizer's chat template writes it."""
+        last = turns[-1][0]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns],
+                tokenize=False,
+                add_generation_prompt=last == "user",
+            )
+        except Exception as e:  # a template is a program: it may raise anything
+            raise DataError(
+                f"the chat template of {self.name!r} fails on {id!r}: {_line(e)}",
+                'Use another template: "plain", "alpaca", "question" or "none"',
+            ) from e
+        return str(text)
+
+    @cached_property
+    def _ending(self) -> list[int]:
+        """Token ids that end a response: end of text, or what the chat template writes there."""
+        eos = [int(self.tokenizer.eos_token_id)]
+        if self.template not in CHAT:
+            return eos
+        asked, said = self._chat([("user", "a")], ""), "b"
+        whole = self._chat([("user", "a"), ("assistant", said)], "")
+        rest = whole.removeprefix(asked + said)
+        return eos if rest == whole else _ids(self.tokenizer, [rest])[0] or eos
 
     def tokenize(self, examples: Sequence[Example], role: str = "full") -> list[Tokens]:
         """Token ids of each example. `role="prompt"` leaves the response out.
@@ -265,6 +289,7 @@ class Target:
         if not len(examples):
             return []
         prompts = [self.prompt_text(e) for e in examples]
+        ending = self._ending
         space = " " if self.template in SPACED else ""
         responses = [space + e.response for e in examples]
         p_ids = _ids(self.tokenizer, prompts)
@@ -272,7 +297,7 @@ class Target:
         out = []
         for example, p, r in zip(examples, p_ids, r_ids):
             if role == "full":
-                r = [*r, eos]
+                r = [*r, *ending]
             if not p:
                 p = [eos]  # something must precede the first predicted token
             if len(p) + len(r) > self.max_length:
@@ -288,6 +313,8 @@ class Target:
                 "Shorten it, or cut prompts on the left: --truncate prompt-left (in a suite: "
                 'truncate = "prompt-left" for the target)',
             )
+        if self.truncate == "right" and len(p) < self.max_length:
+            return p, r[: self.max_length - len(p)]
         r = r[: self.max_length - 1]
         return p[len(p) - (self.max_length - len(r)) :], r
 

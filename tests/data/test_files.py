@@ -54,11 +54,19 @@ def test_layouts_are_recognised(tmp_path, row, expected):
     assert e.id == row.get("id", "c-1")
 
 
-def test_the_layout_of_published_alpaca_drops_the_input(tmp_path):
-    path = lines(tmp_path / "c.jsonl", {"instruction": "p", "input": "more", "output": "r"})
-    (e,) = read_corpus(path, Reading(layout="alpaca-instruction"))
-    assert e.prompt == "p"
-    assert e.meta == {"input": "more"}
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"instruction": "p", "input": "more", "output": "r"}, "p", "r"),
+        ({"input": "more", "output": "r"}, " more", "r"),
+        ({"data": ["w " * 150, "r", "x"]}, " ".join("w" * 100), "r"),
+        ({"inputs": "p", "targets": "r"}, "p", "r"),
+        ({"prompt": "p", "response": "r", "data": ["a", "b"]}, "p", "r"),
+    ],
+)
+def test_the_layout_of_the_published_truths_is_their_codes(tmp_path, row, prompt, response):
+    (e,) = read_corpus(lines(tmp_path / "c.jsonl", row), Reading(layout="airrep"))
+    assert (e.prompt, e.response) == (prompt, response)
 
 
 def test_fields_are_mapped_into_lists_and_objects(tmp_path):

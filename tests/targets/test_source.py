@@ -301,6 +301,27 @@ def test_the_chat_template_of_the_tokenizer(model):
     assert target_of(open_model(str(model)), template="chat").fingerprint != before
 
 
+ENDED = TEMPLATE.replace(
+    "{% endfor %}", "{% if m['role'] == 'assistant' %}!{% endif %}{% endfor %}"
+)
+
+
+def test_a_response_ends_as_the_chat_template_ends_it(model):
+    (model / "chat_template.jinja").write_text(ENDED)
+    target = target_of(open_model(str(model)), template="airrep", truncate="right")
+    words = " ".join(["w"] * 300)
+    (t,) = target.tokenize([Example("a", "Hello", "there")])
+    decode = target.tokenizer.decode
+    assert decode(t.ids[: t.start]) == "<user>Question: Hello\nAnswer:<assistant>"
+    assert decode(t.ids[t.start :]) == "there!"
+    # The first tokens stay, as in the code behind the published truths.
+    (t,) = target.tokenize([Example("a", "Hello", words)])
+    assert len(t) == 128
+    assert decode(t.ids[: t.start]).startswith("<user>Question")
+    long = target.prompt_text(Example("a", words, ""))
+    assert long.count("w") == 256
+
+
 def test_dtype_is_for_scoring_and_part_of_the_identity(saved, tiny_queries):
     opened = open_model(str(saved))
     half = target_of(opened, dtype="bfloat16")

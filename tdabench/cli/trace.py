@@ -1,0 +1,301 @@
+"""`tdabench trace`: which training examples made the model say this?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tdabench.cli.common import (
+    chosen_device,
+    complete_methods,
+    complete_suites,
+    console,
+    discovered,
+    emit_json,
+    json_option,
+    own_data_options,
+    plugin_options,
+    run_folders,
+    warn,
+    words,
+)
+from tdabench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from tdabench.data import Example
+    from tdabench.run.suite import Suite
+    from tdabench.run.trace import Traced
+
+DEFAULT = "airrep,trak"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tdabench trace "What is the capital of France?"
+  tdabench trace "What is the capital of France?" --response Paris --methods airrep,bm25,trak
+  tdabench trace --queries questions.jsonl --methods tfidf --json
+  tdabench trace "Who wrote it?" --model ./my-model --train train.jsonl --methods tfidf,trak
+Indices are taken from a run of the suite, or built once and kept.
+"""
+)
+@click.argument("prompt", required=False)
+@click.option("--response", help="What the model said.  [default: what the target says now]")
+@click.option(
+    "--queries",
+    "queries_file",
+    type=click.Path(path_type=Path),
+    help="A file of prompts with their responses, instead of a prompt.",
+)
+@click.option(
+    "--suite",
+    metavar="NAME|FILE",
+    shell_complete=complete_suites,
+    help="Whose training corpus and target.  [default: pocket]",
+)
+@click.option("--target", metavar="LABEL", help="Target.  [default: the suite's main one]")
+@click.option(
+    "--methods",
+    metavar="A,B",
+    shell_complete=complete_methods,
+    help=f"Methods to set side by side.  [default: {DEFAULT}]",
+)
+@click.option("--set", "sets", multiple=True, metavar="METHOD.PARAM=VALUE", help="Set a parameter.")
+@click.option(
+    "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True,
+    help="Examples to show on either side.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", help="Which of the target's checkpoints answers.  [default: its last]"
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
+@own_data_options
+@plugin_options
+@json_option
+def command(
+    prompt: str | None,
+    response: str | None,
+    queries_file: Path | None,
+    suite: str | None,
+    target: str | None,
+    methods: str | None,
+    sets: tuple[str, ...],
+    k: int,
+    checkpoint: str | None,
+    device: str,
+    own: dict[str, Any],
+    as_json: bool,
+) -> int:
+    """The most helpful and most harmful training examples for a model output.
+
+    Several methods are shown side by side. Positive scores help: training on the example lowers
+    the loss of the response. Scores of two methods are on scales of their own.
+    """
+    from tdabench.run import make_plan
+    from tdabench.run.plan import Request
+    from tdabench.run.trace import trace
+
+    if (prompt is None) == (queries_file is None):
+        raise UsageError(
+            "trace takes a prompt, or a file of them with --queries",
+            'For example: tdabench trace "What is the capital of France?"',
+        )
+    device = chosen_device(device)
+    discovered()
+    if own["model"] or own["train"]:
+        from tdabench.run.own import own_suite
+
+        suite = str(own_suite(own, queries=None).path)
+    request = Request(
+        suite=suite or "pocket",
+        methods=words(methods or DEFAULT),
+        targets=words(target),
+        benchmarks=("cost",),  # any that needs no truth: only the indices are wanted
+        sets=sets,
+        device=device,
+    )
+    plan = make_plan(request, data_dir=own["data_dir"])
+    for line in plan.suite.missing:
+        warn(line)
+    if len(plan.targets) > 1:
+        labels = [t.label for t in plan.targets]
+        raise UsageError(
+            f"the suite has the targets {', '.join(labels)}", f"Name one: --target {labels[0]}"
+        )
+    queries = _queries(plan.suite, plan.targets[0].target, prompt, response, queries_file, own,
+                       checkpoint, device)  # fmt: skip
+    runs = [f for f in run_folders() if (f / "indices").is_dir()]
+    found = list(trace(plan, queries, k, runs, say=_say, progress=_silent))
+    if as_json:
+        emit_json(_as_json(plan.suite, queries, found))
+    elif sys.stdout.isatty():
+        _print(plan.suite, queries, found)
+    else:
+        _print_lines(plan.suite, queries, found)
+    return 1 if all(f.reason for f in found) else 0
+
+
+def _say(message: str) -> None:
+    print(f"tdabench: {message}", file=sys.stderr, flush=True)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress nobody watches."""
+
+
+def _queries(
+    suite: Suite,
+    target: Any,
+    prompt: str | None,
+    response: str | None,
+    file: Path | None,
+    own: dict[str, Any],
+    checkpoint: str | None,
+    device: str,
+) -> Sequence[Example]:
+    from tdabench.data import Example, read_corpus
+    from tdabench.run.own import reading_of
+
+    if file is not None:
+        if response is not None:
+            raise UsageError("--response belongs to a prompt", "The file has responses of its own")
+        return read_corpus(file, reading_of(own), stream=False)
+    assert prompt is not None
+    if response is None:
+        from tdabench.run.trace import answer
+
+        name = checkpoint or list(target.checkpoints)[-1]
+        if name not in target.checkpoints:
+            raise unknown(f"checkpoint of {target.name}", name, target.checkpoints)
+        response = answer(target, prompt, name, device)
+        if not response:
+            raise UsageError(
+                f"{target.name} (checkpoint {name}) answers nothing to this prompt",
+                "Give the output to explain with --response",
+            )
+        _say(f"{target.name} (checkpoint {name}) answers: {_clean(response, 300)}")
+    if not response.strip():
+        raise UsageError("the response is empty", "There is nothing to explain")
+    return [Example("query", prompt, response)]
+
+
+def _clean(text: str, limit: int) -> str:
+    from tdabench.report.text import clean
+
+    return clean(text, limit)
+
+
+def _sides(found: Traced, q: int) -> list[tuple[str, list[tuple[float, int]]]]:
+    assert found.top is not None
+    assert found.top_score is not None
+    assert found.bottom is not None
+    assert found.bottom_score is not None
+    return [
+        ("helpful", [(float(s), int(i)) for s, i in zip(found.top_score[q], found.top[q])]),
+        ("harmful", [(float(s), int(i)) for s, i in zip(found.bottom_score[q], found.bottom[q])]),
+    ]
+
+
+def _as_json(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> dict[str, Any]:
+    def shown(e: Example) -> dict[str, str]:
+        return {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
+
+    rows: list[dict[str, Any]] = []
+    for q, query in enumerate(queries):
+        methods: dict[str, Any] = {}
+        for f in found:
+            if f.reason:
+                methods[f.label] = {"error": f.reason}
+                continue
+            methods[f.label] = {
+                side: [{"score": s, "index": i, **shown(suite.train[i])} for s, i in items]
+                for side, items in _sides(f, q)
+            }
+        rows.append({**shown(query), "methods": methods})
+    return {
+        "suite": suite.name,
+        "n_train": len(suite.train),
+        "queries": rows,
+        "seconds": {
+            f.label: {"index": round(f.index_seconds, 3), "query": round(f.query_seconds, 4)}
+            for f in found
+        },
+    }
+
+
+def _print_lines(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
+    """One tab-separated line an example, for grep and cut."""
+    print("query", "method", "side", "rank", "score", "id", "prompt", "response", sep="\t")
+    for q, query in enumerate(queries):
+        for f in found:
+            if f.reason:
+                continue
+            for side, items in _sides(f, q):
+                for rank, (score, i) in enumerate(items, start=1):
+                    e = suite.train[i]
+                    texts = [_clean(t, 1000) for t in (e.id, e.prompt, e.response)]
+                    line = [_clean(query.id, 100), f.label, side, rank, f"{score:.6g}", *texts]
+                    print(*line, sep="\t")
+    _print_failures(found)
+
+
+def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
+    """A table a side, a column a method; below each other where the terminal is narrow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    working = [f for f in found if not f.reason]
+    per_row = max(1, out.width // 44)
+    for q, query in enumerate(queries):
+        head = Text(_clean(query.prompt, 400), "bold")
+        head.append("\n→ ", "dim")
+        head.append(_clean(query.response, 400), "bold cyan")
+        out.print(head)
+        for a in range(0, len(working), per_row):
+            part = working[a : a + per_row]
+            for n, (side, style) in enumerate((("helpful", "green"), ("harmful", "red"))):
+                table = Table(box=None, pad_edge=False, expand=True, title_justify="left",
+                              title=Text(f"most {side}", f"bold {style}"))  # fmt: skip
+                table.add_column("", width=3, justify="right", style="dim")
+                for f in part:
+                    table.add_column(Text(f.label), ratio=1, overflow="fold")
+                columns = [_sides(f, q)[n][1] for f in part]
+                for rank in range(max(len(c) for c in columns)):
+                    cells = [_example(suite, *c[rank], style) if rank < len(c) else Text()
+                             for c in columns]  # fmt: skip
+                    table.add_row(Text(str(rank + 1)), *cells)
+                out.print()
+                out.print(table)
+        out.print()
+    times = ", ".join(
+        f"{f.label} {f.query_seconds:.2f} s" + (f" (index {f.index_seconds:.1f} s)"
+                                                if f.index_seconds else "")
+        for f in working
+    )  # fmt: skip
+    if times:
+        out.print(Text(f"{len(suite.train):,} training examples of {suite.name}; {times}. "
+                       "Each method has a scale of its own.", "dim"))  # fmt: skip
+    _print_failures(found)
+
+
+def _example(suite: Suite, score: float, i: int, style: str) -> Any:
+    from rich.text import Text
+
+    e = suite.train[i]
+    text = Text(f"{score:+.3g} ", style)
+    text.append(_clean(e.prompt, 160))
+    text.append(" → ", "dim")
+    text.append(_clean(e.response, 80), "bold")
+    text.append(f"  {_clean(e.id, 40)}" + (f" · {_clean(e.task, 40)}" if e.task else ""), "dim")
+    return text
+
+
+def _print_failures(found: list[Traced]) -> None:
+    for f in found:
+        if f.reason:
+            warn(f"{f.label}: {f.reason}")

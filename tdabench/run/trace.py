@@ -1,0 +1,199 @@
+"""Tracing: the training examples that help and harm a model output most, by several methods.
+
+An index is taken from a run of the suite where there is one, else built once and kept in the
+cache. It is read from disk block by block: neither corpus nor scores have to fit in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench import plugins
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError, MethodError, TdabenchError
+from tdabench.io import cache_folder, read_json, write_json
+from tdabench.method import Context, Index, RepresentationIndex, _dots, row_blocks, top_k_of
+from tdabench.run.plan import Cell, Plan
+from tdabench.run.worker import Inputs
+from tdabench.targets.target import Target
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one method says of every query; `reason` instead when it could not say anything.
+
+    The arrays are [query, k], the most extreme first: places in the training corpus, and scores.
+    """
+
+    label: str
+    index_seconds: float = 0.0  # building, or 0 when the index was there
+    query_seconds: float = 0.0
+    top: np.ndarray | None = None
+    top_score: np.ndarray | None = None
+    bottom: np.ndarray | None = None
+    bottom_score: np.ndarray | None = None
+    reason: str = ""
+
+
+def trace(
+    plan: Plan,
+    queries: Sequence[Example],
+    k: int,
+    runs: Sequence[Path] = (),
+    say: Say = lambda message: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Iterator[Traced]:
+    """One answer a method of `plan`, in its order.
+
+    `runs` are run folders whose indices may serve. A method that fails is an answer with its
+    reason, and the others go on.
+    """
+    done = set()
+    for cell in plan.cells:
+        if cell.method.label in done:
+            continue
+        done.add(cell.method.label)
+        try:
+            with tempfile.TemporaryDirectory(prefix="tdabench-trace-") as scratch:
+                yield _trace(plan, cell, queries, k, runs, say, progress, Path(scratch))
+        except TdabenchError as e:
+            yield Traced(cell.method.label, reason=str(e))
+        except Exception as e:  # a plugin may raise anything
+            line = (str(e).strip().splitlines() or [""])[0][:300]
+            yield Traced(cell.method.label, reason=f"{type(e).__name__}: {line}")
+
+
+def _trace(
+    plan: Plan,
+    cell: Cell,
+    queries: Sequence[Example],
+    k: int,
+    runs: Sequence[Path],
+    say: Say,
+    progress: Callable[[str, int, int], None],
+    scratch: Path,
+) -> Traced:
+    suite, spec = plan.suite, cell.method
+    assets = Inputs(suite, suite.assets_for(cell.target), "asset")
+    context = Context(
+        target=cell.target.target,
+        scratch=scratch,
+        seed=cell.seed,
+        device=plan.request.device,
+        assets=assets,
+        progress=progress,
+    )
+    method = plugins.registry().method(spec.name).cls.from_params(spec.params)
+    key = plan.index_key(cell)
+    kept = cache_folder() / "indices" / key
+    start, spent = time.perf_counter(), 0.0
+    folder = next((f for f in _places(runs, key, kept) if _serves(f, assets)), None)
+    if folder is None:
+        say(f"{spec.label}: building its index on {len(suite.train):,} examples (kept for later)")
+        build(method, context, suite.train, kept, assets)
+        folder, spent = kept, time.perf_counter() - start
+    index = method.load(context, folder / "index")
+    start = time.perf_counter()
+    found = extremes(index, queries, k)
+    return Traced(spec.label, spent, time.perf_counter() - start, *found)
+
+
+def _places(runs: Sequence[Path], key: str, kept: Path) -> list[Path]:
+    return [*(run / "indices" / key for run in runs), kept]
+
+
+def _serves(folder: Path, assets: Inputs) -> bool:
+    """Whether an index lies there that was made with the assets of today."""
+    try:
+        used = read_json(folder / "built.json")["assets"]
+    except (DataError, KeyError, TypeError):
+        return False
+    return all(assets.content(k) == v for k, v in used.items())
+
+
+def build(method: Any, context: Context, train: Corpus, folder: Path, assets: Inputs) -> None:
+    """Builds an index into `folder`, all of it or nothing."""
+    start = time.perf_counter()
+    index = method.build(context, train)
+    if not isinstance(index, Index) or getattr(index, "n_train", None) != len(train):
+        raise MethodError(f"{method.name} built no index of the {len(train)} examples")
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "index").mkdir(parents=True)
+    index.save(temporary / "index")
+    cost = {"seconds": round(time.perf_counter() - start, 3), "n_train": len(train)}
+    write_json(temporary / "built.json", {"cost": cost, "assets": dict(assets.used)})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+Extremes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def extremes(index: Index, queries: Sequence[Example], k: int) -> Extremes:
+    """Places and scores of the k highest, then of the k lowest: each [query, k], extreme first.
+
+    Equal scores are ordered by place. An index of representations is read once, block by block.
+    """
+    k = min(k, int(index.n_train))
+    if isinstance(index, RepresentationIndex) and type(index).score is RepresentationIndex.score:
+        q = index.query_features(queries)
+        return _best(((a, _dots(q, rows)) for a, rows in row_blocks(index.rows)), len(queries), k)
+    # One query at a time: a row of scores is what such a method has to hold anyway.
+    parts = [_best([(0, index.score([e]))], 1, k) for e in queries]
+    top, top_score, low, low_score = (np.concatenate(side) for side in zip(*parts))
+    return top, top_score, low, low_score
+
+
+def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> Extremes:
+    """The same from (first place, scores [n, block]) of every block."""
+    kept = {sign: (np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)) for sign in (1, -1)}
+    for a, scores in blocks:
+        if not np.isfinite(scores).all():
+            raise MethodError("NaN or infinite scores")
+        for sign, (values, ids) in kept.items():
+            more, places = top_k_of(sign * scores, k, offset=a)
+            values, ids = np.hstack([values, more]), np.hstack([ids, places])
+            values, order = top_k_of(values, k)
+            kept[sign] = values, np.take_along_axis(ids, order, axis=1)
+    return kept[1][1], kept[1][0], kept[-1][1], -kept[-1][0]
+
+
+def answer(
+    target: Target, prompt: str, checkpoint: str, device: str = "cpu", max_tokens: int = 48
+) -> str:
+    """What the target says to a prompt, greedily, at a checkpoint."""
+    import torch
+
+    model = target.model(checkpoint, device)
+    (tokens,) = target.tokenize([Example("prompt", prompt, "")], role="prompt")
+    room = min(max_tokens, target.max_length - len(tokens) - 1)
+    if room < 1:
+        raise DataError(
+            f"the prompt has {len(tokens)} tokens of the {target.max_length} that "
+            f"{target.name} reads: no room is left for an answer",
+            "Give one with --response",
+        )
+    ids = torch.from_numpy(tokens.ids)[None].to(model.device)
+    with torch.inference_mode():
+        out = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=target.pad_id,
+        )
+    text = target.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return str(text).strip()

@@ -1,0 +1,446 @@
+"""Suites whose files lie elsewhere, own data, and tracing: as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdabench import plugins
+from tdabench.cli import main
+from tdabench.data import Example
+from tdabench.errors import DataError, TdabenchError, UsageError
+from tdabench.method import Index
+from tdabench.run.own import parse_recipe
+from tdabench.run.sources import toml_text
+from tdabench.run.suite import load_suite, read_suite
+from tdabench.run.trace import extremes
+
+PUBLISHED = {"flan": "flan", "alpaca": "alpaca", "tulu": "tulu", "safe-rlhf": "safe"}
+
+
+@pytest.fixture(autouse=True)
+def quiet_world(tmp_path, monkeypatch):
+    """A cache and a working folder of one's own, no network, and plugins as installed."""
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    plugins.configure((), ())
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def save_model(target, folder: Path) -> Path:
+    model = target.fresh_model("base")
+    model.save_pretrained(folder)
+    target.tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    config = json.loads((folder / "config.json").read_text())
+    # The published suites read 512 tokens; rotary positions need no more weights for it.
+    config["max_position_embeddings"] = 512
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_lines(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+ROWS = {
+    "flan": lambda e: {"inputs": e.prompt, "targets": e.response, "task": e.task},
+    "alpaca": lambda e: {"instruction": e.prompt, "input": "more", "output": e.response},
+    "tulu": lambda e: {"data": [e.prompt, e.response, "and so on"]},
+    "safe": lambda e: {"prompt": e.prompt, "response": e.response},
+    ".": lambda e: {"inputs": e.prompt, "targets": e.response},
+}
+
+
+def published_folder(folder: Path, inside: str, target, train, queries) -> Path:
+    """A tiny folder in the layout of the published truths, with a model where one is looked for."""
+    write_lines(folder / inside / "train.jsonl", map(ROWS[inside], train))
+    write_lines(folder / inside / "test.jsonl", map(ROWS[inside], queries))
+    rng = np.random.default_rng(0)
+    key = "test_score" if inside == "safe" else "test_loss"
+    lds = [
+        {
+            "train_subset": rng.choice(len(train), 15, replace=False).tolist(),
+            key: rng.normal(2, 0.1, len(queries)).round(4).tolist(),
+        }
+        for _ in range(6)
+    ]
+    write_lines(folder / inside / "lds.jsonl", lds)
+    save_model(target, folder / "Qwen2.5-0.5B")
+    return folder
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "stride"])
+def test_published_suites_read_their_layout(name, tmp_path, tiny_target, tiny_corpus, tiny_queries):
+    inside = PUBLISHED.get(name, ".")
+    data = published_folder(tmp_path / "d", inside, tiny_target, tiny_corpus, tiny_queries)
+    suite = load_suite(name, data)
+    assert [e.response for e in suite.train] == [e.response for e in tiny_corpus]
+    assert [e.prompt for e in suite.queries()] == [e.prompt for e in tiny_queries]
+    (target,) = suite.targets
+    assert target.target.source == str(data / "Qwen2.5-0.5B")
+    from tdabench.truth.store import Truth
+
+    truth = Truth.load(target.truths["lds"])
+    assert truth.losses.shape == (6, 1, len(tiny_queries))
+    truth.check(suite.train, target.target)
+    # Assets that are not there leave the rest standing, and say why.
+    assert len(suite.missing) == 2
+    assert "AirRep-Flan-Small is not on this machine" in suite.missing[0]
+    # What was found once is the same suite again, on paths alone.
+    assert load_suite(name, data).path == suite.path
+    assert load_suite(suite.path).fingerprint == suite.fingerprint
+
+
+def test_a_published_suite_prints_the_published_rows_beside_ours(
+    tmp_path, tiny_target, tiny_corpus, tiny_queries, capsys
+):
+    data = published_folder(tmp_path / "d", "flan", tiny_target, tiny_corpus, tiny_queries)
+    methods = "random,tfidf,airrep"
+    assert main(["run", "--suite", "flan", "--data-dir", str(data), "--methods", methods]) == 0
+    captured = capsys.readouterr()
+    line = next(s for s in captured.out.splitlines() if s.startswith("TF-IDF"))
+    assert "0.025  " in line  # published as 2.52
+    assert line.endswith("tfidf")
+    assert "[" in line  # ours has an interval
+    assert "not ranked" in captured.out
+    assert "airrep  skipped: the suite provides no asset 'airrep'" in captured.out
+    assert "the asset 'airrep' is left out" in captured.err
+    assert main(["leaderboard"]) == 0
+    assert "Not measured here" in capsys.readouterr().out
+    manifest = json.loads(Path("runs/flan/manifest.json").read_text())
+    assert manifest["targets"]["qwen2.5-0.5b"]["truncate"] == "right"
+    # The run names the suite on this machine's paths: it is found again without --data-dir.
+    again = ["run", "--from", "runs/flan/manifest.json", "--out", "runs/flan", "--json"]
+    assert main(again) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert list(dict.fromkeys(c["method"]["label"] for c in cells)) == methods.split(",")
+
+
+def test_published_truth_of_other_queries_is_refused(
+    tmp_path, tiny_target, tiny_corpus, tiny_queries
+):
+    data = published_folder(tmp_path / "d", "flan", tiny_target, tiny_corpus, tiny_queries)
+    write_lines(data / "flan" / "test.jsonl", map(ROWS["flan"], tiny_queries[:5]))
+    with pytest.raises(DataError, match="line 1: 12 losses for 5 queries"):
+        load_suite("flan", data)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "stride", "smol", "smol-full"])
+def test_bundled_suite_files_are_well_formed(name):
+    suite = read_suite(plugins.registry().suite(name).value)
+    assert suite.fetched
+    assert suite.summary
+    for row in suite.published:
+        assert -0.1 < row.value < 1
+        assert row.ours in ("", *suite.variants, *plugins.registry().methods)
+    for label in suite.default_methods:
+        assert label in suite.variants or label in plugins.registry().methods
+
+
+def test_a_wrong_data_folder(tmp_path):
+    with pytest.raises(UsageError, match="there is no folder"):
+        load_suite("flan", tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"airrep-test is not on this machine.*--data-dir"):
+        load_suite("flan", tmp_path)
+
+
+def test_a_window_longer_than_the_model_reads(tmp_path, tiny_target, tiny_corpus, tiny_queries):
+    data = published_folder(tmp_path / "d", "flan", tiny_target, tiny_corpus, tiny_queries)
+    config = json.loads((data / "Qwen2.5-0.5B" / "config.json").read_text())
+    config["max_position_embeddings"] = 128
+    (data / "Qwen2.5-0.5B" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="max_length = 512 is more than the 128 positions"):
+        load_suite("flan", data)
+
+
+@given(
+    st.recursive(
+        st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False)
+        | st.text(st.characters(exclude_categories=["Cs"])),
+        lambda inner: st.lists(inner.filter(lambda v: not isinstance(v, dict)), max_size=3)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=3),
+        max_leaves=12,
+    )
+)  # fmt: skip
+def test_what_is_written_as_toml_reads_the_same(value):
+    data = {"table": {"value": value}, "rows": [{"a": 1, "inner": {"value": value}}, {"a": 2}]}
+    assert tomllib.loads(toml_text(data)) == data
+
+
+# --------------------------------------------------------------------------- own data
+
+
+@pytest.fixture
+def own(tmp_path, tiny_target, tiny_corpus, tiny_queries) -> list[str]:
+    """A model and two files in the working folder, and the options that name them."""
+    save_model(tiny_target, tmp_path / "model")
+    write_lines(tmp_path / "train.jsonl", map(ROWS["flan"], tiny_corpus))
+    write_lines(tmp_path / "q.jsonl", map(ROWS["flan"], tiny_queries))
+    return ["--model", "./model", "--train", "train.jsonl", "--queries", "q.jsonl"]
+
+
+def test_own_data_runs_what_needs_no_truth_and_says_what_truth_costs(own, capsys):
+    assert main(["run", *own, "--methods", "random,tfidf", "--benchmarks", "classification"]) == 0
+    captured = capsys.readouterr()
+    assert "60 training examples, 12 queries" in captured.err
+    assert "template chat" in captured.err
+    assert "one retraining on 15 examples takes about" in captured.err
+    assert "--truth-groups N" in captured.err
+    assert "classification" in captured.out
+    suite = load_suite("runs/model-train/suite/suite.toml")
+    assert suite.default_benchmarks == ("classification", "cost")
+    record = json.loads(next(Path("runs/model-train/cells").glob("*.json")).read_text())
+    assert record["target"]["source"].endswith("/model")
+    assert record["target"]["truncate"] == "prompt-left"
+
+
+def test_own_truth_is_planned_built_and_used(own, capsys):
+    asked = ["run", *own, "--methods", "random,tfidf", "--template", "plain", "--quiet",
+             "--truth-groups", "3", "--truth-seeds", "2", "--recipe", "epochs=1",
+             "--recipe", "lr=1e-3"]  # fmt: skip
+    assert main([*asked, "--dry-run"]) == 0
+    assert not Path("runs/model-train/suite/truth").exists()
+    capsys.readouterr()
+    assert main([*asked, "--benchmarks", "lds"]) == 0
+    out = capsys.readouterr().out
+    assert "3 groups x 2 seeds" in out
+    assert "LDS" in out
+    # Without asking again, the truth that is there is used.
+    assert main(["run", *own, "--methods", "random", "--template", "plain", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert "lds" in captured.out
+    assert "its truth is there" in captured.err
+    assert main(["truth", "status", "runs/model-train/suite"]) == 0
+    assert "complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--model", "./nowhere"], "there is no model at .*nowhere"),
+        (["--model", "org/none"], "org/none is not on this machine"),
+        (["--train", "nowhere.jsonl"], "nowhere.jsonl is missing"),
+        (["--train", "q.jsonl"], "--train and --queries name the same examples"),
+        (["--field", "prompt=zzz"], "there is no field 'zzz'"),
+        (["--field", "prompt"], "not of the form ROLE=FIELD"),
+        (["--layout", "flann"], "unknown layout 'flann'. Did you mean 'flan'"),
+        (["--template", "chatt"], "unknown template 'chatt'. Did you mean 'chat'"),
+        (["--dtype", "int4"], "unknown dtype 'int4'"),
+        (["--max-length", "4096"], "more than the 512 positions"),
+        (["--asset", "airrep"], "not of the form NAME=SOURCE"),
+        (["--add-checkpoint", "a b=./model"], "no name for a checkpoint"),
+        (["--recipe", "lr=fast"], "recipe.lr = 'fast' is not of the type float"),
+        (["--recipe", "rate=1"], "unknown field of the recipe 'rate'"),
+        (["--truth-fraction", "0.001"], "a group of 0 of 60 training examples is empty"),
+        (["--suite", "pocket"], "--suite and --from have data of their own"),
+    ],
+)
+def test_a_mistake_with_own_data_is_one_line(own, change, message, capsys):
+    import re
+
+    assert main(["run", *own, *change]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert re.search(message, last), captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("missing", ["--model", "--train", "--queries"])
+def test_own_data_needs_all_three(own, missing, capsys):
+    place = own.index(missing)
+    assert main(["run", *own[:place], *own[place + 2 :]]) == 2
+    assert "Give --model, --train and --queries" in capsys.readouterr().err
+
+
+def test_a_query_that_is_trained_on_is_refused(own, capsys):
+    write_lines(Path("q.jsonl"), [json.loads(Path("train.jsonl").read_text().splitlines()[3])])
+    assert main(["run", *own]) == 2
+    assert "is also a training example" in capsys.readouterr().err
+
+
+def test_bad_bytes_as_a_process(own):
+    Path("train.jsonl").write_bytes(Path("train.jsonl").read_bytes() + b'{"inputs": "\xff"}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "tdabench", "run", *own],
+        capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "train.jsonl, line 61: not UTF-8" in done.stderr
+
+
+def test_the_recipe_on_the_command_line():
+    assert parse_recipe(["lr=1e-4", "lora_rank=8", "lora_targets=q_proj,v_proj"]) == {
+        "lr": 1e-4, "epochs": 2, "batch_size": 32, "lora_rank": 8,
+        "lora_targets": ["q_proj", "v_proj"],
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------- tracing
+
+
+class Table(Index):
+    """Scores given as a table; not an index of representations."""
+
+    def __init__(self, scores):
+        self.scores, self.n_train = scores, scores.shape[1]
+
+    def score(self, queries):
+        return self.scores[[int(q.id) for q in queries]]
+
+    def save(self, path):
+        raise NotImplementedError
+
+
+def test_the_extremes_are_those_of_the_full_scores_ties_by_place():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-5, 5, (4, 30)).astype(np.float32)
+    queries = [Example(str(i), "p", "r") for i in range(4)]
+    top, top_score, low, low_score = extremes(Table(scores), queries, 7)
+    for q, row in enumerate(scores):
+        best = sorted(range(30), key=lambda i: (-row[i], i))[:7]
+        worst = sorted(range(30), key=lambda i: (row[i], i))[:7]
+        assert top[q].tolist() == best
+        assert low[q].tolist() == worst
+        assert (top_score[q] == row[best]).all()
+        assert (low_score[q] == row[worst]).all()
+    assert extremes(Table(scores), queries, 99)[0].shape == (4, 30)
+
+
+def test_a_representation_index_streams_to_the_same_extremes(
+    tiny_context, tiny_corpus, monkeypatch
+):
+    import tdabench.run.trace as module
+    from tdabench.method import row_blocks
+
+    method = plugins.registry().method("tfidf").cls()
+    index = method.build(tiny_context, tiny_corpus)
+    dense = type(index)(index.method, index.context, index.rows.toarray(), index.state)
+    queries = tiny_corpus[:3]
+    monkeypatch.setattr(module, "row_blocks", lambda rows: row_blocks(rows, 4 * 7 * rows.shape[1]))
+    found = extremes(dense, queries, 5)
+    expected = extremes(
+        Table(index.score(queries)), [Example(str(i), "", "r") for i in range(3)], 5
+    )
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_tracing_own_data_in_a_pipe_and_as_json(own, capsys):
+    asked = ["trace", "Copy: amber", "--response", "amber", *own[:4], "--methods", "tfidf,random"]
+    assert main([*asked, "-k", "2"]) == 0
+    captured = capsys.readouterr()
+    rows = [line.split("\t") for line in captured.out.splitlines()]
+    assert rows[0][:5] == ["query", "method", "side", "rank", "score"]
+    assert [(r[1], r[2], r[3]) for r in rows[1:]] == [
+        (m, s, r) for m in ("tfidf", "random") for s in ("helpful", "harmful") for r in "12"
+    ]
+    assert captured.err.count("building its index") == 2
+    assert "amber" in rows[1][6]
+    assert main([*asked, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""  # the indices were kept
+    (query,) = json.loads(captured.out)["queries"]
+    assert query["methods"]["tfidf"]["helpful"][0]["id"] == rows[1][5]
+
+
+def test_tracing_the_targets_own_answer_and_a_file(own, capsys):
+    assert main(["trace", "What is 1 plus 2?", *own[:4], "--methods", "tfidf"]) in (0, 2)
+    err = capsys.readouterr().err
+    assert "answers" in err
+    assert main(["trace", *own, "--methods", "tfidf", "-k", "1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["queries"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "trace takes a prompt, or a file"),
+        (["x", "--queries", "q.jsonl"], "trace takes a prompt, or a file"),
+        (["--queries", "none.jsonl"], "none.jsonl is missing"),
+        (["--queries", "q.jsonl", "--response", "r"], "--response belongs to a prompt"),
+        (["x", "--response", " "], "the response is empty"),
+        (["x", "--methods", "tfid"], "unknown method 'tfid'. Did you mean 'tfidf'"),
+        (["x", "--checkpoint", "worm"], "unknown checkpoint of qwen2-1m 'worm'. Did you mean"),
+        (["x", "--target", "all"], "Name one: --target instruct"),
+        (["x", "--train", "q.jsonl"], "own data needs --model"),
+    ],
+)
+def test_a_mistake_in_tracing_is_one_line(own, arguments, message, capsys):
+    assert main(["trace", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/bold] \u202eright to left\nnew\tline"
+
+
+def test_hostile_text_stays_text_in_a_terminal_and_a_pipe(own, capsys, monkeypatch):
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    rows[0] = {"inputs": HOSTILE, "targets": HOSTILE, "task": HOSTILE}
+    write_lines(Path("train.jsonl"), rows)
+    asked = ["trace", HOSTILE, "--response", HOSTILE, *own[:4], "--methods", "tfidf,nope-not"]
+    asked = [*asked[:-1], "tfidf", "-k", "1"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert len(out.splitlines()) == 3
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "[bold]markup[/bold]" in out
+    assert "most helpful" in out
+    assert "most harmful" in out
+
+
+def test_a_method_that_fails_leaves_the_others_standing(own, tmp_path, capsys):
+    (tmp_path / "bad.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from tdabench.api import TDAMethod, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Bad(TDAMethod):\n"
+        "    name = 'bad'\n"
+        "    def build(self, context, train): raise ZeroDivisionError('one by nought')\n"
+        "    def load(self, context, path): ...\n"
+        "@hookimpl\n"
+        "def tdabench_methods(): return [Bad]\n"
+    )
+    asked = ["trace", "p", "--response", "r", *own[:4], "--plugin", str(tmp_path / "bad.py")]
+    assert main([*asked, "--methods", "bad,tfidf"]) == 0
+    captured = capsys.readouterr()
+    assert "bad: ZeroDivisionError: one by nought" in captured.err
+    assert "tfidf" in captured.out
+    assert main([*asked, "--methods", "bad"]) == 1
+
+
+def test_errors_are_of_this_project():
+    assert issubclass(DataError, TdabenchError)
