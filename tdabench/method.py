@@ -245,9 +245,11 @@ class RepresentationMethod(TDAMethod):
             parts = (arrays["rows.data"], arrays["rows.indices"], arrays["rows.indptr"])
             rows: Any = sp.csr_matrix(parts, shape=tuple(meta["shape"]))
         elif meta["rows"] == "store":
+            from tdabench.toolkit.sharded import Shards
             from tdabench.toolkit.store import FeatureStore
 
-            rows = FeatureStore.open(path / "rows")
+            kind: Any = Shards if (path / "rows" / "shards.json").exists() else FeatureStore
+            rows = kind.open(path / "rows")
         else:
             rows = arrays["rows"]
         return RepresentationIndex(self, context, rows, state)

@@ -6,7 +6,7 @@ neither the rows nor a [query, train] matrix is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,39 @@ BLOCK_BYTES = 8 << 20  # of float32 rows at a time
 class Found:
     """What a scan says of each query.
 
-    `values` float32 and `ids` int64 [query, min(k, n)], best first, equal scores by index;
-    `pooled` float32 [query], the score of the whole corpus as one group; `sums` float64 [query],
-    the sum of all scores.
+    `values` float32 and `ids` int64 [query, min(k, n)], best first, equal scores by index.
     """
 
     values: np.ndarray
     ids: np.ndarray
-    pooled: np.ndarray
-    sums: np.ndarray
+    whole: Whole
+
+    @property
+    def pooled(self) -> np.ndarray:
+        """The score of the whole corpus as one group, float32 [query]."""
+        return self.whole.pooled()
+
+    @property
+    def sums(self) -> np.ndarray:
+        """The sum of all scores, float64 [query]."""
+        return self.whole.sums
+
+    @classmethod
+    def merge(cls, parts: Sequence[Found], starts: Sequence[int], k: int) -> Found:
+        """What one scan would have found of parts of a corpus, in order, that begin at `starts`.
+
+        Raises UsageError for no parts.
+        """
+        if not parts:
+            raise UsageError("there is nothing to merge")
+        values = np.hstack([p.values for p in parts])
+        ids = np.hstack([p.ids + a for p, a in zip(parts, starts)])
+        # Ids rise from part to part and ties within one are in order, so place breaks ties.
+        values, order = top_k_of(values, k)
+        whole = parts[0].whole
+        for p in parts[1:]:
+            whole = whole.merged(p.whole)
+        return cls(values, np.take_along_axis(ids, order, axis=1), whole)
 
 
 def scan(
@@ -60,10 +84,15 @@ def scan(
         raise UsageError(f"cannot return the best {k} examples")
     if pooling is not None and pooling not in POOLINGS:
         raise UsageError(f"unknown pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    if hasattr(rows, "scan"):  # rows in shards, which may lie on other machines
+        return rows.scan(
+            queries, k, pooling=pooling, temperature=temperature, device=device,
+            candidates=candidates,
+        )  # fmt: skip
     n, q = rows.shape[0], queries.shape[0]
     refined = getattr(rows, "dtype_name", "") == "int8x2" and 0 < k < n
     keep = min(n, candidates or 2 * k + 50) if refined else min(n, k)
-    best, whole = _Best(q, keep), _Whole(q, pooling, temperature)
+    best, whole = _Best(q, keep), Whole(q, pooling, temperature)
     multiply = _multiplier(queries, device)
     for a, block, scales in blocks(rows):
         dots = multiply(block)  # [query, b]
@@ -75,7 +104,7 @@ def scan(
     values, ids = best.result()
     if refined:
         values, ids = _rescore(queries, rows, ids, k)
-    return Found(values, ids, whole.pooled(n), whole.sums)
+    return Found(values, ids, whole)
 
 
 def blocks(rows: Rows) -> Iterator[tuple[int, Any, np.ndarray | None]]:
@@ -190,18 +219,20 @@ class _Best:
         self.waiting, self.n_waiting = [], 0
 
 
-class _Whole:
+class Whole:
     """The whole corpus as one group, pooled as scores go by: a softmax with a running maximum."""
 
     def __init__(self, q: int, pooling: str | None, temperature: float) -> None:
-        self.pooling, self.t = pooling, np.float32(temperature)
+        self.pooling, self.t, self.n = pooling, np.float32(temperature), 0
         self.sums = np.zeros(q)
         self.top = np.full(q, -np.inf, dtype=np.float32)  # largest logit so far
         self.norm, self.weighed = np.zeros(q), np.zeros(q)  # with weights exp(logit - top)
 
     def add(self, dots: np.ndarray) -> None:
+        """Scores [query, b] of more rows."""
+        self.n += dots.shape[1]
         self.sums += dots.sum(axis=1)
-        if self.pooling in ("sum", "mean") or not dots.shape[1]:
+        if self.pooling in ("sum", "mean"):
             return
         e = np.abs(dots) if self.pooling == "softmax-abs" else dots.copy()
         if self.t != 1:
@@ -209,17 +240,35 @@ class _Whole:
         top = np.maximum(self.top, e.max(axis=1))
         e -= top[:, None]
         np.exp(np.maximum(e, LEAST_LOGIT, out=e), out=e)
+        self._raise(top)
+        self.norm += e.sum(axis=1)
+        self.weighed += np.einsum("qb,qb->q", e, dots)
+
+    def merged(self, other: Whole) -> Whole:
+        """This and another part of the corpus together."""
+        both = Whole(len(self.sums), self.pooling, float(self.t))
+        both.top = np.maximum(self.top, other.top)
+        for part in (self, other):
+            both.n += part.n
+            both.sums += part.sums
+            if np.isfinite(part.top).all():
+                shrink = np.exp(part.top - both.top)
+                both.norm += part.norm * shrink
+                both.weighed += part.weighed * shrink
+        return both
+
+    def _raise(self, top: np.ndarray) -> None:
         shrink = np.exp(self.top - top)
-        self.norm = self.norm * shrink + e.sum(axis=1)
-        self.weighed = self.weighed * shrink + np.einsum("qb,qb->q", e, dots)
+        self.norm *= shrink
+        self.weighed *= shrink
         self.top = top
 
-    def pooled(self, n: int) -> np.ndarray:
+    def pooled(self) -> np.ndarray:
         """float32 [query]; zero for an empty corpus, or without a pooling."""
-        if self.pooling is None or n == 0:
+        if self.pooling is None or self.n == 0:
             return np.zeros(len(self.sums), dtype=np.float32)
         if self.pooling == "sum":
             return self.sums.astype(np.float32)
         if self.pooling == "mean":
-            return (self.sums / n).astype(np.float32)
+            return (self.sums / self.n).astype(np.float32)
         return (self.weighed / self.norm).astype(np.float32)

@@ -1,0 +1,296 @@
+"""An index in shards: built and searched part by part, in this process or on a Ray cluster.
+
+A folder of feature stores (`shard-00000`, `shard-00001`, ...) and `shards.json`. Shards are built
+independently, each resumable by its key, so that a lost node costs one shard; a search scans every
+shard where it is told to and merges what they found. Every node must see the folder under the same
+path. Scores of a shard are those of one index over all rows: products of the same vectors.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
+from tdabench.io import fingerprint, read_json, write_json
+from tdabench.method import (
+    Context,
+    RepresentationIndex,
+    RepresentationMethod,
+    Rows,
+    check_rows,
+    row_blocks,
+)
+from tdabench.toolkit.scan import Found, scan
+from tdabench.toolkit.store import FeatureStore
+
+SCHEMA = 1
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # (task, items) -> results
+
+
+def in_turn(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Runs tasks here, one after another."""
+    return [task(item) for item in items]
+
+
+def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
+    """Runs tasks on a Ray cluster (extra `ray`), spread over its nodes.
+
+    `address` is that of a running cluster ("auto" finds it); None uses the connection there is,
+    or starts one on this machine. A task takes `cpus` cores and `gpus` accelerators.
+    """
+    try:
+        import ray
+    except ImportError as e:
+        raise MissingExtra("Ray", "ray") from e
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        except (ConnectionError, RuntimeError) as e:
+            raise TdabenchError(
+                f"no Ray cluster at {address}: {e}", "Start one with: ray start --head"
+            ) from e
+
+    def run(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        remote = ray.remote(_one).options(
+            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=2
+        )
+        shared = ray.put(task)  # methods and queries travel once a node, not once a task
+        try:
+            return ray.get([remote.remote(shared, item) for item in items])
+        except ray.exceptions.RayTaskError as e:
+            # A mistake named by the task is the user's to read, as it would be in this process.
+            if isinstance(e.cause, TdabenchError):
+                raise e.cause from e
+            raise
+
+    return run
+
+
+def _one(task: Callable[[Any], Any], item: Any) -> Any:
+    return task(item)
+
+
+# --------------------------------------------------------------------------- rows in shards
+
+
+class Shards:
+    """Rows [n, d] in feature stores, `starts` [shard + 1] being their first rows.
+
+    Hands out float32 rows like one store, so that whatever reads blocks of rows reads it; `run`
+    says where a search scans its shards.
+    """
+
+    def __init__(self, folder: Path, starts: np.ndarray, dim: int, run: Run = in_turn) -> None:
+        self.folder, self.starts, self.run = Path(folder), np.asarray(starts, np.int64), run
+        self.shape: tuple[int, int] = (int(self.starts[-1]), dim)
+
+    @classmethod
+    def open(cls, folder: Path, run: Run = in_turn, verify: bool = True) -> Shards:
+        """The finished shards in `folder`. Raises DataError for one that is missing or damaged.
+
+        `verify` reads every byte once, each shard where `run` runs.
+        """
+        meta = read_json(Path(folder) / "shards.json")
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise DataError(f"{folder} is no index in shards, or of another version")
+        starts = np.asarray(meta["starts"], dtype=np.int64)
+        self = cls(folder, starts, int(meta["dim"]), run)
+        paths = [self.path(i) for i in range(len(starts) - 1)]
+        shapes = run(partial(_shape, verify=verify), paths)
+        for i, shape in enumerate(shapes):
+            if shape != (starts[i + 1] - starts[i], self.shape[1]):
+                raise DataError(f"{paths[i]} holds {shape}", "Build the index again")
+        return self
+
+    @property
+    def dtype_name(self) -> str:
+        return self.store(0).dtype_name if len(self.starts) > 1 else "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return sum(self.store(i).nbytes for i in range(len(self.starts) - 1))
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}"
+
+    def store(self, shard: int) -> FeatureStore:
+        return FeatureStore.open(self.path(shard), verify=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        """Rows of a slice or an index array, as a new float32 array [rows, dim]."""
+        if isinstance(key, slice):
+            a, b, step = key.indices(self.shape[0])
+            at = np.arange(a, b, step)
+        else:
+            at = np.asarray(key)
+            at = np.flatnonzero(at) if at.dtype == bool else np.where(at < 0, at + len(self), at)
+        out = np.empty((len(at), self.shape[1]), dtype=np.float32)
+        shard = np.searchsorted(self.starts, at, side="right") - 1
+        for s in np.unique(shard):
+            mine = shard == s
+            out[mine] = self.store(int(s))[at[mine] - self.starts[s]]
+        return out
+
+    def scan(self, queries: Any, k: int, **settings: Any) -> Found:
+        """As `toolkit.scan.scan` over all rows; settings are those of `scan`."""
+        task = partial(_scan_shard, queries=queries, k=k, settings=settings)
+        shards = range(len(self.starts) - 1)
+        parts = self.run(task, [self.path(s) for s in shards])
+        if not parts:
+            return scan(queries, np.empty(self.shape, dtype=np.float32), k, **settings)
+        return Found.merge(parts, [int(a) for a in self.starts[:-1]], k)
+
+    def copy_to(self, folder: Path) -> None:
+        """Copies all shards to `folder`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for s in range(len(self.starts) - 1):
+            self.store(s).copy_to(Path(folder) / self.path(s).name)
+        shutil.copyfile(self.folder / "shards.json", Path(folder) / "shards.json")
+
+
+def build_shards(
+    folder: Path,
+    items: Sequence[Any],
+    encode: Callable[[Sequence[Any]], Rows],
+    rows_a_shard: int,
+    *,
+    dtype: str = "float32",
+    key: str = "",
+    run: Run = in_turn,
+) -> Shards:
+    """Shards of `encode(items[a:b])` -> [b - a, dim], `rows_a_shard` rows each, built by `run`.
+
+    With a `key` (a fingerprint of all that decides the rows) finished shards of that key are kept,
+    so that an interrupted build goes on. `encode` must give a row the same whichever shard it is
+    in. On a cluster, `encode` and the items travel to the nodes.
+    """
+    if rows_a_shard < 1:
+        raise UsageError(f"a shard holds at least 1 row, not {rows_a_shard}")
+    folder, n = Path(folder), len(items)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "shards.json").unlink(missing_ok=True)
+    starts = [*range(0, n, rows_a_shard), n]
+    tasks = [
+        (folder / f"shard-{i:05d}", items[a:b], fingerprint([key, a, b, dtype]) if key else "")
+        for i, (a, b) in enumerate(pairwise(starts))
+    ]
+    dims = run(partial(_build_shard, encode=encode, dtype=dtype), tasks)
+    if len(set(dims)) > 1:
+        raise DataError(f"the shards have rows of different lengths: {sorted(set(dims))}")
+    dim = dims[0] if dims else 1
+    for old in folder.glob("shard-*"):
+        if int(old.name.removeprefix("shard-")) >= len(tasks):
+            shutil.rmtree(old)
+    write_json(folder / "shards.json", {"schema": SCHEMA, "starts": starts, "dim": dim})
+    return Shards(folder, np.array(starts), dim, run)
+
+
+def _build_shard(
+    task: tuple[Path, Sequence[Any], str], encode: Callable[[Sequence[Any]], Rows], dtype: str
+) -> int:
+    path, items, key = task
+    if key and (path / "store.json").exists():
+        there = FeatureStore.open(path)
+        if there.meta["key"] == key:
+            return there.shape[1]
+    rows = encode(items)
+    store = FeatureStore.create(path, len(items), int(rows.shape[1]), dtype, key)
+    for a, block in row_blocks(rows):
+        store.write(np.arange(a, a + len(block)), block)
+    store.close()
+    return store.shape[1]
+
+
+def _scan_shard(path: Path, queries: Any, k: int, settings: dict[str, Any]) -> Found:
+    return scan(queries, FeatureStore.open(path, verify=False), k, **settings)
+
+
+def _shape(path: Path, verify: bool) -> tuple[int, int]:
+    return FeatureStore.open(path, verify=verify).shape
+
+
+# --------------------------------------------------------------------------- a method's index
+
+
+def build_index(
+    method: RepresentationMethod,
+    context: Context,
+    train: Sequence[Example],
+    folder: Path,
+    rows_a_shard: int,
+    *,
+    dtype: str = "float32",
+    run: Run = in_turn,
+) -> RepresentationIndex:
+    """`method.build`, in shards under `folder`: encoded and transformed by `run`, fitted here.
+
+    `fit` reads the features of all shards in blocks. Scores are those of `method.build`, up to
+    the rounding of `dtype`, for a method whose features of an example do not depend on the
+    others in the corpus (`fit` is where they may).
+    """
+    folder = Path(folder)
+    context = replace(context, progress=_silent)
+    key = fingerprint([method.name, method.version, repr(method), context.target.fingerprint])
+    key = fingerprint([key, context.seed, [[e.id, e.prompt, e.response] for e in train]])
+    encode = partial(_encode, method, context)
+    features = build_shards(
+        folder / "features", train, encode, rows_a_shard, dtype=dtype, key=key, run=run
+    )
+    state = method.fit(context, features)
+    if type(method).transform is RepresentationMethod.transform:
+        return RepresentationIndex(method, context, features, state)
+    places = [(features.path(i), method, state) for i in range(len(features.starts) - 1)]
+    rows = _transformed(folder / "rows", features, places, dtype, run)
+    shutil.rmtree(folder / "features")
+    return RepresentationIndex(method, context, rows, state)
+
+
+def _transformed(folder: Path, features: Shards, places: list[Any], dtype: str, run: Run) -> Shards:
+    folder.mkdir(parents=True, exist_ok=True)
+    dims = run(partial(_transform_shard, folder=folder, dtype=dtype), places)
+    starts = features.starts.tolist()
+    dim = dims[0] if dims else features.shape[1]
+    write_json(folder / "shards.json", {"schema": SCHEMA, "starts": starts, "dim": dim})
+    return Shards(folder, features.starts, dim, run)
+
+
+def _transform_shard(
+    place: tuple[Path, RepresentationMethod, Any], folder: Path, dtype: str
+) -> int:
+    path, method, state = place
+    source = FeatureStore.open(path, verify=False)
+    store = None
+    for a, block in row_blocks(source):
+        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
+        if store is None:
+            store = FeatureStore.create(folder / path.name, len(source), done.shape[1], dtype)
+        store.write(np.arange(a, a + len(done)), done)
+    assert store is not None  # no shard is empty
+    store.close()
+    return store.shape[1]
+
+
+def _encode(method: RepresentationMethod, context: Context, examples: Sequence[Example]) -> Rows:
+    own = fingerprint([e.id for e in examples])
+    scratch = context.scratch / f"shard-{own}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows = method.encode(replace(context, scratch=scratch), examples, "train")
+    check_rows(method.name, rows, len(examples))
+    return rows.toarray() if hasattr(rows, "toarray") else rows
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress of many nodes at once tells nobody anything."""

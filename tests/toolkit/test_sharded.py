@@ -1,0 +1,215 @@
+"""An index in shards finds what one index finds, in one process and on a cluster of nodes."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench.data.examples import Example
+from tdabench.errors import DataError, UsageError
+from tdabench.groups import Groups
+from tdabench.method import Context, RepresentationMethod
+from tdabench.toolkit.scan import scan
+from tdabench.toolkit.sharded import Shards, build_index, build_shards, in_turn, on_ray
+from tdabench.toolkit.store import FeatureStore
+
+
+def whole_numbers(items: list[int]) -> np.ndarray:
+    """Row i depends on i alone; products are exact and often equal."""
+    return np.stack([np.random.default_rng(i).integers(-2, 3, 5) for i in items]).astype(np.float32)
+
+
+def queries(n: int = 4) -> np.ndarray:
+    return np.random.default_rng(99).integers(-2, 3, (n, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 31, 100])
+@pytest.mark.parametrize("k", [0, 3, 30, 50])
+def test_shards_find_what_one_index_finds(tmp_path: Path, size: int, k: int) -> None:
+    rows = whole_numbers(list(range(30)))
+    shards = build_shards(tmp_path, list(range(30)), whole_numbers, size)
+    for s in (shards, Shards.open(tmp_path)):
+        assert s.shape == (30, 5)
+        np.testing.assert_array_equal(s[:], rows)
+        np.testing.assert_array_equal(s[5:22:3], rows[5:22:3])
+        np.testing.assert_array_equal(s[np.array([29, 0, 7, 7, -1])], rows[[29, 0, 7, 7, -1]])
+        found = scan(queries(), s, k, pooling="softmax-abs", temperature=2.0)
+        one = scan(queries(), rows, k, pooling="softmax-abs", temperature=2.0)
+        np.testing.assert_array_equal(found.ids, one.ids)
+        np.testing.assert_array_equal(found.values, one.values)
+        np.testing.assert_allclose(found.pooled, one.pooled, rtol=1e-6)
+        np.testing.assert_allclose(found.sums, one.sums, rtol=1e-6)
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    shards = build_shards(tmp_path, [], whole_numbers, 4)
+    assert len(Shards.open(tmp_path)) == 0
+    found = scan(queries()[:, :1], shards, 3, pooling="mean")
+    assert found.ids.shape == (4, 0)
+
+
+def test_a_build_goes_on_and_a_smaller_one_leaves_nothing_behind(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def encode(items):
+        made.append(len(items))
+        return whole_numbers(items)
+
+    items = list(range(20))
+    build_shards(tmp_path, items, encode, 6, key="a")
+    (tmp_path / "shard-00001" / "store.json").unlink()  # as if a node had been lost
+    made.clear()
+    again = build_shards(tmp_path, items, encode, 6, key="a")
+    assert made == [6]
+    np.testing.assert_array_equal(again[:], whole_numbers(items))
+    made.clear()
+    build_shards(tmp_path, items[:8], encode, 6, key="b")
+    assert made == [6, 2]
+    assert sorted(p.name for p in tmp_path.glob("shard-*")) == ["shard-00000", "shard-00001"]
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 1 row"):
+        build_shards(tmp_path, [1], whole_numbers, 0)
+    build_shards(tmp_path, list(range(9)), whole_numbers, 4)
+    file = tmp_path / "shard-00001" / "rows.bin"
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="corrupt"):
+        Shards.open(tmp_path)
+    with pytest.raises(DataError, match="missing"):
+        Shards.open(tmp_path / "nowhere")
+    stray = FeatureStore.create(tmp_path / "shard-00001", 2, 5)
+    stray.write(np.arange(2), np.ones((2, 5)))
+    stray.close()
+    with pytest.raises(DataError, match="holds"):
+        Shards.open(tmp_path)
+
+
+# --------------------------------------------------------------------------- a method's index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letters(RepresentationMethod):
+    """Letter counts, made comparable by the corpus mean: encode, fit and transform all matter."""
+
+    name = "letters"
+
+    def encode(self, context, examples, role):
+        alphabet = np.arange(97, 123)
+        rows = [(np.frombuffer(e.text.encode(), np.uint8)[:, None] == alphabet) for e in examples]
+        return np.stack([r.sum(axis=0) for r in rows]).astype(np.float32)
+
+    def fit(self, context, features):
+        return {"mean": np.asarray(features[:]).mean(axis=0)}
+
+    def transform(self, features, state, role):
+        return features - state["mean"]
+
+
+class NoTarget:
+    fingerprint = "none"
+
+
+def corpus(n: int) -> list[Example]:
+    words = "red green blue cold warm slow quick north south river stone cloud".split()
+    rng = np.random.default_rng(3)
+    return [Example(f"e{i}", " ".join(rng.choice(words, 5)), "yes indeed") for i in range(n)]
+
+
+def check_index(folder: Path, run) -> None:
+    context = Context(target=NoTarget(), scratch=folder / "scratch")  # type: ignore[arg-type]
+    train, asked = corpus(40), corpus(46)[40:]
+    method = Letters(pooling="softmax-abs", temperature=3.0)
+    one = method.build(context, train)
+    sharded = build_index(method, context, train, folder / "index", 9, run=run)
+    np.testing.assert_allclose(sharded.score(asked), one.score(asked), rtol=1e-5, atol=1e-5)
+    found, alone = sharded.scan(asked, 7), one.scan(asked, 7)
+    np.testing.assert_array_equal(found.ids, alone.ids)
+    np.testing.assert_allclose(found.values, alone.values, rtol=1e-5)
+    np.testing.assert_allclose(found.pooled, alone.pooled, rtol=1e-5)
+    everything = Groups.of([range(40)], 40)
+    np.testing.assert_allclose(
+        found.pooled, one.score_groups(asked, everything)[:, 0], rtol=1e-5, atol=1e-4
+    )
+    (folder / "saved").mkdir()
+    sharded.save(folder / "saved")
+    again = method.load(context, folder / "saved")
+    np.testing.assert_array_equal(again.top_k(asked, 7)[1], alone.ids)
+
+
+def test_a_method_is_built_in_shards(tmp_path: Path) -> None:
+    check_index(tmp_path, in_turn)
+
+
+# --------------------------------------------------------------------------- Ray
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes on this machine, each with a core of its own."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        pytest.skip("a Ray connection of another test is open")
+    small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    try:
+        nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        for _ in range(2):
+            nodes.add_node(**small)
+        nodes.wait_for_nodes(timeout=120)
+        # Classes of this file travel by value: no node can import it.
+        ray.init(address=nodes.address, log_to_driver=False)
+    except Exception as e:
+        pytest.skip(f"Ray does not start here: {e}")
+    module = __import__("sys").modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield nodes
+    ray.cloudpickle.unregister_pickle_by_value(module)
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def where(item: int) -> str:
+    import time
+
+    import ray
+
+    time.sleep(0.5)  # long enough that one node cannot do all
+    return ray.get_runtime_context().get_node_id()
+
+
+def broken(item: int) -> None:
+    raise UsageError("this task is refused")
+
+
+@needs_ray
+def test_several_nodes_build_and_search_with_the_result_of_one(cluster, tmp_path: Path) -> None:
+    run = on_ray()
+    assert len(set(run(where, range(6)))) > 1
+    items = list(range(50))
+    there = build_shards(tmp_path / "ray", items, whole_numbers, 8, dtype="float16", run=run)
+    here = build_shards(tmp_path / "here", items, whole_numbers, 50, dtype="float16")
+    for a, b in zip(*(scan_all(s) for s in (there, here))):
+        np.testing.assert_array_equal(a, b)
+    assert Shards.open(tmp_path / "ray", run=run).shape == (50, 5)
+    check_index(tmp_path / "method", run)
+    with pytest.raises(UsageError, match="this task is refused"):
+        run(broken, [1])
+
+
+def scan_all(rows: Shards) -> tuple[np.ndarray, ...]:
+    find = partial(scan, queries(), rows, 12)
+    found = find(pooling="sum")
+    return found.values, found.ids, found.pooled, found.sums
