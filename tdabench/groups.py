@@ -7,15 +7,18 @@ are kept in CSR form so that additive group scores are one sparse product.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import scipy.sparse as sp
 
 from tdabench.errors import DataError, UsageError
 from tdabench.io import fingerprint
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 Pooling = Literal["sum", "mean", "softmax", "softmax-abs"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -87,6 +90,8 @@ class Groups(Sequence[np.ndarray]):
 
     def membership(self, dtype: type = np.float32) -> sp.csr_matrix:
         """0/1 matrix [group, train]."""
+        import scipy.sparse as sp
+
         ones: np.ndarray = np.ones(len(self.indices), dtype=dtype)
         return sp.csr_matrix((ones, self.indices, self.indptr), (len(self), self.n_train))
 
@@ -198,6 +203,12 @@ def _logits(s: np.ndarray, absolute: bool, t: np.float32, out: np.ndarray) -> np
     if absolute:
         s = np.abs(s, out=out)
     return np.divide(s, t, out=out) if t != 1 or not absolute else s
+
+
+def is_sparse(x: Any) -> bool:
+    """Whether `x` is a matrix of scipy.sparse, without loading that for those who have none."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(x))
 
 
 def threads() -> int:

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import scipy.sparse as sp
 
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, MethodError, MissingAsset, UsageError, unknown
-from tdabench.groups import POOLINGS, Groups, pool_scores
+from tdabench.groups import POOLINGS, Groups, is_sparse, pool_scores
 from tdabench.io import fingerprint, read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -242,8 +241,10 @@ class RepresentationMethod(TDAMethod):
             raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
         state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
         if meta["rows"] == "sparse":
+            from scipy.sparse import csr_matrix
+
             parts = (arrays["rows.data"], arrays["rows.indices"], arrays["rows.indptr"])
-            rows: Any = sp.csr_matrix(parts, shape=tuple(meta["shape"]))
+            rows: Any = csr_matrix(parts, shape=tuple(meta["shape"]))
         elif meta["rows"] == "store":
             from tdabench.toolkit.sharded import Shards
             from tdabench.toolkit.store import FeatureStore
@@ -261,7 +262,7 @@ def transform_rows(
     """`method.transform` of all training features; what is in a store streams into another."""
     if type(method).transform is RepresentationMethod.transform:
         return features
-    if isinstance(features, np.ndarray) or sp.issparse(features):
+    if isinstance(features, np.ndarray) or is_sparse(features):
         return method.transform(features, state, "train")
     # A feature store may exceed memory: stream it through, block by block, into another.
     from tdabench.toolkit.store import FeatureStore
@@ -282,7 +283,7 @@ def transform_rows(
 def row_blocks(rows: Rows, bytes_a_block: int = 64 << 20) -> typing.Iterator[tuple[int, Any]]:
     """(first row, block) over `rows`, each block of about `bytes_a_block` as float32."""
     n, d = rows.shape[0], max(1, rows.shape[1])
-    step = n if sp.issparse(rows) else max(1, bytes_a_block // (4 * d))
+    step = n if is_sparse(rows) else max(1, bytes_a_block // (4 * d))
     for a in range(0, n, max(1, step)):
         yield a, rows[a : a + step]
 
@@ -336,7 +337,7 @@ class RepresentationIndex(Index):
             k,
             pooling=self.pooling if pooling == "own" else pooling,
             temperature=self.temperature,
-            device=None if device == "cpu" or sp.issparse(self.rows) else device,
+            device=None if device == "cpu" or is_sparse(self.rows) else device,
         )
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
@@ -358,8 +359,8 @@ class RepresentationIndex(Index):
             "version": self.method.version,
             "shape": list(self.rows.shape),
         }
-        if sp.issparse(self.rows):
-            m = sp.csr_matrix(self.rows)
+        if is_sparse(self.rows):
+            m = self.rows.tocsr()  # type: ignore[attr-defined]
             meta["rows"] = "sparse"
             arrays |= {"rows.data": m.data, "rows.indices": m.indices, "rows.indptr": m.indptr}
         elif isinstance(self.rows, np.ndarray):
@@ -374,7 +375,7 @@ class RepresentationIndex(Index):
 def _dots(q: Any, rows: Any) -> np.ndarray:
     """q [query, d] . rows [block, d] -> float32 [query, block]; dense or sparse on either side."""
     product = q @ rows.T
-    return np.asarray(product.todense() if sp.issparse(product) else product, dtype=np.float32)
+    return np.asarray(product.todense() if is_sparse(product) else product, dtype=np.float32)
 
 
 def check_rows(name: str, features: Any, n: int) -> None:
@@ -382,7 +383,7 @@ def check_rows(name: str, features: Any, n: int) -> None:
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != n:
         raise MethodError(f"{name} encoded {n} examples into shape {shape}, expected [{n}, dim]")
-    values = features.data if sp.issparse(features) else features
+    values = features.data if is_sparse(features) else features
     if isinstance(values, np.ndarray):
         bad = ~np.isfinite(values)
         if bad.any():

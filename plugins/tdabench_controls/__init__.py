@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import scipy.sparse as sp
 
 from tdabench.api import (
     Context,
@@ -31,6 +30,7 @@ from tdabench.api import (
 )
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
     from torch import Tensor
 
     from tdabench.api import Batch
@@ -183,6 +183,8 @@ class SameTask(RepresentationMethod):
     summary = "oracle, reads labels: 1 where the tasks agree"
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
+        import scipy.sparse as sp
+
         if examples and not any(e.task for e in examples):
             raise UsageError(
                 f"sametask: none of the {len(examples)} {role} examples has a task label",
@@ -204,6 +206,8 @@ class SameTask(RepresentationMethod):
     def transform(
         self, features: Any, state: Mapping[str, np.ndarray], role: Role
     ) -> sp.csr_matrix:
+        import scipy.sparse as sp
+
         tasks = state["tasks"]
         row = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
         known = np.isin(features.indices, tasks)

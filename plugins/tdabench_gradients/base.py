@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from tdabench.api import (
     Context,
@@ -198,6 +197,8 @@ def damped_cholesky(c: np.ndarray, damping: float, what: str, n: int) -> np.ndar
 
 def whiten(features: np.ndarray, low: np.ndarray) -> np.ndarray:
     """L^-1 g of each row [n, d]: inner products become g^T (C + lambda I)^-1 g'."""
+    from scipy.linalg import solve_triangular
+
     return solve_triangular(low, np.asarray(features, dtype=np.float64).T, lower=True).T
 
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.sparse as sp
 
 from tdabench.api import Context, Example, RepresentationMethod, Role, UsageError
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 TERMS = 1 << 62
 WORD = re.compile(r"\w+")
@@ -43,6 +45,8 @@ def term_hash(term: str) -> int:
 
 def count_rows(lists: Iterable[Sequence[str]], buckets: int = TERMS) -> sp.csr_matrix:
     """Term counts, CSR float32 [example, buckets]."""
+    import scipy.sparse as sp
+
     data: list[int] = []
     indices: list[int] = []
     indptr = [0]
@@ -67,6 +71,8 @@ def document_frequencies(counts: sp.csr_matrix) -> dict[str, np.ndarray]:
 
 def known_terms(counts: sp.csr_matrix, terms: np.ndarray) -> sp.csr_matrix:
     """The columns `terms` of `counts`, [example, term]; what the corpus lacks is dropped."""
+    import scipy.sparse as sp
+
     place = np.searchsorted(terms, counts.indices)
     place = np.minimum(place, max(0, len(terms) - 1))
     known = terms[place] == counts.indices if len(terms) else np.zeros(counts.nnz, dtype=bool)
@@ -266,6 +272,8 @@ class DSIR(_Lexical):
     ) -> sp.csr_matrix:
         # p_q = (c + a p) / (N + a), so log p_q / p = log(1 + c / (a p)) - log((N + a) / a): the
         # first term is sparse, the second the same for every bucket, so one column more holds it.
+        import scipy.sparse as sp
+
         a, p = self.smoothing, state["p"]
         m, total = sp.csr_matrix(features), row_sums(features)
         if role == "train":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tdabench.targets.target import Target
 
 POOLINGS = ("mean", "position", "cls", "last")
+# A processor is fastest while activations stay in its cache, an accelerator when it is full.
+TOKENS_A_BATCH = {"cpu": 1024, "cuda": 16_384}
 _WINDOW = 16_384  # texts tokenised at a time, so that a corpus of any size fits
 
 
@@ -32,7 +34,7 @@ def encode_texts(
     pooling: str = "mean",
     layer: int = -1,
     max_length: int | None = None,
-    tokens_a_batch: int = 8192,
+    tokens_a_batch: int | None = None,
     max_examples: int = 256,
     normalise: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -43,7 +45,8 @@ def encode_texts(
     one, is left out). Texts longer than `max_length` tokens (special tokens included; default:
     what model and tokenizer allow) are cut at the end. `pooling` is "mean" over real tokens,
     "position" (weights 1, 2, … over real tokens), "cls" (first token) or "last". `normalise`
-    scales to length 1. A text without tokens gives zeros.
+    scales to length 1. A text without tokens gives zeros. `tokens_a_batch` (padding included)
+    bounds a batch; None leaves it to the device, and nothing but speed depends on it.
 
     Raises UsageError for an unknown pooling or layer.
     """
@@ -81,7 +84,7 @@ def pooled_hidden_states(
     layer: int = -1,
     weighting: str = "mean",
     role: str = "full",
-    tokens_a_batch: int = 8192,
+    tokens_a_batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Hidden states of the target, pooled over the tokens of each example: float32 [example, d].
@@ -128,7 +131,7 @@ def _encode_ids(
     pad_id: int,
     pooling: str,
     layer: int,
-    tokens_a_batch: int,
+    tokens_a_batch: int | None,
     max_examples: int = 256,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(places in `ids`, pooled float32 [b, d]) batch by batch, longest first."""
@@ -136,6 +139,7 @@ def _encode_ids(
 
     if pooling not in POOLINGS:
         raise UsageError(f"unknown token pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    budget = tokens_a_batch or TOKENS_A_BATCH.get(model.device.type, TOKENS_A_BATCH["cuda"])
     lengths = np.array([len(x) for x in ids], dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
@@ -145,7 +149,7 @@ def _encode_ids(
         a = 0
         while a < len(order):
             width = int(lengths[order[a]])
-            index = order[a : a + max(1, min(max_examples, tokens_a_batch // width))]
+            index = order[a : a + max(1, min(max_examples, budget // width))]
             a += len(index)
             padded = np.full((len(index), width), pad_id, dtype=np.int64)
             for row, i in enumerate(index):

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from tdabench.errors import UsageError
-from tdabench.groups import LEAST_LOGIT, POOLINGS
+from tdabench.groups import LEAST_LOGIT, POOLINGS, is_sparse
 from tdabench.method import Rows, top_k_of
 
 BLOCK_BYTES = 8 << 20  # of float32 rows at a time
@@ -117,11 +116,11 @@ def blocks(rows: Rows) -> Iterator[tuple[int, Any, np.ndarray | None]]:
     if hasattr(rows, "planes"):
         yield from rows.planes(step)
         return
-    if sp.issparse(rows):
+    if is_sparse(rows):
         step = max(step, 1 << 14)
     for a in range(0, n, step):
         block = rows[a : a + step]
-        yield a, block if sp.issparse(block) else np.asarray(block, dtype=np.float32), None
+        yield a, block if is_sparse(block) else np.asarray(block, dtype=np.float32), None
 
 
 def _multiplier(queries: Any, device: str | None) -> Any:
@@ -138,7 +137,7 @@ def _multiplier(queries: Any, device: str | None) -> Any:
 
     def product(block: Any) -> np.ndarray:
         dots = queries @ block.T
-        return np.asarray(dots.todense() if sp.issparse(dots) else dots, dtype=np.float32)
+        return np.asarray(dots.todense() if is_sparse(dots) else dots, dtype=np.float32)
 
     return product
 

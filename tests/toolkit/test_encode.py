@@ -61,7 +61,7 @@ def by_hand(model, tokenizer, text, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "position", "cls", "last"])
-@pytest.mark.parametrize("tokens_a_batch", [1, 17, 8192])
+@pytest.mark.parametrize("tokens_a_batch", [1, 17, 8192, None])
 def test_pooling_equals_a_loop_without_padding(bert, pooling, tokens_a_batch):
     model, tokenizer = bert
     got = encode_texts(model, tokenizer, TEXTS, pooling=pooling, tokens_a_batch=tokens_a_batch)
