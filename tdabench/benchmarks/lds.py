@@ -145,6 +145,15 @@ def rank_outcome(
         "constant_queries": Metric(float(flat), higher_is_better=False),
         "truth_seeds": Metric(float(truth.n_seeds)),
     }
+    # What chance adds to the value, by where it comes from; the method's own seeds are not here
+    # but in the spread between cells.
+    found = stats.variance_sources(boot, scores, truth.by_seed())
+    parts = {"queries": found.queries, "groups": found.groups, "truth_seeds": found.truth_seeds}
+    metrics |= {
+        f"sd_{k}": Metric(float(np.sqrt(v)), higher_is_better=False)
+        for k, v in parts.items()
+        if v is not None
+    }
     arrays = {"group_scores": scores, **boot.arrays()}
 
     ceiling = ceiling_of(truth, replicates, context)

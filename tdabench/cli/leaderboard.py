@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tdabench.cli.common import words
+
 FORMATS = ("table", "json", "csv", "md", "latex")
 
 
@@ -22,7 +24,13 @@ FORMATS = ("table", "json", "csv", "md", "latex")
     "--sort=-KEY reverses.",
 )
 @click.option("--columns", metavar="A,B", help="Show these columns, whatever the width.")
-@click.option("--benchmark", metavar="NAME", help="Rank by this benchmark.")
+@click.option("--benchmark", metavar="NAME", help="Rank by this benchmark, or by `overall`.")
+@click.option(
+    "--overall",
+    metavar="A,B",
+    help="Benchmarks whose places the overall rank averages.  [default: all but cost]",
+)
+@click.option("--intervals", is_flag=True, help="Every benchmark's interval.")
 @click.option("--target", metavar="NAME", help="Only this target.")
 @click.option("--wide", is_flag=True, help="Every column, whatever the width.")
 @click.option("--no-cache", is_flag=True, help="Compare the methods again.")
@@ -33,6 +41,8 @@ def command(
     sort: str,
     columns: str | None,
     benchmark: str | None,
+    overall: str | None,
+    intervals: bool,
     target: str | None,
     wide: bool,
     no_cache: bool,
@@ -46,12 +56,14 @@ def command(
     Examples:
       tdabench leaderboard
       tdabench leaderboard runs/mine runs/theirs --benchmark selection
+      tdabench leaderboard --overall lds,transfer,tracing --benchmark overall --intervals
       tdabench leaderboard --format latex > table.tex
     """
     from tdabench.report.board import Board
 
     board = Board.from_runs(folders, cache=not no_cache)
-    chosen = [c.strip() for c in columns.split(",") if c.strip()] if columns else None
+    chosen = words(columns)
+    counted = words(overall)
     form = "json" if as_json else form
     if form == "table":
         from rich.console import Console
@@ -68,12 +80,22 @@ def command(
             benchmark=benchmark,
             target=target,
             wide=wide,
+            intervals=intervals,
+            overall=counted,
         )
         print_published(board, console)
         return
     from tdabench.report.export import export
 
     click.echo(
-        export(board, form, sort=sort, columns=chosen, benchmark=benchmark, target=target),
+        export(
+            board,
+            form,
+            sort=sort,
+            columns=chosen,
+            benchmark=benchmark,
+            target=target,
+            overall=counted,
+        ),
         nl=False,
     )

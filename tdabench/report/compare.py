@@ -11,9 +11,9 @@ from tdabench.errors import DataError, UsageError, unknown
 from tdabench.report.board import Board, Cell, Cost, Row, Table
 from tdabench.report.figures import records_of
 from tdabench.report.ranks import ALPHA, bootstrap_of
-from tdabench.report.records import Record, find_runs, is_run
+from tdabench.report.records import Record, find_runs, finite, is_run
 from tdabench.report.terminal import metric, title
-from tdabench.report.text import clean, milliseconds, p_value, seconds
+from tdabench.report.text import clean, count, milliseconds, p_value, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,7 @@ class Difference:
     cost_a: Cost
     cost_b: Cost
     reason: str = ""
+    crossover: str = ""  # of the benchmark cost: from which corpus size the other is cheaper
 
     @property
     def regressed(self) -> bool:
@@ -196,6 +197,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         cost_a=a.row.cost,
         cost_b=b.row.cost,
         reason="a record carries no bootstrap replicates",
+        crossover=_crossover(a, b) if column.benchmark == "cost" else "",
     )
     if b.cell.value is None or not b.cell.ok:
         return replace(empty, verdict="lost", reason=f"{b.cell.status}: {b.cell.reason}")
@@ -215,6 +217,29 @@ def _difference(a: _Side, b: _Side) -> Difference:
         reason="",
         verdict=found.verdict(ALPHA, column.higher_is_better),
     )
+
+
+def _crossover(a: _Side, b: _Side) -> str:
+    """From which corpus size one method has cost less in all, preparing and building."""
+    from tdabench.benchmarks.cost import EXTRAPOLATED, crossover
+
+    lines = []
+    for side in (a, b):
+        at = [finite((side.cell.metrics.get(f"build_at_{n}") or {}).get("value"))
+              for n in ("1e6", "1e9")]  # fmt: skip
+        if at[0] is None or at[1] is None:
+            return ""
+        per_example = (at[1] - at[0]) / (EXTRAPOLATED[1] - EXTRAPOLATED[0])
+        fixed = max(0.0, at[0] - per_example * EXTRAPOLATED[0])
+        lines.append(((side.row.cost.prepare_seconds or 0.0) + fixed, per_example))
+    for (first, cheap), (second, dear) in (((a, lines[0]), (b, lines[1])),
+                                           ((b, lines[1]), (a, lines[0]))):  # fmt: skip
+        size = crossover(*cheap, *dear)
+        if size is not None:
+            names = f"{clean(first.name, 60)} costs less than {clean(second.name, 60)}"
+            where = "at any size" if size == 0 else f"from {count(size)} examples on"
+            return f"Preparing and building, {names} {where} (extrapolated)."
+    return ""
 
 
 def _adjusted(found: list[Difference]) -> list[Difference]:
@@ -251,6 +276,8 @@ def print_comparison(found: Sequence[Difference], console: Console) -> None:
             line.append(f" [{_signed(d.low)}, {_signed(d.high)}]", "dim")
         hang(console, Text(), line)
         hang(console, Text("  "), Text(d.words(), style))
+        if d.crossover:
+            hang(console, Text("  "), Text(d.crossover, "dim"))
     for cost in _costs(found):
         hang(console, Text(), Text(cost, "dim"))
     if len([d for d in found if d.p is not None]) > 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tdabench.errors import unknown
 from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.overall import with_overall
 from tdabench.report.terminal import (
     context_line,
     default_columns,
@@ -40,11 +41,13 @@ def export(
     columns: Sequence[str] | None = None,
     benchmark: str | None = None,
     target: str | None = None,
+    overall: Sequence[str] | None = None,
 ) -> str:
     """`board` as text in a format of FORMATS, ending in a newline. Raises UsageError."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     tables = [board.table(target)] if target else list(board.tables)
+    tables = [with_overall(t, overall) for t in tables]
     tables = [(t.ranked_by(benchmark) if benchmark else t).sorted_by(sort) for t in tables]
     if form == "json":
         # ASCII: no direction mark or control character of a label reaches a terminal raw.

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tdabench.errors import unknown
 from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.overall import OVERALL, rule, with_overall
 from tdabench.report.text import (
     clean,
     count,
@@ -53,12 +54,15 @@ def print_board(
     benchmark: str | None = None,
     target: str | None = None,
     wide: bool = False,
+    intervals: bool = False,
+    overall: Sequence[str] | None = None,
 ) -> None:
     """Prints every table of `board` (or that of `target`).
 
     `columns` names what to show (rank, method, share, build, query, bytes, prepare, family and
-    benchmarks), whatever the width; `wide` shows everything. Raises UsageError for a name that
-    is not there.
+    benchmarks), whatever the width; `wide` shows everything; `intervals` every benchmark's
+    interval and not the ranking one's alone; `overall` names the benchmarks that the overall
+    rank averages (see `tdabench.report.overall`). Raises UsageError for a name that is not there.
     """
     tables = [board.table(target)] if target else list(board.tables)
     if not tables:
@@ -67,8 +71,9 @@ def print_board(
         for i, table in enumerate(tables):
             if i:
                 emit(console, Text())
+            table = with_overall(table, overall)
             table = table.ranked_by(benchmark) if benchmark else table
-            _print_table(table.sorted_by(sort), console, columns, wide)
+            _print_table(table.sorted_by(sort), console, columns, wide, intervals)
     console.file.write(whole.get())
     for warning in board.warnings:
         hang(console, Text("! ", "yellow"), Text(clean(warning), "yellow"))
@@ -84,7 +89,13 @@ def _next_command(board: Board, table: Table) -> str:
     return f"Details: tdabench show {quoted}, tdabench report"
 
 
-def _print_table(table: Table, console: Console, columns: Sequence[str] | None, wide: bool) -> None:
+def _print_table(
+    table: Table,
+    console: Console,
+    columns: Sequence[str] | None,
+    wide: bool,
+    intervals: bool = False,
+) -> None:
     plain = not console.is_terminal
     width = console.width
     digits = 3 if plain or wide or width >= 100 else 2
@@ -93,9 +104,10 @@ def _print_table(table: Table, console: Console, columns: Sequence[str] | None, 
     failed = [r for r in table.rows if not _primary(table, r).ok]
     hidden: list[str] = []
     if columns is not None:
-        shown = [_column(table, ranked, key, digits) for key in columns]
+        shown = [_column(table, ranked, key, digits, intervals) for key in columns]
     else:
-        shown = [_column(table, ranked, key, digits) for key in default_columns(table)]
+        keys = default_columns(table)
+        shown = [_column(table, ranked, key, digits, intervals) for key in keys]
         shown = [c for c in shown if c.key not in COSTS or any(str(t) != "–" for t in c.cells)]
         if not (plain or wide):
             shown, hidden = _fit(shown, table, width)
@@ -158,6 +170,16 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
     if ties:
         marks = listing(dict.fromkeys(f"{r}=" for r in ties[:2] + ties[-1:]))
         out.append(f"{marks}: not told apart at 5% (paired bootstrap, Holm over all pairs).")
+    for row in table.rows:
+        cell = _primary(table, row)
+        if cell.ok and cell.spread is not None:
+            name = clean(title(table.column(table.primary)), 40)
+            out.append(
+                f"{clean(row.label, 60)}: {cell.seeds} seeds of its own, {name} differs by "
+                f"{number(cell.spread, 3)} (standard deviation) between them."
+            )
+    if rule_of_overall := rule(table):
+        out.append(rule_of_overall)
     lost: dict[tuple[str, str, str], list[str]] = {}
     for row in table.rows:
         main = _primary(table, row)
@@ -192,6 +214,7 @@ def default_columns(table: Table) -> list[str]:
     """What a table shows unless told otherwise; benchmarks nobody has a value on are left out."""
     filled = {name for row in table.rows for name, cell in row.cells.items() if cell.ok}
     others = [c.name for c in table.columns if c.name != table.primary and c.name in filled]
+    others.sort(key=lambda name: name != OVERALL)  # a terminal drops columns from the right
     share = ["share"] if table.column(table.primary).ceiling else []
     return ["rank", "method", table.primary, *share, *others, "build", "query", "bytes"]
 
@@ -220,7 +243,9 @@ def _fit(shown: list[_Shown], table: Table, width: int) -> tuple[list[_Shown], l
     return shown, hidden
 
 
-def _column(table: Table, rows: Sequence[Row], key: str, digits: int) -> _Shown:
+def _column(
+    table: Table, rows: Sequence[Row], key: str, digits: int, intervals: bool = False
+) -> _Shown:
     names = {c.name for c in table.columns}
     if key == "rank":
         return _Shown("rank", "rank", [_rank(_primary(table, r)) for r in rows], right=False)
@@ -238,8 +263,11 @@ def _column(table: Table, rows: Sequence[Row], key: str, digits: int) -> _Shown:
     if key in names:
         column = table.column(key)
         primary = key == table.primary
-        header = clean(title(column), 40) + (" [95%]" if primary else "")
-        cells = [_value(r.cells.get(key), column, digits, interval=primary) for r in rows]
+        spans = primary or intervals
+        known = spans and any((c := r.cells.get(key)) and c.low is not None for r in rows)
+        header = clean(title(column), 40) + (" [95%]" if known else "")
+        digits = 1 if key == OVERALL else digits
+        cells = [_value(r.cells.get(key), column, digits, interval=spans) for r in rows]
         return _Shown(key, header, cells, right=False)
     raise unknown("column", key, ["rank", "method", "family", "share", *COSTS, *sorted(names)])
 

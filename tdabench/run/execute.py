@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tdabench import plugins
-from tdabench.errors import GuardError
 from tdabench.io import cannot_write, write_json
 from tdabench.run import environment
 from tdabench.run.folder import SCHEMA, RunFolder, file_name, now, tail
@@ -479,8 +478,9 @@ class Executor:
 def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
     """Refuses what would give a number that flatters, before any work is done.
 
-    Raises GuardError for a query that is also trained on, for a truth made on another corpus or
-    target, and for a checkpoint that is both scored at and among the models behind the truth.
+    Raises GuardError for a query that is also trained on, and for a truth made on another corpus
+    or target. A checkpoint among the models behind the truth is found by the worker, which has
+    the models (see `Truth.check_apart`).
     """
     from tdabench.run.suite import truth_name
     from tdabench.truth.plan import check_disjoint
@@ -499,13 +499,6 @@ def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
         truth = Truth.load(cell.target.truths[name])
         truth.check(plan.suite.train, cell.target.target)
         truth.for_queries(queries.ids)
-        for checkpoint in cell.target.target.checkpoints.values():
-            if checkpoint in truth.plan.get("models", ()):
-                raise GuardError(
-                    f"the checkpoint {checkpoint} of {cell.target.label} is among the models "
-                    f"behind its truth {name!r}",
-                    "Score at a checkpoint that was not trained on the pool",
-                )
 
 
 # --------------------------------------------------------------------------- processes

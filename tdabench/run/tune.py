@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tdabench import plugins
-from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.errors import GuardError, TdabenchError, UsageError, unknown
 from tdabench.groups import pool_scores
 from tdabench.method import Context, Index, TDAMethod
 from tdabench.run.suite import Suite, SuiteTarget, load_suite
@@ -105,7 +105,28 @@ def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:
     suite.verify(path)
     truth = Truth.load(path)
     truth.check(suite.train, target.target)
+    check_apart(suite, target, truth)
     return truth.for_queries(suite.queries("tuning").ids)
+
+
+def check_apart(suite: Suite, target: SuiteTarget, tuning: Truth) -> None:
+    """Raises GuardError when choosing parameters would look at what methods are scored on."""
+    test = suite.queries("test")
+    ids, texts = set(test.ids), {(e.prompt, e.response) for e in test}
+    for e in suite.queries("tuning"):
+        if e.id in ids or (e.prompt, e.response) in texts:
+            raise GuardError(
+                f"the tuning query {e.id!r} is also a test query",
+                "Parameters chosen on it would be scored on it: choose other tuning queries",
+            )
+    for name, path in target.truths.items():
+        if name == "tuning" or name.startswith("tuning-") or not path.exists():
+            continue
+        if Truth.load(path).groups.fingerprint == tuning.groups.fingerprint:
+            raise GuardError(
+                f"the tuning truth of {target.label} has the groups of its truth {name!r}",
+                "Draw other groups: tdabench truth build makes them from the plan's name",
+            )
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

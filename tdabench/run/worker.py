@@ -56,6 +56,7 @@ class Worker:
         self.log = Path(job["log"])
         self.meter = Meter()
         self.started = time.perf_counter()
+        self.kept_apart: set[str] = set()  # truths that no checkpoint scored at is behind
         self._last_progress = 0.0
 
     # ------------------------------------------------------------------ telling
@@ -280,6 +281,12 @@ class Worker:
                 raise unknown(f"truth of the target {declared.label}", name, truths)
             found = Truth.load(truths[name])
             found.check(train, target)
+            if name not in self.kept_apart:
+                params = self.job["method"]["params"].values()
+                named = [p for v in params for p in (v if isinstance(v, list) else [v])]
+                scored_at = [c for c in target.checkpoints if c in named]
+                found.check_apart(target, scored_at, queries)
+                self.kept_apart.add(name)
             return found.for_queries(queries.ids)
 
         others = {

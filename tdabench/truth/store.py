@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,9 @@ from tdabench.io import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
+
+
+SAME_MODEL = 5e-3  # nats: a float16 copy of a model differs by less, another seed by far more
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,28 @@ class Truth:
                 f"the truth's groups are over {self.groups.n_train} examples, "
                 f"the corpus has {len(train)}"
             )
+
+    def check_apart(self, target: Target, checkpoints: Iterable[str], queries: Corpus) -> None:
+        """Raises GuardError when a checkpoint is one of the retrained models behind this truth.
+
+        Told by what it does, whatever its name: its losses on the queries are, within rounding,
+        those that the truth records for some retraining. Two seeds of one group differ by far
+        more. Checkpoints that the truth starts from are passed over.
+        """
+        own = self.for_queries(queries.ids)
+        for name in checkpoints:
+            if name == self.plan.get("start", "base"):
+                continue
+            found = target.losses(target.model(name), target.tokenize(queries))
+            apart = np.abs(own.losses - found).mean(axis=2)  # [group, seed]
+            if len(queries) and np.nanmin(apart, initial=np.inf) < SAME_MODEL:
+                g, s = np.unravel_index(np.nanargmin(apart), apart.shape)
+                which = f"it has the losses of group {g}, seed {s}"
+                raise GuardError(
+                    f"the checkpoint {name!r} of {target.name} is among the models behind the "
+                    f"truth {self.plan.get('name', '')!r}: {which}",
+                    "Score at a checkpoint that is not what the truth was read off",
+                )
 
     def save(self, path: Path) -> None:
         write_arrays(

@@ -164,6 +164,17 @@ def test_further_truths_are_shown_beside_and_do_not_enter_the_headline(make_cont
     assert again.metrics == out.metrics
 
 
+def test_truth_seeds_are_a_source_of_variance_of_their_own(make_context) -> None:
+    scores = SCORES + RNG.normal(size=SCORES.shape)
+    clean = run(make_context, scores, np.stack([GROUP_SCORES] * 4))
+    noise = RNG.normal(size=(4, *GROUP_SCORES.shape)) * GROUP_SCORES.std()
+    noisy = run(make_context, scores, GROUP_SCORES + noise)
+    assert clean.metrics["sd_truth_seeds"].value == 0
+    assert clean.metrics["sd_groups"].value > 0
+    assert noisy.metrics["sd_truth_seeds"].value > 0.01
+    assert "sd_truth_seeds" not in run(make_context, scores, GROUP_SCORES[None]).metrics
+
+
 def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -> None:
     values = GROUP_SCORES + RNG.normal(size=(4, *GROUP_SCORES.shape))
     truths = {"lds": truth_of(values, GROUPS, QUERIES.ids)}

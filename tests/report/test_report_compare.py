@@ -160,3 +160,26 @@ def test_the_command_and_its_exit_code(plain_run):
     assert run(command, better).exit_code == 0
     rows = json.loads(run(command, [*worse, "--json"]).stdout)
     assert [r["regressed"] for r in rows if r["benchmark"] == "LDS"] == [True]
+
+
+def test_cost_says_from_which_size_on_a_method_is_cheaper(make_run):
+    """airrep prepares for 2,460 s (see conftest) and adds 1 ms an example, logra 4 ms."""
+    per_example = {"airrep": 0.001, "logra": 0.004, "ekfac": 0.005}
+
+    def change(record):
+        slope = per_example[record["method"]["name"]]
+        record["metrics"]["cost"]["value"] = 1 / slope
+        for n, label in ((1e6, "1e6"), (1e9, "1e9")):
+            record["metrics"][f"build_at_{label}"] = {"value": 2.0 + slope * n}
+
+    folder = make_run(
+        "priced", dict.fromkeys(per_example, 1.0), benchmarks=("cost",), change=change
+    )
+    (d,) = compare("logra", "airrep", [folder])
+    assert d.crossover == (
+        "Preparing and building, airrep costs less than logra from 820,000 examples on "
+        "(extrapolated)."
+    )
+    assert d.crossover in said([d])
+    (d,) = compare("logra", "ekfac", [folder])
+    assert "logra costs less than ekfac at any size" in d.crossover

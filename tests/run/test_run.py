@@ -19,6 +19,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
 from tdabench.io import read_arrays, read_json
 from tdabench.run import Options, Request, Result, RunFolder, make_plan, run
+from tdabench.truth import Truth
 
 QUICK = Options(jobs=2, threads=1, timeout=300.0)
 
@@ -320,6 +321,20 @@ def test_a_truth_of_another_corpus_is_refused(make_suite, toys, tmp_path, tiny_c
     (suite.parent / "corpus.jsonl").write_text(text.replace(tiny_corpus[0].prompt, "Other", 1))
     with pytest.raises(GuardError, match="made on another training corpus"):
         measure(suite, tmp_path / "run", "toy")
+
+
+def test_a_checkpoint_behind_the_truth_is_refused(make_suite, tmp_path, tiny_target, tiny_queries):
+    """Where a method would score there, and only there."""
+    suite = make_suite()
+    truth = Truth.load(suite.parent / "truth.safetensors")
+    model = tiny_target.model("warm")
+    truth.losses[3, 1] = tiny_target.losses(model, tiny_target.tokenize(tiny_queries))
+    truth.save(suite.parent / "truth.safetensors")
+    asked = {"sets": ("hidden.checkpoint=warm",)}
+    (found,) = measure(suite, tmp_path / "run", "hidden", **asked).values()
+    assert found["status"] == "failed"
+    assert "'warm' of tiny-qwen2 is among the models behind the truth 'toy'" in found["reason"]
+    assert measure(suite, tmp_path / "run", "hidden")["hidden"]["status"] == "ok"
 
 
 def test_a_folder_of_another_suite_is_refused(toy_suite, toys, tmp_path, make_suite):

@@ -9,7 +9,7 @@ import pytest
 
 from tdabench import plugins
 from tdabench.data import Corpus, Example
-from tdabench.errors import UsageError
+from tdabench.errors import GuardError, UsageError
 from tdabench.groups import Groups, pool_scores
 from tdabench.method import Context
 from tdabench.run.suite import load_suite
@@ -22,8 +22,9 @@ def suite_file(make_suite, tiny_target, tiny_corpus, tiny_queries, tmp_path):
     """A suite whose tuning truth is exactly TF-IDF pooled by a softmax at temperature 0.05."""
     path = make_suite()
     tuning = Corpus(
-        [Example(f"u{i}", e.prompt, e.response, e.task) for i, e in enumerate(tiny_queries)], "u"
-    )
+        [Example(f"u{i}", f"{e.prompt} Now.", e.response, e.task)
+         for i, e in enumerate(tiny_queries)], "u",
+    )  # fmt: skip
     with open(path.parent / "corpus.jsonl", "a") as f:
         for e in tuning:
             f.write(json.dumps({"id": e.id, "prompt": e.prompt, "response": e.response,
@@ -96,3 +97,27 @@ def test_the_command_prints_the_lines_for_the_suite(suite_file):
     )  # fmt: skip
     assert out.exit_code == 0
     assert '[tuned.tiny.tfidf]\npooling = "softmax"\ntemperature = 0.05' in out.stdout
+
+
+def test_tuning_on_test_queries_is_refused(suite_file):
+    text = suite_file.read_text().replace('tuning_queries = "tuning"', 'tuning_queries = "test"')
+    suite_file.write_text(text)
+    suite = load_suite(str(suite_file))
+    path = suite.targets[0].truths["tuning"]
+    truth = Truth.load(path)
+    Truth(truth.losses, truth.groups, tuple(suite.queries("test").ids), truth.plan).save(path)
+    with pytest.raises(GuardError, match="is also a test query"):
+        tune(str(suite_file), None, "tfidf", {"pooling": ["sum"]})
+
+
+def test_tuning_on_the_groups_of_the_test_truth_is_refused(suite_file):
+    suite = load_suite(str(suite_file))
+    truth = Truth.load(suite.targets[0].truths["tuning"])
+    ids = tuple(suite.queries("test").ids)
+    losses = np.zeros((len(truth.groups), 1, len(ids)), dtype=np.float32)
+    Truth(losses, truth.groups, ids, truth.plan).save(suite_file.parent / "test.safetensors")
+    text = suite_file.read_text()
+    both = 'lds = "test.safetensors"\ntuning = "tuning.safetensors"'
+    suite_file.write_text(text.replace('tuning = "tuning.safetensors"', both))
+    with pytest.raises(GuardError, match="has the groups of its truth 'lds'"):
+        tune(str(suite_file), None, "tfidf", {"pooling": ["sum"]})

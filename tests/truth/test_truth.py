@@ -296,3 +296,29 @@ def test_damaged_truth_files(tmp_path):
         Truth.load(tmp_path / "t.safetensors")
     with pytest.raises(DataError, match="shape"):
         Truth(np.zeros((2, 1, 1)), Groups.of([[0]], 3), ("q",))
+
+
+def test_a_checkpoint_behind_the_truth_is_known_by_its_losses(plan, parts, tmp_path):
+    """Also as a float16 copy under another name; another seed's model is another model."""
+    import shutil
+
+    from tdabench.targets import finetune
+    from tdabench.targets.target import save_weights
+
+    target, train, queries = parts
+    build(plan, *parts, tmp_path / "work")
+    truth = collect(plan, tmp_path / "work")
+    shutil.copytree(target.folder, tmp_path / "target")
+    for name, seed in (("same", plan.run_seed(Unit(1, 0))), ("other", 12345)):
+        model = target.fresh_model("base")
+        tokens = target.tokenize(train.subset(plan.groups[1]))
+        finetune(model, tokens, plan.recipe, seed, target.pad_id)
+        save_weights(model, tmp_path / "target" / f"{name}.safetensors")
+    files = {n: f"{n}.safetensors" for n in ("base", "same", "other")}
+    copy = Target("copy", tmp_path / "target", files, max_length=target.max_length)
+    truth.check_apart(copy, ("base", "other"), queries)
+    with pytest.raises(GuardError, match=r"'same' of copy .* losses of group 1, seed 0"):
+        truth.check_apart(copy, ("other", "same"), queries)
+    one = truth.for_queries(queries.ids[:1])
+    with pytest.raises(GuardError, match="'same'"):
+        one.check_apart(copy, ("same",), queries.subset([0]))

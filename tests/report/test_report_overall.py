@@ -1,0 +1,121 @@
+"""The overall rank by hand, its rule in words, and intervals on request."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from tdabench.cli.leaderboard import command
+from tdabench.errors import UsageError
+from tdabench.report.board import Board, Cell, Column, Row, Table
+from tdabench.report.overall import OVERALL, rule, with_overall
+from tdabench.report.terminal import print_board
+
+RANKS = {  # places by hand: a benchmark's ties share the mean of their places
+    "a": {"lds": 1, "tracing": 2, "cost": 3},
+    "b": {"lds": 2, "tracing": 2, "cost": 2},
+    "c": {"lds": 2, "tracing": 1, "cost": 1},
+    "d": {"lds": 4},
+    "e": {},
+}
+
+
+def table() -> Table:
+    columns = tuple(Column(n, n, n) for n in ("lds", "tracing", "cost", "empty"))
+    rows = tuple(
+        Row(label, cells={n: Cell("ok", value=1.0, rank=r) for n, r in ranks.items()})
+        for label, ranks in RANKS.items()
+    )
+    return Table("t", "", "", 1, columns, rows, "lds")
+
+
+def overall(t: Table) -> dict[str, tuple[float | None, int | None, bool]]:
+    return {
+        r.label: (r.cells[OVERALL].value, r.cells[OVERALL].rank, r.cells[OVERALL].tied)
+        for r in t.rows
+    }
+
+
+def test_the_overall_rank_is_the_mean_place() -> None:
+    t = with_overall(table())
+    assert overall(t) == {
+        "a": ((1 + 2.5) / 2, 1, True),
+        "b": ((2.5 + 2.5) / 2, 3, False),
+        "c": ((2.5 + 1) / 2, 1, True),
+        "d": ((4 + 4) / 2, 4, False),  # no value on tracing: last
+        "e": (None, None, False),  # no value at all
+    }
+    assert t.columns[-1].params["of"] == ["lds", "tracing"]  # a cost is no quality
+    assert "mean place on lds and tracing" in rule(t)
+    assert [r.label for r in t.ranked_by(OVERALL).rows] == ["a", "c", "b", "d", "e"]
+
+
+def test_the_benchmarks_that_count_can_be_chosen() -> None:
+    t = with_overall(table(), ["tracing", "cost"])
+    assert overall(t)["c"] == (1.0, 1, False)
+    assert overall(t)["d"] == (4.0, 4, False)
+    only = with_overall(table(), ["cost"])
+    assert [r.label for r in only.ranked_by(OVERALL).rows][:3] == ["c", "b", "a"]
+    with pytest.raises(UsageError, match="Did you mean 'tracing'"):
+        with_overall(table(), ["traceing"])
+
+
+def test_one_benchmark_or_no_result_has_no_overall_rank() -> None:
+    t = table()
+    one = replace(t, columns=t.columns[:1], rows=tuple(
+        replace(r, cells={k: c for k, c in r.cells.items() if k == "lds"}) for r in t.rows
+    ))  # fmt: skip
+    assert with_overall(one) is one
+    assert rule(one) == ""
+    empty = replace(t, rows=tuple(replace(r, cells={}) for r in t.rows))
+    assert with_overall(empty) is empty
+
+
+def test_methods_without_a_value_share_the_last_places() -> None:
+    cells = {"x": {"lds": 1, "tracing": 1}, "y": {"lds": 2}, "z": {"lds": 3}}
+    rows = tuple(
+        Row(k, cells={n: Cell("ok", value=0.0, rank=r) for n, r in v.items()})
+        for k, v in cells.items()
+    )
+    t = with_overall(replace(table(), rows=rows))
+    assert [overall(t)[k][0] for k in "xyz"] == [1.0, (2 + 2.5) / 2, (3 + 2.5) / 2]
+
+
+def printed(folder, **more) -> str:
+    out = io.StringIO()
+    print_board(Board.from_runs([folder]), Console(file=out, width=200), **more)
+    return out.getvalue()
+
+
+def test_the_board_states_the_rule_and_shows_intervals_on_request(plain_run) -> None:
+    text = printed(plain_run)
+    head = next(line for line in text.splitlines() if line.startswith("rank"))
+    assert head.split()[:3] == ["rank", "method", "LDS"]
+    assert "overall" in head
+    assert head.count("[95%]") == 1
+    assert "overall: mean place on lds, transfer and selection" in text
+    wide = printed(plain_run, intervals=True)
+    head = next(line for line in wide.splitlines() if line.startswith("rank"))
+    assert head.count("[95%]") == 3  # the overall rank has none
+    best = printed(plain_run, benchmark=OVERALL, overall=["selection"])
+    assert "ranked by overall" in best
+    assert "overall: mean place on selection;" in best
+
+
+def test_the_command_takes_the_rule(plain_run) -> None:
+    run = CliRunner().invoke
+    args = [str(plain_run), "--overall", "lds,selection", "--benchmark", OVERALL, "--intervals"]
+    done = run(command, args)
+    assert done.exit_code == 0, done.output
+    assert "overall: mean place on lds and selection" in done.output
+    data = json.loads(run(command, [*args, "--json"]).output)
+    (found,) = data["tables"]
+    assert found["primary"] == OVERALL
+    assert found["columns"][-1]["params"] == {"of": ["lds", "selection"]}
+    values = [r["cells"][OVERALL]["value"] for r in found["rows"] if r["label"] != "demo"]
+    assert values == sorted(values)
