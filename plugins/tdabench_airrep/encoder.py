@@ -407,7 +407,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer
+    return AutoTokenizer.from_pretrained(
+        folder, use_fast=True, trust_remote_code=False
+    ).backend_tokenizer
 
 
 def initial_encoder(
@@ -520,7 +522,9 @@ def _pretrained(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as e:
         raise DataError(f"{folder} holds no readable model: {e}") from e
     if getattr(model, "pooler", None) is not None:

@@ -165,9 +165,11 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with torch.random.fork_rng(devices=[]):  # weights that a folder lacks are drawn
-            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as e:
         raise DataError(f"cannot load the encoder at {folder}: {e}") from e
     if tokenizer.pad_token_id is None:

@@ -243,6 +243,9 @@ class Executor:
             "MKL_NUM_THREADS": count,
             "OPENBLAS_NUM_THREADS": count,
             "RAYON_NUM_THREADS": count,
+            # Threads that spin while they wait starve each other as soon as the cores are shared:
+            # a build of 6 s took 137 s on a busy machine. Sleeping costs nothing on an idle one.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONHASHSEED": "0",
             "PYTHONUNBUFFERED": "1",
