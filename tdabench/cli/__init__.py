@@ -137,9 +137,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         from tdabench.io import cannot_write
 
-        what = e.filename if isinstance(e.filename, str) else ""
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        say(str(cannot_write(what or "a file", e)) if full else f"{what}: {e.strerror or e}")
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = e.filename if isinstance(e.filename, str) else "a file"
+        say(str(cannot_write(what, e)) if full else f"{what}: {e.strerror or e}")
         return 1
     except Exception as e:
         if debug:

@@ -146,10 +146,10 @@ class RunFolder:
                         f"another run is writing to {self.path} ({handle.read().strip()})",
                         "Wait for it to finish, or choose another folder with --out",
                     ) from e
-            handle.seek(0)
-            handle.truncate()
-            handle.write(f"process {os.getpid()} since {now()}")
-            handle.flush()
+            with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+                handle.seek(0)
+                handle.truncate()
+                os.write(handle.fileno(), f"process {os.getpid()} since {now()}".encode())
             yield
 
     def tidy(self) -> None:

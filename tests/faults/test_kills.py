@@ -1,0 +1,206 @@
+"""kill -9 at any moment of a truth build, of AirRep's training and of an index being saved.
+
+The rerun ends in the same result, finished work is never redone and no half file is read.
+tests/run/test_kill.py does the same to whole runs. A few kills each; a hundred with
+TDABENCH_LONG=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench.data.examples import Corpus
+from tdabench.groups import Groups
+from tdabench.io import read_arrays
+from tdabench.targets.target import Target
+from tdabench.truth import Truth
+from tests.faults.conftest import command, environment
+from tests.faults.test_offenders import OFFENDERS, TOYS
+
+KILLS = 100 if os.environ.get("TDABENCH_LONG") else 2
+
+
+def kill_now_and_then(
+    arguments: list[object],
+    progress: Callable[[], object],
+    check: Callable[[], None],
+    seed: int,
+) -> subprocess.CompletedProcess[bytes]:
+    """Starts a command, kills it at a random moment, and again; then lets it finish.
+
+    Half of the moments are counted from the start, half from the first sign of progress, so that
+    a slow machine is killed at work and not only while it imports. `check` runs after every kill.
+    """
+    moments = random.Random(seed)
+    for n in range(KILLS):
+        before, start = progress(), time.monotonic()
+        process = subprocess.Popen(
+            command(*arguments),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        if n % 2:
+            time.sleep(moments.uniform(0.0, 6.0))
+        else:
+            while process.poll() is None and progress() == before:
+                assert time.monotonic() - start < 240, "no progress"
+                time.sleep(0.005)
+            time.sleep(moments.uniform(0.0, 0.3))
+        process.kill()
+        _, err = process.communicate()
+        assert b"Traceback" not in err, err.decode()
+        check()
+    return subprocess.run(
+        command(*arguments), capture_output=True, env=environment(), check=True, timeout=300
+    )
+
+
+def stamps(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
+    """Files by name, with what would change if one were written again."""
+    found = {}
+    for p in sorted(folder.rglob(pattern)):
+        try:
+            found[p.name] = (p.stat().st_ino, p.stat().st_mtime_ns)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+class Whole:
+    """Checks after every kill that files are whole, and that none was made twice."""
+
+    def __init__(self, folder: Path, pattern: str) -> None:
+        self.folder, self.pattern = folder, pattern
+        self.seen: dict[str, tuple[int, int]] = {}
+
+    def __call__(self) -> None:
+        now = stamps(self.folder, self.pattern)
+        assert {k: now.get(k) for k in self.seen} == self.seen, "finished work was done again"
+        for p in self.folder.rglob("*.safetensors"):
+            if not p.name.startswith("."):
+                read_arrays(p)
+        self.seen = now
+
+
+def write_corpus(path: Path, **splits: Corpus) -> None:
+    with path.open("w") as f:
+        for split, corpus in splits.items():
+            for e in corpus:
+                row = {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
+                f.write(json.dumps({**row, "split": split}) + "\n")
+
+
+@pytest.mark.slow
+def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
+    suite = make_suite()
+    text = suite.read_text().replace(
+        "[benchmarks]",
+        "[targets.plans.lds]\ngroups = 6\nfraction = 0.5\nseeds = 2\n"
+        "recipe = { lr = 3e-3, epochs = 8, batch_size = 8 }\n[benchmarks]",
+        1,
+    )
+    suite.write_text(text)
+    build = ["truth", "build", suite, "--json", "--work"]
+    subprocess.run(command(*build, tmp_path / "a"), env=environment(), check=True, timeout=300,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    work = tmp_path / "b"
+    whole = Whole(work, "g*.safetensors")
+    done = kill_now_and_then(
+        [*build, work], lambda: len(stamps(work, "g*.safetensors")), whole, seed=0
+    )
+    assert json.loads(done.stdout)[0]["done"] == 12
+    kept = {k: v for k, v in stamps(work, "g*.safetensors").items() if k in whole.seen}
+    assert kept == whole.seen
+    made = [next((tmp_path / n).rglob("truth.safetensors")).read_bytes() for n in "ab"]
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_airrep_training_goes_on_to_the_same_encoder(
+    tiny_target: Target, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
+):
+    from tdabench_airrep.labels import Instance, Labels
+
+    write_corpus(tmp_path / "c.jsonl", pool=tiny_corpus, dev=tiny_queries)
+    rng = np.random.default_rng(0)
+    dev = np.arange(len(tiny_queries))
+    groups = Groups.random(6, len(tiny_corpus), 0.3, rng)
+    losses = rng.normal(2, 0.1, (6, len(dev))).astype(np.float32)
+    meta = {"train": tiny_corpus.fingerprint, "dev": tiny_queries.fingerprint}
+    Labels((Instance(dev, groups, losses),) * 2, len(tiny_corpus), len(dev), meta).save(
+        tmp_path / "labels.safetensors"
+    )
+    steps, every = (600, 20) if KILLS > 10 else (60, 5)
+    train: list[object] = [
+        "airrep", "train", "--target", tiny_target.folder, "--corpus", tmp_path / "c.jsonl",
+        "--pool-split", "pool", "--dev-split", "dev", "--labels", tmp_path / "labels.safetensors",
+        "--init", "scratch:16x1", "--dim", "8", "--steps", steps, "--every", every,
+        "--holdout", "1", "--patience", "1000", "--out",
+    ]  # fmt: skip
+    subprocess.run(command(*train, tmp_path / "a"), env=environment(), check=True, timeout=300,
+                   capture_output=True)  # fmt: skip
+    out = tmp_path / "b"
+
+    def step() -> object:
+        return stamps(out, "checkpoint.safetensors")
+
+    kill_now_and_then([*train, out], step, Whole(out, "no-file-is-written-once"), seed=1)
+    first, other = (read_arrays(next((tmp_path / n).rglob("model.safetensors")))[0] for n in "ab")
+    assert first.keys() == other.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], other[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_an_index_is_whole_or_absent(toy_suite: Path, tmp_path: Path):
+    run = [
+        "run", "--suite", toy_suite, "--plugin", TOYS, "--plugin", OFFENDERS, "--threads", "1",
+        "--methods", "slow-save", "--json", "--out",
+    ]  # fmt: skip
+    whole = subprocess.run(
+        command(*run, tmp_path / "a"), env=environment(), check=True, capture_output=True
+    )
+    out = tmp_path / "b"
+
+    def parts() -> int:
+        return len(list(out.rglob("part-*")))
+
+    done = kill_now_and_then([*run, out], parts, Whole(out / "cells", "*.json"), seed=2)
+    cells = [json.loads(d.stdout)["cells"][0] for d in (whole, done)]
+    assert cells[0]["status"] == cells[1]["status"] == "ok"
+    assert cells[0]["metrics"] == cells[1]["metrics"]
+
+
+def test_two_truth_builds_on_one_folder_end_in_the_same_truth(
+    make_suite, tmp_path: Path, tiny_target: Target
+):
+    suite = make_suite()
+    text = suite.read_text().replace(
+        "[benchmarks]",
+        "[targets.plans.lds]\ngroups = 4\nfraction = 0.5\nseeds = 1\n"
+        "recipe = { lr = 3e-3, epochs = 2, batch_size = 8 }\n[benchmarks]",
+        1,
+    )
+    suite.write_text(text)
+    build = command("truth", "build", suite, "--json", "--work", tmp_path / "work")
+    pair = [
+        subprocess.Popen(build, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    answers = [p.communicate(timeout=300) for p in pair]
+    for process, (out, err) in zip(pair, answers):
+        assert process.returncode == 0, err.decode()
+        assert json.loads(out)[0]["done"] == 4
+    truth = Truth.load(next((tmp_path / "work").rglob("truth.safetensors")))
+    assert np.isfinite(truth.losses).all()
+    assert not list((tmp_path / "work").rglob(".*.tmp"))
