@@ -130,6 +130,23 @@ def test_nothing_is_pickled(folder: Path):
 
 
 @pytest.mark.parametrize("folder", [HARNESS, PLUGINS], ids=lambda p: p.name)
+def test_whatever_transformers_loads_is_told_to_run_no_code(folder: Path):
+    """Left unsaid, `trust_remote_code` asks at a terminal and weights may be a pickle."""
+    for path in sources(folder):
+        if path.name.startswith("make_"):
+            continue  # scripts that build pocket's own files
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
+                said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                whom = ast.unparse(node.func)
+                if "Peft" in whom:
+                    continue  # adapters are checked for safetensors before peft sees them
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+                if "Model" in whom and "gguf_file" not in said:
+                    assert said.get("use_safetensors") == "True", f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("folder", [HARNESS, PLUGINS], ids=lambda p: p.name)
 def test_nothing_seeds_the_global_generators(folder: Path):
     """Every draw comes from a named seed.
 

@@ -221,7 +221,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     try:
         with no_bars(), torch.random.fork_rng(devices=[]):
             loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
             )
             config = loaded.config
             for attribute in ("quantization_config", "_pre_quantization_dtype"):
@@ -229,7 +229,9 @@ def unpack_gguf(file: Path, folder: Path) -> None:
                     delattr(config, attribute)
             model = type(loaded)(config)
         model.load_state_dict(loaded.state_dict())
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
     except Exception as e:
         # The reader raises anything for a damaged file; memory is another matter.
         if isinstance(e, MemoryError):

@@ -199,7 +199,7 @@ class Target:
         if checkpoint != SCRATCH and path.is_dir():
             model = load_pretrained(path)
         else:
-            config = AutoConfig.from_pretrained(self.folder)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             with torch.random.fork_rng(devices=[]):  # initialising must not move global streams
                 torch.manual_seed(named_seed(seed, SCRATCH))
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -224,7 +224,7 @@ class Target:
         )
         try:
             loader = PreTrainedTokenizerFast if plain else AutoTokenizer
-            tokenizer = loader.from_pretrained(self.folder)
+            tokenizer = loader.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as e:
             raise DataError(
                 f"the target {self.name!r} has no readable tokenizer: {_line(e)}",
@@ -398,6 +398,7 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except Exception as e:

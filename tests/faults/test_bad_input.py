@@ -159,13 +159,13 @@ def test_ids_name_no_files(make_suite, tdabench, tmp_path: Path, tiny_corpus: Co
     """Ids with paths in them, NUL, very long or alike but for case: they stay ids."""
     hostile = [Example(id, e.prompt, e.response, e.task) for id, e in zip(HOSTILE_IDS, tiny_corpus)]
     suite = make_suite(train=Corpus([*hostile, *tiny_corpus[len(hostile) :]], "hostile"))
-    before = {p for p in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     out = tmp_path / "run"
     asked = ["run", "--suite", suite, "--methods", "tfidf", "--threads", "1", "--out", out]
     done = tdabench(*asked)
     assert done.returncode == 0, done.stderr
     done = tdabench("report", out, "--suite", suite, "--out", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
-    new = {p for p in tmp_path.rglob("*")} - before
+    new = set(tmp_path.rglob("*")) - before
     assert all(out in p.parents or p in (out, tmp_path / "report.html") for p in new)
     assert [r["status"] for r in RunFolder(out).records()] == ["ok"]

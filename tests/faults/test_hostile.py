@@ -61,15 +61,15 @@ def poisoned_folder(tmp_path: Path, tiny_target: Target, poison) -> Path:
     (folder / "evil.py").write_text(code)
     for file in ("config.json", "tokenizer_config.json"):
         config = json.loads((folder / file).read_text())
-        config["auto_map"] = {
-            k: "evil.Evil" for k in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
-        } | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        classes = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+        config["auto_map"] = dict.fromkeys(classes, "evil.Evil")
+        config["auto_map"]["AutoTokenizer"] = ["evil.Evil", "evil.Evil"]
         (folder / file).write_text(json.dumps(config))
     return folder
 
 
 def test_a_models_folder_of_pickles_and_code_runs_nothing(poisoned_folder: Path, poison):
-    from tdabench_airrep.encoder import initial_encoder
+    from tdabench_airrep.encoder import Pooled, initial_encoder
     from tdabench_text.neural import _load
 
     targets = [
@@ -82,7 +82,7 @@ def test_a_models_folder_of_pickles_and_code_runs_nothing(poisoned_folder: Path,
     with pytest.raises(TdabenchError):
         _load(poisoned_folder, "cpu")
     with pytest.raises(TdabenchError):
-        initial_encoder(str(poisoned_folder), None)
+        initial_encoder(str(poisoned_folder), None, dim=4, pooled=Pooled(), text=None, seed=0)
     assert not poison[1].exists()
 
 
@@ -158,24 +158,14 @@ def test_the_length_of_a_header_is_checked_first(claimed: int, tmp_path: Path):
 def test_a_line_that_gzip_inflates_without_end_is_refused(tmp_path: Path, monkeypatch):
     import gzip
 
-    from tdabench.data import examples
+    from tdabench.data import files
 
-    module = next(m for m in (examples, _files()) if hasattr(m, "MAX_LINE"))
-    monkeypatch.setattr(module, "MAX_LINE", 1000)
+    monkeypatch.setattr(files, "MAX_LINE", 1000)
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"prompt": "' + b"x" * 10_000_000))
     assert path.stat().st_size < 20_000
     with pytest.raises(TdabenchError, match="line 1: longer than"):
-        examples.read_jsonl(path) if hasattr(examples, "read_jsonl") else _files().read_jsonl(path)
-
-
-def _files():
-    import importlib
-
-    try:
-        return importlib.import_module("tdabench.data.files")
-    except ModuleNotFoundError:
-        return None
+        files.read_jsonl(path)
 
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07[bold red]x[/] \u202egnp\u2066 \u200b\x9b31m\r\n\ud800"
