@@ -277,6 +277,11 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     model = load_pretrained(base)
     config = read_json(adapter / "adapter_config.json")
     odd = _not_plain(config)
+    if odd and not (adapter / "adapter_model.safetensors").exists():
+        raise DataError(
+            f"{adapter} holds no adapter_model.safetensors, and a pickle is not read",
+            "Save it again with save_pretrained",
+        )
     if not odd:
         add_lora(model, adapter, config)
     else:
