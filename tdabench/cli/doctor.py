@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +20,21 @@ from tdabench.cli.common import emit_json, json_option, plugin_options, print_ta
 OPTIONAL = [
     ("traker", "the cross-check of TRAK against its authors' code"),
     ("sentence-transformers", "text encoders from the hub"),
+    ("kronfluence", "influence functions as its authors compute them"),
+    ("dattri", "its methods and metrics, for comparison"),
+    ("bergson", "gradient indices as its authors build them"),
+    ("faiss-cpu", "approximate search"),
     ("ray", "building truth on several machines"),
     ("matplotlib", "plots"),
     ("datasets", "corpora from the hub"),
     ("pyarrow", "Parquet corpora"),
+    ("peft", "adapters other than plain LoRA"),
+    ("gguf", "models in GGUF files"),
 ]
-REQUIRED = ("torch", "tokenizers", "numpy", "scipy", "safetensors", "pluggy")
+REQUIRED = (
+    "torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "pluggy", "click",
+    "rich",
+)  # fmt: skip
 
 
 @click.command(
@@ -95,13 +105,25 @@ def packages() -> list[Check]:
 
 
 def unrelated_trak() -> list[Check]:
-    """The PyPI package `trak` shares its import name with TRAK's `traker`, and is no kin."""
+    """The PyPI package `trak` shares its import name with TRAK's `traker`, and is no kin.
+
+    Looked for among the distributions, and by what `import trak` would give: its folder must
+    hold traker's projectors.
+    """
+    remedy = "pip uninstall trak && pip install --force-reinstall --no-deps traker"
     try:
         found = version("trak")
+        return [("wrong", "trak", f"the package trak {found} is not TRAK and hides it", remedy)]
     except PackageNotFoundError:
-        return []
-    remedy = "pip uninstall trak && pip install --force-reinstall --no-deps traker"
-    return [("wrong", "trak", f"the package trak {found} is not TRAK and hides it", remedy)]
+        pass
+    try:
+        spec = find_spec("trak")
+    except (ImportError, ValueError):
+        spec = None
+    places = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    if places and not any((p / "projectors.py").exists() for p in places):
+        return [("wrong", "trak", f"{places[0]} is not TRAK (traker) and hides it", remedy)]
+    return []
 
 
 def machine() -> list[Check]:
@@ -129,11 +151,88 @@ def machine() -> list[Check]:
         checks.append(("note", "device", f"{gpu}, but torch is built for CPU only", ""))
     else:
         checks.append(("ok", "device", gpu or "no GPU: everything runs on the CPU", ""))
+    return [*checks, *threads(), *limits(), *run_folder(), *hub()]
+
+
+def threads() -> list[Check]:
+    """A worker's threads must not spin while they wait: on a shared machine that starves them."""
+    from tdabench.run import environment as env
+
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy and policy.lower() != "passive":
+        found = f"OMP_WAIT_POLICY={policy}: threads spin while they wait"
+        return [("note", "threads", found, "Unset it where other work shares the cores")]
+    try:
+        load = os.getloadavg()[0]
+    except (OSError, AttributeError):
+        load = 0.0
+    if load > env.cores() + 1:
+        found = f"load {load:.1f} on {env.cores()} cores: times will be those of a busy machine"
+        return [("note", "threads", found, "Scores do not change; measure costs when it is idle")]
+    return [("ok", "threads", f"{env.cores()} a worker with --jobs 1, load {load:.1f}", "")]
+
+
+def limits() -> list[Check]:
+    """Limits that the shell or the system sets on this process."""
+    try:
+        import resource
+    except ImportError:
+        return [("ok", "limits", "none known on this system", "")]
+
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    size = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if size != resource.RLIM_INFINITY and size < 1 << 30:
+        found = f"no file may exceed {size / 2**20:.0f} MiB"
+        return [("note", "limits", found, "ulimit -f unlimited")]
+    if 0 < files < 256:
+        return [("note", "limits", f"only {files} open files", "ulimit -n 1024")]
+    return [("ok", "limits", f"{files} open files, files of any size", "")]
+
+
+def run_folder() -> list[Check]:
+    """Whether what a run relies on works where its folder will be: write, sync, rename, lock."""
     folder = Path("runs") if Path("runs").is_dir() else Path.cwd()
-    if not os.access(folder, os.W_OK):
+    what = "run folder"
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".tdabench-doctor-")
+        place = Path(name)
+        try:
+            os.write(handle, b"tried")
+            os.fsync(handle)
+            os.replace(place, place.with_suffix(".renamed"))
+            place = place.with_suffix(".renamed")
+            locks = _locks(handle)
+        finally:
+            os.close(handle)
+            place.unlink(missing_ok=True)
+    except OSError as e:
         remedy = "Run elsewhere, or give --out"
-        checks.append(("wrong", "run folder", f"{folder.resolve()} is not writable", remedy))
-    return checks
+        return [("wrong", what, f"{folder.resolve()} is not writable: {e.strerror}", remedy)]
+    if not locks:
+        found = f"{folder.resolve()} is writable, but its file system has no locks"
+        return [("note", what, found, "Never start two runs on one folder")]
+    return [("ok", what, f"{folder.resolve()} is writable and locks", "")]
+
+
+def _locks(handle: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def hub() -> list[Check]:
+    """How models and data of the Hugging Face hub are reached; nothing is asked of the network."""
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    kept = f"what is downloaded is kept in {cache}"
+    if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE"):
+        kept = f"offline (HF_HUB_OFFLINE): only what is in {cache} can be used"
+    if os.environ.get("HF_TRUST_REMOTE_CODE"):
+        return [("note", "hub", "HF_TRUST_REMOTE_CODE is set; tdabench runs no code of models", "")]
+    return [("ok", "hub", kept, "")]
 
 
 def found_plugins() -> list[Check]:

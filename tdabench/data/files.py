@@ -404,12 +404,22 @@ def _is_plain(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the files of a folder and of the folders in it: no deeper, lest `/` be walked.
+
+    Raises DataError when they cannot be listed.
+    """
     if path.is_file():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        return [path]
+    try:
+        return sorted(p for deep in ("*", "*/*") for p in path.glob(deep) if p.is_file())
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}", "Give a folder of one corpus") from e
 
 
 def _stamp(path: Path) -> list[Any]:
     """What tells a file from a later state of it."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in _files(path)]
