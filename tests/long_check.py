@@ -27,23 +27,24 @@ TDABENCH = [PYTHON, "-m", "tdabench"]
 
 def steps(out: Path) -> dict[str, list[str]]:
     """Step -> command. `same` compares what `pocket` and `again` left."""
+    everything, page = str(out / "all"), str(out / "all.html")
     methods = "tfidf,bm25,hidden,gradcos,logra,airrep,trak"
-    pocket, again = str(out / "pocket"), str(out / "again")
+    pocket, again, replay = (str(out / name) for name in ("pocket", "again", "replay"))
     chosen = ["--methods", methods, "--benchmarks", "lds", "--out"]
     return {
         "doctor": [*TDABENCH, "doctor"],
         "suite": PYTEST,
         "kills": [*PYTEST, "tests/faults/test_kills.py", "tests/run/test_kill.py"],
         "fuzz": [PYTHON, "tests/faults/fuzz.py", "--inputs", "100000", "--keep-going"],
-        "all-methods": [*TDABENCH, "run", "--out", str(out / "all"), "--log-file", str(out / "all.log")],
-        "verify": [*TDABENCH, "verify", str(out / "all")],
-        "report": [*TDABENCH, "report", str(out / "all"), "--out", str(out / "all.html")],
+        "all-methods": [*TDABENCH, "run", "--out", everything, "--log-file", str(out / "log")],
+        "verify": [*TDABENCH, "verify", everything],
+        "report": [*TDABENCH, "report", everything, "--out", page],
         "truth": [*TDABENCH, "truth", "verify", "pocket", "--units", "4"],
         "pocket": [*TDABENCH, "run", *chosen, pocket, "--jobs", "1", "--threads", "1"],
         "again": [*TDABENCH, "run", *chosen, again, "--jobs", "2", "--threads", "2"],
         "same": [PYTHON, str(Path(__file__)), "--same", pocket, again],
-        "replay": [*TDABENCH, "run", "--from", f"{pocket}/manifest.json", "--out", str(out / "replay")],
-        "same-replay": [PYTHON, str(Path(__file__)), "--same", pocket, str(out / "replay")],
+        "replay": [*TDABENCH, "run", "--from", f"{pocket}/manifest.json", "--out", replay],
+        "same-replay": [PYTHON, str(Path(__file__)), "--same", pocket, replay],
         "conformance": [*TDABENCH, "check"],
     }  # fmt: skip
 
