@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 
 from tdabench import hookspecs, plugins
-from tdabench.cli import cli
+from tdabench.cli import COMMANDS, cli
+from tdabench.run.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,15 +50,108 @@ def test_a_documented_command_exists_with_its_options(page, line):
     command.make_parser(context).parse_args(list(args))  # NoSuchOption if an option is gone
 
 
+# Names that stand for the reader's own in examples.
+YOURS = {"demo", "FOLDER", "my-method", "mymethod", "mine", "METHOD", "NAME", "$m", "all", "main"}
+
+
+def values(line: str, option: str) -> list[str]:
+    """What a command line gives to an option, lists taken apart."""
+    words = shlex.split(line)
+    found = [b for a, b in itertools.pairwise(words) if a == option]
+    return [v for text in found for v in text.split(",") if v not in YOURS]
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{p.name}: {c}" for p, c in ALL])
+def test_what_a_documented_command_names_is_there(page, line):
+    from tdabench.report.plots import KINDS
+    from tdabench.testing import LAWS
+
+    registry = plugins.registry()
+    suite = load_suite("pocket")
+    own_suite = "--suite" in line or "mine.toml" in line
+    for name in values(line, "--methods"):
+        assert name in registry.methods
+    for name in [*values(line, "--benchmarks"), *values(line, "--benchmark")]:
+        assert name in registry.benchmarks
+    for name in values(line, "--kind"):
+        assert name in KINDS
+    for name in values(line, "--law"):
+        assert name in LAWS
+    for name in [] if own_suite else values(line, "--target"):
+        assert name in {t.label for t in suite.targets}
+    for setting in values(line, "--set"):
+        name, _, parameter = setting.partition("=")[0].rpartition(".")
+        if name and name not in YOURS:
+            assert parameter in {f.name for f in fields(registry.method(name).cls)}
+    words = [w for w in shlex.split(line)[1:] if not w.startswith("-")]
+    if (
+        len(words) == 2
+        and words[0] in ("methods", "benchmarks", "suites")
+        and words[1] not in YOURS
+    ):
+        assert words[1] in getattr(registry, words[0])
+
+
 def test_there_are_commands_to_check():
     assert len(ALL) > 30
 
 
+def test_every_command_is_documented():
+    shown = {shlex.split(line)[1] for _, line in ALL if len(shlex.split(line)) > 1}
+    assert set(COMMANDS) <= shown
+
+
+CODE = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "block"), CODE, ids=[f"{p.name}-{i}" for i, (p, _) in enumerate(CODE)]
+)
+def test_python_in_the_pages_uses_what_is_public(page, block):
+    from tdabench import api, testing
+
+    public = {"tdabench.api": set(api.__all__), "tdabench.testing": set(testing.__all__)}
+    try:
+        tree = ast.parse(block)
+    except SyntaxError:  # a signature
+        tree = ast.parse(block.rstrip() + ": ...")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tdabench."):
+            assert {a.name for a in node.names} <= public[str(node.module)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as mkdocs and git hosts make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    heads = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in heads}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[p.name for p in PAGES])
 def test_links_between_pages_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
         if "://" not in link and not link.startswith("mailto:"):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name} links to {link}"
+            if anchor:
+                assert anchor in anchors(target), f"{page.name} links to {link}#{anchor}"
+
+
+def test_every_page_has_its_place_in_the_documentation():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("markdown_extensions")[0]
+    listed = re.findall(r": (\S+\.md)$", nav, re.M)
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in (ROOT / "docs" / "papers.md").read_text()
 
 
 def test_every_hook_is_documented():

@@ -22,20 +22,18 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**keep, "COLUMNS": "200", **more}
 
 
-@pytest.fixture(scope="session")
-def sandbox(tmp_path_factory) -> dict[str, str]:
+def make_sandbox(folder: Path, *tools: str) -> dict[str, str]:
     """The variables of a virtual environment that sees this one's packages, tdabench among them.
 
-    `pip install -e` goes into it and leaves no trace.
+    `pip install -e` goes into it and leaves no trace. Of the commands it has `tools`.
     """
-    folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     site.mkdir(parents=True, exist_ok=True)
     own = sysconfig.get_path("purelib")
     (site / "parent.pth").write_text(f"import site; site.addsitedir({own!r})\n")
     bin_folder = folder / "bin"
-    for tool in ("pip", "tdabench", "pytest"):
+    for tool in tools:
         module = {
             "tdabench": "from tdabench.cli import main",
             "pip": "from pip._internal.cli.main import main",
@@ -46,6 +44,29 @@ def sandbox(tmp_path_factory) -> dict[str, str]:
         script.chmod(0o755)
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     return clean_environment(PATH=path, VIRTUAL_ENV=str(folder), PIP_NO_BUILD_ISOLATION="0")
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory) -> dict[str, str]:
+    return make_sandbox(tmp_path_factory.mktemp("venv"), "pip", "tdabench", "pytest")
+
+
+@pytest.fixture
+def new_sandbox(tmp_path) -> Callable[..., dict[str, str]]:
+    """A function from commands to the variables of a sandbox of this test's own."""
+    return lambda *tools: make_sandbox(tmp_path / "venv", *tools)
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """What a release of tdabench is made of, in a folder that pip may build in."""
+    root, copy = HERE.parents[1], tmp_path / "tdabench-sources"
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "runs")
+    for name in ("tdabench", "plugins"):
+        shutil.copytree(root / name, copy / name, ignore=skipped)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy / name)
+    return copy
 
 
 @pytest.fixture(scope="session")
