@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdabench.data.examples import read_jsonl
+from tdabench.data.files import read_jsonl
 from tdabench.io import fingerprint, write_arrays, write_json
 from tdabench.report.board import Board
 from tdabench.report.html import write_report
