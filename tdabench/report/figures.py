@@ -95,7 +95,7 @@ def curves(table: Table, column: str) -> list[Lines]:
     """A plot a measure of `column`: a line a method from its metrics `measure@k`, and references.
 
     Metrics `measure_random@k` (also oracle, full) are the same for every method and drawn once.
-    Only measures with two k or more make a curve.
+    Only measures with two k or more, and not the same everywhere, make a curve.
     """
     out: dict[str, dict[tuple[bool, str], Curve]] = {}
     for row in table.rows:
@@ -129,6 +129,7 @@ def curves(table: Table, column: str) -> list[Lines]:
         )
         for measure, found in out.items()
         if any(len(c.x) > 1 for c in found.values() if not c.reference)
+        and len({y for c in found.values() for y in c.y}) > 1
     ]
 
 

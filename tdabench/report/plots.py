@@ -114,21 +114,28 @@ def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False, always: boo
 
     With `ticks`, the (few) values themselves are marked.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    plain = FuncFormatter(lambda v, _: f"{v:,.0f}" if abs(v) >= 100 else f"{v:g}")
     low, high = min(values), max(values)
     if low <= 0 or (high < 5 * low and not always):
-        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_major_formatter(_plain)
         return
     axes.set_xscale("log")
+    _plain_ticks(axes.xaxis, low, high)
     if ticks and len(set(values)) <= 8:
         axes.set_xticks(sorted(set(values)))
-    else:
-        subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float, _: Any = None) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+
+
+def _plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis, at 1, 2 and 5 where it spans few factors of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(_plain)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _text(text: str, limit: int = 40) -> str:
@@ -245,7 +252,7 @@ def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
     figure = _blank(max(5.0, 2.6 + 0.5 * n_columns), max(2.4, 1.6 + 0.28 * n_rows))
     axes = _axes(figure)
     axes.grid(False)
-    top = float(np.nanmax(np.abs(matrix.values))) or 1.0
+    top = max(0.1, float(np.nanmax(np.abs(matrix.values))))  # nothing is not painted as much
     image = axes.imshow(matrix.values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
     names = [_text(c, 18) for c in matrix.columns]
     if matrix.counts:
@@ -303,7 +310,9 @@ def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
     for i, plot in enumerate(plots):
         axes = _axes(figure, down, across, i + 1)
         if plot.log:
+            ys = [y for line in plot.lines for y in line.y]
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis, min(ys), max(ys))
         for line in plot.lines:
             if line.reference:
                 dash = dashes.get(line.label, ":")
@@ -322,7 +331,8 @@ def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
                 low = [v if b is None else b for v, b in zip(line.y, line.low)]
                 high = [v if b is None else b for v, b in zip(line.y, line.high)]
                 if len(plot.lines) <= 4:
-                    axes.fill_between(line.x, low, high, color=style["color"], alpha=0.12)
+                    colour = style["color"]
+                    axes.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
                 elif low != high:  # bands would hide each other
                     axes.vlines(line.x, low, high, color=style["color"], alpha=0.4, linewidth=0.8)
             handles.setdefault(style["label"], handle)

@@ -392,7 +392,7 @@
   }
 
   function heat(label, matrix, corner) {
-    const top = Math.max(...matrix.values.flat().filter(known).map(Math.abs), 1e-9);
+    const top = Math.max(...matrix.values.flat().filter(known).map(Math.abs), 0.1);
     const state = { key: null, up: false };
     const element = h("table", { class: "heat" });
     const caption = h("caption", null, said(label));
