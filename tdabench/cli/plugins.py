@@ -45,14 +45,18 @@ def command(as_json: bool) -> None:
     table = []
     for p in registry.plugins:
         brings = [
-            *p.methods,
-            *(f"{n} (benchmark)" for n in p.benchmarks),
-            *(f"{n} (suite)" for n in p.suites),
-            *(["commands"] if "tdabench_commands" in p.hooks else []),
-            *(["a record observer"] if "tdabench_record" in p.hooks else []),
+            f"{kind}: {', '.join(names)}"
+            for kind, names in (
+                ("methods", p.methods),
+                ("benchmarks", p.benchmarks),
+                ("suites", p.suites),
+            )
+            if names
         ]
+        brings += ["commands"] if "tdabench_commands" in p.hooks else []
+        brings += ["a record observer"] if "tdabench_record" in p.hooks else []
         source = f"{p.origin.distribution} {p.origin.version}".strip()
-        table.append((p.origin.plugin, source, p.status, ", ".join(brings) or "-"))
+        table.append((p.origin.plugin, source, p.status, "; ".join(brings) or "-"))
         table += [("", "", "", f"! {problem}") for problem in p.problems]
     print_table(["plugin", "from", "status", "brings"], table)
     for line in registry.clashes:

@@ -346,6 +346,23 @@ def test_the_page_never_scrolls_sideways(opened, width):
     assert inside <= outside
 
 
+def test_lines_are_switched_from_the_legend(opened):
+    browser, _ = opened
+    plot = next(f for f in css(browser, "#plots figure") if f.text.startswith("selection: f1"))
+
+    def lines():
+        return len(plot.find_elements("css selector", "polyline"))
+
+    first = plot.find_elements("css selector", "button.line")[0]
+    before = lines()
+    click(browser, first)
+    assert first.get_attribute("aria-pressed") == "false"
+    assert lines() == before - 1
+    first.send_keys("\ue007")  # Enter brings it back
+    assert first.get_attribute("aria-pressed") == "true"
+    assert lines() == before
+
+
 def test_two_targets_are_two_boards(browser, make_run, tmp_path):
     def other(record):
         record["target"] = {"name": "gpt2-2m", "regime": "continued", "fingerprint": "dead"}
