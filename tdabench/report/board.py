@@ -564,4 +564,4 @@ def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
                     f"{column.name}: {column.benchmark} with other queries, parameters, truth or "
                     f"version; not comparable with another column {column.benchmark}"
                 )
-    return out
+    return list(dict.fromkeys(out))

@@ -135,6 +135,7 @@
     return h("dl", { class: "facts" }, pairs.filter(([, v]) => v !== null && v !== undefined && v !== "").map(([k, v]) => [
       h("dt", null, said(k)), h("dd", null, v instanceof Node ? v : said(typeof v === "string" ? v : JSON.stringify(v)))]));
   }
+  const nested = (v) => (v && typeof v === "object" && !Array.isArray(v) ? facts(Object.entries(v).map(([k, x]) => [k, nested(x)])) : Array.isArray(v) ? v.join(", ") : v);
   function details(table, row, width) {
     const parts = [];
     for (const [name, cell] of Object.entries(row.cells)) {
@@ -489,6 +490,8 @@
       const rows = methods.map((m) => [m, ...columns.map((c) => { const v = ex.values.find((x) => x.column === c.name && x.method === m); return v ? fixed(share(v.blob, i, v.scale)) : "–"; })]);
       const tops = ex.tops.filter((t) => state.chosen.has(t.method)).map((t) => ({ method: t.method, top: entries(t, "top"), bottom: entries(t, "bottom") }));
       const shared = (side, index, method) => tops.filter((t) => t.method !== method && t[side].some((x) => x.index === index)).map((t) => t.method);
+      // The lowest scores of a method that never goes below zero harm nothing.
+      const lowest = (t) => (t.bottom.length && t.bottom.every((x) => x.score >= 0) ? "Lowest scores (none is negative)" : "Most harmful");
       const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, t[side].map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
       shown.replaceChildren(
         h("div", { class: "card" }, h("h3", null, "Query ", said(e.id), " ", e.task ? h("span", { class: "badge" }, said(e.task)) : null), text(e)),
@@ -496,7 +499,7 @@
           h("thead", null, h("tr", null, ["method", ...columns.map((c) => c.title)].map((t) => h("th", { scope: "col" }, said(t))))),
           h("tbody", null, rows.map((r) => h("tr", null, r.map((c, j) => h(j ? "td" : "th", j ? { class: "num" } : { scope: "row" }, said(c))))))))),
         ex.tops.length
-          ? h("div", { class: "sides" }, tops.map((t) => h("div", { class: "card" }, h("h3", null, said(t.method)), part(t, "top", "Most helpful"), part(t, "bottom", "Most harmful"))))
+          ? h("div", { class: "sides" }, tops.map((t) => h("div", { class: "card" }, h("h3", null, said(t.method)), part(t, "top", "Most helpful"), part(t, "bottom", lowest(t)))))
           : h("p", { class: "soft" }, "These records store no top examples, so only values are shown."));
     }
     const choices = ex.tops.length ? h("fieldset", { class: "choices" }, h("legend", null, "Methods side by side"), ex.tops.map((t) => {
@@ -519,7 +522,7 @@
   function manifest() {
     return section("manifest", "Runs", ...data.runs.map((run) => h("details", { open: data.runs.length === 1 }, h("summary", null, said(run.run || "run")), facts(Object.entries(run).filter(([k]) => k !== "run").map(([k, v]) => {
       if (k === "command" && Array.isArray(v)) return [k, h("code", { dir: "auto" }, v.join(" "))];
-      if (v && typeof v === "object" && !Array.isArray(v)) return [k, facts(Object.entries(v))];
+      if (v && typeof v === "object" && !Array.isArray(v)) return [k, nested(v)];
       return [k, Array.isArray(v) ? v.join(", ") : v];
     })))));
   }
@@ -543,7 +546,7 @@
   document.getElementById("title").append(said(document.title));
   if (data.tables.length > 1) {
     const select = document.getElementById("target");
-    data.tables.forEach((t, i) => select.append(h("option", { value: i }, t.regime ? `${t.target} (${t.regime})` : t.target)));
+    data.tables.forEach((t, i) => select.append(h("option", { value: i }, t.regime && !t.target.includes(t.regime) ? `${t.target} (${t.regime})` : t.target)));
     select.addEventListener("change", () => draw(+select.value));
     document.getElementById("target-choice").hidden = false;
   }
