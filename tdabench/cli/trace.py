@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from tdabench.run.trace import Traced
 
 DEFAULT = "airrep,trak"
+SIDES = (
+    ("most helpful: the highest scores", "green"),
+    ("most harmful: the lowest scores (below 0)", "red"),
+)
 
 
 @click.command(
@@ -250,7 +254,7 @@ def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> Non
 
     out = console()
     working = [f for f in found if not f.reason]
-    per_row = max(1, out.width // 44)
+    per_row = max(1, out.width // 36)
     for q, query in enumerate(queries):
         head = Text(_clean(query.prompt, 400), "bold")
         head.append("\n→ ", "dim")
@@ -258,9 +262,9 @@ def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> Non
         out.print(head)
         for a in range(0, len(working), per_row):
             part = working[a : a + per_row]
-            for n, (side, style) in enumerate((("helpful", "green"), ("harmful", "red"))):
+            for n, (side, style) in enumerate(SIDES):
                 table = Table(box=None, pad_edge=False, expand=True, title_justify="left",
-                              title=Text(f"most {side}", f"bold {style}"))  # fmt: skip
+                              title=Text(side, f"bold {style}"))  # fmt: skip
                 table.add_column("", width=3, justify="right", style="dim")
                 for f in part:
                     table.add_column(Text(f.label), ratio=1, overflow="fold")

@@ -37,6 +37,7 @@ Visit = Callable[["Layer", Tensor, Tensor], None]  # (layer, x [b, t, in], delta
 Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 
 IN_MEMORY_BYTES = 512 << 20
+WINDOW = 65_536  # examples tokenised at a time
 TOKENS_A_BATCH = 4096
 
 
@@ -396,6 +397,10 @@ def map_batches(
             torch.cuda.empty_cache()
 
 
+def _content(examples: Sequence[Example]) -> str:
+    return fingerprint([[e.id, e.prompt, e.response] for e in examples])
+
+
 def stream_features(
     context: Context,
     examples: Sequence[Example],
@@ -415,7 +420,6 @@ def stream_features(
     features are not finite.
     """
     n = len(examples)
-    tokens = context.target.tokenize(examples)
     # Unprojected features can outweigh activations: no batch holds more than 256 MiB of them.
     most = max(1, min(256, (256 << 20) // (4 * max(1, dim))))
     store, rows = None, None
@@ -424,22 +428,26 @@ def stream_features(
         rows = np.empty((n, dim), dtype=np.float32)
     else:
         identity = [context.target.fingerprint, context.seed, dim, key]
-        identity.append(fingerprint([[e.id, e.prompt, e.response] for e in examples]))
+        identity.append(getattr(examples, "fingerprint", None) or _content(examples))
         path = context.scratch / name
         store = FeatureStore.create(
             path, n, dim, dtype, "" if key is None else fingerprint(identity)
         )
         todo = store.missing
-    for index, block in map_batches(
-        context,
-        [tokens[int(i)] for i in todo],
-        lambda batch: compute(replace(batch, index=todo[batch.index])),
-        what=name,
-        tokens_a_batch=tokens_a_batch,
-        max_examples=most,
+    # Tokenised a window at a time: a corpus may stay on disk, and so may be larger than memory.
+    for at, block in (
+        (part[index], block)
+        for part in np.split(todo, range(WINDOW, len(todo), WINDOW))
+        for index, block in map_batches(
+            context,
+            context.target.tokenize([examples[int(i)] for i in part]),
+            lambda batch, part=part: compute(replace(batch, index=part[batch.index])),
+            what=name,
+            tokens_a_batch=tokens_a_batch,
+            max_examples=most,
+        )
     ):
         values = block.detach().float().cpu().numpy()
-        at = todo[index]
         finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             bad = examples[int(at[~finite][0])]

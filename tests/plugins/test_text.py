@@ -203,6 +203,30 @@ def test_hidden_is_a_cosine_and_centring_uses_the_training_mean(
     )
 
 
+def test_features_beyond_memory_go_to_disk_window_by_window(
+    tiny_context, tiny_corpus, tiny_queries, monkeypatch
+):
+    from tdabench_text import neural
+
+    from tdabench.api import FeatureStore
+
+    method = Hidden(centre=True)
+    expected = method.build(tiny_context, tiny_corpus).score(tiny_queries)
+    seen, original = [], Hidden.vectors
+
+    def watched(self, context, examples, role):
+        seen.append(len(examples))
+        return original(self, context, examples, role)
+
+    monkeypatch.setattr(Hidden, "vectors", watched)
+    monkeypatch.setattr(neural, "IN_MEMORY_BYTES", 4 * 32 * len(tiny_queries))
+    monkeypatch.setattr(neural, "WINDOW", 7)
+    index = method.build(tiny_context, tiny_corpus)
+    assert max(seen) == 7
+    assert isinstance(index.rows, FeatureStore)
+    np.testing.assert_allclose(index.score(tiny_queries), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_hidden_parameters_change_scores(tiny_context, tiny_corpus, tiny_queries):
     plain = Hidden().build(tiny_context, tiny_corpus).score(tiny_queries)
     for params in (

@@ -305,3 +305,23 @@ def test_large_features_go_to_a_store_and_resume(
 def test_empty_input(tiny_context: Context) -> None:
     got = stream_features(tiny_context, [], lambda b: torch.zeros(0, 3), 3)
     assert got.shape == (0, 3)
+
+
+def test_a_corpus_is_tokenised_a_window_at_a_time(tiny_context, tiny_corpus, monkeypatch):
+    from tdabench.targets.target import Target
+    from tdabench.toolkit import gradients
+
+    engine = GradientEngine(tiny_context.target.model("base"), rank=2,
+                            random=tiny_context.torch_generator)  # fmt: skip
+    whole = stream_features(tiny_context, tiny_corpus, engine.gradients, engine.dim)
+    sizes, original = [], Target.tokenize
+
+    def watched(self, examples, role="full"):
+        sizes.append(len(examples))
+        return original(self, examples, role)
+
+    monkeypatch.setattr(Target, "tokenize", watched)
+    monkeypatch.setattr(gradients, "WINDOW", 7)
+    parts = stream_features(tiny_context, tiny_corpus, engine.gradients, engine.dim)
+    assert sizes == [7] * 8 + [4]
+    np.testing.assert_allclose(parts[:], whole[:], rtol=1e-3, atol=1e-4)
