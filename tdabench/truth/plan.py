@@ -182,12 +182,15 @@ class TruthPlan:
 
 
 def check_disjoint(train: Corpus, queries: Corpus) -> None:
-    """Raises GuardError when a query (by id or by text) is among the training examples."""
-    ids = set(train.ids)
-    texts = {(e.prompt, e.response) for e in train}
-    for q in queries:
-        if q.id in ids or (q.prompt, q.response) in texts:
+    """Raises GuardError when a query (by id or by text) is among the training examples.
+
+    The training examples are gone through once: their corpus may not fit in memory.
+    """
+    asked = {q.id: q.id for q in queries} | {(q.prompt, q.response): q.id for q in queries}
+    for e in train:
+        found = asked.get(e.id) or asked.get((e.prompt, e.response))
+        if found is not None:
             raise GuardError(
-                f"the query {q.id!r} is also a training example",
+                f"the query {found!r} is also a training example",
                 "Its loss would be explained by itself: remove it from one of the two",
             )
