@@ -624,7 +624,8 @@ def transfer(
     scored = {target: [opened[target].score(*parse(s), say) for s in specs]}
     for label in labels[1:]:
         left_out = {"text", "control"}
-        if "airrep" not in (opened[label].assets or {}):
+        mine, theirs = ((opened[k].assets or {}).get("airrep") for k in (target, label))
+        if theirs in (None, mine):  # no encoder of its own
             left_out.add("learned")
         own = [s for s in specs if registry().method(parse(s)[0]).cls.family not in left_out]
         scored[label] = [opened[label].score(*parse(s), say) for s in own]
