@@ -79,7 +79,7 @@ def canonical(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """First 16 hex digits of the sha256 of the canonical JSON of `value`."""
-    return sha256_bytes(canonical(value).encode())[:16]
+    return sha256_bytes(canonical(value).encode("utf-8", "backslashreplace"))[:16]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -358,7 +358,8 @@ def _table(
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
     """LDS first, then as the manifests list them, then as found."""
     found = [r.benchmark_name for r, _ in members]
-    listed = [str(b) for run in where.values() for b in run.manifest.get("benchmarks") or ()]
+    named = [run.manifest.get("benchmarks") for run in where.values()]
+    listed = [str(b) for names in named if isinstance(names, list) for b in names]
     ordered = dict.fromkeys(b for b in ["lds", *listed, *sorted(found)] if b in found)
     return list(ordered)
 

@@ -518,6 +518,7 @@ def _target(t: _Table) -> SuiteTarget:
         for name, file in checkpoints.items():
             if Path(file).is_absolute() or ".." in Path(file).parts:
                 raise t.error(f"checkpoints.{name}", f"{file!r} leaves the target's folder")
+        t.resolve(f"checkpoints.{name}", file)
     elif "base" in checkpoints:
         raise t.error("checkpoints.base", "is the model itself")
     length = t.take("max_length", int, 256)

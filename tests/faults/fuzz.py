@@ -43,7 +43,7 @@ from tdabench.run.suite import read_suite  # noqa: E402
 from tdabench.truth.exchange import import_lds  # noqa: E402
 from tdabench.truth.store import Truth  # noqa: E402
 
-SLOW = 20.0  # seconds: a case that takes longer counts as hung, even on a busy machine
+SLOW = 20.0  # seconds of processor time: a case that takes longer counts as hung
 
 AWKWARD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 2**31, 2**63, -(2**63), 2**64, 10**30, 0.0, -0.0, 0.5, 1e308,
@@ -637,9 +637,9 @@ CASES = {
 
 def once(case: Case, rng: random.Random, folder: Path, whole: Any) -> None:
     """One input. Raises AssertionError also when it took too long."""
-    start = time.monotonic()
+    start = time.process_time()  # the clock on the wall also counts what other programs take
     case.run(rng, folder, whole)
-    spent = time.monotonic() - start
+    spent = time.process_time() - start
     assert spent < SLOW, f"an input of {case.name} took {spent:.0f} s"
 
 

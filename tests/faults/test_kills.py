@@ -106,7 +106,7 @@ def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
     text = suite.read_text().replace(
         "[benchmarks]",
         "[targets.plans.lds]\ngroups = 6\nfraction = 0.5\nseeds = 2\n"
-        "recipe = { lr = 3e-3, epochs = 8, batch_size = 8 }\n[benchmarks]",
+        "recipe = { lr = 3e-3, epochs = 2, batch_size = 8 }\n[benchmarks]",
         1,
     )
     suite.write_text(text)
@@ -140,7 +140,7 @@ def test_airrep_training_goes_on_to_the_same_encoder(
     Labels((Instance(dev, groups, losses),) * 2, len(tiny_corpus), len(dev), meta).save(
         tmp_path / "labels.safetensors"
     )
-    steps, every = (600, 20) if KILLS > 10 else (60, 5)
+    steps, every = (600, 20) if KILLS > 10 else (30, 3)
     train: list[object] = [
         "airrep", "train", "--target", tiny_target.folder, "--corpus", tmp_path / "c.jsonl",
         "--pool-split", "pool", "--dev-split", "dev", "--labels", tmp_path / "labels.safetensors",

@@ -92,7 +92,7 @@ class Hangs(Toy):
     name: ClassVar[str] = "hangs"
 
     def spoil(self, scores, context):
-        time.sleep(60)
+        time.sleep(600)
         return scores
 
 
