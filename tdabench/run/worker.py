@@ -287,6 +287,8 @@ class Worker:
                 scored_at = [c for c in target.checkpoints if c in named]
                 found.check_apart(target, scored_at, queries)
                 self.kept_apart.add(name)
+            for used in assets.used:
+                found.check_unseen(assets.paths[used.partition(":")[2]])
             return found.for_queries(queries.ids)
 
         others = {

@@ -105,6 +105,27 @@ class Truth:
                     "Score at a checkpoint that is not what the truth was read off",
                 )
 
+    def check_unseen(self, path: Path) -> None:
+        """Raises GuardError when the file at `path`, which a method saw, tells of this truth.
+
+        That is when it is a truth file with a group of this one and a query of this one: what a
+        method is fitted on, it cannot be scored on, whatever the seed of the retraining.
+        """
+        try:
+            other = Truth.load(path) if path.is_file() else None
+        except DataError:
+            return  # some other kind of file
+        if other is None or not set(other.query_ids) & set(self.query_ids):
+            return
+        mine = {g.tobytes() for g in self.groups}
+        shared = sum(g.tobytes() in mine for g in other.groups)
+        if shared:
+            raise GuardError(
+                f"the method was fitted on {shared} groups of the truth "
+                f"{self.plan.get('name', '')!r} that it is to be scored on ({path.name})",
+                "Give it retrainings of other groups: see docs/methods/datamodels.md",
+            )
+
     def save(self, path: Path) -> None:
         write_arrays(
             path,

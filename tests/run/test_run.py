@@ -17,6 +17,7 @@ import pytest
 
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
+from tdabench.groups import Groups
 from tdabench.io import read_arrays, read_json
 from tdabench.run import Options, Request, Result, RunFolder, make_plan, run
 from tdabench.truth import Truth
@@ -335,6 +336,27 @@ def test_a_checkpoint_behind_the_truth_is_refused(make_suite, tmp_path, tiny_tar
     assert found["status"] == "failed"
     assert "'warm' of tiny-qwen2 is among the models behind the truth 'toy'" in found["reason"]
     assert measure(suite, tmp_path / "run", "hidden")["hidden"]["status"] == "ok"
+
+
+def test_a_method_fitted_on_the_scored_truth_is_refused(make_suite, toys, tmp_path):
+    suite = make_suite('[assets]\ndatamodels = "truth.safetensors"\n')
+    record = measure(suite, tmp_path / "run", "datamodels")["datamodels"]
+    assert record["status"] == "failed"
+    assert "fitted on 8 groups of the truth 'toy'" in record["reason"]
+
+
+def test_a_method_fitted_on_other_groups_is_scored(
+    make_suite, toys, tmp_path, tiny_corpus, tiny_queries
+):
+    suite = make_suite('[assets]\ndatamodels = "own.safetensors"\n')
+    groups = Groups.random(20, len(tiny_corpus), 0.25, np.random.default_rng(7))
+    losses = np.random.default_rng(8).normal(2, 0.1, (20, 1, len(tiny_queries)))
+    plan = {"name": "own", "train": tiny_corpus.fingerprint}
+    own = Truth(losses.astype("f4"), groups, tuple(tiny_queries.ids), plan)
+    own.save(suite.parent / "own.safetensors")
+    record = measure(suite, tmp_path / "run", "datamodels")["datamodels"]
+    assert record["status"] == "ok"
+    assert record["cost"]["prepare"]["retrainings"] == 20
 
 
 def test_a_folder_of_another_suite_is_refused(toy_suite, toys, tmp_path, make_suite):

@@ -15,10 +15,11 @@ ASSETS = {"airrep": ROOT / "tests/fixtures/airrep/checkpoint"}
 # What takes a curvature product a query and step, a training run or a matrix of all weights.
 # tests/plugins checks them, with some of the laws; `tdabench check NAME` runs all.
 SLOW = ("arnoldi", "cg", "explicit", "lissa", "magic", "source")
+OTHERS = "package"  # the family of adapters: tests/plugins/test_adapters.py
 SHIPPED = [
     entry.cls
     for name, entry in plugins.Registry().methods.items()
-    if entry.origin.distribution == "tdabench" and name not in SLOW
+    if entry.origin.distribution == "tdabench" and name not in SLOW and entry.cls.family != OTHERS
 ]
 
 

@@ -1,0 +1,12 @@
+"""Datamodels: regression of retraining outcomes on who was in the training set.
+
+Importing this package loads no torch.
+"""
+
+from tdabench.api import TDAMethod, hookimpl
+from tdabench_datamodels.method import Datamodels
+
+
+@hookimpl
+def tdabench_methods() -> list[type[TDAMethod]]:
+    return [Datamodels]

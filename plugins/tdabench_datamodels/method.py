@@ -1,0 +1,146 @@
+"""The method: fits on retrainings that the suite provides, and knows the queries they were of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from tdabench.api import (
+    POOLINGS,
+    Context,
+    Corpus,
+    DataError,
+    Example,
+    Index,
+    MethodError,
+    TDAMethod,
+    UsageError,
+    read_arrays,
+    write_arrays,
+)
+
+if TYPE_CHECKING:
+    from tdabench.api import Truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datamodels(TDAMethod):
+    """score(q, z) = w_qz of the regression -loss_q(S) ~ b_q + sum_(z in S) w_qz (arXiv 2202.00622).
+
+    Fitted on the retrainings in the suite's asset `asset`, a truth file whose groups are not those
+    of the truth that is scored: the harness refuses it otherwise. It knows no query but those of
+    the asset. What an additive predictor can reach with so many retrainings: they are its cost.
+
+    estimator  "ridge" (penalty by leave-one-out for each query), or "lasso" (by 5 folds), the
+               paper's
+    """
+
+    name = "datamodels"
+    family = "retraining"
+    source = "Ilyas et al. 2022, arXiv 2202.00622"
+    summary = "regression of retraining outcomes on membership (retrainings are its cost)"
+
+    pooling: str = "sum"
+    temperature: float = 1.0
+    asset: str = "datamodels"
+    estimator: Literal["ridge", "lasso"] = "ridge"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UsageError(
+                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
+            )
+        if not self.temperature > 0:
+            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        if self.estimator not in ("ridge", "lasso"):
+            raise UsageError(
+                f"{self.name}: unknown estimator {self.estimator!r}", "One of: ridge, lasso"
+            )
+
+    def truth(self, context: Context) -> Truth:
+        from tdabench.api import Truth
+
+        return Truth.load(context.asset(self.asset))
+
+    def build(self, context: Context, train: Sequence[Example]) -> DatamodelsIndex:
+        from tdabench_datamodels.regression import lasso, ridge
+
+        truth = self.truth(context)
+        truth.check(train if isinstance(train, Corpus) else Corpus(train), context.target)
+        with np.errstate(invalid="ignore"):
+            y = truth.values.T  # [group, query]: -loss, the mean over seeds
+        known = np.isfinite(y).all(axis=1)
+        if known.sum() < 3:
+            raise MethodError(
+                f"{self.name}: the asset {self.asset!r} holds {known.sum()} finished retrainings",
+                "A regression needs at least three; hundreds, to be of use",
+            )
+        x, y = truth.groups.membership(np.float64).toarray()[known], y[known]
+        if self.estimator == "ridge":
+            weights, explained = ridge(x, y)
+        else:
+            weights, explained = lasso(x, y, rng=context.rng("datamodels/folds"))
+        return DatamodelsIndex(
+            self, truth.query_ids, weights.astype(np.float32), explained.astype(np.float32)
+        )
+
+    def load(self, context: Context, path: Path) -> DatamodelsIndex:
+        arrays, meta = read_arrays(path / "weights.safetensors")
+        if meta.get("method") != self.name or meta.get("version") != self.version:
+            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        return DatamodelsIndex(
+            self, tuple(meta["query_ids"]), arrays["weights"], arrays["explained"]
+        )
+
+    def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
+        truth = self.truth(context)
+        cost = {"retrainings": float(len(truth.groups) * truth.n_seeds)}
+        if "seconds" in truth.plan:
+            cost["seconds"] = float(truth.plan["seconds"])
+        return cost
+
+
+class DatamodelsIndex(Index):
+    """Weights [query, train] of the queries that were evaluated when the retrainings were made.
+
+    `explained` [query] is the share of the variance of -loss that was predicted in
+    cross-validation: how much there was to learn.
+    """
+
+    def __init__(
+        self,
+        method: Datamodels,
+        query_ids: Sequence[str],
+        weights: np.ndarray,
+        explained: np.ndarray,
+    ) -> None:
+        self.method, self.weights, self.explained = method, weights, explained
+        self.query_ids = tuple(query_ids)
+        self.place = {q: i for i, q in enumerate(self.query_ids)}
+        self.n_train = weights.shape[1]
+        self.pooling, self.temperature = method.pooling, method.temperature
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        missing = [q.id for q in queries if q.id not in self.place]
+        if missing:
+            raise MethodError(
+                f"{self.method.name}: no retraining was evaluated on {len(missing)} of "
+                f"{len(queries)} queries, first {missing[0]!r}",
+                "It answers for the queries of its asset only",
+            )
+        return self.weights[[self.place[q.id] for q in queries]].astype(np.float32, copy=True)
+
+    def save(self, path: Path) -> None:
+        write_arrays(
+            path / "weights.safetensors",
+            {"weights": self.weights, "explained": self.explained},
+            {
+                "method": self.method.name,
+                "version": self.method.version,
+                "query_ids": list(self.query_ids),
+            },
+        )
