@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,13 +73,11 @@ class BergsonGradDot(RepresentationMethod):
             parts = [collector.mod_grads[name].flatten(1) for name in sorted(collector.mod_grads)]
             return torch.cat(parts, dim=1).float()
 
-        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        dim = sum(math.prod(shape) for shape in collector.shapes().values())
+        out = np.empty((len(tokens), dim), dtype=np.float32)
         with contained(), collector:
             for index, block in map_batches(context, tokens, compute, what="bergson gradients"):
-                rows.append((index, block.cpu().numpy()))
-        out = np.empty((len(tokens), rows[0][1].shape[1] if rows else 1), dtype=np.float32)
-        for index, values in rows:
-            out[index] = values
+                out[index] = block.cpu().numpy()
         if self.unit_norm:
             norms = np.linalg.norm(out, axis=1, keepdims=True)
             out /= np.where(norms > 0, norms, 1.0)
