@@ -69,6 +69,17 @@ class Groups(Sequence[np.ndarray]):
             raise UsageError(f"a group fraction of {fraction} of {n_train} examples is {size}")
         return cls.of((rng.choice(n_train, size, replace=False) for _ in range(n_groups)), n_train)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Groups]) -> Groups:
+        """The groups of all parts, in order. Raises DataError when their corpora differ."""
+        sizes = {p.n_train for p in parts}
+        if len(sizes) != 1:
+            raise DataError(f"groups over corpora of {sorted(sizes)} examples cannot be joined")
+        starts = np.cumsum([0, *(len(p.indices) for p in parts)])
+        indptr = [p.indptr[:-1] + a for p, a in zip(parts, starts)]
+        indices = np.concatenate([p.indices for p in parts])
+        return cls(np.concatenate([*indptr, starts[-1:]]), indices, sizes.pop())
+
     def __len__(self) -> int:
         return len(self.indptr) - 1
 

@@ -127,3 +127,18 @@ def test_logits_that_would_underflow_weigh_nothing():
     scores = np.array([[300.0, 100.0, -300.0, 0.0]], dtype=np.float32)
     got = pool_scores(scores, Groups.of([[0, 1, 3], [1, 3], [2, 3]], 4), "softmax")
     np.testing.assert_allclose(got, [[300.0, 100.0, 0.0]], atol=1e-6)
+
+
+def test_joined_groups_keep_their_members_and_scores() -> None:
+    rng = np.random.default_rng(0)
+    parts = [Groups.random(3, 20, 0.2, rng), Groups.of([[], [4]], 20), Groups.of([], 20)]
+    joined = Groups.joined(parts)
+    assert [g.tolist() for g in joined] == [g.tolist() for p in parts for g in p]
+    scores = rng.normal(size=(5, 20))
+    for pooling in ("sum", "softmax"):
+        apart = [pool_scores(scores, p, pooling) for p in parts]
+        np.testing.assert_allclose(
+            pool_scores(scores, joined, pooling), np.concatenate(apart, axis=1), rtol=1e-5
+        )
+    with pytest.raises(DataError, match="cannot be joined"):
+        Groups.joined([parts[0], Groups.of([[0]], 3)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,20 @@ def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
     """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
     scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
     return checked(scores, (len(queries), len(groups)), "group scores")
+
+
+def scores_of_all(
+    score: Callable[[Groups], np.ndarray], groups: Mapping[str, Groups]
+) -> dict[str, np.ndarray]:
+    """Scores [query, group] of several sets of groups, by name, from one call of `score`.
+
+    A group's score does not depend on the others asked for, and queries are encoded once.
+    """
+    if not groups:
+        return {}
+    together = score(Groups.joined(list(groups.values())))
+    ends = np.cumsum([len(g) for g in groups.values()])[:-1]
+    return dict(zip(groups, np.split(together, ends, axis=1)))
 
 
 def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric
+from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
@@ -42,7 +42,10 @@ class RanksGroups(Benchmark):
                 notes += [f"{name}: {n}" for n in more]
             except UsageError as e:
                 notes.append(f"not measured: {e.message}")
-        scores = {name: self.group_scores(context, t.groups) for name, t in truths.items()}
+        scores = scores_of_all(
+            lambda groups: self.group_scores(context, groups),
+            {name: t.groups for name, t in truths.items()},
+        )
         return self._outcome(truths, scores, notes, context)
 
     def recompute(self, stored: Stored) -> Outcome:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric
+from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
@@ -56,11 +56,10 @@ class Transfer(Benchmark):
         except TdabenchError as e:
             notes.append(f"no in-model diagonal: {e.message}")
 
-        scored: dict[str, np.ndarray] = {}  # by groups: targets may share them
-        for truth in truths.values():
-            key = truth.groups.fingerprint
-            if key not in scored:
-                scored[key] = group_scores(context.index, context.queries, truth.groups)
+        scored = scores_of_all(  # by groups: targets may share them
+            lambda groups: group_scores(context.index, context.queries, groups),
+            {t.groups.fingerprint: t.groups for t in truths.values()},
+        )
         scores = {label: scored[t.groups.fingerprint] for label, t in truths.items()}
         return self._outcome(truths, scores, tuple(context.queries.ids), notes, context)
 

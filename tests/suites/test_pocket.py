@@ -41,7 +41,36 @@ def test_queries_tuning_queries_and_pool_are_disjoint():
     check_disjoint(SUITE.queries("tuning"), SUITE.queries())
 
 
-@pytest.mark.parametrize("target", SUITE.targets, ids=lambda t: t.label)
+MAIN = [t for t in SUITE.targets if "warm" in t.target.checkpoints]
+FURTHER = [t for t in SUITE.targets if t not in MAIN]
+
+
+def test_further_targets_differ_in_architecture_and_size_and_run_only_when_asked():
+    sizes = {}
+    for t in FURTHER:
+        sizes[t.label] = sum(p.numel() for p in t.target.model("base").parameters())
+        assert t.target.regime == "instruct"
+    assert [t.label for t in SUITE.main_targets] == ["instruct"]
+    kinds = {t.target.model("base").config.model_type for t in FURTHER}
+    assert kinds >= {"llama", "gpt2", "gpt_neox"}
+    main = sum(p.numel() for p in SUITE.target("instruct").target.model("base").parameters())
+    assert min(sizes.values()) < main / 2
+    assert max(sizes.values()) > main * 1.5
+
+
+def test_further_targets_were_retrained_on_groups_of_the_main_one():
+    main = Truth.load(SUITE.target("instruct").truths["lds"])
+    for t in FURTHER:
+        truth = Truth.load(t.truths["lds"])
+        assert truth.query_ids == main.query_ids
+        for mine, theirs in zip(truth.groups, main.groups):
+            np.testing.assert_array_equal(mine, theirs)
+        ceiling = stats.noise_ceiling(truth.by_seed(), replicates=2)
+        assert ceiling is not None
+        assert ceiling.value > 0.6
+
+
+@pytest.mark.parametrize("target", MAIN, ids=lambda t: t.label)
 def test_targets_are_about_a_million_parameters_and_know_their_checkpoints(target):
     model = target.target.model("base")
     assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.3e6
@@ -73,7 +102,7 @@ def test_a_truth_is_the_one_that_the_suite_plans(label, name):
     assert plan.recipe == Recipe(**target.plans[name].recipe)
 
 
-@pytest.mark.parametrize("label", [t.label for t in SUITE.targets])
+@pytest.mark.parametrize("label", [t.label for t in MAIN])
 def test_truths_are_large_and_reliable_enough(label):
     target = SUITE.target(label)
     lds, tuning = (Truth.load(target.truths[n]) for n in ("lds", "tuning"))
@@ -92,11 +121,14 @@ def test_queries_have_nothing_global_in_common():
     assert abs(c[np.triu_indices(len(c), 1)].mean()) < 0.1
 
 
-def test_retraining_shows_what_the_truth_says(tmp_path):
-    target = SUITE.target("instruct")
+@pytest.mark.parametrize(
+    ("label", "name", "split"), [("instruct", "tuning", "tuning"), ("neox", "lds", "test")]
+)
+def test_retraining_shows_what_the_truth_says(label, name, split, tmp_path):
+    target = SUITE.target(label)
     found = verify_truth(
-        target.truths["tuning"], draw(SUITE, target, "tuning"), target.target, SUITE.train,
-        SUITE.queries("tuning"), tmp_path, n_units=1, seed=3,
+        target.truths[name], draw(SUITE, target, name), target.target, SUITE.train,
+        SUITE.queries(split), tmp_path, n_units=1, seed=3,
     )  # fmt: skip
     # Rounding differs between machine types and training amplifies it: far below another seed.
     assert found["mean_difference"] < 0.2 * found["between_seeds"]
