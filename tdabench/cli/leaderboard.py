@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tdabench.cli.common import words
+
+if TYPE_CHECKING:
+    from tdabench.report.board import Board
 
 FORMATS = ("table", "json", "csv", "md", "latex")
 
@@ -31,6 +35,11 @@ FORMATS = ("table", "json", "csv", "md", "latex")
     help="Benchmarks whose places the overall rank averages.  [default: all but cost]",
 )
 @click.option("--intervals", is_flag=True, help="Every benchmark's interval.")
+@click.option(
+    "--transfer",
+    metavar="METHOD",
+    help="A method's source x target matrix instead of the board (benchmark transfer).",
+)
 @click.option("--target", metavar="NAME", help="Only this target.")
 @click.option("--wide", is_flag=True, help="Every column, whatever the width.")
 @click.option("--no-cache", is_flag=True, help="Compare the methods again.")
@@ -43,6 +52,7 @@ def command(
     benchmark: str | None,
     overall: str | None,
     intervals: bool,
+    transfer: str | None,
     target: str | None,
     wide: bool,
     no_cache: bool,
@@ -62,6 +72,9 @@ def command(
     from tdabench.report.board import Board
 
     board = Board.from_runs(folders, cache=not no_cache)
+    if transfer is not None:
+        show_transfer(board, transfer, as_json or form == "json")
+        return
     chosen = words(columns)
     counted = words(overall)
     form = "json" if as_json else form
@@ -99,3 +112,18 @@ def command(
         ),
         nl=False,
     )
+
+
+def show_transfer(board: Board, method: str, as_json: bool) -> None:
+    from tdabench.report.transfer import print_transfer, transfer_matrix
+
+    found = transfer_matrix(board, method)
+    if not as_json:
+        from rich.console import Console
+
+        print_transfer(found, Console())
+        return
+    import json
+
+    nested = {s: {t: found.lds.get((s, t)) for t in found.targets} for s in found.sources}
+    click.echo(json.dumps({"method": method, "lds": nested, "ceiling": found.ceiling}, indent=2))
