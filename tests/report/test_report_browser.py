@@ -17,7 +17,7 @@ from tdabench.report.board import Board
 from tdabench.report.html import write_report
 from tdabench.report.records import read_run
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import report_opening
 
 webdriver = pytest.importorskip("selenium.webdriver")
