@@ -2,7 +2,7 @@
 
 The rerun ends in the same result, finished work is never redone and no half file is read.
 tests/run/test_kill.py does the same to whole runs. A few kills each; a hundred with
-TDABENCH_LONG=1.
+TDABENCH_LONG=1, or as many as TDABENCH_KILLS says.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tdabench.truth import Truth
 from tests.faults.conftest import command, environment
 from tests.faults.test_offenders import OFFENDERS, TOYS
 
-KILLS = 100 if os.environ.get("TDABENCH_LONG") else 2
+KILLS = int(os.environ.get("TDABENCH_KILLS", 100 if os.environ.get("TDABENCH_LONG") else 2))
 
 
 def kill_now_and_then(

@@ -1,5 +1,5 @@
 """kill -9 at random moments: finished cells stay, nothing half written is read, the board is the
-same. Two rounds by default; a hundred with TDABENCH_LONG=1."""
+same. Two rounds by default; a hundred with TDABENCH_LONG=1, or TDABENCH_KILLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tdabench.io import read_arrays, read_json
 
 TOYS = str(Path(__file__).parent / "toys.py")
-ROUNDS = 100 if os.environ.get("TDABENCH_LONG") else 2
+ROUNDS = int(os.environ.get("TDABENCH_KILLS", 100 if os.environ.get("TDABENCH_LONG") else 2))
 
 
 def finished(out: Path) -> dict[str, tuple[str, object]]:
