@@ -4,7 +4,7 @@ A case draws all its randomness from a `random.Random`, so that hypothesis can d
 shrink what it finds), atheris can, and a plain seed can. Run as a script it is the long mode:
 
     python tests/faults/fuzz.py --inputs 100000
-    python tests/faults/fuzz.py --atheris header -- -max_total_time=60
+    python tests/faults/fuzz.py --atheris header -- -max_total_time=60 -max_len=4096
 
 A case fails with an AssertionError, or with whatever escaped from the reader.
 """
@@ -34,14 +34,21 @@ for place in (ROOT, ROOT / "plugins"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-from tdabench.data import Corpus, Example, read_jsonl  # noqa: E402
-from tdabench.errors import DataError, TdabenchError, clean  # noqa: E402
-from tdabench.groups import Groups  # noqa: E402
-from tdabench.io import read_arrays, write_arrays, write_json  # noqa: E402
-from tdabench.run import Request, RunFolder  # noqa: E402
-from tdabench.run.suite import read_suite  # noqa: E402
-from tdabench.truth.exchange import import_lds  # noqa: E402
-from tdabench.truth.store import Truth  # noqa: E402
+if "--atheris" in sys.argv:  # what it watches must be instrumented when it is imported
+    import atheris
+
+    watched: Any = atheris.instrument_imports(include=["tdabench", "tdabench_airrep"])
+else:
+    watched = contextlib.nullcontext()
+with watched:
+    from tdabench.data import Corpus, Example, read_jsonl
+    from tdabench.errors import DataError, TdabenchError, clean
+    from tdabench.groups import Groups
+    from tdabench.io import read_arrays, write_arrays, write_json
+    from tdabench.run import Request, RunFolder
+    from tdabench.run.suite import read_suite
+    from tdabench.truth.exchange import import_lds
+    from tdabench.truth.store import Truth
 
 SLOW = 20.0  # seconds of processor time: a case that takes longer counts as hung
 
@@ -700,7 +707,6 @@ def guided(name: str, arguments: list[str]) -> None:
     case = CASES[name]
     folder = Path(tempfile.mkdtemp()).resolve()
     whole = case.prepare(folder)
-    atheris.instrument_all()
     atheris.Setup([sys.argv[0], *arguments], lambda d: once(case, Provided(d), folder, whole))
     atheris.Fuzz()
 
