@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tdabench.errors import UsageError, unknown
+from tdabench.errors import TdabenchError, UsageError, unknown
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -94,6 +94,31 @@ def draw(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
     )
 
 
+def from_file(
+    suite_name: str, targets: tuple[str, ...], path: Path
+) -> tuple[Suite, SuiteTarget, str, TruthPlan]:
+    """The plan in `path`, and where in the suite the data that it was made for is."""
+    from tdabench.run.suite import load_suite
+    from tdabench.truth import TruthPlan
+
+    suite, plan = load_suite(suite_name), TruthPlan.load(path)
+    for target in [suite.target(t) for t in targets] if targets else suite.targets:
+        if target.target.fingerprint_of(plan.start) == plan.target:
+            break
+    else:
+        raise UsageError(
+            f"no target of the suite {suite.name} is the one that {path} was planned for",
+            f"The plan names it {plan.target}",
+        )
+    for queries in ("test", "tuning"):
+        try:
+            if suite.queries(queries).fingerprint == plan.queries:
+                return suite, target, queries, plan
+        except TdabenchError:
+            continue  # a suite without tuning queries
+    raise UsageError(f"{path} was planned for queries that the suite {suite.name} does not have")
+
+
 def work_folder(work: Path, plan: TruthPlan) -> Path:
     return work / plan.name
 
@@ -147,50 +172,90 @@ def _shard(text: str) -> tuple[int, int]:
 
 @command.command()
 @selection
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-              help="Processes, one thread each.")  # fmt: skip
+@click.option("--workers", default="auto", show_default=True,
+              help="Processes, one thread each; auto: as cores and memory allow.")  # fmt: skip
 @click.option("--shard", default="1/1", show_default=True, help="Do only the i-th of n parts.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path),
+              help="Build this plan file instead of what the suite declares.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("truth-builds"),
               show_default=True, help="Where finished retrainings are kept.")  # fmt: skip
 @click.option("--in-place", is_flag=True, help="Write the finished truth into the suite's folder.")
+@click.option("--retries", type=click.IntRange(0), default=1, show_default=True,
+              help="Further attempts at a retraining that fails.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True,
+              help="cpu, or cuda: workers take the GPUs in turn.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="This machine, or a Ray cluster (extra ray).")  # fmt: skip
+@click.option("--address", default="", help="Ray: the cluster (default: $RAY_ADDRESS, or here).")
+@click.option("--cpus", default=1.0, show_default=True, help="Ray: cores a retraining is given.")
+@click.option("--gpus", default=0.0, show_default=True, help="Ray: GPUs; 0.25 shares one by four.")
+@click.option("--memory", default=0.0, help="Ray: GiB of a node a retraining is given.")
 def build(
     suite: str,
     targets: tuple[str, ...],
     truths: tuple[str, ...],
     as_json: bool,
-    workers: int,
+    workers: str,
     shard: str,
+    plan_file: Path | None,
     work: Path,
     in_place: bool,
+    retries: int,
+    device: str,
+    engine: str,
+    address: str,
+    cpus: float,
+    gpus: float,
+    memory: float,
 ) -> None:
     """Does the missing retrainings; writes the truth once all of them are there.
 
     Stop it at any moment: finished retrainings are kept, and the same command goes on. To
-    spread a build over machines, give each a --shard and copy the work folders together.
+    spread a build over machines, give each a --shard and copy the work folders together, or
+    let several build in one shared folder, or use a Ray cluster. Exits with 1 when a retraining
+    failed for good; the next build tries it again.
 
     \b
-    Example:
+    Examples:
       tdabench truth build pocket --target instruct --truth lds --workers 2
+      tdabench truth build pocket --engine ray --address 10.0.0.7:6379 --gpus 0.25
     """
+    from tdabench.truth import Ray, collect, survey
     from tdabench.truth import build as build_units
-    from tdabench.truth import collect, finished
 
     part = _shard(shard)
+    jobs: list[tuple[Suite, SuiteTarget, str, TruthPlan, Path | None]] = []
+    if plan_file:
+        s, t, queries, p = from_file(suite, targets, plan_file)
+        if in_place:
+            raise UsageError("--in-place goes with a plan of the suite", "Leave out --plan")
+        jobs.append((s, t, queries, p, None))
+    else:
+        for s, t, name in chosen(suite, targets, truths):
+            p = draw(s, t, name)
+            jobs.append((s, t, t.plans[name].queries, p, t.truths[name] if in_place else None))
     results, broken = [], 0
-    for s, t, name in chosen(suite, targets, truths):
-        p = draw(s, t, name)
+    for s, t, queries, p, out in jobs:
         folder = work_folder(work, p)
-        queries = s.queries(t.plans[name].queries)
-        progress = _Progress(p, len(finished(p, folder)), part)
-        failed = build_units(
-            p, t.target, s.train, queries, folder,
-            workers=workers, shard=part, on_unit=progress,
-        )  # fmt: skip
-        done = len(finished(p, folder))
-        row: dict[str, Any] = {"name": p.name, "done": done, "of": len(p.units()),
-                               "failed": [u.name for u in failed]}  # fmt: skip
-        if done == len(p.units()):
-            out = t.truths[name] if in_place else folder / "truth.safetensors"
+        units = p.units()[part[0] :: part[1]]
+        there = survey(p, folder, units)
+        n_workers = _workers(workers, device, p, t, len(units) - len(there.done), engine)
+        if engine == "ray":
+            where: Any = Ray(address, cpus, gpus, int(memory * 2**30))
+        else:
+            where = _local(n_workers, device)
+        with _watch(p, len(there.done), len(units), n_workers) as watch:
+            failed = build_units(
+                p, t.target, s.train, s.queries(queries), folder, engine=where, shard=part,
+                retries=retries, on_unit=watch.unit, note=watch.note,
+            )  # fmt: skip
+        found = survey(p, folder)
+        row: dict[str, Any] = {
+            "name": p.name, "done": len(found.done), "of": len(p.units()),
+            "failed": [u.name for u in failed],
+        }  # fmt: skip
+        if len(found.done) == len(p.units()):
+            out = out or folder / "truth.safetensors"
             collect(p, folder).save(out)
             row["file"] = str(out)
         broken += len(failed)
@@ -200,37 +265,156 @@ def build(
     else:
         for row in results:
             where = f", written to {row['file']}" if "file" in row else ""
-            click.echo(f"{row['name']}: {row['done']} of {row['of']} retrainings{where}")
+            bad = f", {len(row['failed'])} failed" if row["failed"] else ""
+            click.echo(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
     if broken:
         sys.exit(1)
 
 
-class _Progress:
-    """A line on stderr every ten seconds, and one a failure."""
+def _workers(
+    asked: str, device: str, plan: TruthPlan, target: SuiteTarget, todo: int, engine: str
+) -> int:
+    """The number of processes: as asked, or as many as cores and free memory allow."""
+    if asked != "auto":
+        try:
+            count = int(asked)
+        except ValueError:
+            count = 0
+        if count < 1:
+            raise UsageError(f"--workers {asked!r}", "A number from 1, or auto")
+        return count
+    if engine == "ray" or todo < 2:
+        return 1
+    if device != "cpu":
+        return min(todo, max(1, len(_devices(device))))
+    from tdabench.run import environment
+    from tdabench.truth.engines import needed_bytes
 
-    def __init__(self, plan: TruthPlan, already: int, shard: tuple[int, int]) -> None:
-        self.plan, self.total = plan, len(plan.units()[shard[0] :: shard[1]])
-        self.done = already if shard[1] == 1 else 0
-        self.fresh, self.failed = 0, 0
+    free, need = environment.available_bytes(), needed_bytes(plan, target.target)
+    room = int(0.9 * free / need) if free else environment.cores()
+    return max(1, min(todo, environment.cores(), room))
+
+
+def _devices(device: str) -> tuple[str, ...]:
+    if device == "cpu":
+        return ("cpu",)
+    import torch
+
+    if device.split(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: torch sees no GPU here", "Leave it out, or --engine")
+    if device == "cuda":
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    try:
+        torch.device(device)
+    except RuntimeError as e:
+        raise UsageError(f"--device {device!r} is not a device", "cpu, cuda or cuda:1") from e
+    return (device,)
+
+
+def _local(workers: int, device: str) -> Any:
+    from tdabench.truth import InProcess, Pool
+
+    devices = _devices(device)
+    return InProcess(devices[0]) if workers == 1 else Pool(workers, devices)
+
+
+def _watch(plan: TruthPlan, done: int, total: int, workers: int) -> _Lines:
+    kind = _Bar if sys.stderr.isatty() and done < total else _Lines
+    return kind(plan.name, done, total, workers)
+
+
+class _Lines:
+    """Progress for logs: a line on stderr every ten seconds, and one a failure or note."""
+
+    def __init__(self, name: str, done: int, total: int, workers: int) -> None:
+        self.name, self.done, self.total, self.workers = name, done, total, workers
+        self.fresh = self.failed = self.retried = 0
         self.began = self.last = time.monotonic()
 
-    def __call__(self, unit: Any, reason: str) -> None:
-        self.done += 1
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def unit(self, unit: Any, reason: str) -> None:
+        """A unit came to its end."""
+        self.done += not reason
         self.fresh += 1
         if reason:
             self.failed += 1
-            click.echo(f"{self.plan.name} {unit.name} failed: {reason}", err=True)
+            self.say(f"{unit.name} failed: {reason}")
+        self.show()
+
+    def note(self, line: str) -> None:
+        """Something that the build did about a fault."""
+        self.retried += "tried again" in line
+        self.say(line)
+
+    def counts(self) -> str:
+        """Retries and failures, where there are any."""
+        parts = [(self.retried, "retried"), (self.failed, "failed")]
+        return "".join(f", {n} {what}" for n, what in parts if n)
+
+    def say(self, line: str) -> None:
+        click.echo(f"{self.name}: {line}", err=True)
+
+    def show(self) -> None:
         now = time.monotonic()
-        if now - self.last < 10 and self.done < self.total:
+        left = self.total - self.done - self.failed
+        if now - self.last < 10 and left > 0:
             return
         self.last = now
         pace = (now - self.began) / self.fresh
-        left = max(0, self.total - self.done) * pace
-        click.echo(
-            f"{self.plan.name}: {self.done}/{self.total} retrainings, {pace:.2f} s each, "
-            f"{left / 60:.0f} min left" + (f", {self.failed} failed" if self.failed else ""),
-            err=True,
+        self.say(
+            f"{self.done}/{self.total} retrainings, {pace:.2f} s each, "
+            f"{duration(max(0, left) * pace)} left{self.counts()}"
         )
+
+
+class _Bar(_Lines):
+    """Progress on a terminal: one bar with time left; faults scroll above it."""
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task(
+            self.name, total=self.total, completed=self.done, facts="starting"
+        )
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(f"{self.name}: {line}", markup=False, soft_wrap=True)
+
+    def show(self) -> None:
+        pace = (time.monotonic() - self.began) / self.fresh
+        left = max(0, self.total - self.done - self.failed) * pace
+        self.bar.update(
+            self.task,
+            completed=self.done,
+            facts=f"{pace:.2f} s each, {duration(left)} left{self.counts()}",
+        )
+
+
+def duration(seconds: float) -> str:
+    """About how long: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @command.command()
@@ -240,16 +424,26 @@ class _Progress:
 def status(
     suite: str, targets: tuple[str, ...], truths: tuple[str, ...], as_json: bool, work: Path
 ) -> None:
-    """Which truths are there, how noisy they are, and how far a build has come."""
-    from tdabench.errors import TdabenchError
-    from tdabench.truth import Truth, finished
+    """Which truths are there, how noisy they are, and how far a build has come.
+
+    Of a build under way it says what is done, damaged, and failed with its reason.
+    """
+    from tdabench.truth import Truth, survey
 
     rows = []
     for s, t, name in chosen(suite, targets, truths):
         p = draw(s, t, name)
         file = t.truths[name]
-        row: dict[str, Any] = {"name": p.name, "file": str(file), "retrainings": len(p.units()),
-                               "built": len(finished(p, work_folder(work, p)))}  # fmt: skip
+        row: dict[str, Any] = {"name": p.name, "file": str(file), "retrainings": len(p.units())}
+        try:
+            found = survey(p, work_folder(work, p))
+            row |= {
+                "built": len(found.done),
+                "damaged": [u.name for u in found.damaged],
+                "failed": {u.name: reason for u, reason in found.failed.items()},
+            }
+        except TdabenchError as e:
+            row |= {"built": 0, "damaged": [], "failed": {}, "build": str(e)}
         if file.exists():
             try:
                 s.verify(file)
@@ -269,6 +463,12 @@ def status(
             else ""
         )
         click.echo(f"{r['name']}: {r['state']}{facts}; {r['built']}/{r['retrainings']} built here")
+        if "build" in r:
+            click.echo(f"  {r['build']}")
+        if r["damaged"]:
+            click.echo(f"  damaged, the next build redoes them: {', '.join(r['damaged'])}")
+        for unit, reason in r["failed"].items():
+            click.echo(f"  {unit} failed: {reason}")
 
 
 def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:

@@ -168,6 +168,15 @@ class Target:
             "dtype": self.dtype,
         }
 
+    def files(self, checkpoint: str) -> list[Path]:
+        """What a machine needs to train from `checkpoint`: configuration, tokenizer, weights."""
+        small = {".json", ".txt", ".model", ".jinja"}
+        out = [p for p in sorted(self.folder.iterdir()) if p.is_file() and p.suffix in small]
+        if checkpoint != SCRATCH:
+            path = self.folder / self.checkpoints[checkpoint]
+            out += [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        return out
+
     # ------------------------------------------------------------------ models
 
     @cached_property

@@ -1,7 +1,11 @@
 """Ground truth by retraining: plan, build, store, verify."""
 
-from tdabench.truth.build import build, collect, finished
+from tdabench.truth.build import build, collect, finished, survey
+from tdabench.truth.engines import Engine, InProcess, Pool, Ray
 from tdabench.truth.plan import TruthPlan, Unit, check_disjoint
 from tdabench.truth.store import Truth
 
-__all__ = ["Truth", "TruthPlan", "Unit", "build", "check_disjoint", "collect", "finished"]
+__all__ = [
+    "Engine", "InProcess", "Pool", "Ray", "Truth", "TruthPlan", "Unit", "build", "check_disjoint",
+    "collect", "finished", "survey",
+]  # fmt: skip

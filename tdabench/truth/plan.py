@@ -156,7 +156,10 @@ class TruthPlan:
             ("query set", self.queries, queries.fingerprint),
         ):
             if planned != found:
-                raise GuardError(f"the plan {self.name!r} is for another {what} ({planned})")
+                raise GuardError(
+                    f"the plan {self.name!r} is for another {what} ({planned}, here {found})",
+                    "Build on the data it was made for, or plan anew: tdabench truth plan",
+                )
 
     def save(self, path: Path) -> None:
         write_arrays(

@@ -13,7 +13,7 @@ from tdabench.io import read_arrays
 from tdabench.method import named_seed
 from tdabench.targets.target import Target
 from tdabench.truth.build import build_units, unit_path
-from tdabench.truth.plan import TruthPlan
+from tdabench.truth.plan import TruthPlan, Unit
 from tdabench.truth.store import Truth
 
 
@@ -46,9 +46,14 @@ def verify_truth(
     units = plan.units()
     rng = np.random.default_rng(named_seed(seed, f"verify-{plan.name}"))
     sample = [units[i] for i in rng.choice(len(units), min(n_units, len(units)), replace=False)]
-    failed = build_units(plan, target, train, queries, scratch, sample, workers=workers)
+    reasons: dict[Unit, str] = {}
+    failed = build_units(
+        plan, target, train, queries, scratch, sample, workers=workers, on_unit=reasons.__setitem__
+    )
     if failed:
-        raise DataError(f"the retraining {failed[0].name} of {plan.name!r} failed")
+        raise DataError(
+            f"the retraining {failed[0].name} of {plan.name!r} failed: {reasons[failed[0]]}"
+        )
     again = np.stack([read_arrays(unit_path(scratch, u))[0]["losses"] for u in sample])
     shipped = np.stack([truth.losses[u.group, u.seed] for u in sample])
     between = (

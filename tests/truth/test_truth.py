@@ -17,20 +17,7 @@ from tdabench.targets import Recipe, Target
 from tdabench.truth import Truth, TruthPlan, Unit, build, collect, finished
 from tdabench.truth.build import Trainer
 
-RECIPE = Recipe(lr=3e-3, epochs=1, batch_size=8)
-
-
-@pytest.fixture
-def plan(tiny_target, tiny_corpus, tiny_queries):
-    return TruthPlan.draw(
-        "tiny", tiny_target, tiny_corpus, tiny_queries,
-        n_groups=3, fraction=0.25, n_seeds=2, recipe=RECIPE,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def parts(tiny_target, tiny_corpus, tiny_queries):
-    return tiny_target, tiny_corpus, tiny_queries
+RECIPE = Recipe(lr=3e-3, epochs=1, batch_size=8)  # as the fixture `plan` has it
 
 
 def test_a_draw_depends_on_name_and_seed_only(plan, parts):
@@ -143,14 +130,6 @@ def test_stop_go_on_and_shards_give_the_same_truth(plan, parts, tmp_path):
     assert saved[0] == saved[1]
 
 
-def test_worker_processes_give_the_same_truth(plan, parts, tmp_path):
-    build(plan, *parts, tmp_path / "one")
-    build(plan, *parts, tmp_path / "two", workers=2)
-    np.testing.assert_array_equal(
-        collect(plan, tmp_path / "one").losses, collect(plan, tmp_path / "two").losses
-    )
-
-
 BUILD = """
 import pickle, sys
 from pathlib import Path
@@ -187,6 +166,7 @@ def test_killed_outright_a_build_leaves_no_worker_and_goes_on(plan, parts, tmp_p
 
 
 def children(pid):
+    """Processes below `pid`, at any depth."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -194,7 +174,8 @@ def children(pid):
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(status.parent.name))
+            child = int(status.parent.name)
+            found += [child, *children(child)]
     return found
 
 
@@ -203,30 +184,6 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_a_failing_unit_is_retried_reported_and_the_rest_goes_on(
-    plan, parts, tmp_path, monkeypatch
-):
-    calls = []
-    real = Trainer.losses
-
-    def flaky(self, unit):
-        calls.append(unit)
-        if unit == Unit(0, 0) or (unit == Unit(1, 0) and calls.count(unit) == 1):
-            raise RuntimeError("no luck")
-        return real(self, unit)
-
-    monkeypatch.setattr(Trainer, "losses", flaky)
-    reasons = {}
-    failed = build(
-        plan, *parts, tmp_path / "b", on_unit=lambda u, reason: reasons.update({u: reason})
-    )
-    assert failed == [Unit(0, 0)]
-    assert "no luck" in reasons[Unit(0, 0)]
-    assert reasons[Unit(1, 0)] == ""
-    assert calls.count(Unit(0, 0)) == 2
-    assert len(finished(plan, tmp_path / "b")) == 5
 
 
 def test_another_plans_folder_or_row_is_refused(plan, parts, tmp_path):
@@ -238,16 +195,6 @@ def test_another_plans_folder_or_row_is_refused(plan, parts, tmp_path):
     arrays, _ = read_arrays(row)
     write_arrays(row, arrays, {"unit": "g00000-s00", "plan": "0" * 16})
     with pytest.raises(DataError, match="another plan"):
-        collect(plan, tmp_path / "a")
-
-
-def test_a_corrupt_row_is_named(plan, parts, tmp_path):
-    build(plan, *parts, tmp_path / "a", shard=(0, 6))
-    row = tmp_path / "a" / "units" / "g00000-s00.safetensors"
-    data = bytearray(row.read_bytes())
-    data[-1] ^= 1
-    row.write_bytes(data)
-    with pytest.raises(DataError, match=r"g00000-s00.*corrupt"):
         collect(plan, tmp_path / "a")
 
 

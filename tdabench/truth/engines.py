@@ -1,0 +1,442 @@
+"""Where retrainings run: in this process, in a pool of processes, or on a Ray cluster.
+
+An engine fetches units with `take` as it has room for them (None: nothing to do now) and yields
+each with what came of it, in any order. It makes one attempt at a unit: claiming, retrying and
+storing are the build's. Every retraining uses one thread: the number of threads changes how sums
+are rounded, and two threads in each of two processes run many times slower than one each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from tdabench.data.examples import Corpus
+from tdabench.errors import MissingExtra, TdabenchError, UsageError
+from tdabench.io import write_bytes
+from tdabench.targets.target import Target, Tokens
+from tdabench.targets.training import finetune
+from tdabench.truth.plan import TruthPlan, Unit
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one retraining gave: losses float32 [query], and the checkpoints that it kept.
+
+    `checkpoints` maps a step to the weights after it, float32 by name.
+    """
+
+    losses: np.ndarray
+    checkpoints: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
+Take = Callable[[], Unit | None]
+Outcomes = Iterator[tuple[Unit, Result | str]]  # (unit, its result or the reason it failed)
+
+
+@dataclass
+class Trainer:
+    """What every unit of a plan shares: the target, and both corpora tokenised once."""
+
+    plan: TruthPlan
+    target: Target
+    train: list[Tokens]
+    queries: list[Tokens]
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, plan: TruthPlan, target: Target, train: Corpus, queries: Corpus) -> Trainer:
+        plan.check(target, train, queries)
+        return cls(plan, target, target.tokenize(train), target.tokenize(queries))
+
+    def losses(self, unit: Unit, on_checkpoint: Any = None) -> np.ndarray:
+        """Retrains on the unit's group and evaluates: float32 [query]."""
+        seed = self.plan.run_seed(unit)
+        model = self.target.fresh_model(self.plan.start, seed).to(self.device)  # type: ignore[arg-type]
+        group, tokens, members = self.plan.groups[unit.group], self.train, None
+        if self.plan.order == "pool":
+            members = np.isin(np.arange(len(tokens)), group)
+        else:
+            tokens = [self.train[i] for i in group]
+        finetune(
+            model, tokens, self.plan.recipe, seed, self.target.pad_id,
+            on_checkpoint=on_checkpoint, members=members,
+        )  # fmt: skip
+        return self.target.losses(model, self.queries)
+
+    def attempt(self, unit: Unit) -> Result | str:
+        """The unit's result, or why there is none."""
+        kept: dict[int, dict[str, np.ndarray]] = {}
+
+        def keep(step: int, model: PreTrainedModel) -> None:
+            kept[step] = {k: v.to("cpu", copy=True).numpy() for k, v in model.state_dict().items()}
+
+        try:
+            with one_thread():
+                losses = self.losses(unit, keep) if self.plan.recipe.keep else self.losses(unit)
+            if not np.isfinite(losses).all():
+                return f"{int((~np.isfinite(losses)).sum())} of its losses are not finite"
+            return Result(losses, kept)
+        except (TdabenchError, RuntimeError, MemoryError) as e:
+            return f"{type(e).__name__}: {e}"
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Engine(Protocol):
+    """Does the units that `take` gives until it gives None and none is under way."""
+
+    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes: ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """One retraining after the other, here."""
+
+    device: str = "cpu"
+
+    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+        trainer = replace(trainer, device=self.device)
+        while (unit := take()) is not None:
+            yield unit, trainer.attempt(unit)
+
+
+# --------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Worker processes on this machine, each with one thread and one unit at a time.
+
+    `devices` are handed out in turn. A worker that dies costs its unit one attempt; when the
+    system killed it (most likely for memory), its place stays empty as long as another is filled.
+
+    Raises TdabenchError when workers cannot even start.
+    """
+
+    workers: int
+    devices: tuple[str, ...] = ("cpu",)
+
+    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+        from multiprocessing.connection import wait
+
+        places = list(range(self.workers))
+        workers: dict[int, _Worker] = {}
+        busy: dict[Any, int] = {}  # pipe -> place
+        stillborn = 0
+        try:
+            while True:
+                for place in places:
+                    if place in workers and workers[place].unit is not None:
+                        continue
+                    unit = take()
+                    if unit is None:
+                        break
+                    if place not in workers or not workers[place].process.is_alive():
+                        device = self.devices[place % len(self.devices)]
+                        workers[place] = _Worker(trainer, device)
+                    workers[place].begin(unit)
+                    busy[workers[place].pipe] = place
+                if not busy:
+                    return
+                for pipe in cast(list[Any], wait(list(busy))):
+                    place = busy[pipe]
+                    worker = workers[place]
+                    try:
+                        message = pipe.recv()
+                    except (EOFError, OSError):
+                        reason = worker.why_it_died()
+                        stillborn = 0 if worker.ready else stillborn + 1
+                        if stillborn > 2:
+                            raise TdabenchError(
+                                f"worker processes cannot start: {reason}",
+                                'A script that builds needs: if __name__ == "__main__"',
+                            ) from None
+                        if worker.killed and len(places) > 1:
+                            places.remove(place)
+                            note(f"a worker was killed: going on with {len(places)}")
+                        del busy[pipe], workers[place]
+                        yield worker.given(), reason
+                        continue
+                    if message is _READY:
+                        worker.ready, stillborn = True, 0
+                        continue
+                    del busy[pipe]
+                    unit = worker.given()
+                    worker.unit = None
+                    yield unit, message
+        finally:
+            for worker in workers.values():
+                worker.end()
+
+
+_READY = None  # a worker's first message
+
+
+def _context() -> Any:
+    """How workers are started: on Linux forked from a server that has imported torch but used
+    nothing of it, which takes no time and shares memory; elsewhere anew."""
+    import multiprocessing
+
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto",
+         "tdabench.truth.build"]
+    )  # fmt: skip
+    return context
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, trainer: Trainer, device: str) -> None:
+        context = _context()
+        self.pipe, theirs = context.Pipe()
+        # Its far end is closed when this process ends, however it ends: the worker's sign to go.
+        lifeline, self.lifeline = context.Pipe(duplex=False)
+        self.process = context.Process(
+            target=_serve, args=(theirs, lifeline, trainer, device), daemon=True
+        )
+        self.process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+        lifeline.close()
+        self.unit: Unit | None = None
+        self.ready = self.killed = False
+
+    def given(self) -> Unit:
+        assert self.unit is not None
+        return self.unit
+
+    def begin(self, unit: Unit) -> None:
+        self.unit = unit
+        with contextlib.suppress(OSError):  # it died meanwhile: reading says so
+            self.pipe.send(unit)
+
+    def why_it_died(self) -> str:
+        self.process.join(10)
+        code = self.process.exitcode
+        self.killed = code == -signal.SIGKILL
+        self.end()
+        if self.killed:
+            return "its worker process was killed (out of memory?)"
+        return f"its worker process ended with exit code {code}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(10)
+        self.pipe.close()
+        self.lifeline.close()
+
+
+def _serve(pipe: Connection, lifeline: Connection, trainer: Trainer, device: str) -> None:
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    trainer.device = device
+    pipe.send(_READY)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            unit = pipe.recv()
+            pipe.send(trainer.attempt(unit))
+
+
+def _die_with(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    os._exit(1)
+
+
+PROCESS_BYTES = 450 << 20  # Python with torch and transformers loaded
+
+
+def needed_bytes(plan: TruthPlan, target: Target) -> int:
+    """About what one retraining needs at its peak, its process included (no promise).
+
+    Weights, gradients and optimizer states in float32, activations of a forward pass over the
+    longest examples that the target takes, logits and their gradients.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe, config = plan.recipe, AutoConfig.from_pretrained(target.folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = sum(p.numel() for p in model.parameters())
+    states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+    # Two copies while the checkpoint is read; later the gradients and states of what is trained.
+    fixed = 4 * weights * (2 if recipe.lora_rank else 2 + states)
+    rows = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
+    tokens = rows * target.max_length
+    width, depth = int(config.hidden_size), int(config.num_hidden_layers)
+    layer = 68 * tokens * width  # arXiv 2205.05198, eq. 2, in float32 and without the scores
+    kept = depth * 4 * tokens * width + layer if recipe.checkpointing else depth * layer
+    logits = 3 * 4 * tokens * int(config.vocab_size)
+    return PROCESS_BYTES + fixed + kept + logits
+
+
+# --------------------------------------------------------------------------- Ray
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks of a Ray cluster (extra `ray`): any number of nodes, GPUs as resources.
+
+    `address` is the cluster's ("" is $RAY_ADDRESS, else one that runs here, else one for this
+    build). Each task takes `cpus` and `gpus` (a fraction shares a GPU) and `memory` bytes of a
+    node. Work that is lost with its node or process is done again elsewhere, at most
+    `lost` times. The target's files travel with the job where a node lacks them.
+    """
+
+    address: str = ""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+    lost: int = 5
+    ahead: int = 2  # tasks handed over for each that the cluster has room for
+
+    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+        ray = _import_ray()
+        ours = not ray.is_initialized()
+        if ours:
+            _connect(ray, self.address)
+        running: dict[Any, Unit] = {}
+        try:
+            task = ray.remote(_ray_task).options(
+                num_cpus=self.cpus, num_gpus=self.gpus, memory=self.memory or None,
+                max_retries=self.lost,
+            )  # fmt: skip
+            # In a list it stays a reference, which a process resolves once, not at every task.
+            shared = [ray.put(_Shipped.of(trainer, "cuda" if self.gpus else "cpu"))]
+            while True:
+                while len(running) < self.ahead * self._room(ray) + 1:
+                    unit = take()
+                    if unit is None:
+                        break
+                    running[task.remote(shared, trainer.plan.key, unit)] = unit
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=5.0)
+                for ref in done:
+                    unit = running.pop(ref)
+                    try:
+                        result = ray.get(ref)
+                    except ray.exceptions.RayError as e:
+                        result = _ray_reason(e)
+                    yield unit, result
+        finally:
+            for ref in running:
+                with contextlib.suppress(Exception):
+                    ray.cancel(ref, force=True)
+            if ours:
+                ray.shutdown()
+
+    def _room(self, ray: Any) -> int:
+        """Tasks that the cluster could run at once, as it is now."""
+        there = ray.cluster_resources()
+        rooms = [there.get("CPU", 0) / self.cpus] if self.cpus else []
+        if self.gpus:
+            rooms.append(there.get("GPU", 0) / self.gpus)
+        if self.memory:
+            rooms.append(there.get("memory", 0) / self.memory)
+        return max(1, int(min(rooms, default=1)))
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as e:
+        raise MissingExtra("Ray", "ray") from e
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(
+            address=address or None, log_to_driver=False, logging_level="ERROR",
+            include_dashboard=None if address else False,
+        )  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError) as e:
+        where = address or os.environ.get("RAY_ADDRESS", "")
+        first = str(e).strip().splitlines()[0]
+        raise UsageError(
+            f"cannot reach a Ray cluster at {where or 'this machine'}: {first}",
+            "Start one with: ray start --head",
+        ) from e
+
+
+def _ray_reason(error: Any) -> str:
+    """One line of what Ray says."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@dataclass(frozen=True)
+class _Shipped:
+    """A trainer as it travels: with the target's files, for nodes that do not have them."""
+
+    trainer: Trainer
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, trainer: Trainer, device: str) -> _Shipped:
+        sent = replace(trainer, device=device)
+        folder = trainer.target.folder
+        paths = trainer.target.files(trainer.plan.start)
+        return cls(sent, {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths})
+
+    def here(self) -> Trainer:
+        """The trainer, its target's files on this machine."""
+        t = self.trainer
+        with contextlib.suppress(TdabenchError):
+            if t.target.fingerprint_of(t.plan.start) == t.plan.target:
+                return t
+        place = Path(tempfile.gettempdir()) / f"tdabench-{os.getuid()}" / t.plan.target
+        for name, data in self.files.items():
+            if not (place / name).exists():
+                write_bytes(place / name, data)
+        target = replace(t.target, folder=place)
+        if target.fingerprint_of(t.plan.start) != t.plan.target:
+            raise TdabenchError(f"the target's files in {place} are damaged", "Delete that folder")
+        return replace(t, target=target)
+
+
+_trainers: dict[str, Trainer] = {}  # of this Ray worker: processes are used again
+
+
+def _ray_task(shared: list[Any], key: str, unit: Unit) -> Result | str:
+    import ray
+
+    if key not in _trainers:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _trainers.clear()
+        _trainers[key] = ray.get(shared[0]).here()
+    return _trainers[key].attempt(unit)
