@@ -184,6 +184,8 @@ def _shard(text: str) -> tuple[int, int]:
               help="Further attempts at a retraining that fails.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True,
               help="cpu, or cuda: workers take the GPUs in turn.")  # fmt: skip
+@click.option("--stack", type=click.IntRange(1), default=1, show_default=True,
+              help="Train this many at once: for small targets on a GPU.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or a Ray cluster (extra ray).")  # fmt: skip
 @click.option("--address", default="", help="Ray: the cluster (default: $RAY_ADDRESS, or here).")
@@ -202,6 +204,7 @@ def build(
     in_place: bool,
     retries: int,
     device: str,
+    stack: int,
     engine: str,
     address: str,
     cpus: float,
@@ -220,10 +223,12 @@ def build(
       tdabench truth build pocket --target instruct --truth lds --workers 2
       tdabench truth build pocket --engine ray --address 10.0.0.7:6379 --gpus 0.25
     """
-    from tdabench.truth import Ray, collect, survey
+    from tdabench.truth import Ray, Stacked, collect, survey
     from tdabench.truth import build as build_units
 
     part = _shard(shard)
+    if stack > 1 and engine == "ray":
+        raise UsageError("--stack is for this machine, not for --engine ray", "Leave one out")
     jobs: list[tuple[Suite, SuiteTarget, str, TruthPlan, Path | None]] = []
     if plan_file:
         s, t, queries, p = from_file(suite, targets, plan_file)
@@ -242,6 +247,8 @@ def build(
         n_workers = _workers(workers, device, p, t, len(units) - len(there.done), engine)
         if engine == "ray":
             where: Any = Ray(address, cpus, gpus, int(memory * 2**30))
+        elif stack > 1:
+            where = Stacked(stack, _devices(device)[0])
         else:
             where = _local(n_workers, device)
         with _watch(p, len(there.done), len(units), n_workers) as watch:
@@ -474,7 +481,7 @@ def status(
 def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
     from tdabench import stats
 
-    same = truth.groups.fingerprint == plan.groups.fingerprint and truth.plan == plan.describe()
+    same = truth.is_of(plan)
     out: dict[str, Any] = {
         "state": "complete" if same else "complete, but not as the suite plans it now",
         "groups": len(truth.groups),

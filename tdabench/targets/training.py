@@ -180,7 +180,7 @@ def finetune(
     )
     with adapters as lora, _recomputed(model, recipe):
         params = lora.parameters() if lora else _trainable(model)
-        optimizer = _optimizer(params, recipe)
+        optimizer = make_optimizer(params, recipe)
         scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.precision == "float16")
 
         def checkpoint(step: int) -> None:
@@ -223,7 +223,8 @@ def _trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return params or list(model.requires_grad_(True).parameters())
 
 
-def _optimizer(params: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(params: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `params`; the caller sets its learning rate at each step."""
     import torch
 
     if recipe.optimizer == "sgd":

@@ -3,9 +3,10 @@
 from tdabench.truth.build import build, collect, finished, survey
 from tdabench.truth.engines import Engine, InProcess, Pool, Ray
 from tdabench.truth.plan import TruthPlan, Unit, check_disjoint
+from tdabench.truth.stacked import Stacked
 from tdabench.truth.store import Truth
 
 __all__ = [
-    "Engine", "InProcess", "Pool", "Ray", "Truth", "TruthPlan", "Unit", "build", "check_disjoint",
-    "collect", "finished", "survey",
+    "Engine", "InProcess", "Pool", "Ray", "Stacked", "Truth", "TruthPlan", "Unit",
+    "build", "check_disjoint", "collect", "finished", "survey",
 ]  # fmt: skip

@@ -154,9 +154,10 @@ def store(plan: TruthPlan, folder: Path, unit: Unit, result: Result) -> None:
             checkpoint_path(folder, unit, step), weights,
             {"unit": unit.name, "plan": plan.key, "step": step},
         )  # fmt: skip
-    write_arrays(
-        unit_path(folder, unit), {"losses": result.losses}, {"unit": unit.name, "plan": plan.key}
-    )
+    meta = {"unit": unit.name, "plan": plan.key}
+    if result.made_by:
+        meta["made_by"] = result.made_by
+    write_arrays(unit_path(folder, unit), {"losses": result.losses}, meta)
     failure_path(folder, unit).unlink(missing_ok=True)
 
 
@@ -169,6 +170,12 @@ def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
 
     Raises DataError for a row that is damaged or belongs to another plan.
     """
+    found = _read_row(plan, folder, unit)
+    return found[0] if found else None
+
+
+def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, str] | None:
+    """The losses, and the way of training that rounds otherwise ("" for the usual one)."""
     path = unit_path(folder, unit)
     if not path.exists():
         return None
@@ -183,7 +190,7 @@ def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
         raise DataError(f"{path} belongs to another plan", "Delete it and build again")
     if losses.shape != (len(plan.query_ids),):
         raise DamagedRow(f"{path} holds {losses.size} losses", "Run the build again")
-    return losses
+    return losses, str(meta.get("made_by", ""))
 
 
 def finished(plan: TruthPlan, folder: Path) -> list[Unit]:
@@ -219,17 +226,21 @@ def survey(plan: TruthPlan, folder: Path, units: Sequence[Unit] | None = None) -
 
 
 def collect(plan: TruthPlan, folder: Path) -> Truth:
-    """The truth from a folder with every unit done. Raises DataError naming what is missing."""
+    """The truth from a folder with every unit done. Raises DataError naming what is missing.
+
+    Where units were trained in a way that rounds otherwise, the truth records it ("made_by").
+    """
     losses = np.full(
         (len(plan.groups), plan.n_seeds, len(plan.query_ids)), np.nan, dtype=np.float32
     )
-    missing = []
+    missing, ways = [], set()
     for unit in plan.units():
-        row = read_row(plan, folder, unit)
+        row = _read_row(plan, folder, unit)
         if row is None:
             missing.append(unit)
         else:
-            losses[unit.group, unit.seed] = row
+            losses[unit.group, unit.seed] = row[0]
+            ways.add(row[1])
     if missing:
         failed = sum(failure_path(folder, u).exists() for u in missing)
         raise DataError(
@@ -237,7 +248,8 @@ def collect(plan: TruthPlan, folder: Path) -> Truth:
             f"first {missing[0].name}" + (f"; {failed} failed" if failed else ""),
             "Run the build again: it goes on where it stopped",
         )
-    return Truth(losses, plan.groups, plan.query_ids, plan.describe())
+    made_by = {"made_by": sorted(ways - {""})} if ways - {""} else {}
+    return Truth(losses, plan.groups, plan.query_ids, {**plan.describe(), **made_by})
 
 
 def unit_path(folder: Path, unit: Unit) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -38,11 +39,13 @@ if TYPE_CHECKING:
 class Result:
     """What one retraining gave: losses float32 [query], and the checkpoints that it kept.
 
-    `checkpoints` maps a step to the weights after it, float32 by name.
+    `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a way of
+    training that rounds otherwise than a unit trained alone.
     """
 
     losses: np.ndarray
     checkpoints: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    made_by: str = ""
 
 
 Take = Callable[[], Unit | None]
@@ -378,14 +381,17 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    host, _, port = address.rpartition(":")
     try:
+        if host and "/" not in address and port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address=address or None, log_to_driver=False, logging_level="ERROR",
             include_dashboard=None if address else False,
         )  # fmt: skip
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         where = address or os.environ.get("RAY_ADDRESS", "")
-        first = str(e).strip().splitlines()[0]
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UsageError(
             f"cannot reach a Ray cluster at {where or 'this machine'}: {first}",
             "Start one with: ray start --head",

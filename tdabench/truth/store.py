@@ -16,6 +16,7 @@ from tdabench.io import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
+    from tdabench.truth.plan import TruthPlan
 
 
 SAME_MODEL = 5e-3  # nats: a float16 copy of a model differs by less, another seed by far more
@@ -42,6 +43,11 @@ class Truth:
     @property
     def n_seeds(self) -> int:
         return self.losses.shape[1]
+
+    def is_of(self, plan: TruthPlan) -> bool:
+        """Whether `plan` is the plan behind this truth."""
+        mine = {k: v for k, v in self.plan.items() if k != "made_by"}
+        return mine == plan.describe() and self.groups.fingerprint == plan.groups.fingerprint
 
     @property
     def values(self) -> np.ndarray:

@@ -38,7 +38,7 @@ def verify_truth(
     """
     truth = Truth.load(path)
     truth.check(train, target)
-    if truth.groups.fingerprint != plan.groups.fingerprint or dict(truth.plan) != plan.describe():
+    if not truth.is_of(plan):
         raise GuardError(
             f"{path} was not made by the plan {plan.name!r} as the suite declares it now",
             "Rebuild it with: tdabench truth build",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from tdabench.cli.truth import command
-from tdabench.errors import DataError, GuardError, UsageError
+from tdabench.errors import DataError, GuardError, MissingExtra, UsageError
 from tdabench.io import read_arrays, write_arrays
-from tdabench.truth import Truth
+from tdabench.targets import Recipe
+from tdabench.truth import Truth, Unit
 
 PLAN = """
 [targets.plans.lds]
@@ -140,3 +144,98 @@ def test_bad_requests_are_named(suite):
     suite.write_text(suite.read_text().replace("lr = 3e-3", "learning = 3"))
     with pytest.raises(UsageError, match="learning"):
         run("plan", suite)
+
+
+def test_a_plan_file_builds_what_the_suite_would(suite, tmp_path):
+    path = tmp_path / "p.safetensors"
+    run("plan", suite, "--out", path)
+    (a,) = json.loads(run("build", suite, "--json", "--workers", 1, "--work", tmp_path / "a"))
+    suite.write_text(suite.read_text().replace("epochs = 1", "epochs = 2"))
+    options = ["--plan", path, "--workers", 1, "--work", tmp_path / "b"]
+    (b,) = json.loads(run("build", suite, "--json", *options))
+    assert Path(a["file"]).read_bytes() == Path(b["file"]).read_bytes()
+    with pytest.raises(UsageError, match="Leave out --plan"):
+        run("build", suite, *options, "--in-place")
+    queries = suite.read_text().replace('queries = "test"', 'queries = "pool"')
+    suite.write_text(queries.replace('train = "pool"', 'train = "test"'))
+    with pytest.raises(UsageError, match="planned for queries"):
+        run("build", suite, *options)
+
+
+def test_status_tells_failures_and_damage(suite, tmp_path, monkeypatch):
+    from tdabench.truth.engines import Trainer
+
+    real, work = Trainer.losses, ["--work", tmp_path / "work"]
+
+    def fails(self, unit):
+        if unit.name == "g00001-s00":
+            raise RuntimeError("out of luck")
+        return real(self, unit)
+
+    monkeypatch.setattr(Trainer, "losses", fails)
+    out = run("build", suite, "--workers", 1, *work, code=1)
+    assert "5 of 6 retrainings, 1 failed" in out
+    (row,) = (tmp_path / "work").glob("*/units/g00000-s00.safetensors")
+    row.write_bytes(row.read_bytes()[:-3])
+    out = run("status", suite, *work)
+    assert "4/6 built here" in out
+    assert "g00001-s00 failed: RuntimeError: out of luck" in out
+    assert "the next build redoes them: g00000-s00" in out
+    monkeypatch.setattr(Trainer, "losses", real)
+    assert "6 of 6" in run("build", suite, "--workers", 1, *work)
+    assert "6/6 built here" in run("status", suite, *work)
+
+
+def test_a_stack_is_asked_for_and_agrees(suite, tmp_path):
+    run("build", suite, "--in-place", "--stack", 4, "--work", tmp_path / "work")
+    (found,) = json.loads(run("verify", suite, "--json", "--units", 1))
+    assert found["agrees"]
+    with pytest.raises(UsageError, match="Leave one out"):
+        run("build", suite, "--stack", 2, "--engine", "ray")
+
+
+def test_without_ray_its_engine_says_how_to_get_it(suite, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'tdabench\[ray\]'"):
+        run("build", suite, "--engine", "ray", "--work", tmp_path / "work")
+
+
+def test_workers_are_as_many_as_cores_and_memory_allow(suite, monkeypatch):
+    from tdabench.cli import truth as cli
+    from tdabench.run import environment
+    from tdabench.truth.engines import needed_bytes
+
+    ((s, t, name),) = cli.chosen(str(suite), (), ())
+    plan = cli.draw(s, t, name)
+    need = needed_bytes(plan, t.target)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    for free, expected in ((100 * need, 6), (3.5 * need, 3), (0.5 * need, 1), (0, 6)):
+        monkeypatch.setattr(environment, "available_bytes", lambda free=free: int(free))
+        assert cli._workers("auto", "cpu", plan, t, 6, "local") == expected
+    assert cli._workers("3", "cpu", plan, t, 6, "local") == 3
+    for bad in ("0", "-1", "many"):
+        with pytest.raises(UsageError, match="A number from 1, or auto"):
+            cli._workers(bad, "cpu", plan, t, 6, "local")
+    light = dataclasses.replace(plan, recipe=Recipe(checkpointing=True, micro_batch=2))
+    assert needed_bytes(light, t.target) < need
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_progress_shows_pace_time_left_retries_and_failures(bar, monkeypatch, capsys):
+    from tdabench.cli import truth as cli
+
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    watch = (cli._Bar if bar else cli._Lines)("pocket-lds", 2, 10, 1)
+    with watch:
+        for unit, reason in ((Unit(0, 0), ""), (Unit(1, 0), "RuntimeError: no"), (Unit(2, 0), "")):
+            now[0] += 20
+            if reason:
+                watch.note(f"{unit.name} failed and is tried again: {reason}")
+            watch.unit(unit, reason)
+        facts = watch.bar.tasks[0].fields["facts"] if bar else ""
+    err = capsys.readouterr().err
+    assert "g00001-s00 failed: RuntimeError: no" in err
+    shown = facts if bar else err.splitlines()[-1]
+    assert "20.00 s each, 2 min left, 1 retried, 1 failed" in shown
+    assert [cli.duration(x) for x in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
