@@ -136,7 +136,7 @@ class _Stack:
                 self.model.base_model, params, (), {"input_ids": ids, "use_cache": False}
             ).last_hidden_state
 
-        params = {short: self.params[n] for n, short in self.base.items()}
+        params: dict[str, torch.Tensor] = {s: self.params[n] for n, s in self.base.items()}
         return torch.func.vmap(one, in_dims=(0, 0 if ids.dim() == 3 else None))(params, ids)
 
     def token_losses(
