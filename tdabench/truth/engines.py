@@ -288,7 +288,7 @@ def needed_bytes(plan: TruthPlan, target: Target) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    recipe, config = plan.recipe, AutoConfig.from_pretrained(target.folder)
+    recipe, config = plan.recipe, AutoConfig.from_pretrained(target.folder, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
