@@ -92,11 +92,20 @@ def feature_runs(
     projected = GradientEngine(model, rank=args.rank, random=context.torch_generator)
     whole = GradientEngine(model)
     trained = target.fresh_model("warm").to(device).requires_grad_(True)  # type: ignore[arg-type]
+    frozen = target.fresh_model("warm").to(device).requires_grad_(False)  # type: ignore[arg-type]
 
     def plain() -> None:
         for batch in batches:
             example_losses(trained, batch).sum().backward()
             trained.zero_grad(set_to_none=True)
+
+    def bare() -> None:
+        """What hooks cannot do without: the floor of any engine that leaves the model's code."""
+        first = frozen.get_input_embeddings()
+        hook = first.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_())
+        for batch in batches:
+            example_losses(frozen, batch).sum().backward()
+        hook.remove()
 
     def loop() -> None:
         names = [f"{n}.weight" for n, _ in select_layers(trained)]
@@ -119,6 +128,7 @@ def feature_runs(
         ],
         "tdabench, whole gradients": lambda: [whole.gradients(b) for b in batches],
         "forward and backward with weight gradients": plain,
+        "forward and backward to the inputs, nothing else": bare,
         "hooks on trainable weights, projecting after": hooks_after(trained, batches, projected),
         "vmap(grad), whole gradients": vmapped(context, batches),
         "batch-1 loop, whole gradients": loop,
