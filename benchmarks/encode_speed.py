@@ -4,10 +4,11 @@
 
 Texts are those of the suite `pocket`. The yardstick is the model alone: ids tokenised beforehand,
 texts of exactly equal length together (at most `--budget` tokens, of which few lengths have as
-many), no attention mask, mean over tokens. `encode_texts` starts from strings: it tokenises, sorts by length, pads, masks, pools and
-puts rows back in order. Models are random, of two shapes: `small` (2 layers, 128 wide) and
-`minilm` (6 layers, 384 wide, as most small sentence encoders). Time is wall time, best of rounds
-that go around all contenders; each number of threads is a process of its own.
+many), no attention mask, mean over tokens. `encode_texts` starts from strings: it tokenises, sorts
+by length, pads, masks, pools and puts rows back in order. Models are random, of two shapes: `small`
+(2 layers, 128 wide) and `minilm` (6 layers, 384 wide, as most small sentence encoders). Time is
+wall time, best of rounds that go around all contenders; each number of threads is a process of its
+own.
 """
 
 from __future__ import annotations
