@@ -164,8 +164,11 @@ def cluster():
     if ray.is_initialized():
         pytest.skip("a Ray connection of another test is open")
     small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    # A node that a busy machine keeps waiting is not to be given up.
+    patient = {"_system_config": {"health_check_failure_threshold": 100}}
     try:
-        nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+        head = {**small, **patient, "include_dashboard": False}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             nodes.add_node(**small)
         nodes.wait_for_nodes(timeout=120)
@@ -197,7 +200,8 @@ def broken(item: int) -> None:
 @needs_ray
 def test_several_nodes_build_and_search_with_the_result_of_one(cluster, tmp_path: Path) -> None:
     run = on_ray()
-    assert len(set(run(where, range(6)))) > 1
+    # Workers may start late on one node or another: several nodes work, sooner or later.
+    assert any(len(set(run(where, range(6)))) > 1 for _ in range(5))
     items = list(range(50))
     there = build_shards(tmp_path / "ray", items, whole_numbers, 8, dtype="float16", run=run)
     here = build_shards(tmp_path / "here", items, whole_numbers, 50, dtype="float16")
