@@ -435,31 +435,34 @@ def stream_features(
         )
         todo = store.missing
     # Tokenised a window at a time: a corpus may stay on disk, and so may be larger than memory.
-    for at, block in (
-        (part[index], block)
-        for part in np.split(todo, range(WINDOW, len(todo), WINDOW))
+    for part in np.split(todo, range(WINDOW, len(todo), WINDOW)):
+
+        def rows_of(batch: Batch, part: np.ndarray = part) -> torch.Tensor:
+            return compute(replace(batch, index=part[batch.index]))
+
+        sequences = context.target.tokenize([examples[int(i)] for i in part])
         for index, block in map_batches(
             context,
-            context.target.tokenize([examples[int(i)] for i in part]),
-            lambda batch, part=part: compute(replace(batch, index=part[batch.index])),
+            sequences,
+            rows_of,
             what=name,
             tokens_a_batch=tokens_a_batch,
             max_examples=most,
-        )
-    ):
-        values = block.detach().float().cpu().numpy()
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            bad = examples[int(at[~finite][0])]
-            raise MethodError(
-                f"NaN or infinite gradients for {(~finite).sum()} examples, first {bad.id!r}",
-                "Check that example's loss under the target: an overflow in float16, or a "
-                "checkpoint that diverged",
-            )
-        if store is not None:
-            store.write(at, values)
-        elif rows is not None:
-            rows[at] = values
+        ):
+            at = part[index]
+            values = block.detach().float().cpu().numpy()
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                bad = examples[int(at[~finite][0])]
+                raise MethodError(
+                    f"NaN or infinite gradients for {(~finite).sum()} examples, first {bad.id!r}",
+                    "Check that example's loss under the target: an overflow in float16, or a "
+                    "checkpoint that diverged",
+                )
+            if store is not None:
+                store.write(at, values)
+            elif rows is not None:
+                rows[at] = values
     if store is not None:
         store.close()
         return store
