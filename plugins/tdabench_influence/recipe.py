@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Followed:
     """The recipe of the run that is followed; the defaults are those of `tdabench.api.Recipe`.
 
+    The run is AdamW over all weights, by epochs: what else a recipe may say is not followed.
+
     share  data weight at which the run is taken. 1 trains on the whole corpus as on a group of
            that size. At the fraction of the corpus that the truth's groups hold, every example
            has that weight in batches of batch_size / share: the run then takes as many steps, at
@@ -27,7 +29,7 @@ class Followed:
     lr: float = 1e-3
     epochs: int = 2
     batch_size: int = 32
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.0
     weight_decay: float = 0.0
     beta1: float = 0.9
@@ -45,4 +47,5 @@ class Followed:
     def recipe(self) -> Recipe:
         from tdabench.api import Recipe
 
-        return Recipe(**{f.name: getattr(self, f.name) for f in fields(Recipe)})
+        own = {f.name for f in fields(Followed)} - {"share"}
+        return Recipe(**{name: getattr(self, name) for name in own})
