@@ -31,21 +31,27 @@ GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to seed with
 
 
 class Clock:
-    """Seconds of wall time spent under it, nested uses counted once."""
+    """Seconds spent under it, of wall and of processor time; nested uses counted once."""
 
     def __init__(self) -> None:
-        self.seconds, self._depth, self._start = 0.0, 0, 0.0
+        self.seconds, self.cpu, self._depth = 0.0, 0.0, 0
+        self._start = 0.0, 0.0
 
     def __enter__(self) -> Clock:
         if self._depth == 0:
-            self._start = time.perf_counter()
+            self._start = time.perf_counter(), time.process_time()
         self._depth += 1
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
-            self.seconds += time.perf_counter() - self._start
+            self.seconds += time.perf_counter() - self._start[0]
+            self.cpu += time.process_time() - self._start[1]
+
+    def now(self) -> tuple[float, float]:
+        """Wall and processor time of anything but what is under it: differences mean something."""
+        return time.perf_counter() - self.seconds, time.process_time() - self.cpu
 
 
 class Meter:
@@ -67,21 +73,21 @@ class Meter:
     def phase(self) -> Iterator[dict[str, Any]]:
         """Fills the dict it yields when the phase ends.
 
-        `seconds` of wall time without `setup_seconds`; `cpu_seconds` over all threads, set-up
-        included; `peak_bytes` resident, of which `base_bytes` were there before.
+        `seconds` of wall time and `cpu_seconds` over all threads, both without set-up, whose wall
+        time is `setup_seconds`; `peak_bytes` resident, of which `base_bytes` were there before.
         """
         cost: dict[str, Any] = {}
         exact = reset_peak()
         cost["base_bytes"] = resident_bytes()
         reset_gpu_peak()
-        set_up, start, cpu = self.setup.seconds, time.perf_counter(), time.process_time()
+        set_up, (start, cpu) = self.setup.seconds, self.setup.now()
         try:
             yield cost
         finally:
-            spent = time.perf_counter() - start
-            cost["cpu_seconds"] = round(time.process_time() - cpu, 4)
+            end, cpu_end = self.setup.now()
+            cost["cpu_seconds"] = round(max(0.0, cpu_end - cpu), 6)
             cost["setup_seconds"] = round(self.setup.seconds - set_up, 4)
-            cost["seconds"] = round(max(0.0, spent - (self.setup.seconds - set_up)), 6)
+            cost["seconds"] = round(max(0.0, end - start), 6)
             cost["peak_bytes"] = peak_bytes()
             cost["peak_measured"] = "phase" if exact else "process"
             gpu = gpu_peak_bytes()
@@ -239,14 +245,15 @@ class MeteredIndex(Index):
         self.n_train = n_train
         self.pooling = getattr(index, "pooling", "sum")
         self.temperature = getattr(index, "temperature", 1.0)
-        self.seconds, self.queries, self.calls = 0.0, 0, 0
+        self.seconds, self.cpu_seconds, self.queries, self.calls = 0.0, 0.0, 0, 0
 
     @contextlib.contextmanager
     def _call(self, queries: Sequence[Example]) -> Iterator[None]:
-        set_up, start = self.meter.setup.seconds, time.perf_counter()
+        start, cpu = self.meter.setup.now()
         yield
-        spent = time.perf_counter() - start - (self.meter.setup.seconds - set_up)
-        self.seconds += max(0.0, spent)
+        end, cpu_end = self.meter.setup.now()
+        self.seconds += max(0.0, end - start)
+        self.cpu_seconds += max(0.0, cpu_end - cpu)
         self.queries += len(queries)
         self.calls += 1
 
@@ -287,7 +294,12 @@ class MeteredIndex(Index):
         self.inner.save(path)
 
     def cost(self) -> dict[str, Any]:
-        return {"seconds": round(self.seconds, 6), "queries": self.queries, "calls": self.calls}
+        return {
+            "seconds": round(self.seconds, 6),
+            "cpu_seconds": round(self.cpu_seconds, 6),
+            "queries": self.queries,
+            "calls": self.calls,
+        }
 
 
 def checked(who: str, call: str, scores: Any, shape: tuple[int, int]) -> np.ndarray:
