@@ -5,7 +5,9 @@
 Everything runs in one go on one model and one set of examples (the target `instruct` of the suite
 `pocket`), in batches of the same length-sorted order. On a CPU time is the process's own, which
 other processes do not distort; on an accelerator it is wall time. Rounds go around all contenders
-and the best of each counts. Ratios are tdabench's throughput over the contender's.
+and the best of each counts. Ratios are tdabench's throughput over the contender's. Packages run
+their own passes; rows "with tdabench's loss", which takes logits of response tokens only, leave the
+gradients alone to compare.
 
 Contenders that are not installed (bergson, kronfluence) are left out, and said so.
 """
@@ -99,6 +101,14 @@ def feature_runs(
             example_losses(trained, batch).sum().backward()
             trained.zero_grad(set_to_none=True)
 
+    def usual() -> None:
+        for batch in batches:
+            mask = batch.attention_mask
+            trained(
+                input_ids=batch.input_ids, attention_mask=mask, labels=labels(batch)
+            ).loss.backward()
+            trained.zero_grad(set_to_none=True)
+
     def bare() -> None:
         """What hooks cannot do without: the floor of any engine that leaves the model's code."""
         first = frozen.get_input_embeddings()
@@ -127,17 +137,26 @@ def feature_runs(
             projected.gradients(b) for b in batches
         ],
         "tdabench, whole gradients": lambda: [whole.gradients(b) for b in batches],
-        "forward and backward with weight gradients": plain,
-        "forward and backward to the inputs, nothing else": bare,
+        "forward and backward, transformers' own loss": usual,
+        "the same with tdabench's loss": plain,
+        "the same to the inputs, without weight gradients": bare,
         "hooks on trainable weights, projecting after": hooks_after(trained, batches, projected),
         "vmap(grad), whole gradients": vmapped(context, batches),
         "batch-1 loop, whole gradients": loop,
     }
     if importlib.util.find_spec("bergson"):
-        runs["bergson GradientCollector"] = bergson(context, batches, args.rank)
+        runs["bergson"] = bergson(context, batches, args.rank, own_loss=True)
+        runs["bergson with tdabench's loss"] = bergson(context, batches, args.rank, own_loss=False)
     else:
         print("bergson is not installed: left out", file=sys.stderr)
     return runs
+
+
+def labels(batch: Batch) -> torch.Tensor:
+    """Token ids where the loss is taken, -100 elsewhere, as transformers and bergson want them."""
+    out = torch.full_like(batch.input_ids, -100)
+    out[:, 1:] = torch.where(batch.loss_mask, batch.input_ids[:, 1:], -100)
+    return out
 
 
 def hooks_after(model: Any, batches: list[Batch], engine: GradientEngine) -> Run:
@@ -199,7 +218,9 @@ def vmapped(context: Context, batches: list[Batch]) -> Run:
     return run
 
 
-def bergson(context: Context, batches: list[Batch], rank: int) -> Run:
+def bergson(context: Context, batches: list[Batch], rank: int, own_loss: bool) -> Run:
+    """bergson's collector; with `own_loss` in its own passes, which take logits at every token."""
+    from bergson.collector.collector import fwd_bwd_factory
     from bergson.collector.gradient_collectors import GradientCollector
     from bergson.config import IndexConfig
     from bergson.gradients import GradientProcessor
@@ -209,19 +230,24 @@ def bergson(context: Context, batches: list[Batch], rank: int) -> Run:
     n = sum(len(b.index) for b in batches)
     names = {name.removeprefix("model.") for name, _ in select_layers(model)}
 
+    config = IndexConfig(run_path=str(context.scratch / "bergson"))
+    passes = fwd_bwd_factory(config)
+
     def run() -> None:
         collector = GradientCollector(
             model=model.base_model,
             data=range(n),  # only counted
-            cfg=IndexConfig(run_path=str(context.scratch / "bergson")),
+            cfg=config,
             processor=GradientProcessor(projection_dim=rank),
             target_modules=names,
             skip_index=True,
         )
         with collector:
             for batch in batches:
-                losses = example_losses(model, batch)
-                losses.sum().backward()
+                if own_loss:
+                    passes(model, batch.input_ids, labels(batch), {})
+                else:
+                    example_losses(model, batch).sum().backward()
                 torch.cat([g.flatten(1) for g in collector.mod_grads.values()], dim=1)
                 collector.mod_grads.clear()
                 model.zero_grad(set_to_none=True)
