@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Target,
         Tokens,
         example_losses,
+        out_of_memory,
         response_logits,
         token_losses,
     )
@@ -87,6 +88,7 @@ _LAZY = {
     "Target": "tdabench.targets.target",
     "Tokens": "tdabench.targets.target",
     "example_losses": "tdabench.targets.target",
+    "out_of_memory": "tdabench.targets.target",
     "response_logits": "tdabench.targets.target",
     "token_losses": "tdabench.targets.target",
     "Recipe": "tdabench.targets.training",
@@ -164,6 +166,7 @@ __all__ = [
     "map_batches",
     "named_seed",
     "noise_ceiling",
+    "out_of_memory",
     "per_example",
     "pool_scores",
     "pooled_hidden_states",

@@ -13,6 +13,7 @@ and what a token attends to in `airrep_body`.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from tdabench.api import (
     Tokens,
     UsageError,
     named_seed,
+    out_of_memory,
     read_json,
     sha256_file,
 )
@@ -608,16 +610,29 @@ def encode(
     """Embeddings float32 [example, dim], in the order given, whatever the batching.
 
     `tokens_a_batch` 0 takes what suits the device: on a CPU activations should stay in cache.
+    When memory runs out, batches are halved for the rest of the call.
     """
     budget = tokens_a_batch or (2048 if encoder.device.type == "cpu" else 65_536)
     out = np.empty((len(examples), encoder.dim), dtype=np.float32)
-    done = 0
+    done, most = 0, 256
     with torch.inference_mode():
         for a in range(0, len(examples), WINDOW):
             tokens = encoder.tokenize(examples[a : a + WINDOW])
-            for index in batches(np.array([len(t) for t in tokens]), budget):
-                batch = padded(tokens, index, encoder.device)
-                out[a + index] = encoder(*batch).float().cpu().numpy()
+            todo = deque(batches(np.array([len(t) for t in tokens]), budget))
+            while todo:
+                index = todo.popleft()
+                if len(index) > most:
+                    todo.extendleft((index[most:], index[:most]))
+                    continue
+                try:
+                    rows = encoder(*padded(tokens, index, encoder.device)).float().cpu()
+                except (RuntimeError, MemoryError) as e:
+                    if not out_of_memory(e) or len(index) == 1:
+                        raise
+                    most = len(index) // 2
+                    todo.appendleft(index)
+                    continue
+                out[a + index] = rows.numpy()
                 done += len(index)
                 if progress:
                     progress("encode", done, len(examples))

@@ -13,7 +13,7 @@ import numpy as np
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
 from tdabench.targets.lora import LoRA
-from tdabench.targets.target import Tokens, example_losses, pad
+from tdabench.targets.target import Tokens, example_losses, out_of_memory, pad
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +156,7 @@ def finetune(
     keep: Collection[int] = (),
     on_checkpoint: OnCheckpoint | None = None,
     members: np.ndarray | None = None,
+    on_backoff: Callable[[int], None] | None = None,
 ) -> PreTrainedModel:
     """Trains `model` in place on `tokens` by `recipe` and returns it in eval mode.
 
@@ -166,11 +167,14 @@ def finetune(
     `members`, bool [token], leaves out the examples that it is False for without moving any other:
     batches are drawn over all of `tokens`, and what is left out weighs 0 in its batch.
 
+    When memory runs out, the step is done again in parts of half as many examples, and so are
+    all later ones: the gradient is the same but for rounding. `on_backoff(examples)` is told.
+
     An empty sequence trains nothing. Raises TdabenchError when the loss stops being finite.
     """
     import torch
 
-    total = recipe.steps(len(tokens))
+    total, most = recipe.steps(len(tokens)), recipe.micro_batch
     wanted = {*keep, *recipe.keep}
     model.eval()  # gradients are the same, and no layer draws a dropout mask
     adapters = (
@@ -188,6 +192,22 @@ def finetune(
                 with lora.merged() if lora else contextlib.nullcontext():
                     on_checkpoint(step, model)
 
+        def gradient(kept: np.ndarray, n: int) -> tuple[float, int]:
+            """Adds up a batch's gradient: its loss, and the size of a part too large, or 0."""
+            value = 0.0
+            for part in micro_batches(tokens, kept, most):
+                try:
+                    inputs = pad(tokens, part, pad_id).to(str(model.device))
+                    with _autocast(model, recipe):
+                        loss = example_losses(model, inputs).sum()
+                    scaler.scale(loss / n).backward()
+                    value += float(loss.detach()) / n
+                except (RuntimeError, MemoryError) as e:
+                    if not out_of_memory(e) or len(part) == 1:
+                        raise
+                    return 0.0, len(part)
+            return value, 0
+
         checkpoint(0)
         for step, batch in enumerate(batch_order(len(tokens), recipe, seed)):
             for group in optimizer.param_groups:
@@ -196,13 +216,13 @@ def finetune(
             if not len(kept):
                 checkpoint(step + 1)
                 continue
-            value = 0.0
-            for part in micro_batches(tokens, kept, recipe.micro_batch):
-                inputs = pad(tokens, part, pad_id).to(str(model.device))
-                with _autocast(model, recipe):
-                    loss = example_losses(model, inputs).sum()
-                scaler.scale(loss / len(batch)).backward()
-                value += float(loss.detach()) / len(batch)
+            value, failed = gradient(kept, len(batch))
+            while failed:
+                optimizer.zero_grad(set_to_none=True)
+                most = failed // 2
+                if on_backoff:
+                    on_backoff(most)
+                value, failed = gradient(kept, len(batch))
             if not np.isfinite(value):
                 raise TdabenchError(f"the training loss became {value} at step {step}")
             if recipe.clip:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import UsageError
+from tdabench.targets.target import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,8 @@ def encode_texts(
     what model and tokenizer allow) are cut at the end. `pooling` is "mean" over real tokens,
     "position" (weights 1, 2, … over real tokens), "cls" (first token) or "last". `normalise`
     scales to length 1. A text without tokens gives zeros. `tokens_a_batch` (padding included)
-    bounds a batch; None leaves it to the device, and nothing but speed depends on it.
+    bounds a batch; None leaves it to the device, and nothing but speed depends on it. When memory
+    runs out, batches are halved for the rest of the call.
 
     Raises UsageError for an unknown pooling or layer.
     """
@@ -150,20 +152,31 @@ def _encode_ids(
         while a < len(order):
             width = int(lengths[order[a]])
             index = order[a : a + max(1, min(max_examples, budget // width))]
-            a += len(index)
             padded = np.full((len(index), width), pad_id, dtype=np.int64)
             for row, i in enumerate(index):
                 padded[row, : lengths[i]] = ids[i]
             real = np.arange(width) < lengths[index, None]  # [b, t]
-            with torch.inference_mode():
-                hidden = _hidden(
-                    model,
-                    torch.from_numpy(padded).to(model.device),
-                    torch.from_numpy(real.astype(np.int64)).to(model.device),
-                    layer,
-                )
-                pooled = _pool(hidden.float(), torch.from_numpy(real).to(model.device), pooling)
-            yield index, pooled.cpu().numpy()
+            pooled = None
+            try:
+                with torch.inference_mode():
+                    hidden = _hidden(
+                        model,
+                        torch.from_numpy(padded).to(model.device),
+                        torch.from_numpy(real.astype(np.int64)).to(model.device),
+                        layer,
+                    )
+                    mask = torch.from_numpy(real).to(model.device)
+                    pooled = _pool(hidden.float(), mask, pooling).cpu().numpy()
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e) or len(index) == 1:
+                    raise
+            if pooled is None:
+                max_examples = len(index) // 2
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            a += len(index)
+            yield index, pooled
     finally:
         model.train(trained)
 

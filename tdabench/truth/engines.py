@@ -67,7 +67,7 @@ class Trainer:
         plan.check(target, train, queries)
         return cls(plan, target, target.tokenize(train), target.tokenize(queries))
 
-    def losses(self, unit: Unit, on_checkpoint: Any = None) -> np.ndarray:
+    def losses(self, unit: Unit, on_checkpoint: Any = None, on_backoff: Any = None) -> np.ndarray:
         """Retrains on the unit's group and evaluates: float32 [query]."""
         seed = self.plan.run_seed(unit)
         model = self.target.fresh_model(self.plan.start, seed).to(self.device)  # type: ignore[arg-type]
@@ -78,23 +78,24 @@ class Trainer:
             tokens = [self.train[i] for i in group]
         finetune(
             model, tokens, self.plan.recipe, seed, self.target.pad_id,
-            on_checkpoint=on_checkpoint, members=members,
+            on_checkpoint=on_checkpoint, members=members, on_backoff=on_backoff,
         )  # fmt: skip
         return self.target.losses(model, self.queries)
 
     def attempt(self, unit: Unit) -> Result | str:
         """The unit's result, or why there is none."""
         kept: dict[int, dict[str, np.ndarray]] = {}
+        parts: list[int] = []  # examples a pass, where memory ran out for more
 
         def keep(step: int, model: PreTrainedModel) -> None:
             kept[step] = {k: v.to("cpu", copy=True).numpy() for k, v in model.state_dict().items()}
 
         try:
             with one_thread():
-                losses = self.losses(unit, keep) if self.plan.recipe.keep else self.losses(unit)
+                losses = self.losses(unit, keep if self.plan.recipe.keep else None, parts.append)
             if not np.isfinite(losses).all():
                 return f"{int((~np.isfinite(losses)).sum())} of its losses are not finite"
-            return Result(losses, kept)
+            return Result(losses, kept, f"micro-batches of {parts[-1]}" if parts else "")
         except (TdabenchError, RuntimeError, MemoryError) as e:
             return f"{type(e).__name__}: {e}"
 

@@ -111,6 +111,27 @@ def test_encoding_does_not_depend_on_batching_or_order() -> None:
     assert encode(encoder, []).shape == (0, 16)
 
 
+def test_encoding_halves_its_batches_when_memory_runs_out(monkeypatch) -> None:
+    from tdabench_airrep import encoder as module
+
+    items, _, _ = _parity(OWN)
+    encoder = load_encoder(OWN / "checkpoint")
+    want = encode(encoder, items["train"], tokens_a_batch=4096)
+    original, sizes = module.padded, []
+
+    def small(tokens, index, device):
+        sizes.append(len(index))
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(tokens, index, device)
+
+    monkeypatch.setattr(module, "padded", small)
+    got = encode(encoder, items["train"], tokens_a_batch=4096)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert sizes[0] > 3
+    assert sum(n for n in sizes if n <= 3) == len(want)
+
+
 def own_encoder(target, dim: int = 24, pooled: Pooled | None = None, **text) -> Encoder:
     body = target.model("base").base_model
     return Encoder(body, dim, load_tokenizer(target.folder), TextFormat(**text), pooled)

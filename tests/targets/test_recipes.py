@@ -107,6 +107,44 @@ def test_accumulating_gradients_changes_rounding_only(tiny_target, data):
     np.testing.assert_allclose(split, whole, atol=2e-4)
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_training_backs_off_when_memory_runs_out(tiny_target, data, monkeypatch, where):
+    from tdabench.targets import training as module
+
+    whole = tiny_target.losses(train(tiny_target, data, Recipe(**PLAIN)), data)
+    original, sizes, told = module.example_losses, [], []
+
+    def full(gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def small(model, batch):
+        n = len(batch.input_ids)
+        sizes.append(n)
+        losses = original(model, batch)
+        if n > 4 and where == "forward":
+            raise MemoryError
+        if n > 4:
+            losses.register_hook(full)
+        return losses
+
+    monkeypatch.setattr(module, "example_losses", small)
+    # The second part of the first try runs out after the first has left its gradient.
+    recipe = Recipe(**PLAIN, micro_batch=11)
+    model = train(tiny_target, data, recipe, on_backoff=told.append)
+    monkeypatch.undo()
+    assert told == [5, 2]
+    assert [sizes.count(11), sizes.count(5)] == [1, 1]
+    assert sum(n for n in sizes if n <= 4) == len(data)
+    np.testing.assert_allclose(tiny_target.losses(model, data), whole, atol=2e-4)
+
+    def never(model, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "example_losses", never)
+    with pytest.raises(MemoryError):
+        train(tiny_target, data, recipe)
+
+
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
 def test_recomputing_activations_changes_nothing(make_target, data, architecture):
     target = make_target(architecture)

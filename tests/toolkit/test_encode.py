@@ -70,6 +70,27 @@ def test_pooling_equals_a_loop_without_padding(bert, pooling, tokens_a_batch):
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+def test_batches_are_halved_when_memory_runs_out(bert, monkeypatch):
+    from tdabench.toolkit import encode as module
+
+    model, tokenizer = bert
+    want = encode_texts(model, tokenizer, TEXTS)
+    original, sizes, most = module._hidden, [], 2
+
+    def small(model, input_ids, attention_mask, layer):
+        sizes.append(len(input_ids))
+        if len(input_ids) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(model, input_ids, attention_mask, layer)
+
+    monkeypatch.setattr(module, "_hidden", small)
+    np.testing.assert_allclose(encode_texts(model, tokenizer, TEXTS), want, atol=1e-6)
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    most = 0
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        encode_texts(model, tokenizer, TEXTS)
+
+
 def test_order_of_texts_is_kept(bert):
     model, tokenizer = bert
     order = [4, 2, 0, 5, 1, 3]

@@ -109,6 +109,25 @@ def test_a_unit_is_a_finetuning_from_base_evaluated_on_every_query(plan, parts):
     assert not np.array_equal(trainer.losses(Unit(1, 1)), expected)
 
 
+def test_a_truth_says_where_memory_ran_out(plan, parts, tmp_path, monkeypatch):
+    from tdabench.targets import training
+
+    original = training.example_losses
+
+    def small(model, batch):
+        if len(batch.input_ids) > 5:
+            raise MemoryError
+        return original(model, batch)
+
+    monkeypatch.setattr(training, "example_losses", small)
+    assert build(plan, *parts, tmp_path) == []
+    got = collect(plan, tmp_path)
+    assert set(got.plan["made_by"]) <= {f"micro-batches of {n}" for n in (2, 3, 4)}
+    monkeypatch.undo()
+    build(plan, *parts, tmp_path / "whole")
+    np.testing.assert_allclose(got.losses, collect(plan, tmp_path / "whole").losses, atol=2e-4)
+
+
 def test_stop_go_on_and_shards_give_the_same_truth(plan, parts, tmp_path):
     assert build(plan, *parts, tmp_path / "whole") == []
     whole = collect(plan, tmp_path / "whole")
