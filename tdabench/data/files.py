@@ -161,9 +161,12 @@ def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
         raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
         whole = n == 1 and raw.lstrip()[:1] in (b"[", b"{") and path.suffix == ".json"
+        where = f"{e.msg}, column {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else str(e)
         raise DataError(
-            f"{path}, line {n}: not valid JSON ({e})",
-            "One object a line is read, not one document: jq -c '.[]' makes lines" if whole else "",
+            f"{path}, line {n}: not valid JSON ({where})",
+            "One object a line is read, not one document: jq -c '.[]' makes lines"
+            if whole
+            else "Mend the line or remove it",
         ) from e
     if not isinstance(row, dict):
         raise DataError(

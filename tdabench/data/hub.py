@@ -99,9 +99,14 @@ def _in_package(source: str) -> Found:
     name, _, inside = source.removeprefix("package:").partition("/")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        extra, remedy = PACKAGES.get(name, ("", f"Install it with: pip install {name}"))
+        if name not in PACKAGES:
+            raise UsageError(
+                f"the package {name} is not installed",
+                f"Is that its name as it is imported? Known to carry models: {', '.join(PACKAGES)}",
+            )
+        extra, remedy = PACKAGES[name]
         raise MissingExtra(
-            f"the package {name}", extra, f"Install it with: {remedy}" if extra and remedy else ""
+            f"the package {name}", extra, f"Install it with: {remedy}" if remedy else ""
         )
     path = Path(next(iter(spec.submodule_search_locations))) / inside
     if not path.exists() or ".." in Path(inside).parts:
@@ -127,12 +132,23 @@ def _from_hub(
                 path = _download(hub, what, inside, files, local=True)
             except hub.errors.LocalEntryNotFoundError:
                 pass
-        path = path or _download(hub, what, inside, files, local=False)
+        path = path or _download(hub, what, inside, files, local=not _reachable(hub, what))
     # …/snapshots/<commit>/<inside>
     parts = path.parts
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
     at = f"@{commit}" if commit else ""
     return Found(path, f"hub:{repository}{'/' + inside if inside else ''}{at}")
+
+
+def _reachable(hub: Any, what: dict[str, Any]) -> bool:
+    """Whether the hub answers: a download would ask five times, with longer and longer waits."""
+    try:
+        hub.HfApi().repo_info(timeout=20, **what)
+    except hub.errors.HfHubHTTPError:
+        return True  # it answers; what it says, the download turns into an error of its own
+    except Exception:  # no name found, no route, a proxy, offline mode: depends on the HTTP client
+        return False
+    return True
 
 
 def _download(

@@ -232,7 +232,11 @@ class Reading:
 def _text(row: Row, name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
-        raise BadRow(f"the field {name!r} is missing or not a string")
+        what = f"is {type(value).__name__}, not a string" if name in row else "is missing"
+        raise BadRow(
+            f"the field {name!r} {what}",
+            "All rows must have the fields of the first. Mend the line or remove it",
+        )
     return value
 
 

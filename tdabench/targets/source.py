@@ -236,7 +236,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         # The reader raises anything for a damaged file; memory is another matter.
         if isinstance(e, MemoryError):
             raise
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200].rstrip(".")
         raise DataError(
             f"{file} cannot be read as GGUF: {reason}",
             "It may be truncated, or of an architecture that transformers does not convert",

@@ -148,6 +148,22 @@ def test_what_is_not_there_is_one_line(tmp_path, source, kind, message):
     assert e.value.exit_code == 2
 
 
+@pytest.mark.parametrize("source", ["hub:org/x/a.jsonl", "hub:org/x", "hub:org/x@" + "0" * 40])
+def test_without_a_network_the_hub_is_asked_once(monkeypatch, capfd, source):
+    asked = []
+
+    def unreachable(self, **what):
+        asked.append(what["repo_id"])
+        raise ConnectionError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
+    with pytest.raises(UsageError, match="org/x.* is not on this machine, and the hub cannot"):
+        find(source, kind="dataset")
+    assert asked == ["org/x"]
+    assert capfd.readouterr().err == ""
+
+
 def response(status: int):
     class Response:
         headers: dict = {}
