@@ -97,7 +97,7 @@ def test_a_mistaken_mapping(words, message):
     ("row", "reading", "message"),
     [
         ({"a": 1, "b": 2}, {}, r"line 1: no known layout has these fields: 'a', 'b'.*--field"),
-        ({"inputs": "p", "targets": 3}, {}, "line 1: the field 'targets' is missing or not a"),
+        ({"inputs": "p", "targets": 3}, {}, "line 1: the field 'targets' is int, not a string"),
         ({"a": "x"}, {"fields": {"response": "aa"}}, "there is no field 'aa'. Did you mean 'a'"),
         ({"a": [1]}, {"fields": {"response": "a.4"}}, "'a.4' reaches past the end"),
         ({"a": 5}, {"fields": {"response": "a"}}, "'a' holds int, not a string"),
