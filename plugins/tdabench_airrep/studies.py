@@ -444,7 +444,8 @@ def ablation(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
 
     "untrained": mean over all tokens of the last layer, random projection; "start": the recipe's
     own body, whitened, before any step; "distilled": no labels; "ranked": labels alone; "without
-    attention": groups averaged while training; "full": the recipe.
+    error": the recipe less that span of the body; "without attention": groups averaged while
+    training; "full": the recipe.
     """
     first = stages[0]
 
@@ -460,6 +461,10 @@ def ablation(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
         out["distilled"] = taught
     if ranks and taught:
         out["ranked"] = [ranked(stages)]
+    states = tuple(s for s in first.body.spans if s != "error")
+    if 0 < len(states) < len(first.body.spans):
+        less = replace(first, body=replace(first.body, spans=states))
+        out["without error"] = [less, *stages[1:]]
     if ranks:
         out["without attention"] = [
             replace(s, config=replace(s.config, pooling="mean")) if s.labels else s for s in stages

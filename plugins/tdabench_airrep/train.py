@@ -504,30 +504,38 @@ class Trainer:
 
 
 def whiten_projection(
-    encoder: Encoder, tokens: Sequence[Tokens], rng: np.random.Generator, floor: float = 1e-3
+    encoder: Encoder, tokens: Sequence[Tokens], rng: np.random.Generator, damping: float = 0.1
 ) -> None:
-    """Projection W = R C^-1/2 and bias -W mean, C the covariance of the pooled states.
+    """Projection from the data: each span's mean centred and whitened, then a rotation.
 
-    R has orthonormal columns or rows, drawn at random. Pooled states of language models share a
-    large mean and a few large directions, which would otherwise be all that a dot product sees.
-    `floor` bounds the eigenvalues from below, relative to the largest.
+    Means of language models' states share a large mean and a few large directions, which would
+    otherwise be all that a dot product sees. Each span is whitened by itself, its eigenvalues
+    damped by `damping` times their mean, and scaled to the same mean square. The rotation is drawn
+    at random; where there are fewer dimensions than states, it is onto their principal directions.
     """
-    states = []
+    found = []
     with torch.no_grad():
         for index in batches(np.array([len(t) for t in tokens]), 4096):
-            states.append(encoder.mean_states(*padded(tokens, index, encoder.device)).cpu())
-    h = torch.cat(states).double().numpy()  # [example, width]
-    mean = h.mean(0)
-    values, vectors = np.linalg.eigh(np.cov(h, rowvar=False))
-    scale = 1 / np.sqrt(np.maximum(values, floor * values.max()))
-    dim, width = encoder.dim, h.shape[1]
-    root = vectors * scale @ vectors.T  # C^-1/2
+            found.append(encoder.mean_states(*padded(tokens, index, encoder.device)).cpu())
+    states = torch.cat(found).double().numpy()  # [example, width]
+    mean = states.mean(0)
+    roots, white = [], []
+    for h in np.split(states - mean, np.cumsum(encoder.blocks)[:-1], axis=1):
+        values, vectors = np.linalg.eigh(h.T @ h / len(h))
+        values = values.clip(0)
+        scale = 1 / np.sqrt(values + damping * max(values.mean(), 1e-20))
+        root = vectors * scale @ vectors.T
+        root /= np.sqrt(max(((h @ root) ** 2).sum(1).mean(), 1e-20))
+        roots.append(root)
+        white.append(h @ root)
+    dim, width = encoder.dim, len(mean)
     if dim >= width:
-        q, _ = np.linalg.qr(rng.standard_normal((dim, width)))  # orthonormal columns
-        w = q @ root
+        rotation, _ = np.linalg.qr(rng.standard_normal((dim, width)))  # orthonormal columns
     else:
-        # Fewer dimensions than states: keep the directions of largest variance.
-        w = (vectors * scale)[:, ::-1][:, :dim].T
+        h = np.concatenate(white, axis=1)
+        rotation = np.linalg.eigh(h.T @ h)[1][:, ::-1][:, :dim].T
+    ends = np.cumsum([0, *encoder.blocks])
+    w = np.concatenate([rotation[:, a:b] @ r for a, b, r in zip(ends, ends[1:], roots)], axis=1)
     with torch.no_grad():
         weight, bias = encoder.projector.weight, encoder.projector.bias
         weight.copy_(torch.from_numpy(w.copy()).to(weight))

@@ -185,6 +185,42 @@ def test_response_span_is_the_mean_from_where_the_response_begins(tiny_target, t
     np.testing.assert_allclose(encode(encoder, tiny_corpus[:9])[1], want, rtol=1e-4, atol=1e-5)
 
 
+def test_error_span_is_the_gradient_at_the_states_that_predict(tiny_target, tiny_corpus) -> None:
+    spans = Pooled(spans=("error",))
+    encoder = own_encoder(tiny_target, pooled=spans, append_eos=True, max_words=0)
+    e = tiny_corpus[1]
+    (tokens,) = encoder.tokenize([e])
+    model = tiny_target.model("base")
+    hidden = model.base_model(input_ids=torch.tensor(tokens.ids[None])).last_hidden_state.detach()
+    hidden.requires_grad_(True)
+    logits = model.get_output_embeddings()(hidden)[0]
+    k, ids = tokens.start, torch.tensor(tokens.ids)
+    torch.nn.functional.cross_entropy(logits[k - 1 : -1], ids[k:]).backward()
+    want = encoder.projector(-hidden.grad[0].sum(0)).detach().numpy()
+    np.testing.assert_allclose(encode(encoder, [e])[0], want, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(encode(encoder, tiny_corpus[:9])[1], want, rtol=1e-3, atol=1e-5)
+
+
+def test_error_span_of_a_text_with_nothing_to_predict_is_zero(tiny_target) -> None:
+    encoder = own_encoder(tiny_target, pooled=Pooled(spans=("error",)))
+    encoder.text = TextFormat(template="{response}", max_words=0)
+    bias = encoder.projector.bias.detach().numpy()
+    texts = [Example("a", "", ""), Example("b", "", "some words")]
+    got = encode(encoder, texts)
+    np.testing.assert_allclose(got[0], bias, atol=1e-6)
+    assert np.isfinite(got).all()
+    assert np.abs(got[1] - bias).max() > 1e-4
+
+
+def test_error_span_asks_for_predictions(tiny_target) -> None:
+    with pytest.raises(UsageError, match="attention = full"):
+        Pooled(spans=("error",), attention="full")
+    body = tiny_target.fresh_model("base").base_model
+    body.config.tie_word_embeddings = False
+    with pytest.raises(UsageError, match="tied embeddings"):
+        Encoder(body, 8, load_tokenizer(tiny_target.folder), TextFormat(), Pooled(spans=("error",)))
+
+
 def test_normalised_embeddings_have_one_learnt_length(tiny_target, tiny_corpus, tmp_path) -> None:
     encoder = own_encoder(tiny_target)
     plain = encode(encoder, tiny_corpus)

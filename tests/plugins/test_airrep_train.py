@@ -482,12 +482,25 @@ def test_whitened_projection(tiny_target, tiny_corpus) -> None:
         encoder = Body(init="target:base", dim=dim).encoder(tiny_target, 0)
         tokens = encoder.tokenize(tiny_corpus)
         with torch.no_grad():
-            whiten_projection(encoder, tokens, np.random.default_rng(0), floor=0.0)
+            whiten_projection(encoder, tokens, np.random.default_rng(0), damping=1e-7)
         e = encode(encoder, tiny_corpus)
         np.testing.assert_allclose(e.mean(0), 0, atol=1e-3)
-        values = np.linalg.eigvalsh(np.cov(e, rowvar=False))[::-1]
-        # Unit variance in as many directions as both spaces have.
-        np.testing.assert_allclose(values[: min(dim, 32)], 1, atol=0.02)
+        values = np.linalg.eigvalsh(np.cov(e, rowvar=False))[::-1][: min(dim, 32)]
+        # Equal variance in as many directions as both spaces have.
+        np.testing.assert_allclose(values / values.mean(), 1, atol=0.02)
+
+
+def test_spans_are_whitened_apart_and_weigh_the_same(tiny_target, tiny_corpus) -> None:
+    encoder = Body(dim=200, layers=(0, -1), spans=("response", "error")).encoder(tiny_target, 0)
+    assert encoder.blocks == [64, 32]
+    with torch.no_grad():
+        whiten_projection(encoder, encoder.tokenize(tiny_corpus), np.random.default_rng(0))
+        e = encode(encoder, tiny_corpus)
+        np.testing.assert_allclose((e**2).sum(1).mean(), 2, rtol=1e-3)  # one for each span
+        encoder.projector.weight[:, :64] = 0
+        part = encode(encoder, tiny_corpus)
+    part = part - part.mean(0)
+    np.testing.assert_allclose((part**2).sum(1).mean(), 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("init", ["scratch:32x1", "target:warm"])
