@@ -327,7 +327,7 @@ def rebuild(
         label_files.append(job.folder / "labels.safetensors")
     for part in (record["teacher"] or {}).get("parts", ()):
         asked = {k: part[k] for k in ("method", "params", "seed")}
-        asked |= {k: part.get(k, 0) for k in ("n_dev", "n_train")}
+        asked |= {k: part.get(k, 0) for k in ("n_dev", "n_train", "level")}
         path = work / f"teacher-{fingerprint(asked)}.safetensors"
         if not path.exists():
             make_teacher(**asked, target=target, train=train, dev=dev, say=say).save(path)
@@ -368,8 +368,12 @@ def make_teacher(
     say: Callable[[str], None],
     n_dev: int = 0,
     n_train: int = 0,
+    level: float = 0.0,
 ) -> Teacher:
     """Scores of the dev examples against the training corpus by another method.
+
+    `level` divides each training example's scores by that power of their standard deviation over
+    dev examples: the few with large gradients then speak no louder than the others (1), or less so.
 
     Of `n_dev` dev and `n_train` training examples drawn by the seed, where a method is too dear to
     score all (0). A curvature is then that of the training examples drawn.
@@ -396,6 +400,9 @@ def make_teacher(
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(target, Path(scratch), seed=seed, progress=progress)
         found = chosen.build(context, train.subset(columns)).score(dev.subset(rows))
+    if level:
+        spread = found.std(0, dtype=np.float64)
+        found = found / np.maximum(spread, 1e-6 * max(spread.max(), 1e-30)) ** level
     scores = np.full((len(dev), len(train)), np.nan, dtype=np.float32)
     scores[np.ix_(rows, columns)] = found
     meta = {
@@ -404,6 +411,7 @@ def make_teacher(
         "seed": seed,
         "n_dev": len(rows),
         "n_train": len(columns),
+        "level": level,
         "seconds": round(time.process_time() - began, 1),
         "target": target.fingerprint,
         "train": train.fingerprint,

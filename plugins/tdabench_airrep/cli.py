@@ -256,6 +256,9 @@ def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--dev", default=0, help="Dev examples to score, drawn by the seed; 0: all.")
 @click.option("--pool", default=0, help="Training examples to score, likewise.")
+@click.option(
+    "--level", default=0.0, help="Power of its spread that a training example's scores lose."
+)
 @click.option("--seed", default=0, show_default=True)
 def teacher(
     method: str,
@@ -263,6 +266,7 @@ def teacher(
     out: Path,
     dev: int,
     pool: int,
+    level: float,
     seed: int,
     **source: Any,
 ) -> None:
@@ -274,7 +278,7 @@ def teacher(
     torch.set_num_threads(1)
     o = open_source(**source)
     made = make_teacher(
-        method, settings(method, pairs), seed, o.target, o.train, o.dev, say, dev, pool
+        method, settings(method, pairs), seed, o.target, o.train, o.dev, say, dev, pool, level
     )
     made.save(out)
     shape = [len(made.rows), len(made.columns)]

@@ -153,6 +153,10 @@ class Encoder(nn.Module):
         self.blocks = [width if s == "error" else width * layers for s in self.pooled.spans]
         self.projector = nn.Linear(sum(self.blocks), dim)
         self.length = nn.Parameter(torch.ones(())) if self.pooled.normalise else None
+        self.centre: torch.Tensor | None
+        self.register_buffer("centre", None)
+        for i in range(len(self.blocks)):
+            self.register_buffer(f"root{i}", None)
         self.tokenizer = tokenizer
         self.text = text
         self.eval()
@@ -162,6 +166,33 @@ class Encoder(nn.Module):
         if self.length is None:
             self.pooled = replace(self.pooled, normalise=True)
             self.length = nn.Parameter(torch.ones_like(self.projector.bias[0]))
+        return self
+
+    def read_through(self, centre: torch.Tensor, roots: Sequence[torch.Tensor]) -> None:
+        """Lets the projection read each span's mean less its `centre`, times its root.
+
+        Coordinates for training, in which all inputs vary alike around zero and a step moves no
+        embedding by what all have in common. `fold` takes them into the projection.
+        """
+        self.centre = centre
+        for i, root in enumerate(roots):
+            setattr(self, f"root{i}", root)
+
+    @property
+    def roots(self) -> list[torch.Tensor]:
+        return [getattr(self, f"root{i}") for i in range(len(self.blocks))]
+
+    def fold(self) -> Encoder:
+        """Itself, computing the same without the coordinates of `read_through`."""
+        if self.centre is not None:
+            parts = self.projector.weight.split(self.blocks, dim=1)
+            with torch.no_grad():
+                weight = torch.cat([w @ r.T for w, r in zip(parts, self.roots)], dim=1)
+                self.projector.bias.sub_(weight @ self.centre)
+                self.projector.weight.copy_(weight)
+            self.centre = None
+            for i in range(len(self.blocks)):
+                setattr(self, f"root{i}", None)
         return self
 
     def rescale(self, factor: float) -> None:
@@ -189,7 +220,11 @@ class Encoder(nn.Module):
 
         Returns embeddings [b, dim] in the dtype of the weights.
         """
-        out = self.projector(self.mean_states(ids, real, answer))
+        states = self.mean_states(ids, real, answer)
+        if self.centre is not None:
+            parts = (states - self.centre).split(self.blocks, dim=1)
+            states = torch.cat([h @ r for h, r in zip(parts, self.roots)], dim=1)
+        out = self.projector(states)
         if self.length is None:
             return out
         return torch.nn.functional.normalize(out, dim=1) * self.length
@@ -304,11 +339,12 @@ class Encoder(nn.Module):
         }
 
     def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
-        """Writes config, weights (float16, or float32), tokenizer and `airrep.json`."""
+        """Writes config, weights (float16, or float32), tokenizer and `airrep.json`; folds."""
         from safetensors.torch import save
 
         from tdabench.api import write_bytes, write_json
 
+        self.fold()
         dtype = torch.float16 if half else torch.float32
         state = {k: v.detach().to(dtype).contiguous().cpu() for k, v in self.state_dict().items()}
         bad = [k for k, v in state.items() if not torch.isfinite(v).all()]

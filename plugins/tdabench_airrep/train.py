@@ -400,6 +400,7 @@ class Trainer:
                 began, losses = time.process_time(), []
         if self.best:
             self.encoder.load_state_dict(self.best)
+        self.encoder.fold()
 
     def _note(self, stage: str, loss: float, total: int) -> None:
         began = time.process_time()
@@ -483,7 +484,11 @@ class Trainer:
                 if k.startswith(prefix)
             }
 
-        self.encoder.load_state_dict(part("w."))
+        weights = part("w.")
+        if "centre" in weights:
+            roots = [weights[f"root{i}"] for i in range(len(self.encoder.blocks))]
+            self.encoder.read_through(weights["centre"], roots)
+        self.encoder.load_state_dict(weights)
         self.best = part("best.")
         m, v = part("m."), part("v.")
         for name, p in self._parameters():
@@ -506,12 +511,13 @@ class Trainer:
 def whiten_projection(
     encoder: Encoder, tokens: Sequence[Tokens], rng: np.random.Generator, damping: float = 0.1
 ) -> None:
-    """Projection from the data: each span's mean centred and whitened, then a rotation.
+    """Lets the projection read each span's mean centred and whitened, and makes it a rotation.
 
     Means of language models' states share a large mean and a few large directions, which would
     otherwise be all that a dot product sees. Each span is whitened by itself, its eigenvalues
-    damped by `damping` times their mean, and scaled to the same mean square. The rotation is drawn
-    at random; where there are fewer dimensions than states, it is onto their principal directions.
+    damped by `damping` times their mean, and scaled to the same mean square, so that variances are
+    1 on average. The rotation is drawn at random; where there are fewer dimensions than states, it
+    is onto their principal directions.
     """
     found = []
     with torch.no_grad():
@@ -525,7 +531,8 @@ def whiten_projection(
         values = values.clip(0)
         scale = 1 / np.sqrt(values + damping * max(values.mean(), 1e-20))
         root = vectors * scale @ vectors.T
-        root /= np.sqrt(max(((h @ root) ** 2).sum(1).mean(), 1e-20))
+        size = ((h @ root) ** 2).sum(1).mean() * len(encoder.blocks) / states.shape[1]
+        root /= np.sqrt(max(size, 1e-20))
         roots.append(root)
         white.append(h @ root)
     dim, width = encoder.dim, len(mean)
@@ -534,12 +541,15 @@ def whiten_projection(
     else:
         h = np.concatenate(white, axis=1)
         rotation = np.linalg.eigh(h.T @ h)[1][:, ::-1][:, :dim].T
-    ends = np.cumsum([0, *encoder.blocks])
-    w = np.concatenate([rotation[:, a:b] @ r for a, b, r in zip(ends, ends[1:], roots)], axis=1)
+    weight, bias = encoder.projector.weight, encoder.projector.bias
+
+    def tensor(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(weight)
+
     with torch.no_grad():
-        weight, bias = encoder.projector.weight, encoder.projector.bias
-        weight.copy_(torch.from_numpy(w.copy()).to(weight))
-        bias.copy_(torch.from_numpy(-w @ mean).to(bias))
+        weight.copy_(tensor(rotation))
+        bias.zero_()
+    encoder.read_through(tensor(mean), [tensor(r) for r in roots])
 
 
 def lds_of(f: np.ndarray, r: np.ndarray) -> float:
