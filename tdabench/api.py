@@ -20,6 +20,7 @@ from tdabench.errors import (
     MissingExtra,
     TdabenchError,
     UsageError,
+    resumable,
 )
 from tdabench.groups import POOLINGS, Groups, Pooling, pool_scores
 from tdabench.hookspecs import hookimpl
@@ -175,6 +176,7 @@ __all__ = [
     "read_jsonl",
     "registry",
     "response_logits",
+    "resumable",
     "row_blocks",
     "select_layers",
     "sha256_file",

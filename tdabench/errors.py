@@ -6,10 +6,11 @@ imports anything heavy: the command line loads it first.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -25,6 +26,16 @@ class TdabenchError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}".strip() if self.remedy else self.message
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that keeps what is finished: Ctrl-C then says that the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        e.add_note("The same command goes on from here")
+        raise
 
 
 class UsageError(TdabenchError):

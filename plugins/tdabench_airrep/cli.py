@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.api import Corpus, UsageError, read_jsonl
+from tdabench.api import Corpus, UsageError, read_jsonl, resumable
 
 if TYPE_CHECKING:
     from tdabench.api import Recipe, Target
@@ -155,6 +155,7 @@ def numbers(text: str) -> tuple[int, ...]:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Processes, one thread each.")
 @click.option("--collect-only", is_flag=True, help="Gather what is finished, retrain nothing.")
+@resumable()
 def labels(
     out: Path,
     instances: int,
@@ -317,6 +318,7 @@ def config_options(function: Any) -> Any:
 @click.option("--side", default="first", show_default=True, help="Tokens kept: first or last.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
 @config_options
+@resumable()
 def train(
     label_files: tuple[Path, ...],
     teacher_files: tuple[str, ...],
@@ -382,6 +384,7 @@ def train(
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--workers", default=1, show_default=True)
+@resumable()
 def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source: Any) -> None:
     """Make an encoder again from its record: labels, teacher, every training stage."""
     import torch

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(args, prog_name="tdabench", standalone_mode=False)
+        with one_interrupt():
+            code = cli.main(args, prog_name="tdabench", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as e:
@@ -118,8 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     except click.ClickException as e:
         say(e.format_message())
         return e.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        say("interrupted")
+    except (click.Abort, KeyboardInterrupt) as e:
+        cause = e if isinstance(e, KeyboardInterrupt) else e.__cause__
+        say(". ".join(["interrupted", *getattr(cause, "__notes__", [])]))
         return 130
     except BrokenPipeError:
         return closed_pipe()
@@ -147,6 +153,27 @@ def main(argv: list[str] | None = None) -> int:
         lines = str(e).strip().splitlines() or [""]
         say(f"unexpected {type(e).__name__}: {lines[0]}. Show where with: --debug")
         return 1
+
+
+@contextlib.contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Ctrl-C once: KeyboardInterrupt. A second one, while that winds up, ends the process at once
+    and silently, where it would otherwise land in some `finally` and show a traceback."""
+
+    def first(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def closed_pipe() -> int:

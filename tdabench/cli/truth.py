@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.errors import TdabenchError, UsageError, resumable, unknown
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -251,7 +251,7 @@ def build(
             where = Stacked(stack, _devices(device)[0])
         else:
             where = _local(n_workers, device)
-        with _watch(p, len(there.done), len(units), n_workers) as watch:
+        with resumable(), _watch(p, len(there.done), len(units), n_workers) as watch:
             failed = build_units(
                 p, t.target, s.train, s.queries(queries), folder, engine=where, shard=part,
                 retries=retries, on_unit=watch.unit, note=watch.note,

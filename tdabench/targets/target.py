@@ -50,10 +50,12 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")
 CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 
+_WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own answer is many times as large
+
 SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """One example as token ids; the response begins at `start` and is never empty."""
 
@@ -294,9 +296,13 @@ class Target:
 
         Raises DataError for an example longer than the context when truncation is "error".
         """
+        out: list[Tokens] = []
+        for a in range(0, len(examples), _WINDOW):
+            out += self._tokenized(examples[a : a + _WINDOW], role)
+        return out
+
+    def _tokenized(self, examples: Sequence[Example], role: str) -> list[Tokens]:
         eos = int(self.tokenizer.eos_token_id)
-        if not len(examples):
-            return []
         prompts = [self.prompt_text(e) for e in examples]
         ending = self._ending
         space = " " if self.template in SPACED else ""

@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a truth build, of AirRep's training and of an index being saved.
+"""kill -9 and Ctrl-C at any moment of a truth build, of AirRep's training and of an index save.
 
 The rerun ends in the same result, finished work is never redone and no half file is read.
 tests/run/test_kill.py does the same to whole runs. A few kills each; a hundred with
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -100,17 +101,21 @@ def write_corpus(path: Path, **splits: Corpus) -> None:
                 f.write(json.dumps({**row, "split": split}) + "\n")
 
 
-@pytest.mark.slow
-def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
-    suite = make_suite()
+def with_plan(suite: Path, groups: int, seeds: int, epochs: int = 2) -> Path:
+    """The suite with a truth to build."""
     text = suite.read_text().replace(
         "[benchmarks]",
-        "[targets.plans.lds]\ngroups = 6\nfraction = 0.5\nseeds = 2\n"
-        "recipe = { lr = 3e-3, epochs = 2, batch_size = 8 }\n[benchmarks]",
+        f"[targets.plans.lds]\ngroups = {groups}\nfraction = 0.5\nseeds = {seeds}\n"
+        f"recipe = {{ lr = 3e-3, epochs = {epochs}, batch_size = 8 }}\n[benchmarks]",
         1,
     )
     suite.write_text(text)
-    build = ["truth", "build", suite, "--json", "--work"]
+    return suite
+
+
+@pytest.mark.slow
+def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
+    build = ["truth", "build", with_plan(make_suite(), 6, 2), "--json", "--work"]
     subprocess.run(command(*build, tmp_path / "a"), env=environment(), check=True, timeout=300,
                    stdout=subprocess.DEVNULL)  # fmt: skip
     work = tmp_path / "b"
@@ -125,28 +130,35 @@ def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
     assert made[0] == made[1]
 
 
+def airrep_training(
+    target: Target, pool: Corpus, dev_queries: Corpus, folder: Path, steps: int, every: int
+) -> list[object]:
+    """Labels in `folder`, and `tdabench airrep train … --out`: the folder comes behind it."""
+    from tdabench_airrep.labels import Instance, Labels
+
+    write_corpus(folder / "c.jsonl", pool=pool, dev=dev_queries)
+    rng = np.random.default_rng(0)
+    dev = np.arange(len(dev_queries))
+    groups = Groups.random(6, len(pool), 0.3, rng)
+    losses = rng.normal(2, 0.1, (6, len(dev))).astype(np.float32)
+    meta = {"train": pool.fingerprint, "dev": dev_queries.fingerprint}
+    Labels((Instance(dev, groups, losses),) * 2, len(pool), len(dev), meta).save(
+        folder / "labels.safetensors"
+    )
+    return [
+        "airrep", "train", "--target", target.folder, "--corpus", folder / "c.jsonl",
+        "--pool-split", "pool", "--dev-split", "dev", "--labels", folder / "labels.safetensors",
+        "--init", "scratch:16x1", "--dim", "8", "--steps", steps, "--every", every,
+        "--holdout", "1", "--patience", "1000", "--out",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_airrep_training_goes_on_to_the_same_encoder(
     tiny_target: Target, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
 ):
-    from tdabench_airrep.labels import Instance, Labels
-
-    write_corpus(tmp_path / "c.jsonl", pool=tiny_corpus, dev=tiny_queries)
-    rng = np.random.default_rng(0)
-    dev = np.arange(len(tiny_queries))
-    groups = Groups.random(6, len(tiny_corpus), 0.3, rng)
-    losses = rng.normal(2, 0.1, (6, len(dev))).astype(np.float32)
-    meta = {"train": tiny_corpus.fingerprint, "dev": tiny_queries.fingerprint}
-    Labels((Instance(dev, groups, losses),) * 2, len(tiny_corpus), len(dev), meta).save(
-        tmp_path / "labels.safetensors"
-    )
     steps, every = (600, 20) if KILLS > 10 else (30, 3)
-    train: list[object] = [
-        "airrep", "train", "--target", tiny_target.folder, "--corpus", tmp_path / "c.jsonl",
-        "--pool-split", "pool", "--dev-split", "dev", "--labels", tmp_path / "labels.safetensors",
-        "--init", "scratch:16x1", "--dim", "8", "--steps", steps, "--every", every,
-        "--holdout", "1", "--patience", "1000", "--out",
-    ]  # fmt: skip
+    train = airrep_training(tiny_target, tiny_corpus, tiny_queries, tmp_path, steps, every)
     subprocess.run(command(*train, tmp_path / "a"), env=environment(), check=True, timeout=300,
                    capture_output=True)  # fmt: skip
     out = tmp_path / "b"
@@ -184,14 +196,7 @@ def test_an_index_is_whole_or_absent(toy_suite: Path, tmp_path: Path):
 def test_two_truth_builds_on_one_folder_end_in_the_same_truth(
     make_suite, tmp_path: Path, tiny_target: Target
 ):
-    suite = make_suite()
-    text = suite.read_text().replace(
-        "[benchmarks]",
-        "[targets.plans.lds]\ngroups = 4\nfraction = 0.5\nseeds = 1\n"
-        "recipe = { lr = 3e-3, epochs = 2, batch_size = 8 }\n[benchmarks]",
-        1,
-    )
-    suite.write_text(text)
+    suite = with_plan(make_suite(), 4, 1)
     build = command("truth", "build", suite, "--json", "--work", tmp_path / "work")
     pair = [
         subprocess.Popen(build, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -204,3 +209,75 @@ def test_two_truth_builds_on_one_folder_end_in_the_same_truth(
     truth = Truth.load(next((tmp_path / "work").rglob("truth.safetensors")))
     assert np.isfinite(truth.losses).all()
     assert not list((tmp_path / "work").rglob(".*.tmp"))
+
+
+def interrupt(
+    arguments: list[object], progress: Callable[[], object], signals: int
+) -> tuple[int, str]:
+    """Ctrl-C, once or twice, at the first sign of progress: exit status and stderr."""
+    before, start = progress(), time.monotonic()
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment(), start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and progress() == before:
+        assert time.monotonic() - start < 240, "no progress"
+        time.sleep(0.005)
+    for n in range(signals):
+        time.sleep(0.05 * n)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the group
+    _, err = process.communicate(timeout=60)
+    end = time.monotonic() + 30
+    while members(process.pid):
+        assert time.monotonic() < end, f"left behind: {members(process.pid)}"
+        time.sleep(0.02)
+    return process.returncode, err
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group that are still there, other than zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def held_at_ctrl_c(code: int, err: str, signals: int) -> None:
+    assert "Traceback" not in err
+    if signals == 1:
+        assert code == 130, err
+        assert "tdabench: interrupted. The same command goes on from here" in err
+    else:  # the second may come before the first is through, or find nobody
+        assert code in (130, -signal.SIGINT), err
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_truth_build_that_goes_on_later(make_suite, tmp_path: Path):
+    suite, work = with_plan(make_suite(), 6, 1, epochs=6), tmp_path / "work"
+    build = ["truth", "build", suite, "--json", "--workers", 2, "--work", work]
+    whole, done = Whole(work, "g*.safetensors"), [0]
+    for signals in (1, 2):
+        code, err = interrupt(build, lambda: len(stamps(work, "g*.safetensors")), signals)
+        held_at_ctrl_c(code, err, signals)
+        whole()  # what the first build finished, the second has not touched
+        done.append(len(whole.seen))
+    assert done == sorted(set(done))
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_airrep_training_that_goes_on_later(
+    tiny_target: Target, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
+):
+    train = airrep_training(tiny_target, tiny_corpus, tiny_queries, tmp_path, 400, 5)
+    out = tmp_path / "out"
+    for signals in (1, 2):
+        code, err = interrupt([*train, out], lambda: stamps(out, "checkpoint.safetensors"), signals)
+        held_at_ctrl_c(code, err, signals)
+        assert ("resumed at step" in err) == (signals == 2)
+        read_arrays(out / "checkpoint.safetensors")
