@@ -109,8 +109,10 @@ def own_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_device(device: str) -> str:
-    """`auto` as cuda where torch sees one, else cpu. Loads torch only where there is a GPU."""
+    """`auto` as cuda where torch sees one, else cpu. Loads torch only where there is a GPU, or
+    one is asked for. Raises UsageError for what is no device, or none of this machine."""
     if device != "auto":
+        check_device(device)
         return device
     devices = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
     if not any(Path(p).exists() for p in devices):
@@ -118,6 +120,21 @@ def chosen_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError for what is no device, or none of this machine."""
+    kind, colon, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu") or (colon and not re.fullmatch("[0-9]+", number)):
+        raise UsageError(f"--device {device!r} is not a device", "cpu, cuda, cuda:1 or auto")
+    if kind == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise UsageError(f"--device {device}: torch sees none here", "Leave it out") from e
 
 
 def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:

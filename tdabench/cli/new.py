@@ -91,6 +91,10 @@ def write(
             f"{name!r} cannot name a {kind}",
             "Use small letters, digits and single dashes, a letter first: my-method",
         )
+    try:
+        author.encode()
+    except UnicodeEncodeError as e:
+        raise UsageError(f"--author {author!r} is not text that a file can hold") from e
     from tdabench.plugins import registry
 
     taken = (registry().methods if kind == "method" else registry().benchmarks).get(name)

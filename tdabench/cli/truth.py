@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from tdabench.cli.common import check_device
 from tdabench.errors import TdabenchError, UsageError, resumable, unknown
 
 if TYPE_CHECKING:
@@ -305,16 +306,11 @@ def _workers(
 def _devices(device: str) -> tuple[str, ...]:
     if device == "cpu":
         return ("cpu",)
-    import torch
-
-    if device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: torch sees no GPU here", "Leave it out, or --engine")
+    check_device(device)
     if device == "cuda":
+        import torch
+
         return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    try:
-        torch.device(device)
-    except RuntimeError as e:
-        raise UsageError(f"--device {device!r} is not a device", "cpu, cuda or cuda:1") from e
     return (device,)
 
 

@@ -22,6 +22,7 @@ import pytest
 from tdabench.data.examples import Corpus
 from tdabench.groups import Groups
 from tdabench.io import read_arrays
+from tdabench.run import RunFolder
 from tdabench.targets.target import Target
 from tdabench.truth import Truth
 from tests.faults.conftest import command, environment
@@ -32,38 +33,55 @@ KILLS = int(os.environ.get("TDABENCH_KILLS", 100 if os.environ.get("TDABENCH_LON
 
 def kill_now_and_then(
     arguments: list[object],
-    progress: Callable[[], object],
-    check: Callable[[], None],
+    place: Path,
+    progress: Callable[[Path], object],
+    check: Callable[[Path], None],
     seed: int,
-) -> subprocess.CompletedProcess[bytes]:
-    """Starts a command, kills it at a random moment, and again; then lets it finish.
+) -> list[Path]:
+    """Runs `arguments FOLDER`, kills it at a random moment, and again, until it was killed often
+    enough; then lets it finish. Work that came to its end goes on in a new folder, so that every
+    kill meets unfinished work; `check` runs after every kill. Returns the folders, all finished.
 
-    Half of the moments are counted from the start, half from the first sign of progress, so that
-    a slow machine is killed at work and not only while it imports. `check` runs after every kill.
+    Half of the moments are counted from the first sign of progress, half from the start, up to a
+    second behind the moment when that sign came last: a slow machine, too, is killed at work.
     """
-    moments = random.Random(seed)
-    for n in range(KILLS):
-        before, start = progress(), time.monotonic()
+    moments, kills, at_work, span = random.Random(seed), 0, 0, 3.0
+    folders = [place / "0"]
+    while kills < KILLS:
+        out = folders[-1]
+        before, start = progress(out), time.monotonic()
         process = subprocess.Popen(
-            command(*arguments),
+            command(*arguments, out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment(),
         )
-        if n % 2:
-            time.sleep(moments.uniform(0.0, 6.0))
+        if kills % 2:
+            time.sleep(moments.uniform(0.0, span + 1))
         else:
-            while process.poll() is None and progress() == before:
+            while process.poll() is None and progress(out) == before:
                 assert time.monotonic() - start < 240, "no progress"
                 time.sleep(0.005)
+            span = time.monotonic() - start
             time.sleep(moments.uniform(0.0, 0.3))
+        ended = process.poll() is not None
         process.kill()
         _, err = process.communicate()
         assert b"Traceback" not in err, err.decode()
-        check()
-    return subprocess.run(
-        command(*arguments), capture_output=True, env=environment(), check=True, timeout=300
-    )
+        check(out)
+        if ended:
+            assert process.returncode == 0, err.decode()
+            folders.append(place / str(len(folders)))
+            continue
+        kills += 1
+        at_work += progress(out) != before
+    subprocess.run(
+        command(*arguments, folders[-1]), capture_output=True, env=environment(), check=True,
+        timeout=300,
+    )  # fmt: skip
+    check(folders[-1])
+    print(f"{kills} kills, {at_work} of them after progress, {len(folders)} times to the end")
+    return folders
 
 
 def stamps(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
@@ -80,17 +98,17 @@ def stamps(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
 class Whole:
     """Checks after every kill that files are whole, and that none was made twice."""
 
-    def __init__(self, folder: Path, pattern: str) -> None:
-        self.folder, self.pattern = folder, pattern
-        self.seen: dict[str, tuple[int, int]] = {}
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.seen: dict[Path, dict[str, tuple[int, int]]] = {}
 
-    def __call__(self) -> None:
-        now = stamps(self.folder, self.pattern)
-        assert {k: now.get(k) for k in self.seen} == self.seen, "finished work was done again"
-        for p in self.folder.rglob("*.safetensors"):
+    def __call__(self, folder: Path) -> None:
+        now, seen = stamps(folder, self.pattern), self.seen.get(folder, {})
+        assert {k: now.get(k) for k in seen} == seen, "finished work was done again"
+        for p in folder.rglob("*.safetensors"):
             if not p.name.startswith("."):
                 read_arrays(p)
-        self.seen = now
+        self.seen[folder] = now
 
 
 def write_corpus(path: Path, **splits: Corpus) -> None:
@@ -115,19 +133,17 @@ def with_plan(suite: Path, groups: int, seeds: int, epochs: int = 2) -> Path:
 
 @pytest.mark.slow
 def test_a_truth_build_goes_on_to_the_same_truth(make_suite, tmp_path: Path):
-    build = ["truth", "build", with_plan(make_suite(), 6, 2), "--json", "--work"]
+    suite = with_plan(make_suite(), 30 if KILLS > 10 else 6, 2)
+    build: list[object] = ["truth", "build", suite, "--json", "--work"]
     subprocess.run(command(*build, tmp_path / "a"), env=environment(), check=True, timeout=300,
                    stdout=subprocess.DEVNULL)  # fmt: skip
-    work = tmp_path / "b"
-    whole = Whole(work, "g*.safetensors")
-    done = kill_now_and_then(
-        [*build, work], lambda: len(stamps(work, "g*.safetensors")), whole, seed=0
-    )
-    assert json.loads(done.stdout)[0]["done"] == 12
-    kept = {k: v for k, v in stamps(work, "g*.safetensors").items() if k in whole.seen}
-    assert kept == whole.seen
-    made = [next((tmp_path / n).rglob("truth.safetensors")).read_bytes() for n in "ab"]
-    assert made[0] == made[1]
+    folders = kill_now_and_then(
+        build, tmp_path / "b", lambda out: len(stamps(out, "g*.safetensors")),
+        Whole("g*.safetensors"), seed=0,
+    )  # fmt: skip
+    (made,) = {next(f.rglob("truth.safetensors")).read_bytes() for f in folders}
+    assert made == next((tmp_path / "a").rglob("truth.safetensors")).read_bytes()
+    assert not list((tmp_path / "b").rglob(".*.tmp"))
 
 
 def airrep_training(
@@ -161,16 +177,14 @@ def test_airrep_training_goes_on_to_the_same_encoder(
     train = airrep_training(tiny_target, tiny_corpus, tiny_queries, tmp_path, steps, every)
     subprocess.run(command(*train, tmp_path / "a"), env=environment(), check=True, timeout=300,
                    capture_output=True)  # fmt: skip
-    out = tmp_path / "b"
-
-    def step() -> object:
-        return stamps(out, "checkpoint.safetensors")
-
-    kill_now_and_then([*train, out], step, Whole(out, "no-file-is-written-once"), seed=1)
-    first, other = (read_arrays(next((tmp_path / n).rglob("model.safetensors")))[0] for n in "ab")
-    assert first.keys() == other.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], other[name], err_msg=name)
+    folders = kill_now_and_then(
+        train, tmp_path / "b", lambda out: stamps(out, "checkpoint.safetensors"),
+        Whole("no-file-is-written-once"), seed=1,
+    )  # fmt: skip
+    (first,) = (tmp_path / "a").rglob("model.safetensors")
+    for folder in folders:
+        (other,) = folder.rglob("model.safetensors")
+        assert other.read_bytes() == first.read_bytes()
 
 
 @pytest.mark.slow
@@ -182,15 +196,18 @@ def test_an_index_is_whole_or_absent(toy_suite: Path, tmp_path: Path):
     whole = subprocess.run(
         command(*run, tmp_path / "a"), env=environment(), check=True, capture_output=True
     )
-    out = tmp_path / "b"
-
-    def parts() -> int:
-        return len(list(out.rglob("part-*")))
-
-    done = kill_now_and_then([*run, out], parts, Whole(out / "cells", "*.json"), seed=2)
-    cells = [json.loads(d.stdout)["cells"][0] for d in (whole, done)]
-    assert cells[0]["status"] == cells[1]["status"] == "ok"
-    assert cells[0]["metrics"] == cells[1]["metrics"]
+    (cell,) = json.loads(whole.stdout)["cells"]
+    folders = kill_now_and_then(
+        run,
+        tmp_path / "b",
+        lambda out: len(list(out.rglob("part-*"))),
+        Whole("cells/*.json"),
+        seed=2,
+    )
+    for folder in folders:
+        (record,) = RunFolder(folder).records()
+        assert cell["status"] == record["status"] == "ok"
+        assert cell["metrics"] == record["metrics"]
 
 
 def test_two_truth_builds_on_one_folder_end_in_the_same_truth(
@@ -261,12 +278,12 @@ def held_at_ctrl_c(code: int, err: str, signals: int) -> None:
 def test_ctrl_c_stops_a_truth_build_that_goes_on_later(make_suite, tmp_path: Path):
     suite, work = with_plan(make_suite(), 6, 1, epochs=6), tmp_path / "work"
     build = ["truth", "build", suite, "--json", "--workers", 2, "--work", work]
-    whole, done = Whole(work, "g*.safetensors"), [0]
+    whole, done = Whole("g*.safetensors"), [0]
     for signals in (1, 2):
         code, err = interrupt(build, lambda: len(stamps(work, "g*.safetensors")), signals)
         held_at_ctrl_c(code, err, signals)
-        whole()  # what the first build finished, the second has not touched
-        done.append(len(whole.seen))
+        whole(work)  # what the first build finished, the second has not touched
+        done.append(len(whole.seen[work]))
     assert done == sorted(set(done))
 
 
