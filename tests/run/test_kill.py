@@ -42,14 +42,14 @@ def test_killed_at_any_moment_a_rerun_ends_in_the_same_board(toy_suite: Path, tm
     longest = time.monotonic() - start
     whole = {c["key"]: c["metrics"] for c in json.loads(reference.stdout)["cells"]}
 
-    out, kills = tmp_path / "killed", 0
+    out, kills, ends = tmp_path / "killed", 0, 0
     while kills < ROUNDS:
         before = finished(out)
         process = subprocess.Popen(
             [*command, str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
         try:
-            process.wait(moments.uniform(0.2, longest))
+            assert process.wait(moments.uniform(0.2, longest)) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             kills += 1
@@ -58,7 +58,8 @@ def test_killed_at_any_moment_a_rerun_ends_in_the_same_board(toy_suite: Path, tm
         after = finished(out)
         assert {k: after.get(k) for k in before} == before, f"kill {kills} lost or redid a cell"
         if len(after) == len(whole):  # the next kill shall meet unfinished work
-            out = tmp_path / f"killed-{kills}"
+            ends += 1
+            out = tmp_path / f"killed-{ends}"
     done = subprocess.run([*command, str(out)], capture_output=True, check=True)
     assert {c["key"]: c["metrics"] for c in json.loads(done.stdout)["cells"]} == whole
     assert not (out / "work").exists()
