@@ -214,9 +214,11 @@ def command(
         if suite or replay:
             raise UsageError("--suite and --from have data of their own", "Leave out one of them")
         suite, out, truth_plan = own_data(
-            own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet
-        )
-        if not dry_run and truth_plan is not None and not build_own_truth(suite, jobs, quiet):
+            own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
+            device or "cpu",
+        )  # fmt: skip
+        build = not dry_run and truth_plan is not None
+        if build and not build_own_truth(suite, jobs, quiet, device or "cpu"):
             return 1
     asked: dict[str, Any] = {
         "suite": suite,
@@ -280,17 +282,21 @@ def own_data(
     fraction: float,
     recipe: tuple[str, ...],
     quiet: bool,
+    device: str,
 ) -> tuple[str, Path, dict[str, Any] | None]:
     """Writes the suite of one's own data; says what it holds and what its truth would cost.
 
     Returns the suite's file, the run folder, and the plan of a truth that is not there yet.
     """
+    from tdabench.cli.truth import devices_of
     from tdabench.run import own as own_module
+    from tdabench.run.environment import multiplies_bfloat16
     from tdabench.run.suite import read_suite
     from tdabench.truth.plan import check_disjoint
 
     if not queries:
         raise UsageError("own data needs --queries", "Give --model, --train and --queries")
+    devices_of(device)  # a typing error shows before anything is read
     spec = {"groups": groups or 100, "fraction": fraction, "seeds": seeds,
             "recipe": own_module.parse_recipe(recipe)}  # fmt: skip
     folder = out or Path("runs") / own_module.own_name(own)
@@ -310,16 +316,21 @@ def own_data(
     if long:
         facts.append(f"{long:,} of {seen:,} examples are longer and cut ({target.target.truncate})")
     say("; ".join(facts))
+    if device == "cpu" and own["dtype"] in ("auto", "float32") and multiplies_bfloat16():
+        say("this processor multiplies bfloat16 (AMX): --dtype bfloat16 scores with less precision "
+            "and faster, --recipe precision=bfloat16 trains so")  # fmt: skip
     if not any(train.tasks) or not any(asked.tasks):
         say("no task labels, so no classification (map them: --field task=NAME)")
     if there:
         say(f"its truth is there: {target.truths['lds']}")
     else:
-        say_cost(suite, target, train, asked, spec, planned)
+        say_cost(suite, target, train, asked, spec, planned, device)
     return str(read_suite(suite.path).path), folder, (spec if planned and not there else None)
 
 
-def say_cost(suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned: Any) -> None:
+def say_cost(
+    suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned: Any, device: str
+) -> None:
     """What the truth would cost here, from timing a step of it."""
     from tdabench.report.text import seconds
     from tdabench.run.own import unit_cost
@@ -333,7 +344,7 @@ def say_cost(suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned
             f"a group of {size} of {len(train)} training examples is empty",
             "Raise --truth-fraction",
         )
-    cost = unit_cost(target.target, train, asked, Recipe(**recipe), size)
+    cost = unit_cost(target.target, train, asked, Recipe(**recipe), size, device=device)
     units = groups * seeds
     one = (
         f"one retraining on {size:,} examples takes about {seconds(cost.seconds)} on this machine "
@@ -348,9 +359,9 @@ def say_cost(suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned
             "needs none")  # fmt: skip
 
 
-def build_own_truth(suite_path: str, workers: int, quiet: bool) -> bool:
+def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> bool:
     """Does the retrainings of the suite's truth that are missing; False when some failed."""
-    from tdabench.cli.truth import draw
+    from tdabench.cli.truth import devices_of, draw, local_engine
     from tdabench.report.text import seconds
     from tdabench.run.suite import load_suite
     from tdabench.truth import build, collect, finished
@@ -359,6 +370,7 @@ def build_own_truth(suite_path: str, workers: int, quiet: bool) -> bool:
     (target,) = suite.targets
     plan = draw(suite, target, "lds")
     work = suite.path.parent / "builds" / plan.key
+    workers = max(workers, len(devices_of(device)))
     already, began, last = len(finished(plan, work)), time.monotonic(), 0.0
     done = already
 
@@ -374,8 +386,9 @@ def build_own_truth(suite_path: str, workers: int, quiet: bool) -> bool:
             say(f"truth: {done} of {total} retrainings, {seconds(left)} left")
 
     failed = build(
-        plan, target.target, suite.train, suite.queries(), work, workers=workers, on_unit=on_unit
-    )
+        plan, target.target, suite.train, suite.queries(), work,
+        engine=local_engine(workers, device), on_unit=on_unit, note=say,
+    )  # fmt: skip
     if failed:
         say(f"{len(failed)} retrainings failed: there is no truth. The same command tries again")
         return False

@@ -249,9 +249,9 @@ def build(
         if engine == "ray":
             where: Any = Ray(address, cpus, gpus, int(memory * 2**30))
         elif stack > 1:
-            where = Stacked(stack, _devices(device)[0])
+            where = Stacked(stack, devices_of(device)[0])
         else:
-            where = _local(n_workers, device)
+            where = local_engine(n_workers, device)
         with resumable(), _watch(p, len(there.done), len(units), n_workers) as watch:
             failed = build_units(
                 p, t.target, s.train, s.queries(queries), folder, engine=where, shard=part,
@@ -294,7 +294,7 @@ def _workers(
     if engine == "ray" or todo < 2:
         return 1
     if device != "cpu":
-        return min(todo, max(1, len(_devices(device))))
+        return min(todo, max(1, len(devices_of(device))))
     from tdabench.run import environment
     from tdabench.truth.engines import needed_bytes
 
@@ -303,7 +303,8 @@ def _workers(
     return max(1, min(todo, environment.cores(), room))
 
 
-def _devices(device: str) -> tuple[str, ...]:
+def devices_of(device: str) -> tuple[str, ...]:
+    """`cuda` as every one there is. Raises UsageError for what torch does not have."""
     if device == "cpu":
         return ("cpu",)
     check_device(device)
@@ -314,10 +315,10 @@ def _devices(device: str) -> tuple[str, ...]:
     return (device,)
 
 
-def _local(workers: int, device: str) -> Any:
+def local_engine(workers: int, device: str) -> Any:
     from tdabench.truth import InProcess, Pool
 
-    devices = _devices(device)
+    devices = devices_of(device)
     return InProcess(devices[0]) if workers == 1 else Pool(workers, devices)
 
 

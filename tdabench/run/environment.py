@@ -90,6 +90,15 @@ def hardware() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has matrix units for bfloat16; without any it is no faster."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def _cpu() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

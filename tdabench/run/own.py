@@ -213,7 +213,14 @@ class UnitCost:
 
 
 def unit_cost(
-    target: Target, train: Corpus, queries: Corpus, recipe: Recipe, group_size: int, seed: int = 0
+    target: Target,
+    train: Corpus,
+    queries: Corpus,
+    recipe: Recipe,
+    group_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> UnitCost:
     """Times one training step and the losses of a few queries, and scales both by tokens.
 
@@ -228,7 +235,7 @@ def unit_cost(
     from transformers import AutoModelForCausalLM  # noqa: F401  its import is paid once
 
     start = time.perf_counter()
-    model = target.fresh_model("base")
+    model = target.fresh_model("base").to(device)  # type: ignore[arg-type]
     load = time.perf_counter() - start
     few = tokens[: min(8, recipe.batch_size, len(tokens))]
     step = replace(recipe, max_steps=1, batch_size=max(1, len(few)), keep=())

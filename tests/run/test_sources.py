@@ -214,6 +214,33 @@ def test_own_data_runs_what_needs_no_truth_and_says_what_truth_costs(own, capsys
     assert record["target"]["truncate"] == "prompt-left"
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_where_the_processor_has_bfloat16_it_is_said(own, capsys, monkeypatch, has):
+    monkeypatch.setattr("tdabench.run.environment.multiplies_bfloat16", lambda: has)
+    asked = ["run", *own, "--methods", "tfidf", "--dry-run", "--device", "cpu"]
+    assert main(asked) == 0
+    assert ("--dtype bfloat16" in capsys.readouterr().err) == has
+    assert main([*asked, "--dtype", "bfloat16"]) == 0
+    assert "multiplies" not in capsys.readouterr().err
+
+
+def test_own_truth_is_built_on_the_device_asked_for(own, monkeypatch):
+    from tdabench.truth import engines
+
+    used = []
+
+    class Engine(engines.InProcess):
+        def run(self, trainer, take, note):
+            used.append(self.device)
+            return super().run(trainer, take, note)
+
+    monkeypatch.setattr("tdabench.truth.InProcess", Engine)
+    asked = ["run", *own, "--methods", "tfidf", "--benchmarks", "lds", "--quiet", "--recipe",
+             "epochs=1", "--truth-groups", "3", "--device", "cpu:0"]  # fmt: skip
+    assert main(asked) == 0
+    assert used == ["cpu:0"]
+
+
 def test_own_truth_is_planned_built_and_used(own, capsys):
     asked = ["run", *own, "--methods", "random,tfidf", "--template", "plain", "--quiet",
              "--truth-groups", "3", "--truth-seeds", "2", "--recipe", "epochs=1",
@@ -251,6 +278,7 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
         (["--add-checkpoint", "a b=./model"], "no name for a checkpoint"),
         (["--recipe", "lr=fast"], "recipe.lr = 'fast' is not of the type float"),
         (["--recipe", "rate=1"], "unknown field of the recipe 'rate'"),
+        (["--device", "gpu0"], "--device 'gpu0' is not a device"),
         (["--truth-fraction", "0.001"], "a group of 0 of 60 training examples is empty"),
         (["--suite", "pocket"], "--suite and --from have data of their own"),
     ],

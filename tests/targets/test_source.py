@@ -158,7 +158,7 @@ def test_without_a_network_the_hub_is_asked_once(monkeypatch, capfd, source):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
-    with pytest.raises(UsageError, match="org/x.* is not on this machine, and the hub cannot"):
+    with pytest.raises(UsageError, match=r"org/x.* is not on this machine, and the hub cannot"):
         find(source, kind="dataset")
     assert asked == ["org/x"]
     assert capfd.readouterr().err == ""
