@@ -12,11 +12,11 @@ def run(plan, parts, folder, log, pause):
     """Builds; each retraining is logged when it begins, and waits `pause` seconds."""
     train = Trainer.losses
 
-    def logged(self, unit):
+    def logged(self, unit, *rest):
         with open(log, "a") as f:
             f.write(f"{unit.name}\n")
         time.sleep(pause)
-        return train(self, unit)
+        return train(self, unit, *rest)
 
     Trainer.losses = logged
     build(plan, *parts, folder)

@@ -167,10 +167,10 @@ def test_status_tells_failures_and_damage(suite, tmp_path, monkeypatch):
 
     real, work = Trainer.losses, ["--work", tmp_path / "work"]
 
-    def fails(self, unit):
+    def fails(self, unit, *rest):
         if unit.name == "g00001-s00":
             raise RuntimeError("out of luck")
-        return real(self, unit)
+        return real(self, unit, *rest)
 
     monkeypatch.setattr(Trainer, "losses", fails)
     out = run("build", suite, "--workers", 1, *work, code=1)

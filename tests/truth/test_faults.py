@@ -178,10 +178,10 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again_by_the_next_build
 ):
     real, folder, notes = Trainer.losses, tmp_path / "b", []
 
-    def fails(self, unit):
+    def fails(self, unit, *rest):
         if unit == Unit(2, 1):
             raise RuntimeError("no luck")
-        return real(self, unit)
+        return real(self, unit, *rest)
 
     monkeypatch.setattr(Trainer, "losses", fails)
     assert build(plan, *parts, folder, retries=2, note=notes.append) == [Unit(2, 1)]
@@ -198,7 +198,7 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again_by_the_next_build
 
 
 def test_losses_that_are_not_finite_are_a_failure(plan, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "losses", lambda self, unit: np.array([1.0, np.nan]))
+    monkeypatch.setattr(Trainer, "losses", lambda self, unit, *rest: np.array([1.0, np.nan]))
     assert len(build(plan, *parts, tmp_path / "b", shard=(0, 6), retries=0)) == 1
     assert survey(plan, tmp_path / "b").failed == {Unit(0, 0): "1 of its losses are not finite"}
 
