@@ -288,7 +288,6 @@ def own_data(
 
     Returns the suite's file, the run folder, and the plan of a truth that is not there yet.
     """
-    from tdabench.cli.truth import devices_of
     from tdabench.run import own as own_module
     from tdabench.run.environment import multiplies_bfloat16
     from tdabench.run.suite import read_suite
@@ -296,7 +295,6 @@ def own_data(
 
     if not queries:
         raise UsageError("own data needs --queries", "Give --model, --train and --queries")
-    devices_of(device)  # a typing error shows before anything is read
     spec = {"groups": groups or 100, "fraction": fraction, "seeds": seeds,
             "recipe": own_module.parse_recipe(recipe)}  # fmt: skip
     folder = out or Path("runs") / own_module.own_name(own)
