@@ -2,7 +2,8 @@
 
 python docs/fidelity.py RUN [RUN …]
 
-Of several records of one method, target and benchmark the latest good one counts.
+Of several records of one method, target and benchmark the latest good one counts. Times are those of
+the processor, which other work on the machine distorts least.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def row(record: dict[str, Any]) -> str:
     lds, share = record["metrics"]["lds"], record["metrics"].get("share_of_ceiling")
     of_ceiling = f"{share['value']:.0%}" if share else ""
     cost = record["cost"]
-    build, query = cost["build"]["seconds"], cost["query"]
-    each = 1e3 * query["seconds"] / max(1, query["queries"])
+    build, query = cost["build"]["cpu_seconds"], cost["query"]
+    each = 1e3 * query["cpu_seconds"] / max(1, query["queries"])
     return (
         f"| `{method['label']}` | {tuned} "
         f"| {lds['value']:.3f} [{lds['low']:.3f}, {lds['high']:.3f}] "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tdabench.api import (
+    POOLINGS,
     Context,
     DataError,
     Example,
@@ -40,14 +41,18 @@ class Traker(TDAMethod):
 
     The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
     inverse. On a CPU its projector draws the whole projection anew for every batch, so keep
-    `proj_dim` small there. Parameters as in `trak`.
+    `proj_dim` small there. Parameters as in `trak`; the package itself knows no groups: their
+    scores are pooled here as those of other methods.
     """
 
     name = "traker"
     family = "gradient"
     source = "Park et al. 2023, arXiv 2303.14186; package traker 0.3"
     summary = "TRAK by its authors' package"
+    grid = {"damping": (0.1, 1.0)}  # each needs an index of its own, which takes minutes
 
+    pooling: str = "sum"
+    temperature: float = 1.0
     checkpoint: str = "base"
     layers: str | None = None
     proj_dim: int = 512
@@ -55,6 +60,12 @@ class Traker(TDAMethod):
     reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UsageError(
+                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
+            )
+        if not self.temperature > 0:
+            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
         if self.damping < 0 or self.proj_dim < 1:
             raise UsageError(f"{self.name}: damping must be >= 0 and proj_dim >= 1")
 
@@ -96,6 +107,7 @@ class TrakerIndex(Index):
 
     def __init__(self, method: Traker, context: Context, folder: Path, n_train: int) -> None:
         self.method, self.context, self.folder, self.n_train = method, context, folder, n_train
+        self.pooling, self.temperature = method.pooling, method.temperature
         self._calls = 0
 
     def score(self, queries: Sequence[Example]) -> np.ndarray:

@@ -21,7 +21,7 @@ from tdabench.run.tune import default_grid, tune
 from tdabench.suites.pocket.make_hashes import MARK
 
 HERE = Path(__file__).parent
-LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "traker", "embedding")
+LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "embedding")
 HEAD = "# Chosen on the tuning truth: python -m tdabench.suites.pocket.make_tuned\n"
 
 
