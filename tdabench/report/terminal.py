@@ -28,7 +28,9 @@ from tdabench.report.text import (
 
 BAR = 10
 GAP = 2
-_ASCII = str.maketrans("█░·–…−×→", "#.--~-x>")
+MANY = 3  # with more benchmarks beside the ranking one, a narrow terminal loses costs first
+_NAMES = {"bytes": "bytes/ex", "share": "of ceiling"}
+_ASCII = str.maketrans("█░·–…−×→↓", "#.--~-x>v")
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
                 f"{clean(row.label, 60)}: {cell.seeds} seeds of its own, {name} differs by "
                 f"{number(cell.spread, 3)} (standard deviation) between them."
             )
+    if any(not c.higher_is_better for c in table.columns):
+        out.append("↓: lower is better.")
     if rule_of_overall := rule(table):
         out.append(rule_of_overall)
     lost: dict[tuple[str, str, str], list[str]] = {}
@@ -220,7 +224,11 @@ def default_columns(table: Table) -> list[str]:
 
 
 def _fit(shown: list[_Shown], table: Table, width: int) -> tuple[list[_Shown], list[str]]:
-    """Drops columns, least needed first, until the table fits; then cuts long labels."""
+    """Drops columns, least needed first, until the table fits; then cuts long labels.
+
+    The bar of the share goes before any column does; the costs before benchmarks where there are
+    many of these (`MANY`), and after them where there are few.
+    """
 
     def needed(columns: list[_Shown]) -> int:
         return sum(min(c.width, 24) if c.key == "method" else c.width for c in columns) + GAP * (
@@ -229,12 +237,19 @@ def _fit(shown: list[_Shown], table: Table, width: int) -> tuple[list[_Shown], l
 
     others = [c.key for c in shown if c.key in {x.name for x in table.columns} - {table.primary}]
     hidden: list[str] = []
-    for key in [*reversed(others), "bytes", "build", "query", "share"]:
+    if needed(shown) > width and len(others) > MANY:
+        shown = [_without_bar(c) if c.key == "share" else c for c in shown]
+        order = ["bytes", "build", "query", *reversed(others), "share"]
+    else:
+        order = [*reversed(others), "bytes", "build", "query", "share"]
+    for key in order:
         if needed(shown) <= width:
             break
         if any(c.key == key for c in shown):
             shown = [c for c in shown if c.key != key]
-            hidden.insert(0, {"bytes": "bytes/ex", "share": "of ceiling"}.get(key, key))
+            hidden.append(key)
+    everything = [*others, "build", "query", "bytes", "share"]
+    hidden = [_NAMES.get(key, key) for key in sorted(hidden, key=everything.index)]
     spare = width - sum(c.width for c in shown if c.key != "method") - GAP * (len(shown) - 1)
     for c in shown:
         if c.key == "method" and c.width > spare:
@@ -258,14 +273,14 @@ def _column(
             key, "of ceiling", [_bar(_primary(table, r).share) for r in rows], right=False
         )
     if key in COSTS:
-        header = {"bytes": "bytes/ex"}.get(key, key)
-        return _Shown(key, header, [Text(_cost(r, key, table)) for r in rows])
+        return _Shown(key, _NAMES.get(key, key), [Text(_cost(r, key, table)) for r in rows])
     if key in names:
         column = table.column(key)
         primary = key == table.primary
         spans = primary or intervals
         known = spans and any((c := r.cells.get(key)) and c.low is not None for r in rows)
-        header = clean(title(column), 40) + (" [95%]" if known else "")
+        header = clean(title(column), 40) + ("" if column.higher_is_better else " ↓")
+        header += " [95%]" if known else ""
         digits = 1 if key == OVERALL else digits
         cells = [_value(r.cells.get(key), column, digits, interval=spans) for r in rows]
         return _Shown(key, header, cells, right=False)
@@ -306,6 +321,10 @@ def _bar(share: float | None) -> Text:
     text.append("░" * (BAR - full), "dim")
     text.append(f" {round(share * 100):3d}%", "")
     return text
+
+
+def _without_bar(share: _Shown) -> _Shown:
+    return _Shown(share.key, "share", [Text(c.plain.lstrip("█░ ")) for c in share.cells])
 
 
 def _cost(row: Row, key: str, table: Table) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tdabench.cli.leaderboard import command
 from tdabench.errors import UsageError
-from tdabench.report.board import Board, Cell, Column, Row, Table
+from tdabench.report.board import Board, Cell, Column, Cost, Row, Table
 from tdabench.report.overall import OVERALL, rule, with_overall
 from tdabench.report.terminal import print_board
 
@@ -119,3 +119,35 @@ def test_the_command_takes_the_rule(plain_run) -> None:
     assert found["columns"][-1]["params"] == {"of": ["lds", "selection"]}
     values = [r["cells"][OVERALL]["value"] for r in found["rows"] if r["label"] != "demo"]
     assert values == sorted(values)
+
+
+def test_many_benchmarks_are_shown_before_costs_where_room_is_short() -> None:
+    names = ("lds", "classification", "loo", "noise", "removal", "selection", "tracing", "transfer")
+    columns = tuple(
+        Column(n, n, n, higher_is_better=n != "selection", ceiling=0.9 if n == "lds" else None)
+        for n in names
+    )
+    cells = {n: Cell("ok", value=0.5, low=0.4, high=0.6, rank=1, share=0.55) for n in names}
+    row = Row(
+        "method", cells=cells, cost=Cost(build_seconds=1.0, query_ms=2.0, bytes_per_example=3.0)
+    )
+    board = Board((Table("t", "", "", 1, columns, (row, replace(row, label="other")), "lds"),), ())
+
+    def lines(width: int) -> list[str]:
+        out = io.StringIO()
+        console = Console(file=out, width=width, force_terminal=True, color_system=None)
+        print_board(board, console)
+        return [line.rstrip() for line in out.getvalue().splitlines()]
+
+    wide, narrow = lines(124), lines(80)
+    head = next(line for line in wide if line.startswith("rank"))
+    assert all(n in head for n in names[1:])
+    assert "share" in head
+    assert "selection ↓" in head
+    assert "build" not in head
+    assert "Not shown at this width: build, query and bytes/ex (--wide)." in wide
+    assert "↓: lower is better." in wide
+    head = next(line for line in narrow if line.startswith("rank"))
+    assert head.split() == ["rank", "method", "LDS", "[95%]", "share", "overall", "↓",
+                            "classification", "loo", "noise"]  # fmt: skip
+    assert max(map(len, narrow)) <= 80
