@@ -216,7 +216,7 @@ class GradientEngine:
             output.register_hook(partial(received, layer, kept))
             return output
 
-        with _frozen(self.model), torch.enable_grad():
+        with _frozen(self.model), _plain_attention(self.model, batch), torch.enable_grad():
             hooks = [
                 layer.module.register_forward_hook(partial(forward_hook, layer))
                 for layer in self.layers
@@ -346,6 +346,27 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
         for m, mode in training:
             m.training = mode
+
+
+@contextmanager
+def _plain_attention(model: Any, batch: Batch) -> Iterator[None]:
+    """Attention as plain products where torch's fused kernel is slow: backward in half precision
+    on a CPU. Scores of all pairs of tokens are then held, so long sequences keep the kernel."""
+    weight = next(model.parameters())
+    slow = (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.bfloat16, torch.float16)
+        and batch.input_ids.shape[1] <= 1024
+        and getattr(model.config, "_attn_implementation", "") == "sdpa"
+    )
+    if not slow:
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
 
 
 # --------------------------------------------------------------------------- over a corpus

@@ -227,6 +227,28 @@ def test_nan_gradients_name_the_example(
         stream_features(tiny_context, tiny_corpus, poisoned, engine.dim)
 
 
+def test_bfloat16_rounds_the_gradients_and_leaves_the_model(
+    tiny_target: Target, tiny_corpus: Corpus
+) -> None:
+    import dataclasses
+
+    want = all_features(GradientEngine(tiny_target.model("warm")), tiny_target, tiny_corpus)
+    half = dataclasses.replace(tiny_target, dtype="bfloat16").model("warm")
+    assert half.config._attn_implementation == "sdpa"
+    seen = []
+    hook = half.register_forward_hook(lambda *_: seen.append(half.config._attn_implementation))
+    base = half.base_model.register_forward_hook(
+        lambda *_: seen.append(half.config._attn_implementation)
+    )
+    got = all_features(GradientEngine(half), tiny_target, tiny_corpus)
+    hook.remove()
+    base.remove()
+    assert set(seen) == {"eager"}
+    assert half.config._attn_implementation == "sdpa"
+    cosines = (got * want).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+    assert cosines.min() > 0.99
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(
     tiny_target: Target, tiny_corpus: Corpus, tmp_path: Path
 ) -> None:
