@@ -6,6 +6,7 @@ prints, seeds, alters the model, litters); here are the devious, all in one run.
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_times_do_not_follow_a_clock_that_jumps(found):
     events = [json.loads(x) for x in (found[0] / "events.log").read_text().splitlines()]
     seconds = [e["seconds"] for e in events]
     assert seconds == sorted(seconds)
+
+
+def test_nothing_of_ours_measures_by_the_wall_clock():
+    """It is read for dates only."""
+    for path in sorted(Path(plugins.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns"):
+                clock = isinstance(node.value, ast.Name) and node.value.id == "time"
+                assert not clock, f"{path}:{node.lineno}"
 
 
 def test_the_log_file_tells_the_story_in_one_line_an_event(found):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,29 @@ def test_a_repository_is_found_in_the_cache_and_pinned(saved, tmp_path):
         opened = open_model(source)
         assert opened.pinned == {"base": f"hub:org/tiny@{COMMIT}"}
     assert target_of(opened).fingerprint == target_of(open_model(str(saved))).fingerprint
+
+
+def test_what_holds_pickles_or_code_is_not_fetched(saved, tmp_path, monkeypatch):
+    from fnmatch import fnmatch
+
+    import huggingface_hub
+
+    from tdabench.data import hub
+
+    folder, asked = put_on_hub(tmp_path, saved) / "snapshots" / COMMIT, []
+
+    def snapshot(**what: Any) -> str:
+        asked.append(what)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "_reachable", lambda *_: True)
+    assert open_model("org/tiny").pinned == {"base": f"hub:org/tiny@{COMMIT}"}
+    (patterns,) = [what["allow_patterns"] for what in asked]
+    for name in ("config.json", "model-00001-of-00002.safetensors", "tokenizer.json"):
+        assert any(fnmatch(name, p) for p in patterns), name
+    for name in ("pytorch_model.bin", "model.pt", "a.pkl", "modeling_evil.py", "training_args.bin"):
+        assert not any(fnmatch(name, p) for p in patterns), name
 
 
 def test_one_file_of_a_dataset(tmp_path):
