@@ -27,7 +27,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import tdabench  # noqa: F401  # isort: skip  (before numpy, as in the command)
+
+import numpy as np  # isort: skip
 
 from tdabench import stats
 from tdabench.groups import Groups, pool_scores, threads
