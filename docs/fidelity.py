@@ -2,8 +2,8 @@
 
 python docs/fidelity.py RUN [RUN …]
 
-Of several records of one method, target and benchmark the latest good one counts. Times are those of
-the processor, which other work on the machine distorts least.
+Of several records of one method, target and benchmark the latest good one counts. Times are those
+of the processor, which other work on the machine distorts least.
 """
 
 from __future__ import annotations

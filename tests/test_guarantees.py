@@ -34,3 +34,12 @@ def test_every_test_of_a_fault_shows_a_promise():
     """A file of tests/faults that the page does not name shows what nobody was promised."""
     for path in sorted((ROOT / "tests" / "faults").glob("test_*.py")):
         assert f"tests/faults/{path.name}" in PAGE
+
+
+def test_the_page_lists_the_steps_of_the_long_check():
+    from tests.long_check import steps
+
+    text = PAGE[PAGE.index("## The long check") :].split("\n## ")[0]
+    named = [x for line in text.splitlines() if line.startswith("- ")
+             for x in re.findall(r"`([\w-]+)`", line.partition(":")[0])]  # fmt: skip
+    assert sorted(named) == sorted(steps(Path("x")))
