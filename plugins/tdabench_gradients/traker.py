@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch
 
-_EXAMPLES_A_BATCH = 32  # traker holds whole gradients of a batch
+# traker holds whole gradients of a batch, and on a CPU draws its projection anew for each: few
+# large batches, as memory allows.
+_EXAMPLES_A_BATCH, _TOKENS_A_BATCH, _FLOATS_A_BATCH = 128, 8192, 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ class _Runner:
         # Fused attention has no batching rule under vmap.
         self.model.set_attn_implementation("eager")
         chosen = [f"{name}.weight" for name, _ in select_layers(self.model, method.layers)]
+        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
+        self.size = sum(sizes[name] for name in chosen)  # floats a gradient
         with _quiet():
             self.traker = package.TRAKer(
                 model=self.model,
@@ -188,7 +192,8 @@ class _Runner:
     ) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
         """(index, (token ids, additive attention mask, loss mask)), longest examples first."""
         target = self.context.target
-        for batch in target.batches(target.tokenize(examples), max_examples=_EXAMPLES_A_BATCH):
+        most = max(1, min(_EXAMPLES_A_BATCH, _FLOATS_A_BATCH // self.size))
+        for batch in target.batches(target.tokenize(examples), _TOKENS_A_BATCH, most):
             b = batch.to(self.context.device)
             yield b.index, (b.input_ids, _attention(b), b.loss_mask)
 

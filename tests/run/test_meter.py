@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from tdabench.run.meter import model_state
+from tdabench.data.examples import Corpus, Example
+from tdabench.groups import Groups
+from tdabench.method import Index
+from tdabench.run.meter import Memory, Meter, MeteredIndex, model_state
 
 
 def test_hooks_of_transformers_are_not_the_methods(tiny_target):
@@ -14,3 +18,56 @@ def test_hooks_of_transformers_are_not_the_methods(tiny_target):
     assert model_state(model) == before
     model.register_forward_hook(lambda module, args, output: None)
     assert model_state(model)["hooks"] == before["hooks"] + 1
+
+
+class Counted(Index):
+    """Scores by a query's length; counts how often it is asked and takes a while."""
+
+    n_train = 3
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def score(self, queries):
+        self.asked.append(len(queries))
+        total, x = 0.0, np.random.default_rng(0).normal(size=200)
+        for _ in range(2000):
+            total += float(x @ x)
+        row = np.arange(3, dtype=np.float32)
+        return np.stack([row * len(q.prompt) for q in queries])
+
+    def save(self, path):
+        raise AssertionError("not called")
+
+
+def test_benchmarks_share_scores_and_each_counts_what_they_took() -> None:
+    queries = Corpus([Example(str(i), "a" * (i + 1), "b") for i in range(5)], "queries")
+    groups = Groups.of([[0, 2], [1]], 3)
+    index, memory = Counted(), Memory()
+    first, second, third = (MeteredIndex(index, "counted", 3, Meter(), memory) for _ in range(3))
+    scores = first.score(queries)
+    pooled = second.score_groups(queries, groups)
+    np.testing.assert_array_equal(pooled, scores[:, [0, 1]] + [[1, 0]] * scores[:, [2, 1]])
+    scores[:] = 7.0  # what a benchmark does to its scores is its own affair
+    np.testing.assert_array_equal(third.score(queries), Counted().score(queries))
+    assert index.asked == [5], "the others were told what the first found"
+    assert third.seconds == first.seconds > 0
+    assert third.cpu_seconds == first.cpu_seconds
+    assert second.seconds >= first.seconds, "pooling is its own"
+    assert "reused" not in first.cost()
+    assert third.cost()["reused"] == 1
+    assert third.cost()["queries"] == 5
+    third.score(queries[:2])
+    assert index.asked == [5, 2], "other queries are scored"
+    alone = MeteredIndex(index, "counted", 3, Meter())
+    alone.score(queries)
+    assert index.asked == [5, 2, 5]
+
+
+def test_no_more_scores_are_kept_than_memory_is_meant_for(monkeypatch) -> None:
+    monkeypatch.setattr(Memory, "MOST", 14)
+    queries = Corpus([Example(str(i), "a" * (i + 1), "b") for i in range(5)], "queries")
+    index, memory = Counted(), Memory()
+    for part in (queries, queries[:3], queries[:4], queries[:3], queries[:4]):
+        MeteredIndex(index, "counted", 3, Meter(), memory).score(part)
+    assert index.asked == [5, 3, 4, 4]
