@@ -264,8 +264,8 @@ def _serve(pipe: Connection, lifeline: Connection, trainer: Trainer, device: str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     trainer.device = device
-    pipe.send(_READY)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        pipe.send(_READY)
         while True:
             unit = pipe.recv()
             pipe.send(trainer.attempt(unit))
