@@ -35,6 +35,7 @@ from tdabench.targets.target import Batch, example_losses
 from tdabench.toolkit.gradients import GradientEngine, select_layers
 
 Run = Callable[[], Any]
+TABLES = ("gradients", "trak", "ekfac")
 
 
 def main() -> None:
@@ -42,6 +43,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all"
+    )
     parser.add_argument("--trak-dim", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -59,10 +63,13 @@ def main() -> None:
         f"{args.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
     )
 
-    table("per-example gradients", feature_runs(context, batches, args), len(train), args)
-    few = train[: max(32, args.examples // 8)]
-    table("TRAK features", trak_runs(context, few, args), len(few), args)
-    table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
+    if "gradients" in args.tables:
+        runs = feature_runs(context, batches, args)
+        table("per-example gradients", runs, len(train), args)
+    if "trak" in args.tables:
+        table("TRAK features", trak_runs(context, train, args), len(train), args)
+    if "ekfac" in args.tables:
+        table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
 
 
 def table(title: str, runs: dict[str, Run], n: int, args: argparse.Namespace) -> None:
@@ -256,14 +263,23 @@ def bergson(context: Context, batches: list[Batch], rank: int, own_loss: bool) -
 
 
 def trak_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[str, Run]:
+    import tdabench_gradients.traker as adapter
     from tdabench_gradients.trak import TRAK
-    from tdabench_gradients.traker import Traker
+
+    def traker(most: int) -> None:
+        """traker in batches of at most so many examples: it draws its projection for each."""
+        kept, adapter._EXAMPLES_A_BATCH = adapter._EXAMPLES_A_BATCH, most
+        try:
+            adapter.Traker(proj_dim=args.trak_dim).build(context, train)
+        finally:
+            adapter._EXAMPLES_A_BATCH = kept
 
     sparse, dense = (TRAK(proj_dim=args.trak_dim, sketch=s) for s in ("sparse", "rademacher"))
     return {
         "tdabench trak, sparse sketch": lambda: sparse.features(context, train, "train", {}),
         "tdabench trak, dense sketch": lambda: dense.features(context, train, "train", {}),
-        "traker": lambda: Traker(proj_dim=args.trak_dim).build(context, train),
+        "traker, batches of 128": lambda: traker(128),
+        "traker, batches of 32": lambda: traker(32),
     }
 
 
