@@ -72,6 +72,14 @@ def main() -> None:
         share = values[-k:].sum() / values.sum()
         rest = scores - (scores @ top) @ (top.T @ gram)
         say(f"  without the {k} largest directions ({share:.0%} of power)", lds(rest))
+    taken = []
+    for layer in engine.layers:
+        g, q = train[:, layer.columns], query[:, layer.columns]
+        power = np.square(g).sum(1)
+        damping = 0.1 * power.mean() / (layer.d_in * layer.d_out)
+        off = (q @ g.T) / (damping + power) @ g / len(g)  # (mean of rank-one inverses - 1) q
+        taken.append(np.linalg.norm(off, axis=1) / np.linalg.norm(q, axis=1))
+    say("share of a query's gradient that DataInf takes off", float(np.mean(taken)))
     for name, s in (("inner products", scores), ("cosines", cosines)):
         for pooling in ("softmax", "softmax-abs"):
             best = max(lds(s, pooling, t) for t in (0.1, 0.3, 1.0, 3.0))
