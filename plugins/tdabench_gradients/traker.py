@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from tdabench.api import Batch
 
 # traker holds whole gradients of a batch, and on a CPU draws its projection anew for each: few
-# large batches, as memory allows.
+# large batches, as memory allows, and the projection kept where it is no larger than this.
 _EXAMPLES_A_BATCH, _TOKENS_A_BATCH, _FLOATS_A_BATCH = 128, 8192, 1 << 27
+_FLOATS_OF_PROJECTION = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class Traker(TDAMethod):
     """The `traker` package run on the target: vmap(grad), its own projector and scores.
 
     The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
-    inverse. On a CPU its projector draws the whole projection anew for every batch, so keep
-    `proj_dim` small there. Parameters as in `trak`; the package itself knows no groups: their
-    scores are pooled here as those of other methods.
+    inverse. On a CPU its projector draws the whole projection anew for every batch; here it is
+    kept while it takes no more than 2 GiB: keep `proj_dim` small there. Parameters as in `trak`;
+    the package itself knows no groups: their scores are pooled here as those of other methods.
     """
 
     name = "traker"
@@ -187,6 +188,9 @@ class _Runner:
                 logging_level=100,
             )
 
+        if self.size * method.proj_dim <= _FLOATS_OF_PROJECTION:
+            _keep_projection(self.traker.projector)
+
     def batches(
         self, examples: Sequence[Example]
     ) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
@@ -196,6 +200,26 @@ class _Runner:
         for batch in target.batches(target.tokenize(examples), _TOKENS_A_BATCH, most):
             b = batch.to(self.context.device)
             yield b.index, (b.input_ids, _attention(b), b.loss_mask)
+
+
+def _keep_projection(projector: Any) -> None:
+    """Has a projector draw each block of its matrix once: the same numbers, at once."""
+    import torch
+
+    if not hasattr(projector, "generate_sketch_matrix"):
+        return  # the projector of a GPU makes its numbers as it goes
+
+    class Kept(type(projector)):  # type: ignore[misc]  # no closure over the matrix: it would leak
+        def generate_sketch_matrix(self, generator_state: torch.Tensor) -> None:
+            key = generator_state.cpu().numpy().tobytes()
+            if key not in self.drawn:
+                self.proj_matrix = torch.empty_like(self.proj_matrix)
+                super().generate_sketch_matrix(generator_state)
+                self.drawn[key] = self.proj_matrix
+            self.proj_matrix = self.drawn[key]
+
+    projector.drawn = {}
+    projector.__class__ = Kept
 
 
 def _attention(batch: Batch) -> torch.Tensor:

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tdabench.data.examples import Corpus, Example
+from tdabench.data.examples import Example, content_line
 from tdabench.errors import MethodError
 from tdabench.groups import Groups, pool_scores
-from tdabench.method import Index
+from tdabench.method import SCORES_BYTES, Index, RepresentationIndex
 from tdabench.targets.target import Target
 
 PAGE = resource.getpagesize()
@@ -248,24 +248,33 @@ class Known:
 
 
 class Memory:
-    """Scores that the benchmarks of one worker share, by the fingerprint of the queries.
+    """Scores that the benchmarks of one worker share, by the content of the queries.
 
-    Several benchmarks ask for the same scores: they are computed once. What that took counts in
-    each cell as if it had been alone, so that no cell looks cheaper for the company it ran in.
+    Several benchmarks ask for scores of the same queries: they are computed once. A method may
+    not let a query's scores depend on the others asked for (the law `batches-do-not-matter`),
+    so that some of the queries of an earlier call need no further one. What the call took counts
+    again in each cell, in proportion to the queries, so that no cell looks cheap for its company.
     """
 
     MOST = 16 << 20  # scores held
 
     def __init__(self) -> None:
-        self._known: dict[str, Known] = {}
+        self._calls: list[tuple[dict[bytes, int], Known]] = []
 
     def get(self, queries: Sequence[Example]) -> Known | None:
-        return self._known.get(queries.fingerprint) if isinstance(queries, Corpus) else None
+        wanted = [content_line(query) for query in queries]
+        for rows, known in self._calls:
+            if wanted and all(w in rows for w in wanted):
+                share = len(wanted) / len(known.scores)
+                places = [rows[w] for w in wanted]
+                return Known(known.scores[places], share * known.seconds, share * known.cpu_seconds)
+        return None
 
     def keep(self, queries: Sequence[Example], known: Known) -> None:
-        held = sum(k.scores.size for k in self._known.values())
-        if isinstance(queries, Corpus) and held + known.scores.size <= self.MOST:
-            self._known[queries.fingerprint] = known
+        held = sum(k.scores.size for _, k in self._calls)
+        if len(queries) and held + known.scores.size <= self.MOST:
+            rows = {content_line(query): i for i, query in enumerate(queries)}
+            self._calls.append((rows, known))
 
 
 class MeteredIndex(Index):
@@ -299,7 +308,7 @@ class MeteredIndex(Index):
             self.seconds += known.seconds
             self.cpu_seconds += known.cpu_seconds
             self.reused += 1
-            return known.scores.copy()
+            return known.scores
         before = self.seconds, self.cpu_seconds
         with self._call():
             scores = self.inner.score(queries)
@@ -310,7 +319,7 @@ class MeteredIndex(Index):
         return scores
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
-        if type(self.inner).score_groups is Index.score_groups:
+        if self._pools(len(queries)):
             # Inherited: look at the example scores before pooling hides what is wrong.
             raw = self.score(queries)
             with self._call():
@@ -320,6 +329,12 @@ class MeteredIndex(Index):
             with self._call():
                 scores = self.inner.score_groups(queries, groups)
         return checked(self.method, "score_groups", scores, (len(queries), len(groups)))
+
+    def _pools(self, n_queries: int) -> bool:
+        """Whether the index pools example scores as we do, and few enough to hold at once."""
+        how = type(self.inner).score_groups
+        few = n_queries * self.n_train * 4 <= SCORES_BYTES
+        return how is Index.score_groups or (how is RepresentationIndex.score_groups and few)
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
         self._count(queries)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.groups import Groups
-from tdabench.method import Index
+from tdabench.method import Index, RepresentationIndex
 from tdabench.run.meter import Memory, Meter, MeteredIndex, model_state
 
 
@@ -40,6 +41,10 @@ class Counted(Index):
         raise AssertionError("not called")
 
 
+class Blocked(Counted):
+    score_groups = RepresentationIndex.score_groups
+
+
 def test_benchmarks_share_scores_and_each_counts_what_they_took() -> None:
     queries = Corpus([Example(str(i), "a" * (i + 1), "b") for i in range(5)], "queries")
     groups = Groups.of([[0, 2], [1]], 3)
@@ -57,17 +62,30 @@ def test_benchmarks_share_scores_and_each_counts_what_they_took() -> None:
     assert "reused" not in first.cost()
     assert third.cost()["reused"] == 1
     assert third.cost()["queries"] == 5
-    third.score(queries[:2])
-    assert index.asked == [5, 2], "other queries are scored"
+    part = MeteredIndex(index, "counted", 3, Meter(), memory)
+    np.testing.assert_array_equal(
+        part.score(queries.subset([3, 1])), Counted().score(queries)[[3, 1]]
+    )
+    assert index.asked == [5], "some of the queries are known, too"
+    assert part.seconds == pytest.approx(first.seconds * 2 / 5)
+    part.score([*queries[:2], Example("9", "aaa", "b")])
+    assert index.asked == [5, 3], "other queries are scored"
+    held = Blocked()
+    np.testing.assert_array_equal(
+        MeteredIndex(held, "held", 3, Meter(), memory := Memory()).score_groups(queries, groups),
+        pooled,
+    )
+    MeteredIndex(held, "held", 3, Meter(), memory).score(queries)
+    assert held.asked == [5], "an index that pools as we do, block by block, is one of them"
     alone = MeteredIndex(index, "counted", 3, Meter())
     alone.score(queries)
-    assert index.asked == [5, 2, 5]
+    assert index.asked == [5, 3, 5]
 
 
 def test_no_more_scores_are_kept_than_memory_is_meant_for(monkeypatch) -> None:
     monkeypatch.setattr(Memory, "MOST", 14)
     queries = Corpus([Example(str(i), "a" * (i + 1), "b") for i in range(5)], "queries")
     index, memory = Counted(), Memory()
-    for part in (queries, queries[:3], queries[:4], queries[:3], queries[:4]):
+    for part in (queries, queries[:3], queries[3:], queries[3:], queries[:3]):
         MeteredIndex(index, "counted", 3, Meter(), memory).score(part)
-    assert index.asked == [5, 3, 4, 4]
+    assert index.asked == [5, 3, 2, 2], "three by three fit"
