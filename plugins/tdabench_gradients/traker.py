@@ -213,7 +213,7 @@ def _keep_projection(projector: Any) -> None:
         def generate_sketch_matrix(self, generator_state: torch.Tensor) -> None:
             key = generator_state.cpu().numpy().tobytes()
             if key not in self.drawn:
-                self.proj_matrix = torch.empty_like(self.proj_matrix)
+                self.proj_matrix: Any = torch.empty_like(self.proj_matrix)
                 super().generate_sketch_matrix(generator_state)
                 self.drawn[key] = self.proj_matrix
             self.proj_matrix = self.drawn[key]
