@@ -279,7 +279,7 @@ def _column(
         primary = key == table.primary
         spans = primary or intervals
         known = spans and any((c := r.cells.get(key)) and c.low is not None for r in rows)
-        header = clean(title(column), 40) + ("" if column.higher_is_better else " ↓")
+        header = clean(title(column), 40) + ("" if column.higher_is_better else "↓")
         header += " [95%]" if known else ""
         digits = 1 if key == OVERALL else digits
         cells = [_value(r.cells.get(key), column, digits, interval=spans) for r in rows]
