@@ -39,7 +39,7 @@ def test_every_test_of_a_fault_shows_a_promise():
 def test_the_page_lists_the_steps_of_the_long_check():
     from tests.long_check import steps
 
-    text = PAGE[PAGE.index("## The long check") :].split("\n## ")[0]
+    text = PAGE[PAGE.index("## The long check") :].split("\n##")[0]
     named = [x for line in text.splitlines() if line.startswith("- ")
              for x in re.findall(r"`([\w-]+)`", line.partition(":")[0])]  # fmt: skip
     assert sorted(named) == sorted(steps(Path("x")))
