@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--target", default="instruct")
     parser.add_argument("--split", choices=("test", "tuning"), default="test")
     parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--most", type=int, help="of these, take the first so many only")
     parser.add_argument("--work", type=Path, default=Path("runs/few-queries"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -50,9 +51,10 @@ def main() -> None:
     else:
         truth = Truth.load(target.truths["lds"])
         truth.check(suite.train, target.target)
-    truth = truth.for_queries([q.id for q in queries])
+    most = min(args.most or len(queries), len(queries))
+    truth = truth.for_queries([q.id for q in queries[:most]])
     boots: dict[str, stats.Bootstrap] = {}
-    print(f"{target.label}, {args.split}: {len(queries)} queries, {len(truth.groups)} groups")
+    print(f"{target.label}, {args.split}: {most} queries, {len(truth.groups)} groups")
     print(f"{'':24} {'LDS [95%]':22} {'less the first [95%]':26} {'processor s':>11}", flush=True)
     for spec in args.methods:
         grouped, seconds = scores(spec, suite, target, queries, truth, args.work)
@@ -92,15 +94,16 @@ def scores(
             target=target.target, scratch=Path(scratch), seed=0, assets=suite.assets_for(target)
         )
         index = None
-        while len(rows) < len(queries):
+        step = BLOCK if name == "magic" else len(queries)
+        while len(rows) < len(truth.query_ids):
             index = index or method.build(context, suite.train)
-            step = BLOCK if name == "magic" else len(queries)
             rows += [*index.score(queries[len(rows) : len(rows) + step])]
             spent = seconds + time.process_time() - start
             work.mkdir(parents=True, exist_ok=True)
             write_arrays(path, {"scores": np.stack(rows)}, {"seconds": spent})
         if index is not None:
             seconds = spent
+    rows = rows[: len(truth.query_ids)]
     grouped = pool_scores(np.stack(rows), truth.groups, *pooling(method))
     return grouped, seconds
 
