@@ -2,9 +2,8 @@
 
 python docs/fidelity.py RUN [RUN …]
 
-Of several good records of one method and target that of the last folder counts, and in a folder the
-latest. Times are those
-of the processor, which other work on the machine distorts least.
+Of several good records of one method and target that of the last folder counts, and in a folder
+the latest. Times are those of the processor, which other work on the machine distorts least.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def record(label: str, lds: float, status: str = "ok", started: str = "1", **met
         "started": started,
         "metrics": metrics if status == "ok" else {},
         "cost": {
-            "build": {"seconds": 1.5},
-            "query": {"seconds": 0.2, "queries": 100},
+            "build": {"seconds": 9.0, "cpu_seconds": 1.5},
+            "query": {"seconds": 9.0, "cpu_seconds": 0.2, "queries": 100},
             "bytes_per_example": 1024.0,
         },
     }
