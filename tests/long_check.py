@@ -45,7 +45,7 @@ def steps(out: Path) -> dict[str, list[str]]:
         "same": [PYTHON, str(Path(__file__)), "--same", pocket, again],
         "replay": [*TDABENCH, "run", "--from", f"{pocket}/manifest.json", "--out", replay],
         "same-replay": [PYTHON, str(Path(__file__)), "--same", pocket, replay],
-        "conformance": [*TDABENCH, "check"],
+        "conformance": [*TDABENCH, "check", "all"],
     }  # fmt: skip
 
 
