@@ -82,7 +82,7 @@ def opened(browser, make_run, make_suite, tmp_path):
     path = tmp_path / "report.html"
     write_report(Board.from_runs([folder]), path)
     logs(browser)
-    browser.get(path.as_uri())
+    show(browser, path)
     return browser, folder
 
 
@@ -96,6 +96,14 @@ def logs(browser):
     sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     asked = [p["request"]["url"] for p in sent if not p["documentURL"].startswith("chrome")]
     return console, asked
+
+
+def show(browser, path):
+    """Opens a report and waits until it stands: data are unpacked after the page has loaded."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda b: css(b, "#board-table tbody tr"))
 
 
 def css(browser, selector):
@@ -370,7 +378,7 @@ def test_two_targets_are_two_boards(browser, make_run, tmp_path):
     a = make_run("a", {"x": 1.0}, benchmarks=("lds",))
     b = make_run("b", {"y": 1.0}, benchmarks=("lds",), change=other)
     write_report(Board.from_runs([a, b]), tmp_path / "two.html")
-    browser.get((tmp_path / "two.html").as_uri())
+    show(browser, tmp_path / "two.html")
     first = column(browser, 2)
     browser.find_elements("css selector", "#target option")[1].click()
     assert {*first, *column(browser, 2)} == {"x", "y"}
@@ -386,7 +394,7 @@ def test_a_large_report_is_small_and_complete(browser, tmp_path):
     write_report(Board.from_runs([tmp_path / "large"]), path, suite=str(suite))
     assert path.stat().st_size < 20 * 10**6
     logs(browser)
-    browser.get(path.as_uri())
+    show(browser, path)
     assert len(css(browser, "#board-table tbody tr")) == 50
     assert len(css(browser, "#explorer select option")) == 2000
     assert logs(browser)[0] == []
