@@ -22,7 +22,7 @@ from tdabench.errors import (
     UsageError,
     resumable,
 )
-from tdabench.groups import POOLINGS, Groups, Pooling, pool_scores
+from tdabench.groups import POOLINGS, Groups, Pooling, check_pooling, pool_scores
 from tdabench.hookspecs import hookimpl
 from tdabench.io import (
     fingerprint,
@@ -155,6 +155,7 @@ __all__ = [
     "bootstrap_queries",
     "build_truth",
     "check_disjoint",
+    "check_pooling",
     "collect_truth",
     "compare",
     "encode_texts",

@@ -122,6 +122,14 @@ def _members(members: Iterable[int]) -> np.ndarray:
     return array.astype(np.int64)
 
 
+def check_pooling(who: str, pooling: str, temperature: float) -> None:
+    """Raises UsageError that names `who` for an unknown pooling or a temperature not positive."""
+    if pooling not in POOLINGS:
+        raise UsageError(f"{who}: unknown pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    if not temperature > 0:
+        raise UsageError(f"{who}: temperature must be positive, not {temperature}")
+
+
 def pool_scores(
     scores: np.ndarray,  # [query, train]
     groups: Groups,

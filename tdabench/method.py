@@ -24,7 +24,7 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, MethodError, MissingAsset, UsageError, unknown
-from tdabench.groups import POOLINGS, Groups, is_sparse, pool_scores
+from tdabench.groups import Groups, check_pooling, is_sparse, pool_scores
 from tdabench.io import fingerprint, read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -206,12 +206,7 @@ class RepresentationMethod(TDAMethod):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
 
     @abstractmethod
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:

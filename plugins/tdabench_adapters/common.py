@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tdabench.api import POOLINGS, Context, MissingExtra, TDAMethod, UsageError
+from tdabench.api import Context, MissingExtra, TDAMethod, check_pooling
 
 if TYPE_CHECKING:
     import torch
@@ -38,12 +38,7 @@ class PackageMethod(TDAMethod):
     layers: str | None = None
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
 
     def layer_names(self, model: Any) -> list[str]:
         from tdabench.api import select_layers

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tdabench.api import (
-    POOLINGS,
     Context,
     Corpus,
     DataError,
@@ -19,6 +18,7 @@ from tdabench.api import (
     MethodError,
     TDAMethod,
     UsageError,
+    check_pooling,
     read_arrays,
     write_arrays,
 )
@@ -50,12 +50,7 @@ class Datamodels(TDAMethod):
     estimator: Literal["ridge", "lasso"] = "ridge"
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
         if self.estimator not in ("ridge", "lasso"):
             raise UsageError(
                 f"{self.name}: unknown estimator {self.estimator!r}", "One of: ridge, lasso"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tdabench.api import (
-    POOLINGS,
     Context,
     DataError,
     Example,
@@ -23,6 +22,7 @@ from tdabench.api import (
     MissingExtra,
     TDAMethod,
     UsageError,
+    check_pooling,
     read_json,
     write_json,
 )
@@ -63,12 +63,7 @@ class Traker(TDAMethod):
     reduction: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
         if self.damping < 0 or self.proj_dim < 1:
             raise UsageError(f"{self.name}: damping must be >= 0 and proj_dim >= 1")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tdabench.api import (
-    POOLINGS,
     Context,
     DataError,
     Example,
@@ -20,6 +19,7 @@ from tdabench.api import (
     MethodError,
     TDAMethod,
     UsageError,
+    check_pooling,
     read_arrays,
     read_jsonl,
     write_arrays,
@@ -60,12 +60,7 @@ class MAGIC(Followed, TDAMethod):
     precision: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
         self.check_recipe()
         if self.precision not in ("float32", "float64"):
             raise UsageError(

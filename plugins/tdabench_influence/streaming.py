@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tdabench.api import (
-    POOLINGS,
     Context,
     DataError,
     Example,
     Index,
     MethodError,
     TDAMethod,
-    UsageError,
+    check_pooling,
     read_arrays,
     read_jsonl,
     write_arrays,
@@ -59,12 +58,7 @@ class StreamingMethod(TDAMethod):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UsageError(
-                f"{self.name}: unknown pooling {self.pooling!r}", f"One of: {', '.join(POOLINGS)}"
-            )
-        if not self.temperature > 0:
-            raise UsageError(f"{self.name}: temperature must be positive, not {self.temperature}")
+        check_pooling(self.name, self.pooling, self.temperature)
 
     @abstractmethod
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
