@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from tdabench.toolkit.gradients import (
         GradientEngine,
         Layer,
+        Workspace,
         map_batches,
         per_example,
         select_layers,
@@ -100,6 +101,7 @@ _LAZY = {
     "Layer": "tdabench.toolkit.gradients",
     "map_batches": "tdabench.toolkit.gradients",
     "per_example": "tdabench.toolkit.gradients",
+    "Workspace": "tdabench.toolkit.gradients",
     "select_layers": "tdabench.toolkit.gradients",
     "stream_features": "tdabench.toolkit.gradients",
     "FeatureStore": "tdabench.toolkit.store",
@@ -151,6 +153,7 @@ __all__ = [
     "Truth",
     "TruthPlan",
     "UsageError",
+    "Workspace",
     "bootstrap_lds",
     "bootstrap_queries",
     "build_truth",

@@ -50,19 +50,19 @@ class TrackStar(LoGra):
 
     def learn(self, context: Context, train: Sequence[Example]) -> State:
         """Row and column means of the squared gradient of each layer, over the corpus."""
-
-        from tdabench.api import map_batches, per_example
+        from tdabench.api import Workspace, map_batches, per_example
 
         if self.moments == "none":
             return {}
         engine = super().engine(context, {}, rank=None)
         sums: dict[str, list[np.ndarray]] = {}
+        workspace = Workspace()
 
         def compute(batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
             found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                square = per_example(layer, x, delta).square_().sum(0)  # [d_out, d_in]
+                square = per_example(layer, x, delta, workspace).square_().sum(0)  # [d_out, d_in]
                 found[layer.name] = (square.mean(1), square.mean(0))
 
             engine.backward(batch, visit)

@@ -80,11 +80,12 @@ class TRAK(GradientMethod):
         """A function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
         import torch
 
-        from tdabench.api import Layer, per_example
+        from tdabench.api import Layer, Workspace, per_example
         from tdabench_gradients.sketch import Sketch
 
         engine = self.engine(context, {}, checkpoint=checkpoint)
         sketch = Sketch(context, engine, self.proj_dim, self.sketch)
+        workspace = Workspace()
 
         def compute(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             b = len(batch.input_ids)
@@ -97,7 +98,7 @@ class TRAK(GradientMethod):
                 return margin
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                sketch.add(layer, per_example(layer, x, delta).reshape(b, -1), phi)
+                sketch.add(layer, per_example(layer, x, delta, workspace).view(b, -1), phi)
 
             engine.backward(batch, visit, measured)
             return phi, weight[0]

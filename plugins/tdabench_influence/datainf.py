@@ -34,6 +34,7 @@ class DataInf(StreamingMethod):
     """
 
     name = "datainf"
+    copies = 2
     source = "Kwon et al. 2024, arXiv 2310.00902"
     summary = "closed-form influence by averaging rank-one inverses"
 
@@ -51,26 +52,28 @@ class DataInf(StreamingMethod):
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
         import torch
 
-        from tdabench.api import map_batches, per_example
+        from tdabench.api import Workspace, map_batches, per_example
 
         lam = dict(zip(gradients, index.state["lambda"].tolist()))
         total = {name: torch.zeros_like(g) for name, g in gradients.items()}
+        # A batch that runs out of memory midway is halved and comes again: what a layer has already
+        # added of it counts once.
+        added = {name: np.zeros(index.n_train, dtype=bool) for name in gradients}
+        workspace = Workspace()
 
-        def compute(batch: Batch) -> Gradients:
-            found: Gradients = {}
-
+        def compute(batch: Batch) -> None:
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                g = per_example(layer, x, delta).flatten(1)  # [b, d]
+                g = per_example(layer, x, delta, workspace).flatten(1)  # [b, d]
                 v = gradients[layer.name].flatten(1)  # [query, d]
                 weight = 1 / (lam[layer.name] + g.square().sum(1)).clamp_min(1e-30)  # [b]
-                found[layer.name] = ((v @ g.T * weight) @ g).view_as(gradients[layer.name])
+                weight[torch.from_numpy(added[layer.name][batch.index])] = 0
+                total[layer.name].flatten(1).addmm_(v @ g.T * weight, g)
+                added[layer.name][batch.index] = True
 
             index.engine.backward(batch, visit)
-            return found
 
-        for _, found in map_batches(index.context, index.tokens, compute, what="rank-one inverses"):
-            for name, part in found.items():
-                total[name] += part
+        for _ in map_batches(index.context, index.tokens, compute, what="rank-one inverses"):
+            pass
         out = {}
         for name, g in gradients.items():
             # Without any gradient in a layer there is nothing to invert, and nothing to score.

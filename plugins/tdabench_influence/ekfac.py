@@ -150,7 +150,10 @@ class EKFAC(KFAC):
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         import torch
 
+        from tdabench.api import Workspace
+
         state = super().fit(context, engine, train)
+        workspace = Workspace()
         bases = {
             layer.name: tuple(
                 torch.from_numpy(state[f"{q}.{layer.name}"]).to(context.device)
@@ -161,7 +164,8 @@ class EKFAC(KFAC):
 
         def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor]:
             q_a, q_s = bases[layer.name]
-            g = torch.bmm((delta @ q_s).transpose(1, 2), x @ q_a)  # [b, d_out, d_in]
+            g = workspace.empty(x, len(x), layer.d_out, layer.d_in)
+            torch.bmm((delta @ q_s).transpose(1, 2), x @ q_a, out=g)
             return (g.square_().sum(0),)
 
         sums = self._pass(context, engine, train, squares, "eigenvalues")

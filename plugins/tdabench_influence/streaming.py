@@ -92,7 +92,7 @@ class StreamingIndex(Index):
     """The training corpus, the curvature, and passes over the former."""
 
     # Whole gradients of a block of queries; a further block costs another pass over the corpus.
-    query_bytes = 1 << 30
+    query_bytes = 3 << 30
 
     def __init__(
         self, method: StreamingMethod, context: Context, train: list[Example], state: State
@@ -142,8 +142,9 @@ class StreamingIndex(Index):
         """(training indices [b], inner products [query, b]), one pass over the corpus."""
         import torch
 
-        from tdabench.api import map_batches, per_example
+        from tdabench.api import Workspace, map_batches, per_example
 
+        workspace = Workspace()
         flat = {name: g.flatten(1) for name, g in gradients.items()}  # [query, d_out * d_in]
         n = len(next(iter(flat.values())))
 
@@ -151,7 +152,8 @@ class StreamingIndex(Index):
             total = torch.zeros(n, len(batch.input_ids), device=batch.input_ids.device)
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                total.addmm_(flat[layer.name], per_example(layer, x, delta).flatten(1).T)
+                g = per_example(layer, x, delta, workspace).flatten(1)  # [b, d]
+                total.addmm_(flat[layer.name], g.T)
 
             self.engine.backward(batch, visit)
             return total
@@ -171,15 +173,17 @@ def squared_norms(
     """|g|^2 of each example in each layer: float64 [n, layer]."""
     import torch
 
-    from tdabench.api import map_batches, per_example
+    from tdabench.api import Workspace, map_batches, per_example
 
+    workspace = Workspace()
     place = {layer.name: i for i, layer in enumerate(engine.layers)}
 
     def compute(batch: Batch) -> torch.Tensor:
         out = torch.zeros(len(batch.input_ids), len(place), device=batch.input_ids.device)
 
         def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-            out[:, place[layer.name]] = per_example(layer, x, delta).square().sum((1, 2))
+            g = per_example(layer, x, delta, workspace)
+            out[:, place[layer.name]] = g.square_().sum((1, 2))
 
         engine.backward(batch, visit)
         return out

@@ -74,12 +74,15 @@ class Removal(Benchmark):
             return np.mean([r.losses for r in runs], axis=0)
 
         none = np.empty(0, dtype=np.int64)
+        away = [_draw(f"random-{s}", len(pool), len(pool)) for s in range(self.random_seeds)]
+        lacking = [none, *(x[:k] for k in ks for x in away)]
+        alike = [(np.delete(pool, x), s) for x in lacking for s in range(self.seeds)]
+        trainer.begin(alike, queries, among=pool)
         before = losses(none, slice(None)).astype(np.float64)  # [query]
         top, random = np.zeros((2, len(ks), len(queries)))
         for j, k in enumerate(ks):
             for s in range(self.random_seeds):
-                away = _draw(f"random-{s}", len(pool), len(pool))[:k]
-                random[j] += (losses(away, slice(None)) - before) / self.random_seeds
+                random[j] += (losses(away[s][:k], slice(None)) - before) / self.random_seeds
             for q in range(len(queries)):
                 context.progress("retraining without the top", j * len(queries) + q, top.size)
                 top[j, q] = losses(order[q, :k], q)[0] - before[q]

@@ -7,10 +7,13 @@ depend on: the same choice made by two methods, or made again, is trained once.
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +63,34 @@ class Retrainer:
 
         With `among`, a larger set, the seed orders that set, and what is not chosen weighs
         nothing: models of one seed then differ by what they lack, not by the order of the rest.
+        What another process is training at the moment is waited for.
         """
+        result = self._run(indices, queries, seed, among, wait=True)
+        assert result is not None
+        return result
+
+    def begin(
+        self,
+        runs: Sequence[tuple[Sequence[int] | np.ndarray, int]],
+        queries: Corpus,
+        among: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Trains those of (indices, seed) that no other process is at work on.
+
+        Called before `run` on what every method needs alike, so that workers which come to it at
+        the same time share it out instead of doing it all twice.
+        """
+        for indices, seed in runs:
+            self._run(indices, queries, seed, among, wait=False)
+
+    def _run(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        queries: Corpus,
+        seed: int,
+        among: Sequence[int] | np.ndarray | None,
+        wait: bool,
+    ) -> Retrained | None:
         context = self.context
         chosen = sorted(int(i) for i in indices)
         pool = chosen if among is None else sorted(int(i) for i in among)
@@ -78,19 +108,20 @@ class Retrainer:
             ]
         )
         path = (context.cache or context.scratch / "retrained") / f"{key}.safetensors"
-        if path.exists():
-            try:
-                arrays, meta = read_arrays(path)
-                responses = meta["responses"]
-                kept = tuple(responses) if responses is not None else None
-                return Retrained(arrays["losses"], kept)
-            except (DataError, KeyError):
-                path.unlink(missing_ok=True)  # damaged: it is only a cache
-        result = self._train(chosen, pool, queries, seed)
-        self.done += 1
-        kept_list = list(result.responses) if result.responses is not None else None
-        write_arrays(path, {"losses": result.losses}, {"responses": kept_list})
-        return result
+        kept = _read(path)
+        if kept is not None:
+            return kept
+        with _turn(path, wait) as mine:
+            if not mine:
+                return None
+            kept = _read(path)  # what was waited for
+            if kept is not None:
+                return kept
+            result = self._train(chosen, pool, queries, seed)
+            self.done += 1
+            responses = list(result.responses) if result.responses is not None else None
+            write_arrays(path, {"losses": result.losses}, {"responses": responses})
+            return result
 
     def _train(self, chosen: list[int], pool: list[int], queries: Corpus, seed: int) -> Retrained:
         target = self.context.target
@@ -106,6 +137,36 @@ class Retrainer:
         if self.max_new_tokens:
             responses = tuple(greedy(model, target, queries, self.max_new_tokens))
         return Retrained(losses, responses)
+
+
+def _read(path: Path) -> Retrained | None:
+    if not path.exists():
+        return None
+    try:
+        arrays, meta = read_arrays(path)
+        responses = meta["responses"]
+        return Retrained(arrays["losses"], tuple(responses) if responses is not None else None)
+    except (DataError, KeyError):
+        path.unlink(missing_ok=True)  # damaged: it is only a cache
+        return None
+
+
+@contextmanager
+def _turn(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process is the one to make `path`; with `wait` it will be, in its turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with open(lock, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            # Who waits on this file finds the result next; at worst it is made twice.
+            lock.unlink(missing_ok=True)
 
 
 def greedy(

@@ -77,6 +77,9 @@ class Selection(Benchmark):
         # quality[who, k] is [measure, query]: the mean over runs of loss, exact match and F1.
         quality: dict[tuple[str, int], np.ndarray] = {}
         anything = [permutation(np.arange(n), f"random-{s}") for s in range(self.random_seeds)]
+        everything = [(np.arange(n), s) for s in range(self.seeds)]
+        at_random = [(o[:k], s) for k in ks for s, o in enumerate(anything)]
+        trainer.begin(everything + at_random, unseen_all)
         for k in ks:
             if anything:
                 runs = [trainer.run(o[:k], unseen_all, s) for s, o in enumerate(anything)]

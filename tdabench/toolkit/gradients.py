@@ -11,6 +11,7 @@ nor full gradients are held.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,14 +246,41 @@ class GradientEngine:
         return {layer.name: features[:, layer.columns] for layer in self.layers}
 
 
-def per_example(layer: Layer, x: Tensor, delta: Tensor) -> Tensor:
-    """P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols]."""
+class Workspace:
+    """Memory for one float32 tensor at a time, kept from batch to batch.
+
+    Fresh pages cost a processor about as much as the product that fills them: what is used up
+    before the next layer is visited may take the place of the last.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def empty(self, like: Tensor, *shape: int) -> Tensor:
+        """A tensor of that shape on the device of `like`; the one given before is void."""
+        n = math.prod(shape)
+        if self._memory is None or len(self._memory) < n or self._memory.device != like.device:
+            self._memory = None  # the old one is freed first
+            self._memory = torch.empty(n, device=like.device)
+        return self._memory[:n].view(shape)
+
+
+def per_example(
+    layer: Layer, x: Tensor, delta: Tensor, workspace: Workspace | None = None
+) -> Tensor:
+    """P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols].
+
+    With a `workspace` the result lies there, until the workspace is asked again.
+    """
     # Projecting tokens first costs t r (d_in + d_out); forming the gradient first t d_in d_out.
     if layer.p_in is not None:
         x = x @ layer.p_in.to(x.dtype)  # [b, t, cols]
     if layer.p_out is not None:
         delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
-    return torch.bmm(delta.float().transpose(1, 2), x.float())
+    sides = delta.float().transpose(1, 2), x.float()
+    if workspace is None:
+        return torch.bmm(*sides)
+    return torch.bmm(*sides, out=workspace.empty(x, len(x), delta.shape[2], x.shape[2]))
 
 
 def select_layers(

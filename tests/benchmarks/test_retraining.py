@@ -214,3 +214,36 @@ def test_removing_everything_is_refused(tiny) -> None:
         Removal(n=2, k=(30,), fraction=0.5).run(tiny(1.0))
     with pytest.raises(UsageError, match="fraction"):
         Removal(fraction=0.0)
+
+
+def test_what_another_process_trains_is_left_to_it_and_then_taken_over(tiny, tmp_path) -> None:
+    """Two workers share the baselines out: each run is trained once, and both have them all."""
+    import fcntl
+    import threading
+
+    context = tiny(1.0, cache=tmp_path / "cache")
+    recipe, queries = Recipe(epochs=1, batch_size=8), context.queries[:3]
+    alone = Retrainer(context, recipe)
+    wanted = alone.run([1, 2, 3], queries, 0)
+    (result,) = (tmp_path / "cache").iterdir()
+    aside, lock = tmp_path / "aside", result.with_suffix(".lock")
+    result.rename(aside)
+
+    trainer = Retrainer(context, recipe)
+    with open(lock, "w") as other:  # another process is at work on it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        trainer.begin([([1, 2, 3], 0), ([4, 5, 6], 0)], queries)
+        assert trainer.done == 1
+        assert not result.exists()
+
+        def finish() -> None:
+            aside.rename(result)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        timer = threading.Timer(0.3, finish)
+        timer.start()
+        found = trainer.run([1, 2, 3], queries, 0)  # waits
+        timer.join()
+    np.testing.assert_array_equal(found.losses, wanted.losses)
+    trainer.run([4, 5, 6], queries, 0)
+    assert trainer.done == 1

@@ -83,6 +83,31 @@ def test_query_blocks_do_not_change_scores(
     assert close(index.score(tiny_queries), want, 1e-5)
 
 
+def test_a_batch_that_comes_again_for_want_of_memory_counts_once(
+    tiny_context: Context,
+    tiny_corpus: Corpus,
+    tiny_queries: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory runs out after some layers have added what is theirs of a batch."""
+    import tdabench.toolkit.gradients as toolkit
+
+    index = DataInf().build(tiny_context, tiny_corpus)
+    want = index.score(tiny_queries)
+    genuine, visits = toolkit.per_example, 0
+
+    def scarce(layer, x, delta, workspace=None):
+        nonlocal visits
+        visits += 1
+        if len(x) > 5 and visits % 3 == 0:
+            raise MemoryError
+        return genuine(layer, x, delta, workspace)
+
+    monkeypatch.setattr(toolkit, "per_example", scarce)
+    assert close(index.score(tiny_queries), want, 1e-5)
+    assert visits > 20
+
+
 def test_group_influence_is_the_sum_over_members(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
