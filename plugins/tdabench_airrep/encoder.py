@@ -596,10 +596,13 @@ def _length(config: Any) -> int:
 def _pretrained(folder: Path) -> nn.Module:
     from transformers import AutoModel
 
+    from tdabench.api import no_bars
+
     try:
-        model = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        with no_bars():
+            model = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as e:
         raise DataError(f"{folder} holds no readable model: {e}") from e
     if getattr(model, "pooler", None) is not None:

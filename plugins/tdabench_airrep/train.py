@@ -414,10 +414,9 @@ class Trainer:
         row = {"step": self.step, "stage": stage, "loss": round(loss, 5)}
         row |= {k: round(v, 5) for k, v in found.items()}
         self.curve.append({**row, "seconds": round(self.seconds, 1)})
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
-        self.say(
-            f"{stage} step {self.step}/{total}: loss {loss:.4f}, {shown}, {self.seconds:.0f} s"
-        )
+        told = {**({} if stage == "start" else {"loss": loss}), **found}
+        shown = "".join(f"{k} {v:.4f}, " for k, v in told.items())
+        self.say(f"{stage} step {self.step}/{total}: {shown}{self.seconds:.0f} s")
 
     def _over(self) -> bool:
         """Whether the last `patience` measurements of the ranking stage brought nothing better."""

@@ -201,9 +201,12 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from tdabench.api import no_bars
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        with torch.random.fork_rng(devices=[]):  # weights that a folder lacks are drawn
+        # Weights that a folder lacks are drawn.
+        with no_bars(), torch.random.fork_rng(devices=[]):
             model = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
