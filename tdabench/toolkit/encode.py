@@ -96,16 +96,17 @@ def pooled_hidden_states(
     by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to leave the
     response out; both are tokenised as the target is trained.
     """
-    tokens = target.tokenize(examples, role)
     out = np.zeros((len(examples), int(model.config.hidden_size)), dtype=np.float32)
     done = 0
-    for index, pooled in _encode_ids(
-        model, [t.ids for t in tokens], target.pad_id, weighting, layer, tokens_a_batch
-    ):
-        out[index] = pooled
-        done += len(index)
-        if progress:
-            progress(done, len(examples))
+    for a in range(0, len(examples), _WINDOW):
+        tokens = target.tokenize(examples[a : a + _WINDOW], role)
+        for index, pooled in _encode_ids(
+            model, [t.ids for t in tokens], target.pad_id, weighting, layer, tokens_a_batch
+        ):
+            out[a + index] = pooled
+            done += len(index)
+            if progress:
+                progress(done, len(examples))
     return out
 
 

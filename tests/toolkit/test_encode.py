@@ -165,9 +165,16 @@ def test_model_is_left_as_found(bert):
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize(("layer", "weighting"), [(-1, "mean"), (0, "mean"), (1, "position")])
 def test_hidden_states_equal_a_loop(
-    make_target, tiny_queries: Corpus, architecture: str, layer: int, weighting: str
+    make_target,
+    tiny_queries: Corpus,
+    architecture: str,
+    layer: int,
+    weighting: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     import torch
+
+    monkeypatch.setattr("tdabench.toolkit.encode._WINDOW", 3)
 
     target = make_target(architecture)
     model = target.model("warm")
