@@ -44,7 +44,8 @@ def one(dev: int, pool: int, subsets: int) -> dict[str, float]:
     members = [rng.choice(pool, pool // 2, replace=False) for _ in range(subsets)]
     losses = rng.standard_normal((subsets, dev)).astype(np.float32)
     instance = Instance(np.arange(dev), Groups.of(members, len(train)), losses)
-    encoder = Body(layers=(0, -1), spans=("response",)).encoder(suite.target("instruct").target, 0)
+    body = Body(layers=(0, 1, 2, 3, -1), spans=("response", "error"), normalise=True)
+    encoder = body.encoder(suite.target("instruct").target, 0)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(dev=dev, subsets=subsets, holdout=0, probe=len(queries))
         labels = Labels((instance,), len(train), len(queries))
