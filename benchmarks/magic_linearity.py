@@ -61,7 +61,7 @@ def main() -> None:
             other = registry.method(name).cls.from_params(params)
             scores[name] = other.build(context, suite.train).score(queries).astype(np.float64)
 
-        run, model = index.run, context.target.fresh_model("base")
+        run = index.run
         tokens = context.target.tokenize(queries)
 
         def outcome(weights: np.ndarray) -> np.ndarray:
@@ -69,8 +69,7 @@ def main() -> None:
             run.weights = torch.from_numpy(weights).to(run.start.theta)
             for state in run.forwards(run.start, 0, len(run)):
                 end = state
-            model.load_state_dict(run.by_name(end.theta.float()), strict=False)
-            return -context.target.losses(model, tokens).astype(np.float64)
+            return -run.query_losses(end.theta, tokens)
 
         before = outcome(np.full(run.weights.shape, args.share))
         print(

@@ -197,6 +197,17 @@ class Run:
     def _losses(self, named: dict[str, Tensor], batch: Batch) -> Tensor:
         return torch.func.functional_call(self.module, named, (batch,))
 
+    def query_losses(self, theta: Tensor, queries: Sequence[Tokens]) -> np.ndarray:
+        """Each query's loss at `theta`, in the precision of the run: float64 [query]."""
+        out = np.empty(len(queries))
+        named = {name: p.detach() for name, p in self._named(theta).items()}
+        with torch.no_grad():
+            for index, losses in map_batches(
+                self.context, queries, lambda b: self._losses(named, b), what="query losses"
+            ):
+                out[index] = losses.double().cpu().numpy()
+        return out
+
     def query_gradients(self, theta: Tensor, queries: Sequence[Tokens]) -> Tensor:
         """Gradients of each query's loss: [query, dim]."""
         out = theta.new_empty(len(queries), self.dim)
