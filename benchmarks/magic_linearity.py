@@ -82,7 +82,7 @@ def main() -> None:
             found = np.stack([outcome(w) - before for w in weights])  # [group, query]
             told = {m: (weights - args.share) @ s.T for m, s in scores.items()}
             ratio = np.sqrt(np.square(told["magic"]).mean() / np.square(found).mean())
-            print(f"{e:9.2f}  {ratio:14.2f}  {row(told, found)}", flush=True)
+            print(f"{e:9.2g}  {ratio:14.2f}  {row(told, found)}", flush=True)
         actual = truth.values.T[: len(members)]
         told = {m: members @ s.T for m, s in scores.items()}
         print(f"{'the truth':>9}  {'':14}  {row(told, actual)}")
