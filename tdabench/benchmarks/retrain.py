@@ -7,7 +7,6 @@ depend on: the same choice made by two methods, or made again, is trained once.
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,11 @@ from tdabench.targets.training import Recipe, finetune
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 VERSION = 1
 
@@ -153,7 +157,13 @@ def _read(path: Path) -> Retrained | None:
 
 @contextmanager
 def _turn(path: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process is the one to make `path`; with `wait` it will be, in its turn."""
+    """Whether this process is the one to make `path`; with `wait` it will be, in its turn.
+
+    Where there are no locks every process is: at worst the same is made twice.
+    """
+    if fcntl is None:
+        yield True
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     with open(lock, "w") as handle:
@@ -162,11 +172,12 @@ def _turn(path: Path, wait: bool) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError:
+            pass  # a file system without locks
         try:
             yield True
         finally:
-            # Who waits on this file finds the result next; at worst it is made twice.
-            lock.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)  # who waits on it finds the result next
 
 
 def greedy(
