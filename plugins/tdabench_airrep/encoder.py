@@ -31,6 +31,7 @@ from tdabench.api import (
     Tokens,
     UsageError,
     named_seed,
+    no_bars,
     out_of_memory,
     read_json,
     sha256_file,
@@ -595,8 +596,6 @@ def _length(config: Any) -> int:
 
 def _pretrained(folder: Path) -> nn.Module:
     from transformers import AutoModel
-
-    from tdabench.api import no_bars
 
     try:
         with no_bars():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -150,22 +150,20 @@ class EKFAC(KFAC):
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         import torch
 
-        from tdabench.api import Workspace
+        from tdabench.api import Workspace, per_example
 
         state = super().fit(context, engine, train)
         workspace = Workspace()
-        bases = {
-            layer.name: tuple(
+        rotated = {}  # layers whose gradients come out in the eigenbasis
+        for layer in engine.layers:
+            q_a, q_s = (
                 torch.from_numpy(state[f"{q}.{layer.name}"]).to(context.device)
                 for q in ("q_a", "q_s")
             )
-            for layer in engine.layers
-        }
+            rotated[layer.name] = replace(layer, p_in=q_a, p_out=q_s)
 
         def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor]:
-            q_a, q_s = bases[layer.name]
-            g = workspace.empty(x, len(x), layer.d_out, layer.d_in)
-            torch.bmm((delta @ q_s).transpose(1, 2), x @ q_a, out=g)
+            g = per_example(rotated[layer.name], x, delta, workspace)  # [b, d_out, d_in]
             return (g.square_().sum(0),)
 
         sums = self._pass(context, engine, train, squares, "eigenvalues")

@@ -24,6 +24,7 @@ from tdabench.api import (
     Rows,
     UsageError,
     encode_texts,
+    no_bars,
     pooled_hidden_states,
     row_blocks,
 )
@@ -200,8 +201,6 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
     """Encoder and tokenizer, kept between calls: loading costs more than a few queries."""
     import torch
     from transformers import AutoModel, AutoTokenizer
-
-    from tdabench.api import no_bars
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

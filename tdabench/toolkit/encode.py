@@ -53,29 +53,22 @@ def encode_texts(
     Raises UsageError for an unknown pooling or layer.
     """
     limit = max_length or context_length(model, tokenizer)
-    vectors: np.ndarray | None = None
-    done = 0
-    for a in range(0, len(texts), _WINDOW):
-        window = list(texts[a : a + _WINDOW])
-        ids = tokenizer(
-            window,
+
+    def ids_of(window: slice) -> list[list[int]]:
+        encoded = tokenizer(
+            list(texts[window]),
             add_special_tokens=True,
             truncation=limit is not None,
             max_length=limit,
             return_attention_mask=False,
             verbose=False,
-        )["input_ids"]
-        for index, pooled in _encode_ids(
-            model, ids, tokenizer.pad_token_id or 0, pooling, layer, tokens_a_batch, max_examples
-        ):
-            if vectors is None:
-                vectors = np.zeros((len(texts), pooled.shape[1]), dtype=np.float32)
-            vectors[a + index] = pooled
-            done += len(index)
-            if progress:
-                progress(done, len(texts))
-    if vectors is None:
-        vectors = np.zeros((len(texts), int(model.config.hidden_size)), dtype=np.float32)
+        )
+        return encoded["input_ids"]
+
+    vectors = _encode_windows(
+        model, len(texts), ids_of, tokenizer.pad_token_id or 0, pooling, layer, tokens_a_batch,
+        progress, max_examples,
+    )  # fmt: skip
     return unit_rows(vectors) if normalise else vectors
 
 
@@ -96,18 +89,13 @@ def pooled_hidden_states(
     by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to leave the
     response out; both are tokenised as the target is trained.
     """
-    out = np.zeros((len(examples), int(model.config.hidden_size)), dtype=np.float32)
-    done = 0
-    for a in range(0, len(examples), _WINDOW):
-        tokens = target.tokenize(examples[a : a + _WINDOW], role)
-        for index, pooled in _encode_ids(
-            model, [t.ids for t in tokens], target.pad_id, weighting, layer, tokens_a_batch
-        ):
-            out[a + index] = pooled
-            done += len(index)
-            if progress:
-                progress(done, len(examples))
-    return out
+
+    def ids_of(window: slice) -> list[np.ndarray]:
+        return [t.ids for t in target.tokenize(examples[window], role)]
+
+    return _encode_windows(
+        model, len(examples), ids_of, target.pad_id, weighting, layer, tokens_a_batch, progress
+    )
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -126,6 +114,34 @@ def context_length(model: Any, tokenizer: Any) -> int | None:
         limits[0] = limits[0] and limits[0] - 2  # two positions are spent on padding
     known = [int(x) for x in limits if x and x < 1 << 20]  # tokenizers say 1e30 for "no limit"
     return min(known) if known else None
+
+
+def _encode_windows(
+    model: PreTrainedModel,
+    n: int,
+    ids_of: Callable[[slice], Sequence[Sequence[int] | np.ndarray]],
+    pad_id: int,
+    pooling: str,
+    layer: int,
+    tokens_a_batch: int | None,
+    progress: Callable[[int, int], None] | None,
+    max_examples: int = 256,
+) -> np.ndarray:
+    """Pooled vectors float32 [n, width] in order, tokenised by `ids_of` a window at a time."""
+    out: np.ndarray | None = None
+    done = 0
+    for a in range(0, n, _WINDOW):
+        ids = ids_of(slice(a, a + _WINDOW))
+        for index, pooled in _encode_ids(
+            model, ids, pad_id, pooling, layer, tokens_a_batch, max_examples
+        ):
+            if out is None:
+                out = np.zeros((n, pooled.shape[1]), dtype=np.float32)
+            out[a + index] = pooled
+            done += len(index)
+            if progress:
+                progress(done, n)
+    return np.zeros((n, int(model.config.hidden_size)), dtype=np.float32) if out is None else out
 
 
 def _encode_ids(
