@@ -41,7 +41,7 @@ class LoGra(GradientMethod):
     name = "logra"
     source = "Choe et al. 2024, arXiv 2405.13954"
     summary = "influence on layer-wise projected gradients"
-    grid = {"damping": (0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
+    grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     projection: Literal["random", "pca"] = "random"
     damping: float = 0.1

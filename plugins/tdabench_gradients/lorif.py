@@ -38,7 +38,7 @@ class LoRIF(GradientMethod):
     name = "lorif"
     source = "arXiv 2601.21929"
     summary = "influence on low-rank factors of projected gradients"
-    grid = {"damping": (0.1, 1.0), "checkpoint": ("base", "warm")}
+    grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     factors: int = 1
     curvature_rank: int = 64

@@ -37,6 +37,7 @@ class DataInf(StreamingMethod):
     copies = 2
     source = "Kwon et al. 2024, arXiv 2310.00902"
     summary = "closed-form influence by averaging rank-one inverses"
+    grid = {"damping": (0.01, 0.1, 1.0), "checkpoint": ("base", "warm")}
 
     damping: float = 0.1
 
