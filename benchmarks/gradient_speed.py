@@ -1,6 +1,7 @@
 """How fast per-example gradients are: the engine against plain training passes and other engines.
 
     OMP_NUM_THREADS=1 python benchmarks/gradient_speed.py [--examples 512] [--rank 16]
+    python benchmarks/gradient_speed.py --shape qwen2-0.5b --dtype bfloat16 --tables gradients
 
 Everything runs in one go on one model and one set of examples (the target `instruct` of the suite
 `pocket`), in batches of the same length-sorted order. On a CPU time is the process's own, which
@@ -9,7 +10,10 @@ and the best of each counts. Ratios are tdabench's throughput over the contender
 their own passes; rows "with tdabench's loss", which takes logits of response tokens only, leave the
 gradients alone to compare.
 
-Contenders that are not installed (bergson, kronfluence) are left out, and said so.
+`--shape qwen2-0.5b` takes a model of the shape of Qwen2.5-0.5B instead, its weights drawn at
+random, which time does not depend on, and joins the corpus's examples to longer ones. Contenders
+that are not installed (bergson, kronfluence) are left out, and said so; so are those whose memory
+runs out.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import logging
+import re
+import shutil
 import sys
 import tempfile
 import time
@@ -29,9 +36,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdabench.data.examples import Corpus, Example
 from tdabench.method import Context
 from tdabench.run.suite import load_suite
-from tdabench.targets.target import Batch, example_losses
+from tdabench.targets.target import SCRATCH, Batch, Target, example_losses, out_of_memory
 from tdabench.toolkit.gradients import GradientEngine, select_layers
 
 Run = Callable[[], Any]
@@ -47,6 +55,11 @@ def main() -> None:
         "--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all"
     )
     parser.add_argument("--trak-dim", type=int, default=512)
+    parser.add_argument("--shape", choices=["pocket", "qwen2-0.5b"], default="pocket")
+    parser.add_argument("--join", type=int, default=32, help="examples of pocket in one of qwen2's")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--tokens-a-batch", type=int, default=2048)
+    parser.add_argument("--rows", default="", help="regular expression: only rows with it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
 
@@ -54,13 +67,23 @@ def main() -> None:
     target = suite.target("instruct").target
     train = suite.train[: args.examples]
     scratch = Path(tempfile.mkdtemp())
+    args.checkpoint = "warm"
+    if args.shape != "pocket":
+        args.checkpoint = SCRATCH
+        target = qwen(target, scratch / "target", args.dtype)
+        train = joined(suite.train, args.examples, args.join)
+    elif args.dtype != "float32":
+        parser.error("the models of pocket are taken in float32")
     context = Context(target=target, scratch=scratch, device=args.device)
     tokens = target.tokenize(train)
-    batches = [b.to(args.device) for b in target.batches(tokens, tokens_a_batch=2048)]
+    batches = [b.to(args.device) for b in target.batches(tokens, args.tokens_a_batch)]
     lengths = [len(t) for t in tokens]
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     print(
-        f"{len(train)} examples of {np.mean(lengths):.0f} tokens, {len(batches)} batches, "
-        f"{args.device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+        f"{args.shape}, {args.dtype}: {len(train)} examples of {np.mean(lengths):.0f} tokens, "
+        f"{len(batches)} batches, {where}, {torch.get_num_threads()} thread(s), "
+        f"torch {torch.__version__}",
+        flush=True,
     )
 
     if "gradients" in args.tables:
@@ -72,20 +95,63 @@ def main() -> None:
         table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
 
 
+def qwen(pocket: Target, folder: Path, dtype: str) -> Target:
+    """A target of the shape of Qwen2.5-0.5B, with the tokenizer of `pocket`."""
+    from transformers import Qwen2Config
+
+    shutil.copytree(pocket.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=896, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, intermediate_size=4864, tie_word_embeddings=True,
+    )  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    return Target("qwen2-0.5b", folder, {}, template=pocket.template, max_length=512, dtype=dtype)
+
+
+def joined(corpus: Corpus, n: int, k: int) -> list[Example]:
+    """`n` examples, each the prompt of one in `corpus` and the responses of it and k - 1 others."""
+    picks = (np.arange(n)[:, None] + 311 * np.arange(k)) % len(corpus)
+    return [
+        Example(f"j{i}", corpus[p[0]].prompt, " ".join(corpus[j].response for j in p.tolist()))
+        for i, p in enumerate(picks)
+    ]
+
+
+def model_of(context: Context, args: argparse.Namespace) -> Any:
+    """The target's model, a copy of its own."""
+    model = context.target.fresh_model(args.checkpoint)
+    return model.to(args.device, getattr(torch, args.dtype))
+
+
 def table(title: str, runs: dict[str, Run], n: int, args: argparse.Namespace) -> None:
-    """Prints throughput of each run, and the first run's over it."""
-    best = dict.fromkeys(runs, float("inf"))
+    """Prints throughput of each run, and the first run's over it; on a GPU its memory, too."""
+    runs = {name: run for name, run in runs.items() if re.search(args.rows, name)}
+    best, peak = dict.fromkeys(runs, float("inf")), dict.fromkeys(runs, 0.0)
+    on_gpu = args.device.startswith("cuda")
     for _ in range(args.rounds):
         for name, run in runs.items():
-            best[name] = min(best[name], seconds(run, args.device))
+            if on_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            try:
+                best[name] = min(best[name], seconds(run, args.device))
+            except (RuntimeError, MemoryError) as e:
+                if not out_of_memory(e):
+                    raise
+            if on_gpu:
+                peak[name] = (torch.cuda.max_memory_allocated() - before) / 2**30
     ours = best[next(iter(runs))]
-    print(f"\n{title:44} {'examples/s':>10} {'ratio':>7}")
+    print(f"\n{title:46} {'examples/s':>10} {'ratio':>7}" + "  GiB on top" * on_gpu)
     for name, took in best.items():
-        print(f"{name:44} {n / took:10.1f} {took / ours:7.2f}")
+        figures = f"{n / took:10.1f} {took / ours:7.2f}" if took < np.inf else "    out of memory "
+        print(f"{name:46} {figures}" + f"  {peak[name]:10.2f}" * on_gpu, flush=True)
 
 
 def seconds(run: Run, device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize()
     start = clock()
     run()
     if device != "cpu":
@@ -97,11 +163,11 @@ def feature_runs(
     context: Context, batches: list[Batch], args: argparse.Namespace
 ) -> dict[str, Run]:
     target, device = context.target, context.device
-    model = target.model("warm", device)
+    model = target.model(args.checkpoint, device)
     projected = GradientEngine(model, rank=args.rank, random=context.torch_generator)
     whole = GradientEngine(model)
-    trained = target.fresh_model("warm").to(device).requires_grad_(True)  # type: ignore[arg-type]
-    frozen = target.fresh_model("warm").to(device).requires_grad_(False)  # type: ignore[arg-type]
+    trained = model_of(context, args).requires_grad_(True)
+    frozen = model_of(context, args)
 
     def plain() -> None:
         for batch in batches:
@@ -148,12 +214,12 @@ def feature_runs(
         "the same with tdabench's loss": plain,
         "the same to the inputs, without weight gradients": bare,
         "hooks on trainable weights, projecting after": hooks_after(trained, batches, projected),
-        "vmap(grad), whole gradients": vmapped(context, batches),
+        "vmap(grad), whole gradients": vmapped(context, batches, args),
         "batch-1 loop, whole gradients": loop,
     }
     if importlib.util.find_spec("bergson"):
-        runs["bergson"] = bergson(context, batches, args.rank, own_loss=True)
-        runs["bergson with tdabench's loss"] = bergson(context, batches, args.rank, own_loss=False)
+        runs["bergson"] = bergson(context, batches, args, own_loss=True)
+        runs["bergson with tdabench's loss"] = bergson(context, batches, args, own_loss=False)
     else:
         print("bergson is not installed: left out", file=sys.stderr)
     return runs
@@ -183,7 +249,7 @@ def hooks_after(model: Any, batches: list[Batch], engine: GradientEngine) -> Run
                 inputs[name] = args[0].detach()
 
             def backward(_m: Any, _in: Any, out: Any, name: str = name) -> None:
-                g = torch.einsum("bto,bti->boi", out[0], inputs[name])
+                g = torch.einsum("bto,bti->boi", out[0], inputs[name]).float()
                 layer = layers[name]
                 g = g if layer.p_in is None else g @ layer.p_in
                 g = g if layer.p_out is None else layer.p_out.T @ g
@@ -201,10 +267,10 @@ def hooks_after(model: Any, batches: list[Batch], engine: GradientEngine) -> Run
     return run
 
 
-def vmapped(context: Context, batches: list[Batch]) -> Run:
+def vmapped(context: Context, batches: list[Batch], args: argparse.Namespace) -> Run:
     from tdabench_gradients.traker import _attention
 
-    model = context.target.fresh_model("warm").to(context.device)  # type: ignore[arg-type]
+    model = model_of(context, args)
     model.set_attn_implementation("eager")
     names = {f"{n}.weight" for n, _ in select_layers(model)}
     weights = {n: p.detach() for n, p in model.named_parameters() if n in names}
@@ -225,14 +291,16 @@ def vmapped(context: Context, batches: list[Batch]) -> Run:
     return run
 
 
-def bergson(context: Context, batches: list[Batch], rank: int, own_loss: bool) -> Run:
+def bergson(
+    context: Context, batches: list[Batch], args: argparse.Namespace, own_loss: bool
+) -> Run:
     """bergson's collector; with `own_loss` in its own passes, which take logits at every token."""
     from bergson.collector.collector import fwd_bwd_factory
     from bergson.collector.gradient_collectors import GradientCollector
     from bergson.config import IndexConfig
     from bergson.gradients import GradientProcessor
 
-    model = context.target.fresh_model("warm").to(context.device)  # type: ignore[arg-type]
+    model = model_of(context, args)
     model.get_input_embeddings().requires_grad_(True)  # as bergson does, so that gradient flows
     n = sum(len(b.index) for b in batches)
     names = {name.removeprefix("model.") for name, _ in select_layers(model)}
@@ -245,7 +313,7 @@ def bergson(context: Context, batches: list[Batch], rank: int, own_loss: bool) -
             model=model.base_model,
             data=range(n),  # only counted
             cfg=config,
-            processor=GradientProcessor(projection_dim=rank),
+            processor=GradientProcessor(projection_dim=args.rank),
             target_modules=names,
             skip_index=True,
         )
@@ -286,7 +354,7 @@ def trak_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[st
 def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[str, Run]:
     from tdabench_influence.ekfac import EKFAC
 
-    method = EKFAC(fisher="empirical")
+    method = EKFAC(fisher="empirical", checkpoint=args.checkpoint)
     runs: dict[str, Run] = {"tdabench ekfac": lambda: method.build(context, train)}
     if importlib.util.find_spec("kronfluence") is None:
         print("kronfluence is not installed: left out", file=sys.stderr)
@@ -303,7 +371,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
     tokens = target.tokenize(train)
     # Sorted by length as ours are, so that its batches hold no more padding.
     order = np.argsort([-len(t) for t in tokens], kind="stable")
-    names = [n for n, _ in select_layers(target.model("warm"))]
+    names = [n for n, _ in select_layers(target.model(args.checkpoint, args.device))]
 
     class ResponseLoss(Task):
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
@@ -319,7 +387,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
             return batch[1]
 
     task = ResponseLoss()
-    model = prepare_model(target.fresh_model("warm"), task)
+    model = prepare_model(model_of(context, args), task)
 
     def collate(rows: list[int]) -> tuple[torch.Tensor, ...]:
         b = pad(tokens, order[np.asarray(rows)], target.pad_id)
@@ -329,7 +397,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
         folder = tempfile.mkdtemp(dir=context.scratch)
         with contextlib.redirect_stderr(io.StringIO()):
             analyzer = Analyzer(
-                "speed", model, task, cpu=context.device == "cpu", output_dir=folder,
+                "speed", model, task, cpu=args.device == "cpu", output_dir=folder,
                 disable_tqdm=True, log_level=logging.ERROR,
             )  # fmt: skip
             analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0, collate_fn=collate))

@@ -1,6 +1,7 @@
 """Cost of AirRep against LoGra on the architectures of the paper, with random weights.
 
     OMP_NUM_THREADS=1 python benchmarks/paper_cost.py [--examples 2] [--tokens 256]
+    python benchmarks/paper_cost.py --examples 32 --rounds 5 --dtype bfloat16   # on a GPU
 
 The target is a Qwen2.5-0.5B, the encoder a GTE-small with AirRep's projection (arXiv 2505.18513),
 both drawn at random from their published configurations: time and bytes do not depend on the
@@ -28,7 +29,7 @@ from tdabench_airrep.encoder import Encoder, TextFormat
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
 
 from tdabench.method import Context
-from tdabench.targets.target import Target, Tokens, pad
+from tdabench.targets.target import Target, Tokens, example_losses, pad
 from tdabench.toolkit.gradients import GradientEngine
 from tdabench.toolkit.store import FeatureStore
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -95,12 +97,14 @@ def main() -> None:
     rng = np.random.default_rng(0)
     tokens = [Tokens(rng.integers(1000, 30_000, t), 3 * t // 4) for _ in range(n)]
     batch = pad(tokens, np.arange(n), 0).to(args.device)
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     print(
-        f"{n} examples of {t} tokens, {args.device}, {torch.get_num_threads()} thread(s), "
+        f"{n} examples of {t} tokens, {args.dtype}, {where}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, best of {args.rounds}"
     )
 
-    encoder = gte(args.device)
+    dtype = getattr(torch, args.dtype)
+    encoder = gte(args.device).to(dtype)
     ids = batch.input_ids
 
     def embed() -> None:
@@ -108,7 +112,7 @@ def main() -> None:
             encoder(ids, None)
 
     rows = {"AirRep (GTE-small, 384)": (seconds(embed, args.device, 5 * args.rounds) / n, 384)}
-    model = qwen(args.device)
+    model = qwen(args.device).to(dtype)
     context = Context(target=Target("qwen2.5-0.5b", Path()), scratch=Path(), device=args.device)
     for rank in (16, 4):
         engine = GradientEngine(
@@ -120,6 +124,15 @@ def main() -> None:
 
         spent = seconds(gradients, args.device, args.rounds) / n
         rows[f"LoGra (MLP, rank {rank}, {engine.dim:,})"] = (spent, engine.dim)
+        if rank == 16:
+
+            def plain() -> None:
+                example_losses(model, batch).sum().backward()
+                model.zero_grad(set_to_none=True)
+
+            model.requires_grad_(True)
+            plain_pass = seconds(plain, args.device, args.rounds) / n
+            model.requires_grad_(False)
 
     base_time, base_dim = rows["AirRep (GTE-small, 384)"]
     base_bytes = stored_bytes(base_dim, 64, "float32")
@@ -130,6 +143,7 @@ def main() -> None:
             f"{name:32}{spent:11.4f}{spent / base_time:9.1f}{wide:11,.0f}{half:9,.0f}"
             f"{wide / base_bytes:9.1f}"
         )
+    print(f"{'a plain forward and backward':32}{plain_pass:11.4f}{plain_pass / base_time:9.1f}")
     print(f"published: {PUBLISHED}")
 
 

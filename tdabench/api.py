@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         Workspace,
         map_batches,
         per_example,
+        second_moment,
         select_layers,
         stream_features,
     )
@@ -103,6 +104,7 @@ _LAZY = {
     "Layer": "tdabench.toolkit.gradients",
     "map_batches": "tdabench.toolkit.gradients",
     "per_example": "tdabench.toolkit.gradients",
+    "second_moment": "tdabench.toolkit.gradients",
     "Workspace": "tdabench.toolkit.gradients",
     "select_layers": "tdabench.toolkit.gradients",
     "stream_features": "tdabench.toolkit.gradients",
@@ -185,6 +187,7 @@ __all__ = [
     "response_logits",
     "resumable",
     "row_blocks",
+    "second_moment",
     "select_layers",
     "sha256_file",
     "spearman_rows",

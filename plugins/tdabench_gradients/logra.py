@@ -109,7 +109,7 @@ def second_moments(
     """Mean x x^T [d_in, d_in] and mean delta delta^T [d_out, d_out] over tokens, a layer."""
     import torch
 
-    from tdabench.api import Batch, Layer, map_batches
+    from tdabench.api import Batch, Layer, map_batches, second_moment
 
     sums: dict[str, tuple[np.ndarray, np.ndarray]] = {
         layer.name: (np.zeros((layer.d_in, layer.d_in)), np.zeros((layer.d_out, layer.d_out)))
@@ -120,8 +120,7 @@ def second_moments(
         found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-            x, delta = x.float().flatten(0, 1), delta.float().flatten(0, 1)
-            found[layer.name] = (x.T @ x, delta.T @ delta)
+            found[layer.name] = (second_moment(x, batch), second_moment(delta, batch))
 
         engine.backward(batch, visit)
         return found

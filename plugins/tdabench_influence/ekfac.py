@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch, GradientEngine, Layer
 
+Moments = tuple["torch.Tensor", ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class KFAC(StreamingMethod):
@@ -52,18 +54,25 @@ class KFAC(StreamingMethod):
     # ------------------------------------------------------------------ curvature
 
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        import torch
+
+        from tdabench.api import second_moment
+
         tokens = context.target.tokenize(train)
         per_example = sum(len(t) for t in tokens) / max(1, len(tokens))
-        moments = self._pass(context, engine, train, _second_moments, "factors")
+
+        def moment(_: Layer, x: torch.Tensor, delta: torch.Tensor, batch: Batch) -> Moments:
+            return second_moment(x, batch), second_moment(delta, batch)
+
+        moments = self._pass(context, engine, train, moment, "factors")
         state: State = {}
         for layer in engine.layers:
             a, s = (m / (max(1, len(tokens)) * per_example) for m in moments[layer.name])
-            a_values, q_a = np.linalg.eigh(a)
-            s_values, q_s = np.linalg.eigh(s)
-            state[f"q_a.{layer.name}"] = q_a.astype(np.float32)
-            state[f"q_s.{layer.name}"] = q_s.astype(np.float32)
-            values = per_example * np.outer(s_values.clip(0), a_values.clip(0))
-            state[f"lambda.{layer.name}"] = values.astype(np.float32)
+            a_values, q_a = torch.linalg.eigh(a)
+            s_values, q_s = torch.linalg.eigh(s)
+            values = per_example * torch.outer(s_values.clamp_min(0), a_values.clamp_min(0))
+            for key, part in (("q_a", q_a), ("q_s", q_s), ("lambda", values)):
+                state[f"{key}.{layer.name}"] = part.float().cpu().numpy()
         return state
 
     def _pass(
@@ -71,10 +80,15 @@ class KFAC(StreamingMethod):
         context: Context,
         engine: GradientEngine,
         train: Sequence[Example],
-        moment: Callable[[Layer, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
+        moment: Callable[[Layer, torch.Tensor, torch.Tensor, Batch], Moments],
         what: str,
-    ) -> dict[str, tuple[np.ndarray, ...]]:
-        """Sums of `moment(layer, x, delta)` over the corpus, float64, with Fisher gradients."""
+    ) -> dict[str, Moments]:
+        """Sums of `moment(layer, x, delta, batch)` over the corpus, float64, with Fisher gradients.
+
+        They stay on the device: those of a large model are gigabytes a batch.
+        """
+        import torch
+
         from tdabench.api import map_batches
 
         tokens = context.target.tokenize(train)
@@ -83,13 +97,13 @@ class KFAC(StreamingMethod):
         uniform = [
             context.rng(f"fisher/{e.id}").random(len(t) - t.start) for e, t in zip(train, tokens)
         ]
-        sums: dict[str, tuple[np.ndarray, ...]] = {}
+        sums: dict[str, Moments] = {}
 
-        def compute(batch: Batch) -> dict[str, tuple[torch.Tensor, ...]]:
-            found: dict[str, tuple[torch.Tensor, ...]] = {}
+        def compute(batch: Batch) -> dict[str, Moments]:
+            found: dict[str, Moments] = {}
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                found[layer.name] = moment(layer, x.float(), delta.float())
+                found[layer.name] = moment(layer, x, delta, batch)
 
             if self.fisher == "empirical":
                 engine.backward(batch, visit)
@@ -100,10 +114,11 @@ class KFAC(StreamingMethod):
 
         for _, found in map_batches(context, tokens, compute, what=what):
             for name, parts in found.items():
-                values = tuple(p.double().cpu().numpy() for p in parts)
-                before = sums.get(name)
-                sums[name] = values if before is None else tuple(map(np.add, before, values))
-        bad = [name for name, parts in sums.items() if not all(np.isfinite(p).all() for p in parts)]
+                if name not in sums:
+                    sums[name] = tuple(torch.zeros_like(p, dtype=torch.float64) for p in parts)
+                for total, p in zip(sums[name], parts):
+                    total.add_(p)
+        bad = [name for name, parts in sums.items() if not all(p.isfinite().all() for p in parts)]
         if bad:
             raise MethodError(
                 f"{self.name}: the curvature of {bad[0]} is not finite",
@@ -163,22 +178,17 @@ class EKFAC(KFAC):
             )
             rotated[layer.name] = replace(layer, p_in=q_a, p_out=q_s)
 
-        def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor]:
+        def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor, _: Batch) -> Moments:
+            x, delta = x.float(), delta.float()  # rotated in the precision of the eigenvectors
             g = per_example(rotated[layer.name], x, delta, workspace)  # [b, d_out, d_in]
             return (g.square_().sum(0),)
 
         sums = self._pass(context, engine, train, squares, "eigenvalues")
         for layer in engine.layers:
-            (total,) = sums.get(layer.name, (np.zeros((layer.d_out, layer.d_in)),))
-            state[f"lambda.{layer.name}"] = (total / max(1, len(train))).astype(np.float32)
+            (total,) = sums.get(layer.name, (torch.zeros(layer.d_out, layer.d_in),))
+            values = total / max(1, len(train))
+            state[f"lambda.{layer.name}"] = values.float().cpu().numpy()
         return state
-
-
-def _second_moments(
-    layer: Layer, x: torch.Tensor, delta: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    x, delta = x.flatten(0, 1), delta.flatten(0, 1)
-    return x.T @ x, delta.T @ delta
 
 
 def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:

@@ -32,14 +32,20 @@ GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to seed with
 
 
 class Clock:
-    """Seconds spent under it, of wall and of processor time; nested uses counted once."""
+    """Seconds spent under it, of wall and of processor time; nested uses counted once.
+
+    What is drawn from the global generators under it is put back: a library may draw while it is
+    imported, or wakes up a GPU, and a method is not to be blamed for it.
+    """
 
     def __init__(self) -> None:
         self.seconds, self.cpu, self._depth = 0.0, 0.0, 0
         self._start = 0.0, 0.0
+        self._drawn: list[Any] = []
 
     def __enter__(self) -> Clock:
         if self._depth == 0:
+            self._drawn = [random.getstate(), np.random.get_state(), _torch_state()]
             self._start = time.perf_counter(), time.process_time()
         self._depth += 1
         return self
@@ -49,6 +55,11 @@ class Clock:
         if self._depth == 0:
             self.seconds += time.perf_counter() - self._start[0]
             self.cpu += time.process_time() - self._start[1]
+            python, numpy, torch = self._drawn
+            random.setstate(python)
+            np.random.set_state(numpy)
+            if torch is not None:
+                sys.modules["torch"].default_generator.set_state(torch)
 
     def now(self) -> tuple[float, float]:
         """Wall and processor time of anything but what is under it: differences mean something."""
@@ -200,6 +211,12 @@ def seed_globals() -> None:
         sys.modules["torch"].manual_seed(GLOBAL_SEED)
 
 
+def _torch_state() -> Any:
+    """The state of torch's global generator, None before torch is imported."""
+    torch: Any = sys.modules.get("torch")
+    return torch.default_generator.get_state() if hasattr(torch, "default_generator") else None
+
+
 class GlobalRandomness:
     """The state of Python's, numpy's and torch's global generators."""
 
@@ -214,9 +231,8 @@ class GlobalRandomness:
             "random": random.getstate(),
             "numpy.random": (kind, keys.tobytes(), pos),
         }
-        torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch, "default_generator"):
-            state["torch"] = torch.default_generator.get_state().numpy().tobytes()
+        if (torch := _torch_state()) is not None:
+            state["torch"] = torch.numpy().tobytes()
         return state
 
     def check(self, who: str) -> None:

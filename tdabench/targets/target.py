@@ -83,6 +83,12 @@ class Batch:
             self.loss_mask.to(device),
         )
 
+    @cached_property
+    def real_tokens(self) -> torch.Tensor | None:
+        """Places of what is not padding among b * t: int64 [tokens]. None where there is none."""
+        places = self.attention_mask.flatten().nonzero().squeeze(1)
+        return None if len(places) == self.attention_mask.numel() else places
+
 
 @dataclass(frozen=True)
 class Target:

@@ -39,7 +39,8 @@ Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 
 IN_MEMORY_BYTES = 512 << 20
 WINDOW = 65_536  # examples tokenised at a time
-TOKENS_A_BATCH = 4096
+TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16_384}  # a GPU is slow to start and quick to finish
+_WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # from torch 2.8 on
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,7 @@ class GradientEngine:
         loss: Loss = example_losses,
     ) -> None:
         self.model, self.loss = model, loss
+        self._sides: dict[tuple[int, torch.dtype], Tensor] = {}
         if rank is not None and rank < 1:
             raise UsageError(f"a projection rank must be at least 1, not {rank}")
         device = next(model.parameters()).device
@@ -149,43 +151,37 @@ class GradientEngine:
         """One forward and backward pass; `visit` sees each layer's inputs and output gradients.
 
         `visit(layer, x, delta)` gets x [b, t, d_in] (a column of ones last, with a bias) and
-        delta [b, t, d_out], both zero at padding, in the model's dtype, last layer first. Returns
-        the losses [b], detached.
+        delta [b, t, d_out] in the model's dtype, last layer first. delta is zero at padding, so
+        that products of the two count real tokens only; x there has no meaning (`second_moment`
+        leaves it out). Returns the losses [b], detached.
         """
-        padding = _padding(batch)
-
-        def masked(v: Tensor) -> Tensor:
-            # The head sees response tokens alone, scattered to one position less.
-            return v if padding is None else v.masked_fill(padding[:, : v.shape[1]], 0)
+        odd = _odd_padding(batch)
 
         def keep(layer: Layer, x: Tensor) -> Tensor:
-            return masked(_with_ones(layer, x))
+            return _with_ones(layer, _without(odd, x))
 
-        return self._pass(batch, keep, lambda layer, x, d: visit(layer, x, masked(d)), loss)
+        return self._pass(batch, keep, lambda layer, x, d: visit(layer, x, _without(odd, d)), loss)
 
     def gradients(self, batch: Batch) -> Tensor:
         """Gradients of each example's loss, projected if so set: float32 [b, dim]."""
         b = len(batch.input_ids)
-        out = torch.zeros(b, self.dim, device=batch.input_ids.device)
+        out = torch.empty(b, self.dim, device=batch.input_ids.device)
         first: set[str] = set()
-        padding = _padding(batch)
-        # Where a whole row is masked, as under left padding, inputs there may be NaN.
-        odd = None if padding is None or bool(batch.attention_mask[:, 0].all()) else padding
+        odd = _odd_padding(batch)
 
         def keep(layer: Layer, x: Tensor) -> Tensor:
-            if odd is not None:
-                x = x.masked_fill(odd[:, : x.shape[1]], 0)
+            x = _without(odd, x)
             if layer.p_in is None:
                 return _with_ones(layer, x)
-            p = layer.p_in.to(x.dtype)
-            return x @ p[:-1] + p[-1] if layer.bias else x @ p  # [b, t, cols]
+            p = self._side(layer.p_in, x.dtype)
+            if layer.bias:
+                return torch.nn.functional.linear(x, p[:-1].T, p[-1])
+            return x @ p  # [b, t, cols]
 
         def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
             if layer.p_out is not None:
-                delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
-            if padding is not None:
-                delta = delta.masked_fill(padding[:, : delta.shape[1]], 0)
-            g = torch.bmm(delta.float().transpose(1, 2), x.float()).view(b, -1)
+                delta = delta @ self._side(layer.p_out, delta.dtype)  # [b, t, rows]
+            g = _outer(_without(odd, delta), x).view(b, -1)
             if layer.name in first:  # a module used twice: its gradients add
                 out[:, layer.columns] += g
             else:
@@ -194,6 +190,15 @@ class GradientEngine:
 
         self._pass(batch, keep, visit, None)
         return out
+
+    def _side(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+        """A projection in the dtype of what it projects, converted once."""
+        if p.dtype == dtype:
+            return p
+        key = id(p), dtype
+        if key not in self._sides:
+            self._sides[key] = p.to(dtype)
+        return self._sides[key]
 
     def _pass(
         self,
@@ -277,10 +282,32 @@ def per_example(
         x = x @ layer.p_in.to(x.dtype)  # [b, t, cols]
     if layer.p_out is not None:
         delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
-    sides = delta.float().transpose(1, 2), x.float()
     if workspace is None:
-        return torch.bmm(*sides)
-    return torch.bmm(*sides, out=workspace.empty(x, len(x), delta.shape[2], x.shape[2]))
+        return _outer(delta, x)
+    return _outer(delta, x, workspace.empty(x, len(x), delta.shape[2], x.shape[2]))
+
+
+def second_moment(v: Tensor, batch: Batch) -> Tensor:
+    """The sum of v_t v_t^T over the real tokens of a batch: float32 [d, d] of v [b, t, d]."""
+    flat = v.flatten(0, 1)
+    if batch.real_tokens is not None and len(flat) == batch.input_ids.numel():
+        flat = flat[batch.real_tokens]
+    return _outer(flat[None], flat[None])[0]
+
+
+def _outer(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a^T b of each example, float32 [b, p, q] of a [b, t, p] and b [b, t, q].
+
+    Products of half-precision numbers are exact in float32, where a GPU adds them up: converting
+    operands first would give the same and take the slow way.
+    """
+    a = a.transpose(1, 2)
+    half = a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
+    if half and a.is_cuda and _WIDE_PRODUCTS:
+        if out is None:
+            return torch.bmm(a, b, out_dtype=torch.float32)
+        return torch.bmm(a, b, out_dtype=torch.float32, out=out)
+    return torch.bmm(a.float(), b.float(), out=out)
 
 
 def select_layers(
@@ -332,10 +359,21 @@ def _draw(
     return torch.randn(d, rank, generator=random(name)) / rank**0.5
 
 
-def _padding(batch: Batch) -> Tensor | None:
-    """True at padding [b, t, 1], or None where there is none."""
-    real = batch.attention_mask.bool()
-    return None if bool(real.all()) else ~real[..., None]
+def _odd_padding(batch: Batch) -> Tensor | None:
+    """True at padding [b, t, 1] where values there may be NaN, else None.
+
+    Padding on the right needs no mask: nothing later is attended to, so that delta is zero there,
+    and x is finite. Under padding on the left whole rows of attention are masked.
+    """
+    if bool(batch.attention_mask[:, 0].all()):
+        return None
+    return ~batch.attention_mask.bool()[..., None]
+
+
+def _without(odd: Tensor | None, v: Tensor) -> Tensor:
+    """`v` with zeros at `odd` padding."""
+    # The head sees response tokens alone, scattered to one position less.
+    return v if odd is None else v.masked_fill(odd[:, : v.shape[1]], 0)
 
 
 def _with_ones(layer: Layer, x: Tensor) -> Tensor:
@@ -406,7 +444,7 @@ def map_batches(
     compute: Callable[[Batch], Any],
     *,
     what: str = "gradients",
-    tokens_a_batch: int = TOKENS_A_BATCH,
+    tokens_a_batch: int | None = None,
     max_examples: int = 256,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(index [b], compute(batch)) over all of `tokens`, in batches of similar length.
@@ -414,8 +452,11 @@ def map_batches(
     `batch.index`, as `compute` sees it, equals `index`: places in `tokens`.
 
     When memory runs out the batch is halved, then and for the rest of the pass, and
-    `context.progress` is told; MethodError if a single example does not fit.
+    `context.progress` is told; MethodError if a single example does not fit. `tokens_a_batch`
+    (padding included) suits the device unless given.
     """
+    kind = context.device.partition(":")[0]
+    tokens_a_batch = tokens_a_batch or TOKENS_A_BATCH.get(kind, TOKENS_A_BATCH["cuda"])
     undone = np.ones(len(tokens), dtype=bool)
     while undone.any():
         part = np.flatnonzero(undone)
@@ -459,7 +500,7 @@ def stream_features(
     name: str = "features",
     key: Any = None,
     dtype: str = "float32",
-    tokens_a_batch: int = TOKENS_A_BATCH,
+    tokens_a_batch: int | None = None,
 ) -> Rows:
     """Features [example, dim] from `compute(batch) -> [b, dim]` over length-sorted batches.
 

@@ -138,7 +138,7 @@ def test_the_curvature_is_gauss_newton_to_scale(tiny_context: Context, tiny_corp
         context = Context(tiny_context.target, tiny_context.scratch, seed=seed)
         method = _GaussNewton(layers=layer)
         drawn = method._pass(context, index.engine, train, _squares, "squares")
-        found.append(drawn[f"model.{layer}"][0].ravel()[::12].sum() / len(train))
+        found.append(drawn[f"model.{layer}"][0].ravel()[::12].sum().item() / len(train))
     assert abs(np.mean(found) - want) < 4 * np.std(found) / len(found) ** 0.5
     # Without the factor it would be smaller by the number of tokens of a response.
     tokens = [len(t) - t.start for t in tiny_context.target.tokenize(train)]
@@ -146,7 +146,7 @@ def test_the_curvature_is_gauss_newton_to_scale(tiny_context: Context, tiny_corp
     assert np.mean(found) > 0.6 * want
 
 
-def _squares(layer, x, delta):  # type: ignore[no-untyped-def]
+def _squares(layer, x, delta, batch):  # type: ignore[no-untyped-def]
     return (per_example(layer, x, delta).square().sum(0),)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
 from tdabench.data.examples import Corpus, Example
+from tdabench.errors import MethodError
 from tdabench.groups import Groups
 from tdabench.method import Index, RepresentationIndex
-from tdabench.run.meter import Memory, Meter, MeteredIndex, model_state
+from tdabench.run.meter import GlobalRandomness, Memory, Meter, MeteredIndex, model_state
 
 
 def test_hooks_of_transformers_are_not_the_methods(tiny_target):
@@ -19,6 +22,19 @@ def test_hooks_of_transformers_are_not_the_methods(tiny_target):
     assert model_state(model) == before
     model.register_forward_hook(lambda module, args, output: None)
     assert model_state(model)["hooks"] == before["hooks"] + 1
+
+
+def test_what_a_library_draws_while_it_is_set_up_is_not_the_methods() -> None:
+    meter, globals_ = Meter(), GlobalRandomness()
+    with meter.setup, meter.setup:  # an import within an import
+        random.random()
+        np.random.random()
+        torch.rand(1)
+    globals_.check("method")
+    for draw in (random.random, np.random.random, lambda: torch.rand(1)):
+        draw()
+        with pytest.raises(MethodError, match="method drew from or seeded the global random"):
+            globals_.check("method")
 
 
 class Counted(Index):
