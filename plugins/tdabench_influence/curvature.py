@@ -77,8 +77,7 @@ def _autograd(
     }
 
     def compute(batch: Batch) -> torch.Tensor:
-        gold = batch.input_ids[:, 1:][batch.loss_mask]
-        rows = torch.nonzero(batch.loss_mask)[:, 0]
+        gold, rows = batch.gold, batch.rows
         share = 1 / batch.loss_mask.sum(1)[rows]  # of a token in its example's mean loss
 
         def logits(w: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -203,6 +203,5 @@ def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor
         u = torch.from_numpy(uniform).to(below).unsqueeze(1) * below[:, -1:]
         labels = torch.searchsorted(below, u).squeeze(1).clamp_max(logits.shape[1] - 1)
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    rows = torch.nonzero(batch.loss_mask)[:, 0]
-    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, rows, losses)
+    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, batch.rows, losses)
     return sums / batch.loss_mask.sum(1)

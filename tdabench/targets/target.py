@@ -76,18 +76,49 @@ class Batch:
     loss_mask: torch.Tensor  # bool [b, t - 1]: position t predicts a response token
 
     def to(self, device: str) -> Batch:
-        return Batch(
+        moved = Batch(
             self.index,
             self.input_ids.to(device),
             self.attention_mask.to(device),
             self.loss_mask.to(device),
         )
+        # What depends on values is found before the move: asking a GPU would wait for it.
+        for name in ("rows", "places", "real_tokens", "padded_left"):
+            value = getattr(self, name)
+            moved.__dict__[name] = value.to(device) if hasattr(value, "to") else value
+        return moved
+
+    def numbered(self, index: np.ndarray) -> Batch:
+        """The same examples under other numbers."""
+        made = Batch(index, self.input_ids, self.attention_mask, self.loss_mask)
+        made.__dict__.update(self.__dict__ | {"index": index})  # with what was found before
+        return made
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """The example of each response token, row after row: int64 [tokens]."""
+        return self.loss_mask.nonzero()[:, 0]
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Where among b * t each response token is predicted; it stands one further: [tokens]."""
+        return self.rows * self.input_ids.shape[1] + self.loss_mask.nonzero()[:, 1]
+
+    @property
+    def gold(self) -> torch.Tensor:
+        """The response tokens, row after row: int64 [tokens]."""
+        return self.input_ids.flatten()[self.places + 1]
 
     @cached_property
     def real_tokens(self) -> torch.Tensor | None:
-        """Places of what is not padding among b * t: int64 [tokens]. None where there is none."""
+        """Places among b * t of what is not padding: int64 [tokens]. None where there is none."""
         places = self.attention_mask.flatten().nonzero().squeeze(1)
         return None if len(places) == self.attention_mask.numel() else places
+
+    @cached_property
+    def padded_left(self) -> bool:
+        """Whether some example begins with padding."""
+        return not bool(self.attention_mask[:, 0].all())
 
 
 @dataclass(frozen=True)
@@ -490,11 +521,11 @@ def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """
     if getattr(model.config, "final_logit_softcapping", None):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        return logits[:, :-1][batch.loss_mask]
+        return logits.flatten(0, 1).index_select(0, batch.places)
     hidden = model.base_model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask
     ).last_hidden_state  # [b, t, d]
-    return model.get_output_embeddings()(hidden[:, :-1][batch.loss_mask])
+    return model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, batch.places))
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -503,10 +534,8 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, to
 
     logits = response_logits(model, batch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
-    gold = batch.input_ids[:, 1:][batch.loss_mask]
-    losses = torch.nn.functional.cross_entropy(logits, gold, reduction="none")
-    rows = torch.nonzero(batch.loss_mask)[:, 0]
-    return losses, rows
+    losses = torch.nn.functional.cross_entropy(logits, batch.gold, reduction="none")
+    return losses, batch.rows
 
 
 def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

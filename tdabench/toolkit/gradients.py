@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -365,9 +365,7 @@ def _odd_padding(batch: Batch) -> Tensor | None:
     Padding on the right needs no mask: nothing later is attended to, so that delta is zero there,
     and x is finite. Under padding on the left whole rows of attention are masked.
     """
-    if bool(batch.attention_mask[:, 0].all()):
-        return None
-    return ~batch.attention_mask.bool()[..., None]
+    return ~batch.attention_mask.bool()[..., None] if batch.padded_left else None
 
 
 def _without(odd: Tensor | None, v: Tensor) -> Tensor:
@@ -387,10 +385,8 @@ def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
         return v
     if v.dim() == 2 and v.shape[0] == b * t:
         return v.view(b, t, -1)
-    if v.dim() == 2 and v.shape[0] == int(batch.loss_mask.sum()):
-        out = v.new_zeros(b, t, v.shape[1])
-        out[:, :-1][batch.loss_mask] = v
-        return out
+    if v.dim() == 2 and v.shape[0] == len(batch.places):
+        return v.new_zeros(b * t, v.shape[1]).index_copy_(0, batch.places, v).view(b, t, -1)
     raise MethodError(
         f"{layer.name} mixes examples: it sees {list(v.shape)} for a batch of {b} x {t} tokens",
         "Leave such layers (experts, say) out by the parameter `layers`",
@@ -465,7 +461,7 @@ def map_batches(
         ):
             index = part[batch.index]
             try:
-                result = compute(replace(batch.to(context.device), index=index))
+                result = compute(batch.numbered(index).to(context.device))
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
@@ -528,7 +524,7 @@ def stream_features(
     for part in np.split(todo, range(WINDOW, len(todo), WINDOW)):
 
         def rows_of(batch: Batch, part: np.ndarray = part) -> torch.Tensor:
-            return compute(replace(batch, index=part[batch.index]))
+            return compute(batch.numbered(part[batch.index]))
 
         sequences = context.target.tokenize([examples[int(i)] for i in part])
         for index, block in map_batches(

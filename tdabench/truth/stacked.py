@@ -190,12 +190,10 @@ class _Stack:
         out = np.empty((self.k, len(tokens)), dtype=np.float32)
         for batch in target.batches(tokens, max(512, 8192 // self.k)):
             b = batch.to(str(self.params[self.head].device))
-            rows, places = torch.nonzero(b.loss_mask, as_tuple=True)
-            at = (rows * b.input_ids.shape[1] + places).expand(self.k, -1)
-            gold = b.input_ids[rows, places + 1].expand(self.k, -1)
+            at, gold = (v.expand(self.k, -1) for v in (b.places, b.gold))
             found = self.token_losses(self.hidden(b.input_ids), at, gold)
             sums = torch.zeros(self.k, len(b.input_ids), device=found.device)
-            means = sums.index_add(1, rows, found) / b.loss_mask.sum(1)
+            means = sums.index_add(1, b.rows, found) / b.loss_mask.sum(1)
             out[:, batch.index] = means.cpu().numpy()
         return out
 

@@ -9,7 +9,7 @@ import torch
 from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.targets import Recipe, Target, example_losses, finetune
-from tdabench.targets.target import load_weights, pad, save_weights
+from tdabench.targets.target import Batch, load_weights, pad, save_weights
 from tdabench.targets.training import batch_order, micro_batches
 
 
@@ -169,3 +169,19 @@ def test_a_diverging_run_is_named(tiny_target, tiny_corpus):
             tiny_target.fresh_model(), tokens, Recipe(lr=1e30, clip=0, epochs=3), 0,
             tiny_target.pad_id,
         )  # fmt: skip
+
+
+def test_a_batch_knows_its_response_tokens_wherever_it_is(tiny_target, tiny_corpus):
+    tokens = tiny_target.tokenize(tiny_corpus)
+    batch = next(tiny_target.batches(tokens, 512))
+    moved = batch.to("cpu").numbered(batch.index + 100)
+    np.testing.assert_array_equal(moved.index, batch.index + 100)
+    for b in (batch, moved):
+        torch.testing.assert_close(b.gold, b.input_ids[:, 1:][b.loss_mask])
+        torch.testing.assert_close(b.rows, b.loss_mask.nonzero()[:, 0])
+        real = b.input_ids.flatten()[b.real_tokens]
+        assert real.tolist() == [i for row in batch.index for i in tokens[row].ids]
+        assert not b.padded_left
+    assert Batch(
+        batch.index, batch.input_ids, batch.attention_mask.flip(1), batch.loss_mask
+    ).padded_left  # some are shorter than the longest
