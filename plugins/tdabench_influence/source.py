@@ -36,22 +36,28 @@ class SOURCE(Followed, StreamingMethod):
     H_l is the Gauss-Newton matrix by EK-FAC (labels drawn from the model), and p_l stands for
     Adam's preconditioner: one number a layer, that which fits m / (sqrt(v) + eps) best.
 
-    Parameters: those of `ekfac` but damping and fisher, the recipe's (see `Followed`), segments.
+    Parameters: those of `ekfac` but damping and fisher, the recipe's (see `Followed`), segments, and
+
+    time  multiplies every t_l, which that one number leaves too small where gradients are small:
+          Adam walks faster there. 1 is the paper's
     """
 
     name = "source"
     family = "trajectory"
     source = "Bae et al. 2024, arXiv 2405.12186"
     summary = "unrolled differentiation in segments, with EK-FAC curvature"
-    grid = {"share": (1.0, 0.25)}
+    grid = {"share": (1.0, 0.25), "time": (1.0, 100.0)}
 
     segments: int = 3
+    time: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_recipe()
         if self.segments < 1:
             raise UsageError(f"{self.name}: segments must be at least 1, not {self.segments}")
+        if not self.time > 0:
+            raise UsageError(f"{self.name}: time must be positive, not {self.time}")
 
     # ------------------------------------------------------------------ training
 
@@ -100,7 +106,7 @@ class SOURCE(Followed, StreamingMethod):
             mean = float(v.mean())
             # Of all numbers p, p m is nearest to m / (sqrt(v) + eps) where m^2 is about v.
             p = float((v / (v.sqrt() + r.eps)).mean()) / mean if mean > 0 else 0.0
-            times.append(rates * p * factor)
+            times.append(self.time * rates * p * factor)
         return np.array(times)
 
     def engine_at(self, context: Context, theta: np.ndarray) -> GradientEngine:

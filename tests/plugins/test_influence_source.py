@@ -153,6 +153,8 @@ def _squares(layer, x, delta, batch):  # type: ignore[no-untyped-def]
 def test_bad_settings_are_refused(tiny_context: Context) -> None:
     with pytest.raises(UsageError, match="segments must be at least 1"):
         SOURCE(segments=0)
+    with pytest.raises(UsageError, match="time must be positive"):
+        SOURCE(time=0.0)
     with pytest.raises(UsageError, match="share must lie in"):
         SOURCE(share=2.0)
 
