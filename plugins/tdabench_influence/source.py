@@ -36,8 +36,9 @@ class SOURCE(Followed, StreamingMethod):
     H_l is the Gauss-Newton matrix by EK-FAC (labels drawn from the model), and p_l stands for
     Adam's preconditioner: one number a layer, that which fits m / (sqrt(v) + eps) best.
 
-    Parameters: those of `ekfac` but damping and fisher, the recipe's (see `Followed`), segments, and
+    Parameters: those of `ekfac` but damping and fisher, the recipe's (see `Followed`), and
 
+    segments  of equal numbers of steps
     time  multiplies every t_l, which that one number leaves too small where gradients are small:
           Adam walks faster there. 1 is the paper's
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,8 @@ def test_a_short_run_is_tracin_along_it(
         g = gradients(tiny_context, train, method, index.state[f"{i}.theta"])
         want += sum(part) * q @ g.T / len(train)
         np.testing.assert_allclose(index.state[f"{i}.t"], sum(part), rtol=1e-4)
+    longer = replace(method, time=8.0).build(tiny_context, train)
+    np.testing.assert_allclose(longer.state["1.t"], 8 * index.state["1.t"], rtol=1e-5)
     got = index.score(tiny_queries)
     assert np.abs(got - want).max() / np.abs(want).max() < 1e-4
 
