@@ -97,14 +97,10 @@ def main() -> None:
 
 def qwen(pocket: Target, folder: Path, dtype: str) -> Target:
     """A target of the shape of Qwen2.5-0.5B, with the tokenizer of `pocket`."""
-    from transformers import Qwen2Config
+    from paper_cost import qwen_config
 
     shutil.copytree(pocket.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = Qwen2Config(
-        vocab_size=151_936, hidden_size=896, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, intermediate_size=4864, tie_word_embeddings=True,
-    )  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    (folder / "config.json").write_text(json.dumps(qwen_config().to_dict(), default=str))
     return Target("qwen2-0.5b", folder, {}, template=pocket.template, max_length=512, dtype=dtype)
 
 

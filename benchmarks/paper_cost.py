@@ -37,13 +37,16 @@ PUBLISHED = "about 80 times faster and 48 times smaller than gradient methods of
 MLP = r"mlp\.(gate|up|down)_proj$"
 
 
-def qwen(device: str) -> Qwen2ForCausalLM:
+def qwen_config() -> Qwen2Config:
     """Qwen2.5-0.5B: 494 million weights, 358 of them outside the embeddings."""
-    config = Qwen2Config(
+    return Qwen2Config(
         vocab_size=151_936, hidden_size=896, num_hidden_layers=24, num_attention_heads=14,
         num_key_value_heads=2, intermediate_size=4864, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
-    return Qwen2ForCausalLM(config).eval().requires_grad_(False).to(device)
+
+
+def qwen(device: str) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(qwen_config()).eval().requires_grad_(False).to(device)
 
 
 def gte(device: str) -> Encoder:

@@ -27,7 +27,6 @@ class DsDm(TRAK):
     name = "dsdm"
     source = "Engstrom et al. 2024, arXiv 2401.12926"
     summary = "TRAK on token losses with the raw Fisher"
-    grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     def measure(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -31,7 +31,6 @@ class FactGraSS(LoGra):
     name = "factgrass"
     source = "Hu et al. 2025, arXiv 2505.18976"
     summary = "influence on masked and sparsely sketched gradients"
-    grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     rank: int | None = None
     mask: int = 32

@@ -111,8 +111,10 @@ def second_moments(
 
     from tdabench.api import Batch, Layer, map_batches, second_moment
 
-    sums: dict[str, tuple[np.ndarray, np.ndarray]] = {
-        layer.name: (np.zeros((layer.d_in, layer.d_in)), np.zeros((layer.d_out, layer.d_out)))
+    # On the device: those of a large model are gigabytes a batch.
+    wide: Any = {"dtype": torch.float64, "device": context.device}
+    sums = {
+        layer.name: tuple(torch.zeros(d, d, **wide) for d in (layer.d_in, layer.d_out))
         for layer in engine.layers
     }
 
@@ -128,7 +130,7 @@ def second_moments(
     tokens = context.target.tokenize(examples)
     n = max(1, sum(len(t) for t in tokens))
     for _, found in map_batches(context, tokens, compute, what="second moments"):
-        for name, (a, s) in found.items():
-            sums[name][0][...] += a.double().cpu().numpy() / n
-            sums[name][1][...] += s.double().cpu().numpy() / n
-    return sums
+        for name, parts in found.items():
+            for total, part in zip(sums[name], parts):
+                total += part.double() / n
+    return {name: (a.cpu().numpy(), s.cpu().numpy()) for name, (a, s) in sums.items()}

@@ -34,7 +34,6 @@ class TrackStar(LoGra):
     name = "trackstar"
     source = "Chang et al. 2024, arXiv 2410.17413"
     summary = "cosine of whitened, moment-normalised projected gradients"
-    grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     normalise: bool = True
     moments: Literal["adafactor", "none"] = "adafactor"

@@ -83,7 +83,7 @@ class Batch:
             self.loss_mask.to(device),
         )
         # What depends on values is found before the move: asking a GPU would wait for it.
-        for name in ("rows", "places", "real_tokens", "padded_left"):
+        for name in ("places", "real_tokens", "padded_left"):
             value = getattr(self, name)
             moved.__dict__[name] = value.to(device) if hasattr(value, "to") else value
         return moved
@@ -95,14 +95,15 @@ class Batch:
         return made
 
     @cached_property
-    def rows(self) -> torch.Tensor:
-        """The example of each response token, row after row: int64 [tokens]."""
-        return self.loss_mask.nonzero()[:, 0]
-
-    @cached_property
     def places(self) -> torch.Tensor:
         """Where among b * t each response token is predicted; it stands one further: [tokens]."""
-        return self.rows * self.input_ids.shape[1] + self.loss_mask.nonzero()[:, 1]
+        rows, positions = self.loss_mask.nonzero(as_tuple=True)
+        return rows * self.input_ids.shape[1] + positions
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The example of each response token, row after row: int64 [tokens]."""
+        return self.places // self.input_ids.shape[1]
 
     @property
     def gold(self) -> torch.Tensor:
