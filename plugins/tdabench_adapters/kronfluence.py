@@ -199,8 +199,7 @@ def _task(names: list[str]) -> Any:
                 u = batch[3][of.loss_mask].to(below).unsqueeze(1) * below[:, -1:]
                 labels = torch.searchsorted(below, u).squeeze(1).clamp_max(logits.shape[1] - 1)
             losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-            rows = torch.nonzero(of.loss_mask)[:, 0]
-            return (losses / of.loss_mask.sum(1)[rows]).sum()
+            return (losses / of.loss_mask.sum(1)[of.rows]).sum()
 
         def compute_measurement(self, batch: Any, model: Any) -> torch.Tensor:
             return self.compute_train_loss(batch, model)
