@@ -12,7 +12,7 @@ test: $(VENV)/.installed-test  ## lint, types and tests: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 install: $(VENV)/.installed  ## just the environment
 

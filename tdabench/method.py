@@ -93,6 +93,7 @@ class TDAMethod(ABC):
     summary: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
     grid: ClassVar[Mapping[str, tuple]] = {}  # values worth trying, for `tdabench tune`
+    query_time: ClassVar[tuple[str, ...]] = ()  # parameters that no part of an index depends on
 
     @abstractmethod
     def build(self, context: Context, train: Sequence[Example]) -> Index:

@@ -34,10 +34,12 @@ class DataInf(StreamingMethod):
     """
 
     name = "datainf"
+    version = 2
     copies = 2
     source = "Kwon et al. 2024, arXiv 2310.00902"
     summary = "closed-form influence by averaging rank-one inverses"
     grid = {"damping": (0.01, 0.1, 1.0), "checkpoint": ("base", "warm")}
+    query_time = ("damping",)
 
     damping: float = 0.1
 
@@ -48,14 +50,14 @@ class DataInf(StreamingMethod):
 
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         norms = squared_norms(context, engine, train)  # [n, layer]
-        return {"lambda": np.array([self.damping * v for v in _mean_eigenvalues(engine, norms)])}
+        return {"mean": np.array(_mean_eigenvalues(engine, norms))}
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
         import torch
 
         from tdabench.api import Workspace, map_batches, per_example
 
-        lam = dict(zip(gradients, index.state["lambda"].tolist()))
+        lam = dict(zip(gradients, (self.damping * index.state["mean"]).tolist()))
         total = {name: torch.zeros_like(g) for name, g in gradients.items()}
         # A batch that runs out of memory midway is halved and comes again: what a layer has already
         # added of it counts once.

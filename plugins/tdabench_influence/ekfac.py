@@ -38,6 +38,7 @@ class KFAC(StreamingMethod):
     source = "Martens & Grosse 2015, arXiv 1503.05671"
     summary = "influence with Kronecker-factored curvature"
     grid = {"damping": (1e-4, 0.001, 0.01, 0.1), "checkpoint": ("base", "warm")}
+    query_time = ("damping",)
 
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1

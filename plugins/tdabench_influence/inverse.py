@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +26,104 @@ if TYPE_CHECKING:
     from tdabench.api import GradientEngine
 
 _LARGEST_EXPLICIT = 20_000
+_LARGEST_GRAM = 8_192  # examples: a matrix of 256 MiB
+
+
+class InverseIndex(StreamingIndex):
+    """Vectors to solve in, their products with the curvature C, and scores of solutions.
+
+    The vectors hold all weights; a product is then a pass over the corpus. But with the Fisher
+    C = G^T G / n of fewer examples than weights, whatever a solver makes of a query's gradient v is
+    a v + G^T b. In an orthonormal basis of the span of the training gradients example i is row i of
+    R [n, r], R R^T = G G^T, and the query is (v's part in the span, the length of the rest): r + 1
+    numbers that keep every inner product. One pass for the Gram matrix G G^T thus stands for all
+    passes of all queries, and nothing is approximated.
+    """
+
+    method: InverseMethod
+
+    @cached_property
+    def rows(self) -> torch.Tensor | None:
+        """R, and zeros for what leaves the span: float64 [n, r + 1]; None among weights."""
+        import torch
+
+        if "rows" not in self.state:
+            return None
+        r = torch.from_numpy(self.state["rows"]).to(self.context.device)
+        return torch.nn.functional.pad(r, (0, 1))
+
+    @property
+    def dim(self) -> int:
+        return self.state["rows"].shape[1] + 1 if "rows" in self.state else self.engine.dim
+
+    def product(self, v: torch.Tensor, chosen: np.ndarray | None = None) -> torch.Tensor:
+        """C v of each row of v [k, dim], C of the training examples `chosen` (all if None)."""
+        rows = self.rows
+        if rows is None:
+            return product(self, v, self.method.curvature, chosen)
+        rows = rows if chosen is None else rows[chosen]
+        return (v @ rows.T) @ rows / len(rows)
+
+    def start(self, name: str) -> torch.Tensor:
+        """A random vector [dim], one for all orders of the corpus."""
+        import torch
+
+        rows = self.rows
+        if rows is None:
+            generator = self.context.torch_generator(name)
+            return torch.randn(self.dim, generator=generator).to(self.context.device)
+        weights = np.empty(self.n_train)
+        weights[self.by_id()] = self.context.rng(name).standard_normal(self.n_train)
+        return torch.from_numpy(weights).to(rows) @ rows
+
+    def by_id(self) -> np.ndarray:
+        """Places of the training examples in the order of their ids."""
+        return np.argsort([e.id for e in self.train], kind="stable")
+
+    def compress(self) -> State:
+        """R from the Gram matrix of whole training gradients, and the Fisher's mean eigenvalue."""
+        import torch
+
+        n, step = self.n_train, self.block()
+        gram = torch.empty(n, n, dtype=torch.float64, device=self.context.device)
+        for a in range(0, n, step):
+            b = min(a + step, n)
+            for index, part in self.products(self.gradients(self.train[a:b]), first=a):
+                values = torch.from_numpy(part).to(gram)
+                gram[a:b, index], gram[index, a:b] = values, values.T
+        if not bool(gram.isfinite().all()):
+            bad = self.train[int((~gram.diagonal().isfinite()).nonzero()[0])].id
+            raise MethodError(
+                f"{self.method.name}: the gradient of {bad!r} is not finite",
+                "Check that example's loss under the target, or choose another checkpoint",
+            )
+        mean = float(gram.trace()) / n / self.engine.dim
+        values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+        # Below this the products' rounding to float32 is all there is.
+        kept = values > 1e-7 * values.max().clamp_min(1e-300)
+        rows = vectors[:, kept] * values[kept].sqrt()  # [n, r]
+        return {"rows": rows.cpu().numpy(), "mean": np.array([mean])}
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        import torch
+
+        rows = self.rows
+        if rows is None:
+            return super().score(queries)
+        out = np.empty((len(queries), self.n_train), dtype=np.float32)
+        values = rows.square().sum(0)  # eigenvalues of the Gram matrix, 0 last
+        step = self.block()
+        for a in range(0, len(queries), step):
+            gradients = self.gradients(queries[a : a + step])
+            squares = [g.square().sum((1, 2)).double() for g in gradients.values()]
+            s = rows.new_empty(len(squares[0]), self.n_train)  # g_q . g_i
+            for index, part in self.products(gradients):
+                s[:, index] = torch.from_numpy(part).to(s)
+            v = s @ rows / values.clamp_min(1e-300)  # [query, r + 1]
+            v[:, -1] = (sum(squares) - v.square().sum(1)).clamp_min(0).sqrt()
+            solved = self.method.solve(self, v, self.method.damping * float(self.state["mean"][0]))
+            out[a : a + step] = (solved @ rows.T).cpu().numpy()
+        return self.finite(out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +135,11 @@ class InverseMethod(StreamingMethod):
     damping    lambda as a multiple of the mean eigenvalue of the Fisher, whatever the curvature
     """
 
-    copies = 12  # query-sized float32 vectors that a solver holds
+    copies = 12  # query-sized float32 vectors that a solver holds in weights
+    version = 2
+    index_type = InverseIndex
+    grid = {"damping": (1.0, 10.0, 100.0, 1e3, 1e4), "checkpoint": ("base", "warm")}
+    query_time = ("damping",)
 
     curvature: Literal["fisher", "gauss-newton", "hessian"] = "fisher"
     damping: float = 0.1
@@ -50,50 +153,62 @@ class InverseMethod(StreamingMethod):
         if self.damping < 0:
             raise UsageError(f"{self.name}: damping must not be negative, but is {self.damping}")
 
+    def build(self, context: Context, train: Sequence[Example]) -> InverseIndex:
+        index = InverseIndex(self, context, list(train), {})
+        if self.curvature == "fisher" and 0 < index.n_train <= min(_LARGEST_GRAM, index.dim):
+            index.state = index.compress()
+        else:
+            index.state = self.fit(context, index.engine, train)
+        return index
+
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         norms = squared_norms(context, engine, train).sum(1)  # [n]
-        mean = norms.mean() / engine.dim if len(norms) else 0.0
-        return {"lambda": np.array([self.damping * mean])}
+        return {"mean": np.array([norms.mean() / engine.dim if len(norms) else 0.0])}
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
         import torch
 
+        assert isinstance(index, InverseIndex)
         v = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)  # [query, dim]
-        solved = self.solve(index, v, float(index.state["lambda"][0]))
+        solved = self.solve(index, v, self.damping * float(index.state["mean"][0]))
         return {
             layer.name: solved[:, layer.columns].reshape(-1, layer.d_out, layer.d_in)
             for layer in index.engine.layers
         }
 
     @abstractmethod
-    def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
-        """(C + lam I)^-1 v of each row of v [query, dim]."""
+    def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
+        """(C + lam I)^-1 v of each row of v [query, dim], C by `index.product`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explicit(InverseMethod):
-    """The curvature as a matrix, solved in float64: the oracle for models of few weights."""
+    """The curvature as a matrix, solved in float64: the oracle for the other solvers.
+
+    The Fisher of up to 8,192 examples for any number of weights, other curvatures for up to 20,000
+    weights.
+    """
 
     name = "explicit"
     source = "Koh & Liang 2017, arXiv 1703.04730"
-    summary = "influence with the explicit curvature matrix (tiny models)"
+    summary = "influence with the exact inverse of the Fisher (or of a tiny model's Hessian)"
 
-    def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
+    def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
-        d = index.engine.dim
+        d = index.dim
         if d > _LARGEST_EXPLICIT:
             raise MethodError(
                 f"{self.name}: {d} weights make a matrix of {8 * d * d >> 30} GiB",
                 "Choose fewer layers by `layers`, or use cg",
             )
-        if self.damping == 0 and self.curvature == "fisher" and index.n_train < d:
+        if self.damping == 0 and self.curvature == "fisher" and index.n_train < index.engine.dim:
             raise MethodError(
-                f"{self.name}: the Fisher of {index.n_train} examples in {d} dimensions is "
-                "singular",
+                f"{self.name}: the Fisher of {index.n_train} examples in {index.engine.dim} "
+                "dimensions is singular",
                 "Set damping above 0",
             )
-        c = product(index, torch.eye(d, device=v.device, dtype=torch.float64), self.curvature)
+        c = index.product(torch.eye(d, device=v.device, dtype=torch.float64))
         c = (c + c.T) / 2
         c.diagonal().add_(lam)
         try:
@@ -125,19 +240,19 @@ class ConjugateGradient(InverseMethod):
         if self.iterations < 1 or not self.tolerance > 0:
             raise UsageError(f"{self.name}: iterations and tolerance must be positive")
 
-    def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
+    def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
         # In float64: the directions lose their conjugacy to float32 rounding within a few steps.
-        v = v.double()
-        x, r, p = torch.zeros_like(v), v.clone(), v.clone()
+        r = v.to(torch.float64, copy=True)
+        x, p = torch.zeros_like(r), r.clone()
         rr = r.square().sum(1)  # [query]
         goal = rr * self.tolerance**2
         for _ in range(self.iterations):
             left = rr > goal
             if not bool(left.any()):
                 break
-            cp = product(index, p, self.curvature) + lam * p
+            cp = index.product(p) + lam * p
             curve = (p * cp).sum(1)  # p^T (C + lam I) p
             if bool((curve[left] <= 0).any()):
                 raise MethodError(
@@ -149,7 +264,7 @@ class ConjugateGradient(InverseMethod):
             r -= step * cp
             before, rr = rr, r.square().sum(1)
             p = r + (rr / before.clamp_min(1e-300))[:, None] * p
-        return x.float()
+        return x.to(v.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,28 +291,29 @@ class LiSSA(InverseMethod):
         if self.depth < 1 or (self.batch is not None and self.batch < 1) or not self.scale > 0:
             raise UsageError(f"{self.name}: depth, batch and scale must be positive")
 
-    def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
+    def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
-        generator = index.context.torch_generator("lissa/power")
-        u = torch.randn(1, v.shape[1], generator=generator).to(v)
-        top = 0.0
-        for _ in range(8):
-            u = product(index, u / u.norm().clamp_min(1e-30), self.curvature)
-            top = float(u.norm())
-        s = self.scale * (top + lam) or 1.0
+        s = self.scale * (self._largest(index) + lam) or 1.0
         rng = index.context.rng("lissa/batches")
-        # By id, so that the order of the corpus carries no meaning.
-        by_id = np.argsort([e.id for e in index.train], kind="stable")
+        by_id = index.by_id()  # the order of the corpus carries no meaning
         h = v.clone()
         for _ in range(self.depth):
             chosen = None
             if self.batch is not None and self.batch < index.n_train:
                 chosen = by_id[rng.choice(index.n_train, self.batch, replace=False)]
-            h = v + h - (product(index, h, self.curvature, chosen) + lam * h) / s
-        if not bool(torch.isfinite(h).all()):
+            h = v + h - (index.product(h, chosen) + lam * h) / s
+        if not bool(torch.isfinite(h.float()).all()):
             raise MethodError(f"{self.name}: the series diverged", "Raise the scale or the batch")
         return h / s
+
+    def _largest(self, index: InverseIndex) -> float:
+        """The curvature's largest eigenvalue, from below."""
+        u, top = index.start("lissa/power")[None], 0.0
+        for _ in range(8):
+            u = index.product(u / u.norm().clamp_min(1e-30))
+            top = float(u.norm())
+        return top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,23 +336,22 @@ class Arnoldi(InverseMethod):
         if not 1 <= self.directions <= self.iterations:
             raise UsageError(f"{self.name}: directions must lie between 1 and iterations")
 
-    def build(self, context: Context, train: Sequence[Example]) -> StreamingIndex:
+    def build(self, context: Context, train: Sequence[Example]) -> InverseIndex:
         index = super().build(context, train)
         index.state |= self._leading(index)
         return index
 
-    def _leading(self, index: StreamingIndex) -> State:
+    def _leading(self, index: InverseIndex) -> State:
         import torch
 
-        d = index.engine.dim
-        steps = min(self.iterations, d)
-        basis = torch.zeros(steps, d, device=index.context.device)
-        w = torch.randn(d, generator=index.context.torch_generator("arnoldi")).to(basis)
-        basis[0] = w / w.norm()
+        steps = min(self.iterations, index.dim)
+        w = index.start("arnoldi")
+        basis = torch.zeros(steps, index.dim).to(w)
+        basis[0] = w / w.norm().clamp_min(1e-30)
         tri = np.zeros((steps, steps))
         used = steps
         for j in range(steps):
-            w = product(index, basis[j : j + 1], self.curvature)[0]
+            w = index.product(basis[j : j + 1])[0]
             tri[j, j] = float(w.double() @ basis[j].double())
             for _ in range(2):  # twice is enough to keep the basis orthogonal
                 w = w - basis[: j + 1].T @ (basis[: j + 1] @ w)
@@ -252,7 +367,7 @@ class Arnoldi(InverseMethod):
         kept = (chosen.T @ basis[:used]).cpu().numpy()  # [directions, dim]
         return {"values": values[order], "vectors": kept}
 
-    def solve(self, index: StreamingIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
+    def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
         vectors = torch.from_numpy(index.state["vectors"]).to(v)

@@ -49,6 +49,7 @@ class StreamingMethod(TDAMethod):
 
     family = "influence"
     copies: ClassVar[int] = 1  # query-sized vectors held while preconditioning
+    index_type: ClassVar[type[StreamingIndex]]
     grid = {"checkpoint": ("base", "warm")}
 
     pooling: str = "sum"
@@ -78,14 +79,14 @@ class StreamingMethod(TDAMethod):
 
     def build(self, context: Context, train: Sequence[Example]) -> StreamingIndex:
         state = self.fit(context, self.engine(context), train)
-        return StreamingIndex(self, context, list(train), state)
+        return self.index_type(self, context, list(train), state)
 
     def load(self, context: Context, path: Path) -> StreamingIndex:
         state, meta = read_arrays(path / "state.safetensors")
         if meta.get("method") != self.name or meta.get("version") != self.version:
             raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
         train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
-        return StreamingIndex(self, context, train, state)
+        return self.index_type(self, context, train, state)
 
 
 class StreamingIndex(Index):
@@ -105,13 +106,17 @@ class StreamingIndex(Index):
 
     def score(self, queries: Sequence[Example]) -> np.ndarray:
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
-        step = max(1, self.query_bytes // (4 * self.engine.dim * self.method.copies))
+        step = self.block(self.method.copies)
         for a in range(0, len(queries), step):
             gradients = self.gradients(queries[a : a + step])
             gradients = self.method.precondition(self, gradients)
             for index, block in self.products(gradients):
                 out[a : a + step, index] = block
         return self.finite(out)
+
+    def block(self, copies: int = 1) -> int:
+        """How many examples' whole gradients are held at a time, so many times over."""
+        return max(1, self.query_bytes // (4 * self.engine.dim * copies))
 
     def finite(self, scores: np.ndarray) -> np.ndarray:
         if not np.isfinite(scores).all():
@@ -138,8 +143,10 @@ class StreamingIndex(Index):
                 out[layer.name][index] = g[:, layer.columns].view(-1, layer.d_out, layer.d_in)
         return out
 
-    def products(self, gradients: Gradients) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(training indices [b], inner products [query, b]), one pass over the corpus."""
+    def products(
+        self, gradients: Gradients, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(training indices [b], inner products [query, b]), one pass from `first` to the end."""
         import torch
 
         from tdabench.api import Workspace, map_batches, per_example
@@ -158,13 +165,16 @@ class StreamingIndex(Index):
             self.engine.backward(batch, visit)
             return total
 
-        for index, total in map_batches(self.context, self.tokens, compute, what="scores"):
-            yield index, total.cpu().numpy()
+        for index, total in map_batches(self.context, self.tokens[first:], compute, what="scores"):
+            yield first + index, total.cpu().numpy()
 
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {"method": self.method.name, "version": self.method.version}
         write_arrays(path / "state.safetensors", self.state, meta | {"n_train": self.n_train})
         write_jsonl(path / "train.jsonl", self.train)
+
+
+StreamingMethod.index_type = StreamingIndex
 
 
 def squared_norms(

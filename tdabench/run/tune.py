@@ -23,8 +23,8 @@ from tdabench.method import Context, Index, TDAMethod
 from tdabench.run.suite import Suite, SuiteTarget, load_suite
 from tdabench.truth import Truth
 
-# Read when a query is answered: trying them needs no new index.
-QUERY_TIME = ("pooling", "temperature")
+# Of scores, not of indices: trying them needs no new scores even.
+POOLING = ("pooling", "temperature")
 
 # Softmax temperatures to try, as multiples of the standard deviation of the method's own scores:
 # scores have no common scale.
@@ -72,8 +72,9 @@ def tune(
     queries = suite.queries("tuning")
 
     trials = []
-    outer = {k: v for k, v in grid.items() if k not in QUERY_TIME}
-    inner = {k: v for k, v in grid.items() if k in QUERY_TIME}
+    inner = {k: v for k, v in grid.items() if k in POOLING}
+    late = {k: v for k, v in grid.items() if k in cls.query_time and k not in POOLING}
+    outer = {k: v for k, v in grid.items() if k not in inner and k not in late}
     for chosen in combinations(outer):
         with tempfile.TemporaryDirectory() as scratch:
             context = Context(
@@ -83,14 +84,24 @@ def tune(
                 device=device,
                 assets=suite.assets_for(target),
             )
-            try:
-                index = cls.from_params({**base, **chosen}).build(context, suite.train)
-                scored = list(_scored(index, queries, truth, inner))
-            except (TdabenchError, RuntimeError, ValueError) as e:
-                scored = [({}, float("nan"), str(e) or type(e).__name__)]
-        for extra, value, error in scored:
-            trials.append(Trial({**chosen, **extra}, value, error))
-            on_trial(trials[-1])
+            path = Path(scratch) / "index"
+            for later in combinations(late):
+                given = {**chosen, **later}
+                try:
+                    method = cls.from_params({**base, **given})
+                    if path.exists():  # the same index, read by a method with other parameters
+                        index = method.load(context, path)
+                    else:
+                        index = method.build(context, suite.train)
+                        if late:
+                            path.mkdir()
+                            index.save(path)
+                    scored = list(_scored(index, queries, truth, inner))
+                except (TdabenchError, RuntimeError, ValueError) as e:
+                    scored = [({}, float("nan"), str(e) or type(e).__name__)]
+                for extra, value, error in scored:
+                    trials.append(Trial({**given, **extra}, value, error))
+                    on_trial(trials[-1])
     return sorted(trials, key=lambda t: -t.lds if np.isfinite(t.lds) else np.inf)
 
 

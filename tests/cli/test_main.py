@@ -157,6 +157,7 @@ def test_doctor_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     assert rows["plugins"]["status"] == "ok"
     bad = tmp_path / "bad.py"
     bad.write_text("import not_there")
+    monkeypatch.setenv("COLUMNS", "300")  # paths of temporary folders are long
     assert main(["doctor", "--plugin", str(bad)]) == 1
     assert "No module named 'not_there'" in capsys.readouterr().out
 

@@ -44,7 +44,8 @@ def test_one_report(report, capsys):
     assert "400,000 ex" in lines[3]
 
 
-def test_verdicts(report, capsys):
+def test_verdicts(report, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # paths of temporary folders are long
     after = {
         ("trak", 200, "build"): (2.6, 0.1),  # clearly slower
         ("trak", 200, "query"): (0.012, 0.002),  # within the noise

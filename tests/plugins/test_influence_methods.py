@@ -17,7 +17,7 @@ from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, InverseMethod, LiSSA
 from tdabench_influence.streaming import StreamingIndex
 
-from tdabench.data.examples import Corpus
+from tdabench.data.examples import Corpus, Example
 from tdabench.errors import MethodError, UsageError
 from tdabench.groups import Groups
 from tdabench.method import Context, TDAMethod
@@ -230,6 +230,83 @@ def test_conjugate_gradient_equals_the_explicit_solution(
     assert not close(few, exact, 1e-2)
 
 
+@pytest.mark.parametrize("damping", [1e-2, 1.0, 100.0])
+def test_the_span_of_the_training_gradients_holds_all_that_solvers_need(
+    tiny_context: Context,
+    tiny_corpus: Corpus,
+    tiny_queries: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    damping: float,
+) -> None:
+    """With 30 examples and a repeated one, in weights and in the span, whole and in blocks."""
+    again = Example("again", tiny_corpus[4].prompt, tiny_corpus[4].response, tiny_corpus[4].task)
+    train = Corpus([*tiny_corpus[:30], again], "repeated")
+    at = (tiny_context, train, tiny_queries)
+    g, q = (gradients(tiny_context, c, TWO) for c in (train, tiny_queries))
+    settings: dict[str, Any] = {"layers": TWO, "damping": damping}
+    methods = [
+        Explicit(**settings),
+        ConjugateGradient(iterations=500, tolerance=1e-7, **settings),
+        ConjugateGradient(iterations=3, **settings),
+        LiSSA(depth=5, batch=8, **settings),
+    ]
+    monkeypatch.setattr(LiSSA, "_largest", lambda self, index: 1.0)  # found from a random start
+    index = methods[0].build(*at[:2])
+    assert index.state["rows"].shape == (31, 30)  # the repeated one adds no direction
+    whole = [score(m, *at) for m in methods]
+    assert close(whole[0], q @ fisher_inverse(g, damping) @ g.T)
+    assert close(whole[1], whole[0])
+    monkeypatch.setattr(StreamingIndex, "query_bytes", 4 * index.engine.dim * 7)
+    for got, want in zip([score(m, *at) for m in methods], whole):
+        assert close(got, want, 1e-5)
+    monkeypatch.setattr("tdabench_influence.inverse._LARGEST_GRAM", 0)
+    assert "rows" not in methods[0].build(*at[:2]).state
+    for got, want in zip([score(m, *at) for m in methods], whole):
+        assert close(got, want, 2e-4)
+
+
+def test_explicit_takes_any_number_of_weights(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    g, q = (gradients(tiny_context, c, ".") for c in (tiny_corpus, tiny_queries))
+    assert g.shape[1] > 20_000
+    gram, lam = g @ g.T, 0.1 * (g**2).sum() / g.shape[1]  # n lambda
+    want = len(g) * np.linalg.solve(gram + lam * np.eye(len(g)), g @ q.T).T
+    got = score(Explicit(layers="."), tiny_context, tiny_corpus, tiny_queries)
+    assert close(got, want, 1e-3)
+
+
+def test_a_gradient_that_is_not_finite_is_named(
+    tiny_context: Context, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = StreamingIndex.products
+
+    def spoiled(self, given, first=0):
+        for index, part in genuine(self, given, first):
+            part[7] = np.nan
+            yield index, part
+
+    monkeypatch.setattr(StreamingIndex, "products", spoiled)
+    with pytest.raises(MethodError, match="the gradient of 't007' is not finite"):
+        Explicit(layers=ONE).build(tiny_context, tiny_corpus)
+
+
+def test_a_saved_index_serves_every_damping(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
+) -> None:
+    for cls in tdabench_methods():
+        if "damping" not in cls.query_time:
+            continue
+        one, other = (dataclasses.replace(small(cls), damping=d) for d in (0.5, 50.0))
+        folder = tmp_path / cls.name
+        folder.mkdir()
+        one.build(tiny_context, tiny_corpus).save(folder)
+        got = other.load(tiny_context, folder).score(tiny_queries)
+        want = other.build(tiny_context, tiny_corpus).score(tiny_queries)
+        assert close(got, want, 1e-6), cls.name
+        assert not close(one.load(tiny_context, folder).score(tiny_queries), want, 0.1), cls.name
+
+
 def test_lissa_converges_to_the_explicit_solution(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
@@ -351,8 +428,9 @@ def test_hessian_that_is_not_positive_is_refused_by_cg(
 def test_explicit_refuses_large_models_and_singular_fishers(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
+    large = Explicit(layers=".", curvature="hessian")
     with pytest.raises(MethodError, match="Choose fewer layers"):
-        score(Explicit(layers="."), tiny_context, tiny_corpus, tiny_queries)
+        score(large, tiny_context, tiny_corpus, tiny_queries)
     with pytest.raises(MethodError, match="is singular"):
         score(Explicit(layers=ONE, damping=0.0), tiny_context, tiny_corpus, tiny_queries)
     with pytest.raises(UsageError, match="unknown curvature"):

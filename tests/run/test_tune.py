@@ -67,9 +67,23 @@ def test_a_combination_that_fails_is_kept_with_its_reason(suite_file):
     assert "no_such_layer" in trials[1].error
 
 
+def test_parameters_of_query_time_are_tried_on_one_index(suite_file, monkeypatch):
+    cls = plugins.registry().method("kfac").cls
+    built, genuine = [], cls.build
+    monkeypatch.setattr(cls, "build", lambda *a: built.append(a[0].damping) or genuine(*a))
+    grid = {"damping": [-1.0, 0.1, 10.0], "pooling": ["sum"]}
+    together = tune(str(suite_file), None, "kfac", grid)
+    assert built == [0.1]  # -1 is no damping, and builds nothing
+    assert "must not be negative" in together[-1].error
+    alone = [tune(str(suite_file), None, "kfac", grid | {"damping": [d]})[0] for d in (0.1, 10.0)]
+    assert sorted(t.lds for t in alone) == sorted(t.lds for t in together[:2])
+    assert alone[0].lds != alone[1].lds
+
+
 def test_every_bundled_method_has_a_grid_of_parameters_it_knows():
     for name, entry in plugins.registry().methods.items():
         assert set(default_grid(entry.cls)) <= set(entry.cls().params), name
+        assert set(entry.cls.query_time) <= set(entry.cls().params), name
 
 
 def test_without_a_tuning_truth_nothing_is_tuned(make_suite):
