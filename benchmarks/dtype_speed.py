@@ -28,8 +28,9 @@ import torch
 from tdabench.data.files import read_corpus
 from tdabench.method import Context
 from tdabench.stats import spearman_rows
+from tdabench.targets.batches import Tokens
 from tdabench.targets.source import open_model
-from tdabench.targets.target import Target, Tokens
+from tdabench.targets.target import Target
 from tdabench.targets.training import Recipe, finetune
 from tdabench.toolkit.gradients import GradientEngine
 

@@ -39,7 +39,8 @@ import torch
 from tdabench.data.examples import Corpus, Example
 from tdabench.method import Context
 from tdabench.run.suite import load_suite
-from tdabench.targets.target import SCRATCH, Batch, Target, example_losses, out_of_memory
+from tdabench.targets.batches import Batch, out_of_memory
+from tdabench.targets.target import SCRATCH, Target, example_losses
 from tdabench.toolkit.gradients import GradientEngine, select_layers
 
 Run = Callable[[], Any]
@@ -361,7 +362,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
     from kronfluence.task import Task
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    from tdabench.targets.target import pad
+    from tdabench.targets.batches import pad
 
     target = context.target
     tokens = target.tokenize(train)

@@ -29,7 +29,8 @@ from tdabench_airrep.encoder import Encoder, TextFormat
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
 
 from tdabench.method import Context
-from tdabench.targets.target import Target, Tokens, example_losses, pad
+from tdabench.targets.batches import Tokens, pad
+from tdabench.targets.target import Target, example_losses
 from tdabench.toolkit.gradients import GradientEngine
 from tdabench.toolkit.store import FeatureStore
 

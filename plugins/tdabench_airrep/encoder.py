@@ -13,8 +13,7 @@ and what a token attends to in `airrep_body`.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from tdabench.api import (
     UsageError,
     named_seed,
     no_bars,
-    out_of_memory,
+    over_batches,
     read_json,
     sha256_file,
 )
@@ -643,19 +642,6 @@ def fingerprint_of(folder: Path) -> str:
 # --------------------------------------------------------------------------- encoding
 
 
-def batches(
-    lengths: np.ndarray, tokens_a_batch: int, max_examples: int = 256
-) -> Iterator[np.ndarray]:
-    """Places of each batch: lengths descending, no batch wider than `tokens_a_batch` padded."""
-    order = np.argsort(-lengths, kind="stable")
-    a = 0
-    while a < len(order):
-        width = max(1, int(lengths[order[a]]))
-        b = a + max(1, min(max_examples, tokens_a_batch // width))
-        yield order[a:b]
-        a = b
-
-
 def padded(
     tokens: Sequence[Tokens], index: np.ndarray, device: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -689,26 +675,17 @@ def encode(
     """
     budget = tokens_a_batch or (2048 if encoder.device.type == "cpu" else 65_536)
     out = np.empty((len(examples), encoder.dim), dtype=np.float32)
-    done, most = 0, 256
-    with torch.inference_mode():
-        for a in range(0, len(examples), WINDOW):
-            tokens = encoder.tokenize(examples[a : a + WINDOW])
-            todo = deque(batches(np.array([len(t) for t in tokens]), budget))
-            while todo:
-                index = todo.popleft()
-                if len(index) > most:
-                    todo.extendleft((index[most:], index[:most]))
-                    continue
-                try:
-                    rows = encoder(*padded(tokens, index, encoder.device)).float().cpu()
-                except (RuntimeError, MemoryError) as e:
-                    if not out_of_memory(e) or len(index) == 1:
-                        raise
-                    most = len(index) // 2
-                    todo.appendleft(index)
-                    continue
-                out[a + index] = rows.numpy()
-                done += len(index)
-                if progress:
-                    progress("encode", done, len(examples))
+    done = 0
+    for a in range(0, len(examples), WINDOW):
+        tokens = encoder.tokenize(examples[a : a + WINDOW])
+
+        def compute(index: np.ndarray, tokens: Sequence[Tokens] = tokens) -> np.ndarray:
+            with torch.inference_mode():
+                return encoder(*padded(tokens, index, encoder.device)).float().cpu().numpy()
+
+        for index, rows in over_batches([len(t) for t in tokens], compute, budget):
+            out[a + index] = rows
+            done += len(index)
+            if progress:
+                progress("encode", done, len(examples))
     return out

@@ -23,12 +23,13 @@ from tdabench.api import (
     TdabenchError,
     Tokens,
     UsageError,
+    batch_places,
     fingerprint,
     named_seed,
     read_arrays,
     write_arrays,
 )
-from tdabench_airrep.encoder import Encoder, batches, padded
+from tdabench_airrep.encoder import Encoder, padded
 from tdabench_airrep.labels import Instance, Labels
 from tdabench_airrep.loss import group_scores, kernel_loss, ranking_loss
 from tdabench_airrep.recipe import TrainConfig
@@ -101,7 +102,7 @@ def embed(encoder: Encoder, tokens: Sequence[Tokens], chunk_tokens: int = CHUNK)
     """Embeddings without gradient, float32 [example, dim] on the CPU."""
     out = torch.empty(len(tokens), encoder.dim)
     with torch.no_grad():
-        for index in batches(np.array([len(t) for t in tokens]), chunk_tokens):
+        for index in batch_places([len(t) for t in tokens], chunk_tokens):
             out[index] = encoder(*padded(tokens, index, encoder.device)).float().cpu()
     return out
 
@@ -113,7 +114,7 @@ def cached_backward(
     chunk_tokens: int = CHUNK,
 ) -> None:
     """Adds d loss / d weights to the weights' `.grad`, given d loss / d embeddings."""
-    for index in batches(np.array([len(t) for t in tokens]), chunk_tokens):
+    for index in batch_places([len(t) for t in tokens], chunk_tokens):
         index = index[np.asarray(gradient[index].abs().sum(1) > 0)]
         if len(index):
             out = encoder(*padded(tokens, index, encoder.device))
@@ -520,7 +521,7 @@ def whiten_projection(
     """
     found = []
     with torch.no_grad():
-        for index in batches(np.array([len(t) for t in tokens]), 4096):
+        for index in batch_places([len(t) for t in tokens], 4096):
             found.append(encoder.mean_states(*padded(tokens, index, encoder.device)).cpu())
     states = torch.cat(found).double().numpy()  # [example, width]
     mean = states.mean(0)

@@ -107,30 +107,15 @@ def second_moments(
     context: Context, engine: GradientEngine, examples: Sequence[Example]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean x x^T [d_in, d_in] and mean delta delta^T [d_out, d_out] over tokens, a layer."""
-    import torch
-
-    from tdabench.api import Batch, Layer, map_batches, second_moment
-
-    # On the device: those of a large model are gigabytes a batch.
-    wide: Any = {"dtype": torch.float64, "device": context.device}
-    sums = {
-        layer.name: tuple(torch.zeros(d, d, **wide) for d in (layer.d_in, layer.d_out))
-        for layer in engine.layers
-    }
-
-    def compute(batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-        def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-            found[layer.name] = (second_moment(x, batch), second_moment(delta, batch))
-
-        engine.backward(batch, visit)
-        return found
+    from tdabench.api import layer_sums, second_moment
 
     tokens = context.target.tokenize(examples)
+    sums = layer_sums(
+        context,
+        engine,
+        tokens,
+        lambda layer, x, delta, batch: (second_moment(x, batch), second_moment(delta, batch)),
+        what="second moments",
+    )
     n = max(1, sum(len(t) for t in tokens))
-    for _, found in map_batches(context, tokens, compute, what="second moments"):
-        for name, parts in found.items():
-            for total, part in zip(sums[name], parts):
-                total += part.double() / n
-    return {name: (a.cpu().numpy(), s.cpu().numpy()) for name, (a, s) in sums.items()}
+    return {name: ((a / n).cpu().numpy(), (s / n).cpu().numpy()) for name, (a, s) in sums.items()}

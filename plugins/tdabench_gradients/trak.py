@@ -111,15 +111,14 @@ class TRAK(GradientMethod):
 
         from tdabench.api import token_losses
 
-        losses, rows = token_losses(model, batch)  # -log p of response tokens, and their rows
+        losses = token_losses(model, batch)  # -log p of the response tokens
         # log(p / (1 - p)); 1 - p = -expm1(-loss), kept from 0 where p rounds to 1.
         rest = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
         margins = -losses - rest.log()
-        zeros = torch.zeros(len(batch.input_ids), device=losses.device)
-        counts = batch.loss_mask.sum(1)
-        f = zeros.index_add(0, rows, margins)
-        weight = zeros.index_add(0, rows, rest.detach()) / counts
-        return (f / counts if self.reduction == "mean" else f), weight
+        f = batch.means(margins)
+        if self.reduction == "sum":
+            f = f * batch.loss_mask.sum(1)
+        return f, batch.means(rest.detach())
 
     # ------------------------------------------------------------------ curvature
 

@@ -84,13 +84,8 @@ class KFAC(StreamingMethod):
         moment: Callable[[Layer, torch.Tensor, torch.Tensor, Batch], Moments],
         what: str,
     ) -> dict[str, Moments]:
-        """Sums of `moment(layer, x, delta, batch)` over the corpus, float64, with Fisher gradients.
-
-        They stay on the device: those of a large model are gigabytes a batch.
-        """
-        import torch
-
-        from tdabench.api import map_batches
+        """`layer_sums` with the gradients of the Fisher."""
+        from tdabench.api import layer_sums
 
         tokens = context.target.tokenize(train)
         # One uniform number a response token, drawn by the id of its example: the label drawn for
@@ -98,27 +93,13 @@ class KFAC(StreamingMethod):
         uniform = [
             context.rng(f"fisher/{e.id}").random(len(t) - t.start) for e, t in zip(train, tokens)
         ]
-        sums: dict[str, Moments] = {}
 
-        def compute(batch: Batch) -> dict[str, Moments]:
-            found: dict[str, Moments] = {}
+        def drawn(model: Any, batch: Batch) -> torch.Tensor:
+            u = np.concatenate([uniform[i] for i in batch.index])
+            return self.drawn_losses(model, batch, u)
 
-            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                found[layer.name] = moment(layer, x, delta, batch)
-
-            if self.fisher == "empirical":
-                engine.backward(batch, visit)
-            else:
-                u = np.concatenate([uniform[i] for i in batch.index])
-                engine.backward(batch, visit, lambda model, b: self.drawn_losses(model, b, u))
-            return found
-
-        for _, found in map_batches(context, tokens, compute, what=what):
-            for name, parts in found.items():
-                if name not in sums:
-                    sums[name] = tuple(torch.zeros_like(p, dtype=torch.float64) for p in parts)
-                for total, p in zip(sums[name], parts):
-                    total.add_(p)
+        loss = drawn if self.fisher == "true" else None
+        sums = layer_sums(context, engine, tokens, moment, loss=loss, what=what)
         bad = [name for name, parts in sums.items() if not all(p.isfinite().all() for p in parts)]
         if bad:
             raise MethodError(
@@ -204,5 +185,4 @@ def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor
         u = torch.from_numpy(uniform).to(below).unsqueeze(1) * below[:, -1:]
         labels = torch.searchsorted(below, u).squeeze(1).clamp_max(logits.shape[1] - 1)
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    sums = torch.zeros(len(batch.input_ids), device=losses.device).index_add(0, batch.rows, losses)
-    return sums / batch.loss_mask.sum(1)
+    return batch.means(losses)

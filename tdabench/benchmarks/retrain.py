@@ -22,7 +22,8 @@ from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
 from tdabench.io import fingerprint, read_arrays, write_arrays
 from tdabench.method import named_seed
-from tdabench.targets.target import Target, Tokens
+from tdabench.targets.batches import Tokens
+from tdabench.targets.target import Target
 from tdabench.targets.training import Recipe, finetune
 
 if TYPE_CHECKING:

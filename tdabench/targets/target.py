@@ -27,6 +27,14 @@ from tdabench.io import (
     write_bytes,
 )
 from tdabench.method import named_seed
+from tdabench.targets.batches import (
+    Batch,
+    Tokens,
+    batch_places,
+    out_of_memory,
+    over_batches,
+    pad,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,73 +61,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 _WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own answer is many times as large
 
 SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One example as token ids; the response begins at `start` and is never empty."""
-
-    ids: np.ndarray  # int64 [length]
-    start: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples padded on the right. `index` gives their places in the sequence asked for."""
-
-    index: np.ndarray  # int64 [b]
-    input_ids: torch.Tensor  # int64 [b, t]
-    attention_mask: torch.Tensor  # int64 [b, t], 1 on real tokens
-    loss_mask: torch.Tensor  # bool [b, t - 1]: position t predicts a response token
-
-    def to(self, device: str) -> Batch:
-        moved = Batch(
-            self.index,
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.loss_mask.to(device),
-        )
-        # What depends on values is found before the move: asking a GPU would wait for it.
-        for name in ("places", "real_tokens", "padded_left"):
-            value = getattr(self, name)
-            moved.__dict__[name] = value.to(device) if hasattr(value, "to") else value
-        return moved
-
-    def numbered(self, index: np.ndarray) -> Batch:
-        """The same examples under other numbers."""
-        made = Batch(index, self.input_ids, self.attention_mask, self.loss_mask)
-        made.__dict__.update(self.__dict__ | {"index": index})  # with what was found before
-        return made
-
-    @cached_property
-    def places(self) -> torch.Tensor:
-        """Where among b * t each response token is predicted; it stands one further: [tokens]."""
-        rows, positions = self.loss_mask.nonzero(as_tuple=True)
-        return rows * self.input_ids.shape[1] + positions
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """The example of each response token, row after row: int64 [tokens]."""
-        return self.places // self.input_ids.shape[1]
-
-    @property
-    def gold(self) -> torch.Tensor:
-        """The response tokens, row after row: int64 [tokens]."""
-        return self.input_ids.flatten()[self.places + 1]
-
-    @cached_property
-    def real_tokens(self) -> torch.Tensor | None:
-        """Places among b * t of what is not padding: int64 [tokens]. None where there is none."""
-        places = self.attention_mask.flatten().nonzero().squeeze(1)
-        return None if len(places) == self.attention_mask.numel() else places
-
-    @cached_property
-    def padded_left(self) -> bool:
-        """Whether some example begins with padding."""
-        return not bool(self.attention_mask[:, 0].all())
 
 
 @dataclass(frozen=True)
@@ -375,13 +316,8 @@ class Target:
         self, tokens: Sequence[Tokens], tokens_a_batch: int = 4096, max_examples: int = 256
     ) -> Iterator[Batch]:
         """Batches of similar length, longest first, none wider than `tokens_a_batch` padded."""
-        order = np.argsort([-len(t) for t in tokens], kind="stable")
-        a = 0
-        while a < len(order):
-            width = len(tokens[order[a]])
-            b = a + max(1, min(max_examples, tokens_a_batch // max(1, width)))
-            yield pad(tokens, order[a:b], self.pad_id)
-            a = b
+        for index in batch_places([len(t) for t in tokens], tokens_a_batch, max_examples):
+            yield pad(tokens, index, self.pad_id)
 
     def losses(
         self, model: PreTrainedModel, tokens: Sequence[Tokens], tokens_a_batch: int = 8192
@@ -392,37 +328,20 @@ class Target:
         """
         import torch
 
-        out = np.full(len(tokens), np.nan, dtype=np.float32)
-        undone = np.ones(len(tokens), dtype=bool)
+        def compute(index: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                batch = pad(tokens, index, self.pad_id).to(str(model.device))
+                return example_losses(model, batch).cpu().numpy()
+
+        out = np.empty(len(tokens), dtype=np.float32)
         training = model.training
         model.eval()
         try:
-            while undone.any():
-                part = np.flatnonzero(undone)
-                for batch in self.batches([tokens[int(i)] for i in part], tokens_a_batch):
-                    try:
-                        with torch.inference_mode():
-                            losses = example_losses(model, batch.to(str(model.device))).cpu()
-                    except (RuntimeError, MemoryError) as e:
-                        if not out_of_memory(e) or len(batch.index) == 1:
-                            raise
-                        tokens_a_batch = batch.input_ids.numel() // 2
-                        break
-                    index = part[batch.index]
-                    out[index], undone[index] = losses.numpy(), False
+            for index, found in over_batches([len(t) for t in tokens], compute, tokens_a_batch):
+                out[index] = found
         finally:
             model.train(training)
         return out
-
-
-def out_of_memory(e: BaseException) -> bool:
-    """Whether an error says that memory ran out, the device's or the machine's."""
-    import torch
-
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(e).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
 def dtype_on(dtype: str, device: str, model: PreTrainedModel) -> torch.dtype:
@@ -496,24 +415,6 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def pad(tokens: Sequence[Tokens], index: np.ndarray, pad_id: int) -> Batch:
-    """The examples at `index`, padded on the right to the longest of them."""
-    import torch
-
-    width = max(len(tokens[i]) for i in index)
-    ids = np.full((len(index), width), pad_id, dtype=np.int64)
-    real = np.zeros((len(index), width), dtype=np.int64)
-    loss = np.zeros((len(index), width - 1), dtype=bool)
-    for row, i in enumerate(index):
-        t = tokens[i]
-        ids[row, : len(t)] = t.ids
-        real[row, : len(t)] = 1
-        loss[row, t.start - 1 : len(t) - 1] = True
-    return Batch(
-        np.asarray(index), torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(loss)
-    )
-
-
 def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Logits at the positions that predict response tokens, row after row: [tokens, vocabulary].
 
@@ -529,21 +430,18 @@ def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, batch.places))
 
 
-def token_losses(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of the response tokens, flat [tokens], and the batch row of each [tokens]."""
+def token_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Losses of the response tokens, row after row: [tokens]."""
     import torch
 
     logits = response_logits(model, batch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
-    losses = torch.nn.functional.cross_entropy(logits, batch.gold, reduction="none")
-    return losses, batch.rows
+    return torch.nn.functional.cross_entropy(logits, batch.gold, reduction="none")
 
 
 def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Mean response-token loss of each example, differentiable: [b]."""
-    losses, rows = token_losses(model, batch)
-    sums = losses.new_zeros(len(batch.input_ids)).index_add(0, rows, losses)
-    return sums / batch.loss_mask.sum(1)
+    return batch.means(token_losses(model, batch))
 
 
 def tied_head(model: PreTrainedModel) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.method import named_seed
+from tdabench.targets.batches import Tokens, out_of_memory, pad
 from tdabench.targets.lora import LoRA
-from tdabench.targets.target import Tokens, example_losses, out_of_memory, pad
+from tdabench.targets.target import example_losses
 
 if TYPE_CHECKING:
     import torch

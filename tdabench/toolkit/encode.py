@@ -13,7 +13,7 @@ import numpy as np
 
 from tdabench.data.examples import Example
 from tdabench.errors import UsageError
-from tdabench.targets.target import out_of_memory
+from tdabench.targets.batches import over_batches
 
 if TYPE_CHECKING:
     import torch
@@ -160,40 +160,30 @@ def _encode_ids(
         raise UsageError(f"unknown token pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
     budget = tokens_a_batch or TOKENS_A_BATCH.get(model.device.type, TOKENS_A_BATCH["cuda"])
     lengths = np.array([len(x) for x in ids], dtype=np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    order = order[lengths[order] > 0]
+    some = np.flatnonzero(lengths)  # a text without tokens has nothing to pool
+
+    def compute(places: np.ndarray) -> np.ndarray:
+        index = some[places]
+        width = int(lengths[index[0]])
+        padded = np.full((len(index), width), pad_id, dtype=np.int64)
+        for row, i in enumerate(index):
+            padded[row, : lengths[i]] = ids[i]
+        real = np.arange(width) < lengths[index, None]  # [b, t]
+        with torch.inference_mode():
+            hidden = _hidden(
+                model,
+                torch.from_numpy(padded).to(model.device),
+                torch.from_numpy(real.astype(np.int64)).to(model.device),
+                layer,
+            )
+            mask = torch.from_numpy(real).to(model.device)
+            return _pool(hidden.float(), mask, pooling).cpu().numpy()
+
     trained = model.training
     model.eval()
     try:
-        a = 0
-        while a < len(order):
-            width = int(lengths[order[a]])
-            index = order[a : a + max(1, min(max_examples, budget // width))]
-            padded = np.full((len(index), width), pad_id, dtype=np.int64)
-            for row, i in enumerate(index):
-                padded[row, : lengths[i]] = ids[i]
-            real = np.arange(width) < lengths[index, None]  # [b, t]
-            pooled = None
-            try:
-                with torch.inference_mode():
-                    hidden = _hidden(
-                        model,
-                        torch.from_numpy(padded).to(model.device),
-                        torch.from_numpy(real.astype(np.int64)).to(model.device),
-                        layer,
-                    )
-                    mask = torch.from_numpy(real).to(model.device)
-                    pooled = _pool(hidden.float(), mask, pooling).cpu().numpy()
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e) or len(index) == 1:
-                    raise
-            if pooled is None:
-                max_examples = len(index) // 2
-                if model.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            a += len(index)
-            yield index, pooled
+        for places, pooled in over_batches(lengths[some], compute, budget, max_examples):
+            yield some[places], pooled
     finally:
         model.train(trained)
 

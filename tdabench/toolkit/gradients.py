@@ -27,7 +27,8 @@ from tdabench.data.examples import Example
 from tdabench.errors import MethodError, UsageError, unknown
 from tdabench.io import fingerprint
 from tdabench.method import Context, Rows
-from tdabench.targets.target import Batch, Tokens, example_losses, out_of_memory
+from tdabench.targets.batches import Batch, Tokens, out_of_memory, over_batches, pad
+from tdabench.targets.target import example_losses
 from tdabench.toolkit.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -452,35 +453,71 @@ def map_batches(
     (padding included) suits the device unless given.
     """
     kind = context.device.partition(":")[0]
-    tokens_a_batch = tokens_a_batch or TOKENS_A_BATCH.get(kind, TOKENS_A_BATCH["cuda"])
-    undone = np.ones(len(tokens), dtype=bool)
-    while undone.any():
-        part = np.flatnonzero(undone)
-        for batch in context.target.batches(
-            [tokens[int(i)] for i in part], tokens_a_batch, max_examples
-        ):
-            index = part[batch.index]
-            try:
-                result = compute(batch.numbered(index).to(context.device))
-            except (RuntimeError, MemoryError) as e:
-                if not out_of_memory(e):
-                    raise
-                if len(index) == 1:
-                    raise MethodError(
-                        f"out of memory on one example of {len(tokens[int(index[0])])} tokens",
-                        "Lower the rank, choose fewer layers, or use a larger machine",
-                    ) from e
-                max_examples = len(index) // 2
-                done = len(tokens) - int(undone.sum())
-                context.progress(
-                    f"out of memory: batches of {what} halved to {max_examples}", done, len(tokens)
-                )
-                break
-            undone[index] = False
-            yield index, result
-            context.progress(what, len(tokens) - int(undone.sum()), len(tokens))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    budget = tokens_a_batch or TOKENS_A_BATCH.get(kind, TOKENS_A_BATCH["cuda"])
+    done = 0
+
+    def run(index: np.ndarray) -> Any:
+        batch = pad(tokens, index, context.target.pad_id).to(context.device)
+        try:
+            return compute(batch)
+        except (RuntimeError, MemoryError) as e:
+            if len(index) > 1 or not out_of_memory(e):
+                raise
+            raise MethodError(
+                f"out of memory on one example of {len(tokens[int(index[0])])} tokens",
+                "Lower the rank, choose fewer layers, or use a larger machine",
+            ) from e
+
+    def halved(most: int) -> None:
+        context.progress(f"out of memory: batches of {what} halved to {most}", done, len(tokens))
+
+    lengths = [len(t) for t in tokens]
+    for index, result in over_batches(lengths, run, budget, max_examples, halved):
+        yield index, result
+        done += len(index)
+        context.progress(what, done, len(tokens))
+
+
+Moment = Callable[[Layer, Tensor, Tensor, Batch], tuple[Tensor, ...]]
+
+
+def layer_sums(
+    context: Context,
+    engine: GradientEngine,
+    tokens: Sequence[Tokens],
+    moment: Moment,
+    *,
+    loss: Loss | None = None,
+    what: str = "moments",
+) -> dict[str, tuple[Tensor, ...]]:
+    """Sums over a corpus of `moment(layer, x, delta, batch)`, by the name of the layer: float64.
+
+    `x` and `delta` are as in `GradientEngine.backward`; `loss` is differentiated in place of the
+    engine's. Sums stay on the device, since those of a large model are gigabytes a batch. Without
+    any tokens there are none.
+    """
+    sums: dict[str, tuple[Tensor, ...]] = {}
+
+    def compute(batch: Batch) -> dict[str, tuple[Tensor, ...]]:
+        found: dict[str, tuple[Tensor, ...]] = {}
+
+        def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
+            parts = moment(layer, x, delta, batch)
+            if layer.name in found:  # a module used twice
+                parts = tuple(a + b for a, b in zip(found[layer.name], parts))
+            found[layer.name] = parts
+
+        engine.backward(batch, visit, loss)
+        return found
+
+    # Added up outside of `compute`: a batch that runs out of memory midway comes again.
+    for _, found in map_batches(context, tokens, compute, what=what):
+        for name, parts in found.items():
+            if name not in sums:
+                sums[name] = tuple(torch.zeros_like(p, dtype=torch.float64) for p in parts)
+            for total, part in zip(sums[name], parts):
+                total.add_(part)
+    return sums
 
 
 def _content(examples: Sequence[Example]) -> str:

@@ -25,7 +25,8 @@ import numpy as np
 from tdabench.data.examples import Corpus
 from tdabench.errors import MissingExtra, TdabenchError, UsageError
 from tdabench.io import write_bytes
-from tdabench.targets.target import Target, Tokens
+from tdabench.targets.batches import Tokens
+from tdabench.targets.target import Target
 from tdabench.targets.training import finetune
 from tdabench.truth.plan import TruthPlan, Unit
 

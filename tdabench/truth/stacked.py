@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdabench.errors import UsageError
-from tdabench.targets.target import SCRATCH, Target, Tokens
+from tdabench.targets.batches import Tokens
+from tdabench.targets.target import SCRATCH, Target
 from tdabench.targets.training import Recipe, batch_order, make_optimizer
 from tdabench.truth.engines import Outcomes, Result, Take, Trainer, one_thread
 from tdabench.truth.plan import TruthPlan, Unit
@@ -185,16 +186,13 @@ class _Stack:
 
     def losses(self, target: Target, tokens: Sequence[Tokens]) -> np.ndarray:
         """Mean response-token loss of each example under each model: float32 [k, n]."""
-        import torch
 
         out = np.empty((self.k, len(tokens)), dtype=np.float32)
         for batch in target.batches(tokens, max(512, 8192 // self.k)):
             b = batch.to(str(self.params[self.head].device))
             at, gold = (v.expand(self.k, -1) for v in (b.places, b.gold))
             found = self.token_losses(self.hidden(b.input_ids), at, gold)
-            sums = torch.zeros(self.k, len(b.input_ids), device=found.device)
-            means = sums.index_add(1, b.rows, found) / b.loss_mask.sum(1)
-            out[:, batch.index] = means.cpu().numpy()
+            out[:, batch.index] = b.means(found).cpu().numpy()
         return out
 
 

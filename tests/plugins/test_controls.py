@@ -65,7 +65,7 @@ def test_gradient_norm_equals_autograd(make_target, tiny_corpus, tmp_path, archi
     import torch
 
     from tdabench.api import example_losses
-    from tdabench.targets.target import pad
+    from tdabench.targets.batches import pad
     from tdabench.toolkit.gradients import select_layers
 
     target = make_target(architecture)

@@ -15,7 +15,8 @@ from tdabench_influence.streaming import StreamingMethod
 
 from tdabench.data.examples import Corpus
 from tdabench.method import Context
-from tdabench.targets.target import Batch, Target, example_losses, pad
+from tdabench.targets.batches import Batch, pad
+from tdabench.targets.target import Target, example_losses
 
 pytest.importorskip("kronfluence")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -6,8 +6,8 @@ import torch
 
 from tdabench.errors import UsageError
 from tdabench.targets import Recipe, example_losses, finetune
+from tdabench.targets.batches import pad
 from tdabench.targets.lora import LoRA
-from tdabench.targets.target import pad
 from tdabench.targets.training import batch_order, micro_batches
 
 PLAIN = {"lr": 1e-2, "epochs": 1, "batch_size": 12, "schedule": "constant", "clip": 0.0}

@@ -9,7 +9,8 @@ import torch
 from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.targets import Recipe, Target, example_losses, finetune
-from tdabench.targets.target import Batch, load_weights, pad, save_weights
+from tdabench.targets.batches import Batch, pad
+from tdabench.targets.target import load_weights, save_weights
 from tdabench.targets.training import batch_order, micro_batches
 
 

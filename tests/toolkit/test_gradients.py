@@ -12,7 +12,8 @@ import torch
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, UsageError
 from tdabench.method import Context
-from tdabench.targets.target import Batch, Target, example_losses
+from tdabench.targets.batches import Batch
+from tdabench.targets.target import Target, example_losses
 from tdabench.toolkit import gradients as G
 from tdabench.toolkit.gradients import GradientEngine, map_batches, stream_features
 from tdabench.toolkit.store import FeatureStore

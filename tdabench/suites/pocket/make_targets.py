@@ -25,7 +25,8 @@ import numpy as np
 from tdabench.data import read_jsonl
 from tdabench.io import write_json, write_text
 from tdabench.method import named_seed
-from tdabench.targets.target import TEMPLATES, Target, Tokens, save_weights
+from tdabench.targets.batches import Tokens
+from tdabench.targets.target import TEMPLATES, Target, save_weights
 from tdabench.targets.training import Recipe, finetune
 
 HERE = Path(__file__).parent
