@@ -24,7 +24,9 @@ def test_batches_are_of_similar_length_and_hold_everything_once() -> None:
     assert not list(batch_places([], 10))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("out of memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("out of memory")]
+)
 def test_a_batch_that_does_not_fit_is_halved_from_then_on(error: Exception) -> None:
     lengths = np.arange(30)
     told: list[int] = []
