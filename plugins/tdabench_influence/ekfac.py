@@ -163,7 +163,12 @@ class EKFAC(KFAC):
         def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor, _: Batch) -> Moments:
             x, delta = x.float(), delta.float()  # rotated in the precision of the eigenvectors
             g = per_example(rotated[layer.name], x, delta, workspace)  # [b, d_out, d_in]
-            return (g.square_().sum(0),)
+            total = torch.zeros_like(g[0])
+            if g.is_cuda:
+                return (torch.sum(g.square_(), 0, out=total),)
+            for one in g:  # each is read once, and the total stays in cache
+                total.addcmul_(one, one)
+            return (total,)
 
         sums = self._pass(context, engine, train, squares, "eigenvalues")
         for layer in engine.layers:

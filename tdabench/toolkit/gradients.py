@@ -41,6 +41,7 @@ Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 IN_MEMORY_BYTES = 512 << 20
 WINDOW = 65_536  # examples tokenised at a time
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16_384}  # a GPU is slow to start and quick to finish
+_STRIP = 128  # rows of a second moment at a time
 _WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # from torch 2.8 on
 
 
@@ -293,7 +294,17 @@ def second_moment(v: Tensor, batch: Batch) -> Tensor:
     flat = v.flatten(0, 1)
     if batch.real_tokens is not None and len(flat) == batch.input_ids.numel():
         flat = flat[batch.real_tokens]
-    return _outer(flat[None], flat[None])[0]
+    d = flat.shape[1]
+    if flat.is_cuda or d < 2 * _STRIP:
+        return _outer(flat[None], flat[None])[0]
+    # A processor is as fast on a strip of rows, and of a symmetric matrix half of them will do.
+    flat = flat.float()
+    out = flat.new_empty(d, d)
+    for a in range(0, d, _STRIP):
+        b = min(a + _STRIP, d)
+        out[a:b, a:] = flat[:, a:b].T @ flat[:, a:]
+        out[b:, a:b] = out[a:b, b:].T
+    return out
 
 
 def _outer(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
