@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         noise_ceiling,
         spearman_rows,
     )
-    from tdabench.targets.batches import Batch, Tokens, batch_places, over_batches
+    from tdabench.targets.batches import Batch, Tokens, batch_places, over_batches, pad
     from tdabench.targets.target import (
         Target,
         example_losses,
@@ -91,6 +91,7 @@ _LAZY = {
     "Tokens": "tdabench.targets.batches",
     "batch_places": "tdabench.targets.batches",
     "over_batches": "tdabench.targets.batches",
+    "pad": "tdabench.targets.batches",
     "Target": "tdabench.targets.target",
     "example_losses": "tdabench.targets.target",
     "no_bars": "tdabench.targets.target",
@@ -180,6 +181,7 @@ __all__ = [
     "no_bars",
     "noise_ceiling",
     "over_batches",
+    "pad",
     "per_example",
     "pool_scores",
     "pooled_hidden_states",

@@ -32,6 +32,7 @@ class BergsonGradDot(RepresentationMethod):
     family = "package"
     source = "package bergson 2.5"
     summary = "gradient inner products by the package bergson (extra)"
+    grid = {"unit_norm": (False, True), "checkpoint": ("base", "warm")}
 
     checkpoint: str = "base"
     layers: str | None = None

@@ -31,6 +31,7 @@ class PackageMethod(TDAMethod):
     """
 
     family = "package"
+    grid = {"checkpoint": ("base", "warm")}
 
     pooling: str = "sum"
     temperature: float = 1.0
@@ -94,15 +95,9 @@ def causal_mask(batch: Batch) -> torch.Tensor:
 
 def padded(context: Context, tokens: Sequence[Tokens]) -> Batch:
     """All of `tokens` in one batch, in their order."""
-    n, widest = len(tokens), max(len(t) for t in tokens)
-    (batch,) = context.target.batches(tokens, n * widest, n)
-    order = np.argsort(batch.index)
-    return type(batch)(
-        np.arange(n),
-        batch.input_ids[order],
-        batch.attention_mask[order],
-        batch.loss_mask[order],
-    )
+    from tdabench.api import pad
+
+    return pad(tokens, np.arange(len(tokens)), context.target.pad_id)
 
 
 def longest_first(tokens: Sequence[Tokens]) -> np.ndarray:

@@ -25,6 +25,7 @@ class DsDm(TRAK):
     """
 
     name = "dsdm"
+    version = 2
     source = "Engstrom et al. 2024, arXiv 2401.12926"
     summary = "TRAK on token losses with the raw Fisher"
 

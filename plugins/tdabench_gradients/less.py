@@ -40,6 +40,7 @@ class LESS(GradientMethod):
     """
 
     name = "less"
+    version = 2
     source = "Xia et al. 2024, arXiv 2402.04333"
     summary = "cosine of LoRA gradients and Adam updates along a warm-up"
 
@@ -155,6 +156,8 @@ class LESS(GradientMethod):
         """[example, epochs * dim']: unit rows of each epoch; training rows times eta_e."""
         import torch
 
+        from tdabench_gradients.sketch import SparseSketch
+
         engine = self.engine(context, state)
         sizes = [self.lora_rank * (layer.d_in + layer.d_out) for layer in engine.layers]
         total = sum(sizes)
@@ -162,9 +165,7 @@ class LESS(GradientMethod):
         sketch = None
         if total > dim:
             generator = context.torch_generator("less/sketch")
-            place = torch.randint(dim, (total,), generator=generator).to(context.device)
-            sign = torch.randint(2, (total,), generator=generator).float() * 2 - 1
-            sketch = (place, sign.to(context.device))
+            sketch = SparseSketch(total, dim, generator, context.device)
         epochs = [
             {
                 key: torch.from_numpy(v).to(context.device)
@@ -185,9 +186,8 @@ class LESS(GradientMethod):
                     v = _BETA2 * v + (1 - _BETA2) * g.square()
                     g = m / (v.sqrt() + _EPS)
                 if sketch is not None:
-                    g = torch.zeros(len(g), dim, device=g.device).index_add_(
-                        1, sketch[0], g * sketch[1]
-                    )
+                    whole, g = g, torch.zeros(len(g), dim, device=g.device)
+                    sketch.add(whole, g)
                 g = g / g.norm(dim=1, keepdim=True).clamp_min(1e-30)
                 parts.append(g * float(rates[e]) if role == "train" else g)
             return torch.cat(parts, dim=1)

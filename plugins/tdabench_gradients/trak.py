@@ -36,6 +36,7 @@ class TRAK(GradientMethod):
     """
 
     name = "trak"
+    version = 2
     source = "Park et al. 2023, arXiv 2303.14186"
     summary = "linearised-model attribution on sketched gradients"
     grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}

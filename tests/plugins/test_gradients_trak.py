@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tdabench_gradients import sketch as sketch_module
-from tdabench_gradients.sketch import Sketch
+from tdabench_gradients.sketch import Sketch, SparseSketch
 from tdabench_gradients.trak import TRAK
 from tdabench_gradients.traker import Traker
 
@@ -103,6 +103,25 @@ def test_sketches_keep_inner_products_in_expectation(tiny_context: Context, kind
     # Drawn from the seed: a second sketch, and one in another folder, are the same.
     Sketch(tiny_context, engine, 2000, kind).add(layer, g, again)  # type: ignore[arg-type]
     assert torch.equal(out, again)
+
+
+@pytest.mark.parametrize("n", [40, 333, 1024])  # fewer than sums, no multiple of them, a multiple
+def test_a_sparse_sketch_is_unbiased_and_as_exact_as_a_count_sketch(n: int) -> None:
+    dim, draws = 64, 3000
+    generator = torch.Generator().manual_seed(n)
+    x, y = torch.rand(2, n, generator=generator) + 0.1  # dense, and far from centred
+    x[:: n // 8] *= 10
+    found = []
+    for _ in range(draws):
+        out = torch.zeros(2, dim)
+        SparseSketch(n, dim, generator, "cpu").add(torch.stack([x, y]), out)
+        found.append(float(out[0] @ out[1]))
+    xy = float(x @ y)
+    others = float((x @ x) * (y @ y) + xy**2 - 2 * (x * x) @ (y * y))
+    # By independent places the variance is `others` / dim; evenly filled sums collide less.
+    worst = others / dim
+    assert np.mean(found) == pytest.approx(xy, abs=5 * (worst / draws) ** 0.5)
+    assert np.var(found) <= 1.15 * worst
 
 
 def test_scores_equal_the_formula_over_two_models(
