@@ -231,6 +231,7 @@ class ConjugateGradient(InverseMethod):
     name = "cg"
     source = "Koh & Liang 2017, arXiv 1703.04730; Martens 2010"
     summary = "influence by conjugate gradient"
+    query_time = ("damping", "iterations", "tolerance")
 
     iterations: int = 100
     tolerance: float = 1e-5
@@ -281,6 +282,8 @@ class LiSSA(InverseMethod):
     name = "lissa"
     source = "Agarwal et al. 2017, arXiv 1602.03943; Koh & Liang 2017, arXiv 1703.04730"
     summary = "influence by a truncated Neumann series"
+    grid = {"depth": (100, 1000), **InverseMethod.grid}
+    query_time = ("damping", "depth", "batch", "scale")
 
     depth: int = 100
     batch: int | None = 64
@@ -320,20 +323,23 @@ class LiSSA(InverseMethod):
 class Arnoldi(InverseMethod):
     """H^-1 restricted to the leading `directions` of a Krylov space (arXiv 2112.03052).
 
-    Lanczos from a random vector with full reorthogonalisation, `iterations` products; the Ritz
-    pairs largest in magnitude are kept, and scores are taken within their span only.
+    Lanczos from a random vector with full reorthogonalisation, `iterations` products (twice the
+    directions, if None); the Ritz pairs largest in magnitude are kept, and scores are taken within
+    their span only.
     """
 
     name = "arnoldi"
     source = "Schioppa et al. 2022, arXiv 2112.03052"
     summary = "influence within the leading eigenvectors of the curvature"
 
-    iterations: int = 60
+    grid = {"directions": (30, 300), **InverseMethod.grid}
+
+    iterations: int | None = None
     directions: int = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.directions <= self.iterations:
+        if not 1 <= self.directions <= (self.iterations or 2 * self.directions):
             raise UsageError(f"{self.name}: directions must lie between 1 and iterations")
 
     def build(self, context: Context, train: Sequence[Example]) -> InverseIndex:
@@ -344,7 +350,7 @@ class Arnoldi(InverseMethod):
     def _leading(self, index: InverseIndex) -> State:
         import torch
 
-        steps = min(self.iterations, index.dim)
+        steps = min(self.iterations or 2 * self.directions, index.dim)
         w = index.start("arnoldi")
         basis = torch.zeros(steps, index.dim).to(w)
         basis[0] = w / w.norm().clamp_min(1e-30)
