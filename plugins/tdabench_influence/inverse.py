@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class InverseMethod(StreamingMethod):
     version = 2
     index_type = InverseIndex
     grid = {"damping": (1.0, 10.0, 100.0, 1e3, 1e4), "checkpoint": ("base", "warm")}
-    query_time = ("damping",)
+    query_time: ClassVar[tuple[str, ...]] = ("damping",)
 
     curvature: Literal["fisher", "gauss-newton", "hessian"] = "fisher"
     damping: float = 0.1
