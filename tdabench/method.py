@@ -82,7 +82,9 @@ class TDAMethod(ABC):
     """A training-data-attribution method: subclass it as a frozen, keyword-only dataclass.
 
     Class variables: `name` (what users type), `version` (raise it whenever scores change),
-    `family` (for grouping in tables), `source` (paper), `summary` (one line).
+    `family` (for grouping in tables), `source` (paper), `summary` (one line). For `tdabench tune`:
+    `grid` (values worth trying, by parameter) and `query_time` (parameters that no part of an index
+    depends on: they are tried on one that was built once).
     `expected_failures` maps a law of the conformance kit that the method breaks to the reason.
     """
 
@@ -92,8 +94,8 @@ class TDAMethod(ABC):
     source: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
-    grid: ClassVar[Mapping[str, tuple]] = {}  # values worth trying, for `tdabench tune`
-    query_time: ClassVar[tuple[str, ...]] = ()  # parameters that no part of an index depends on
+    grid: ClassVar[Mapping[str, tuple]] = {}
+    query_time: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, context: Context, train: Sequence[Example]) -> Index:

@@ -435,6 +435,25 @@ def save_and_load_round_trip(case: Case) -> None:
     case.same(scores, case.group_scores, "score_groups after load", why)
 
 
+@law
+def query_time_parameters_leave_the_index(case: Case) -> None:
+    """An index serves every value of the parameters in `query_time`, as one built with it would."""
+    cls = type(case.method)
+    strange = sorted(set(cls.query_time) - set(case.method.params))
+    if strange:
+        raise LawBroken(f"`query_time` names {strange[0]}, which is no parameter")
+    folder = case.new_folder("index")
+    case.index.save(folder)
+    for name in cls.query_time:
+        now = case.method.params[name]
+        for value in [v for v in cls.grid.get(name, ()) if v != now][:1]:
+            other = cls(**case.method.params | {name: value})
+            got = other.load(case.context(), folder).score(case.queries)
+            want = other.build(case.context(), case.train).score(case.queries)
+            why = "Leave out of `query_time` what an index is built by."
+            case.same(got, want, f"{name}={value} on an index built with {now}", why)
+
+
 def _is_pickle(path: Path) -> bool:
     """By content: a pickle of protocol 2 and above, or an archive that holds one."""
     import zipfile

@@ -103,6 +103,17 @@ def offenders() -> dict[str, type]:
 
     found["shapes-and-finiteness"] = with_index(Nan)
 
+    @dataclass(frozen=True, kw_only=True)
+    class Late(Honest):
+        grid: ClassVar = {"width": (256, 64)}
+        query_time: ClassVar = ("width",)  # an index of 256 columns answers with 64?
+
+        def encode(self, context, examples, role):
+            rows = super().encode(context, examples, role)
+            return np.pad(rows, ((0, 0), (0, 256 - self.width)))
+
+    found["query-time-parameters-leave-the-index"] = Late
+
     class Smallest(Wrapped):
         def top_k(self, queries, k):
             values, ids = super().top_k(queries, k)
