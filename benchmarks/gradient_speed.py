@@ -340,8 +340,12 @@ def trak_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[st
             adapter._EXAMPLES_A_BATCH = kept
 
     sparse, dense = (TRAK(proj_dim=args.trak_dim, sketch=s) for s in ("sparse", "rademacher"))
+    sides = TRAK(proj_dim=args.trak_dim, rank=args.rank)
     return {
         "tdabench trak, sparse sketch": lambda: sparse.features(context, train, "train", {}),
+        f"tdabench trak, sides to {args.rank} first": lambda: sides.features(
+            context, train, "train", {}
+        ),
         "tdabench trak, dense sketch": lambda: dense.features(context, train, "train", {}),
         "traker, batches of 128": lambda: traker(128),
         "traker, batches of 32": lambda: traker(32),

@@ -81,7 +81,7 @@ class TRAK(GradientMethod):
         """A function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
         import torch
 
-        from tdabench.api import Layer, Workspace, per_example
+        from tdabench.api import Layer, Workspace, example_blocks
         from tdabench_gradients.sketch import Sketch
 
         engine = self.engine(context, {}, checkpoint=checkpoint)
@@ -99,7 +99,8 @@ class TRAK(GradientMethod):
                 return margin
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                sketch.add(layer, per_example(layer, x, delta, workspace).view(b, -1), phi)
+                for part, g in example_blocks(layer, x, delta, workspace):
+                    sketch.add(layer, g.flatten(1), phi[part])
 
             engine.backward(batch, visit, measured)
             return phi, weight[0]

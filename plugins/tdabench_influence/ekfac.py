@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -148,26 +148,23 @@ class EKFAC(KFAC):
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         import torch
 
-        from tdabench.api import Workspace, per_example
+        from tdabench.api import Workspace, example_blocks
 
         state = super().fit(context, engine, train)
         workspace = Workspace()
-        rotated = {}  # layers whose gradients come out in the eigenbasis
-        for layer in engine.layers:
-            q_a, q_s = (
-                torch.from_numpy(state[f"{q}.{layer.name}"]).to(context.device)
-                for q in ("q_a", "q_s")
-            )
-            rotated[layer.name] = replace(layer, p_in=q_a, p_out=q_s)
+        bases = {
+            key: torch.from_numpy(part).to(context.device)
+            for key, part in state.items()
+            if key.startswith("q_")
+        }
 
         def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor, _: Batch) -> Moments:
-            x, delta = x.float(), delta.float()  # rotated in the precision of the eigenvectors
-            g = per_example(rotated[layer.name], x, delta, workspace)  # [b, d_out, d_in]
-            total = torch.zeros_like(g[0])
-            if g.is_cuda:
-                return (torch.sum(g.square_(), 0, out=total),)
-            for one in g:  # each is read once, and the total stays in cache
-                total.addcmul_(one, one)
+            # Into the eigenbasis, in the precision of the eigenvectors.
+            x = x.float() @ bases[f"q_a.{layer.name}"]
+            delta = delta.float() @ bases[f"q_s.{layer.name}"]
+            total = x.new_zeros(layer.d_out, layer.d_in)
+            for _part, g in example_blocks(layer, x, delta, workspace):  # [., d_out, d_in]
+                total += g.square_().sum(0)
             return (total,)
 
         sums = self._pass(context, engine, train, squares, "eigenvalues")

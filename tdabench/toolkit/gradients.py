@@ -41,6 +41,7 @@ Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 IN_MEMORY_BYTES = 512 << 20
 WINDOW = 65_536  # examples tokenised at a time
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16_384}  # a GPU is slow to start and quick to finish
+_CACHED = 1 << 20  # bytes of gradients that stay in a processor's second cache
 _STRIP = 128  # rows of a second moment at a time
 _WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # from torch 2.8 on
 
@@ -287,6 +288,19 @@ def per_example(
     if workspace is None:
         return _outer(delta, x)
     return _outer(delta, x, workspace.empty(x, len(x), delta.shape[2], x.shape[2]))
+
+
+def example_blocks(
+    layer: Layer, x: Tensor, delta: Tensor, workspace: Workspace
+) -> Iterator[tuple[slice, Tensor]]:
+    """(places, `per_example` of them) a few examples at a time, void when the next are asked for.
+
+    What is done with each number once more is faster while a processor's cache still holds it.
+    """
+    step = len(x) if x.is_cuda else max(1, _CACHED // (4 * layer.dim))
+    for a in range(0, len(x), step):
+        part = slice(a, min(a + step, len(x)))
+        yield part, per_example(layer, x[part], delta[part], workspace)
 
 
 def second_moment(v: Tensor, batch: Batch) -> Tensor:
