@@ -675,7 +675,12 @@ def encode(
     """
     budget = tokens_a_batch or (2048 if encoder.device.type == "cpu" else 65_536)
     out = np.empty((len(examples), encoder.dim), dtype=np.float32)
-    done = 0
+    done, most = 0, 256
+
+    def halved(left: int) -> None:
+        nonlocal most
+        most = left
+
     for a in range(0, len(examples), WINDOW):
         tokens = encoder.tokenize(examples[a : a + WINDOW])
 
@@ -683,7 +688,7 @@ def encode(
             with torch.inference_mode():
                 return encoder(*padded(tokens, index, encoder.device)).float().cpu().numpy()
 
-        for index, rows in over_batches([len(t) for t in tokens], compute, budget):
+        for index, rows in over_batches([len(t) for t in tokens], compute, budget, most, halved):
             out[a + index] = rows
             done += len(index)
             if progress:

@@ -56,6 +56,11 @@ class InverseIndex(StreamingIndex):
     def dim(self) -> int:
         return self.state["rows"].shape[1] + 1 if "rows" in self.state else self.engine.dim
 
+    @property
+    def lam(self) -> float:
+        """What is added to every eigenvalue of the curvature."""
+        return self.method.damping * float(self.state["mean"][0])
+
     def product(self, v: torch.Tensor, chosen: np.ndarray | None = None) -> torch.Tensor:
         """C v of each row of v [k, dim], C of the training examples `chosen` (all if None)."""
         rows = self.rows
@@ -121,7 +126,7 @@ class InverseIndex(StreamingIndex):
                 s[:, index] = torch.from_numpy(part).to(s)
             v = s @ rows / values.clamp_min(1e-300)  # [query, r + 1]
             v[:, -1] = (sum(squares) - v.square().sum(1)).clamp_min(0).sqrt()
-            solved = self.method.solve(self, v, self.method.damping * float(self.state["mean"][0]))
+            solved = self.method.solve(self, v, self.lam)
             out[a : a + step] = (solved @ rows.T).cpu().numpy()
         return self.finite(out)
 
@@ -170,7 +175,7 @@ class InverseMethod(StreamingMethod):
 
         assert isinstance(index, InverseIndex)
         v = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)  # [query, dim]
-        solved = self.solve(index, v, self.damping * float(index.state["mean"][0]))
+        solved = self.solve(index, v, index.lam)
         return {
             layer.name: solved[:, layer.columns].reshape(-1, layer.d_out, layer.d_in)
             for layer in index.engine.layers

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tdabench.api import Context, DataError, Example, UsageError, read_arrays, read_jsonl
+from tdabench.api import Context, Example, UsageError
 from tdabench_influence.ekfac import EKFAC, _drawn_losses
 from tdabench_influence.recipe import Followed
 from tdabench_influence.streaming import Gradients, State, StreamingIndex, StreamingMethod
@@ -19,6 +18,44 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch, GradientEngine
     from tdabench_influence.training import Run
+
+
+class SourceIndex(StreamingIndex):
+    """Weights in the middle of each segment and at the end, and each segment's curvature."""
+
+    method: SOURCE
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        out = np.zeros((len(queries), self.n_train), dtype=np.float32)
+        engines = [
+            self.method.engine_at(self.context, self.state[f"{i}.theta"])
+            for i in range(self.method.segments)
+        ]
+        end = self.method.engine_at(self.context, self.state["end.theta"])
+        step = self.block(copies=2)
+        for a in range(0, len(queries), step):
+            self.engine = end
+            carried = self.gradients(queries[a : a + step])
+            for i in reversed(range(self.method.segments)):
+                self.engine = engines[i]
+                pushed, carried = self._segment(i, carried)
+                for index, block in self.products(pushed):
+                    out[a : a + step, index] += block
+        return self.finite(out / max(1.0, self.method.share * self.n_train))
+
+    def _segment(self, i: int, gradients: Gradients) -> tuple[Gradients, Gradients]:
+        """(F g, S g) of each layer in segment i."""
+        import torch
+
+        pushed, carried = {}, {}
+        for layer, t in zip(self.engine.layers, self.state[f"{i}.t"]):
+            parts = (self.state[f"{i}.{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
+            q_a, q_s, values = (torch.from_numpy(p).to(self.context.device) for p in parts)
+            g = q_s.T @ gradients[layer.name] @ q_a  # [query, d_out, d_in] in the eigenbasis
+            f, s = responses(values.double(), float(t))
+            pushed[layer.name] = q_s @ (g * f.to(g)) @ q_a.T
+            carried[layer.name] = q_s @ (g * s.to(g)) @ q_a.T
+        return pushed, carried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +85,7 @@ class SOURCE(Followed, StreamingMethod):
     source = "Bae et al. 2024, arXiv 2405.12186"
     summary = "unrolled differentiation in segments, with EK-FAC curvature"
     grid = {"share": (1.0, 0.25), "time": (1.0, 100.0)}
+    index_type = SourceIndex
 
     segments: int = 3
     time: float = 1.0
@@ -130,51 +168,6 @@ class SOURCE(Followed, StreamingMethod):
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
         raise UsageError(f"{self.name} has a curvature for each segment", "Call score instead")
-
-    def load(self, context: Context, path: Path) -> SourceIndex:
-        state, meta = read_arrays(path / "state.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
-        train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
-        return SourceIndex(self, context, train, state)
-
-
-class SourceIndex(StreamingIndex):
-    """Weights in the middle of each segment and at the end, and each segment's curvature."""
-
-    method: SOURCE
-
-    def score(self, queries: Sequence[Example]) -> np.ndarray:
-        out = np.zeros((len(queries), self.n_train), dtype=np.float32)
-        engines = [
-            self.method.engine_at(self.context, self.state[f"{i}.theta"])
-            for i in range(self.method.segments)
-        ]
-        end = self.method.engine_at(self.context, self.state["end.theta"])
-        step = max(1, self.query_bytes // (4 * end.dim * 2))
-        for a in range(0, len(queries), step):
-            self.engine = end
-            carried = self.gradients(queries[a : a + step])
-            for i in reversed(range(self.method.segments)):
-                self.engine = engines[i]
-                pushed, carried = self._segment(i, carried)
-                for index, block in self.products(pushed):
-                    out[a : a + step, index] += block
-        return self.finite(out / max(1.0, self.method.share * self.n_train))
-
-    def _segment(self, i: int, gradients: Gradients) -> tuple[Gradients, Gradients]:
-        """(F g, S g) of each layer in segment i."""
-        import torch
-
-        pushed, carried = {}, {}
-        for layer, t in zip(self.engine.layers, self.state[f"{i}.t"]):
-            parts = (self.state[f"{i}.{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
-            q_a, q_s, values = (torch.from_numpy(p).to(self.context.device) for p in parts)
-            g = q_s.T @ gradients[layer.name] @ q_a  # [query, d_out, d_in] in the eigenbasis
-            f, s = responses(values.double(), float(t))
-            pushed[layer.name] = q_s @ (g * f.to(g)) @ q_a.T
-            carried[layer.name] = q_s @ (g * s.to(g)) @ q_a.T
-        return pushed, carried
 
 
 def responses(values: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:

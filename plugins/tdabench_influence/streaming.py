@@ -38,57 +38,6 @@ State = dict[str, np.ndarray]
 Gradients = dict[str, "torch.Tensor"]  # layer name -> [query, d_out, d_in]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamingMethod(TDAMethod):
-    """score(q, z) = g_q^T H^-1 g_z with whole gradients g of the linear layers.
-
-    checkpoint  checkpoint of the target at which gradients and curvature are taken
-    layers      regular expression searched in layer names (all but the output head if None)
-    bias        include the gradients of biases
-    """
-
-    family = "influence"
-    copies: ClassVar[int] = 1  # query-sized vectors held while preconditioning
-    index_type: ClassVar[type[StreamingIndex]]
-    grid = {"checkpoint": ("base", "warm")}
-
-    pooling: str = "sum"
-    temperature: float = 1.0
-    checkpoint: str = "base"
-    layers: str | None = None
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        check_pooling(self.name, self.pooling, self.temperature)
-
-    @abstractmethod
-    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
-        """The curvature of the training corpus."""
-
-    @abstractmethod
-    def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
-        """H^-1 g of each query; may overwrite `gradients`."""
-
-    # ------------------------------------------------------------------ the rest
-
-    def engine(self, context: Context) -> GradientEngine:
-        from tdabench.api import GradientEngine
-
-        model = context.target.model(self.checkpoint, context.device)
-        return GradientEngine(model, layers=self.layers, bias=self.bias)
-
-    def build(self, context: Context, train: Sequence[Example]) -> StreamingIndex:
-        state = self.fit(context, self.engine(context), train)
-        return self.index_type(self, context, list(train), state)
-
-    def load(self, context: Context, path: Path) -> StreamingIndex:
-        state, meta = read_arrays(path / "state.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
-        train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
-        return self.index_type(self, context, train, state)
-
-
 class StreamingIndex(Index):
     """The training corpus, the curvature, and passes over the former."""
 
@@ -174,7 +123,55 @@ class StreamingIndex(Index):
         write_jsonl(path / "train.jsonl", self.train)
 
 
-StreamingMethod.index_type = StreamingIndex
+@dataclass(frozen=True, kw_only=True)
+class StreamingMethod(TDAMethod):
+    """score(q, z) = g_q^T H^-1 g_z with whole gradients g of the linear layers.
+
+    checkpoint  checkpoint of the target at which gradients and curvature are taken
+    layers      regular expression searched in layer names (all but the output head if None)
+    bias        include the gradients of biases
+    """
+
+    family = "influence"
+    copies: ClassVar[int] = 1  # query-sized vectors held while preconditioning
+    index_type: ClassVar[type[StreamingIndex]] = StreamingIndex
+    grid = {"checkpoint": ("base", "warm")}
+
+    pooling: str = "sum"
+    temperature: float = 1.0
+    checkpoint: str = "base"
+    layers: str | None = None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_pooling(self.name, self.pooling, self.temperature)
+
+    @abstractmethod
+    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        """The curvature of the training corpus."""
+
+    @abstractmethod
+    def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
+        """H^-1 g of each query; may overwrite `gradients`."""
+
+    # ------------------------------------------------------------------ the rest
+
+    def engine(self, context: Context) -> GradientEngine:
+        from tdabench.api import GradientEngine
+
+        model = context.target.model(self.checkpoint, context.device)
+        return GradientEngine(model, layers=self.layers, bias=self.bias)
+
+    def build(self, context: Context, train: Sequence[Example]) -> StreamingIndex:
+        state = self.fit(context, self.engine(context), train)
+        return self.index_type(self, context, list(train), state)
+
+    def load(self, context: Context, path: Path) -> StreamingIndex:
+        state, meta = read_arrays(path / "state.safetensors")
+        if meta.get("method") != self.name or meta.get("version") != self.version:
+            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
+        return self.index_type(self, context, train, state)
 
 
 def squared_norms(

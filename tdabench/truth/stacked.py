@@ -186,7 +186,6 @@ class _Stack:
 
     def losses(self, target: Target, tokens: Sequence[Tokens]) -> np.ndarray:
         """Mean response-token loss of each example under each model: float32 [k, n]."""
-
         out = np.empty((self.k, len(tokens)), dtype=np.float32)
         for batch in target.batches(tokens, max(512, 8192 // self.k)):
             b = batch.to(str(self.params[self.head].device))
