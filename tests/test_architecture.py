@@ -91,9 +91,8 @@ def test_every_bundled_plugin_is_registered_as_a_stranger_would():
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_arrows_between_rooms_point_one_way(room: str):
-    scripts = [p for p in sources(HARNESS / room) if p.name.startswith("make_")]
     for path in sources(HARNESS / room):
-        for module, line in imports(path) if path not in scripts else ():
+        for module, line in imports(path):
             parts = module.split(".")
             if parts[0] != "tdabench" or len(parts) < 2:
                 continue
@@ -133,8 +132,6 @@ def test_nothing_is_pickled(folder: Path):
 def test_whatever_transformers_loads_is_told_to_run_no_code(folder: Path):
     """Left unsaid, `trust_remote_code` asks at a terminal and weights may be a pickle."""
     for path in sources(folder):
-        if path.name.startswith("make_"):
-            continue  # scripts that build pocket's own files
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
                 said = {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -150,12 +147,11 @@ def test_whatever_transformers_loads_is_told_to_run_no_code(folder: Path):
 def test_nothing_seeds_the_global_generators(folder: Path):
     """Every draw comes from a named seed.
 
-    run/meter.py and testing/watch.py seed them to notice who draws; make_*.py are scripts with
-    a process of their own.
+    run/meter.py and testing/watch.py seed them to notice who draws.
     """
     watchers = (HARNESS / "run" / "meter.py", HARNESS / "testing" / "watch.py")
     for path in sources(folder):
-        if path in watchers or path.name.startswith("make_"):
+        if path in watchers:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

@@ -9,8 +9,8 @@ import pytest
 
 import tdabench
 from tdabench.data import Corpus, read_jsonl
-from tdabench.suites.pocket.make_planted import BUILDERS
 from tdabench.truth.plan import check_disjoint
+from tools.pocket.make_planted import BUILDERS
 
 PLANTED = Path(tdabench.__file__).parent / "suites" / "pocket" / "planted"
 

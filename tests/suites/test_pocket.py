@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,22 +9,23 @@ from tdabench import stats
 from tdabench.cli.truth import draw
 from tdabench.errors import DataError
 from tdabench.run.suite import load_suite
-from tdabench.suites.pocket import make_hashes, make_targets
 from tdabench.targets import Recipe
 from tdabench.truth import Truth, check_disjoint
 from tdabench.truth.verify import verify_truth
+from tools.pocket import SUITE as POCKET
+from tools.pocket import make_hashes, make_targets
 
 SUITE = load_suite("pocket")
 TRUTHS = [(t.label, name) for t in SUITE.targets for name in t.plans]
 
 
 def test_the_whole_suite_is_small():
-    size = sum(p.stat().st_size for p in Path(make_hashes.HERE).rglob("*") if p.is_file())
+    size = sum(p.stat().st_size for p in POCKET.rglob("*") if p.is_file())
     assert size < 25_000_000
 
 
 def test_the_declared_hashes_are_those_of_the_files():
-    text = (make_hashes.HERE / "suite.toml").read_text()
+    text = (POCKET / "suite.toml").read_text()
     assert make_hashes.hashed(text) == text
 
 
@@ -138,7 +137,7 @@ def test_an_altered_asset_is_one_clear_line(tmp_path):
     import shutil
 
     folder = tmp_path / "pocket"
-    shutil.copytree(make_hashes.HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(POCKET, folder)
     path = folder / "truth" / "instruct-lds.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tdabench.suites.pocket import make_corpus
-from tdabench.suites.pocket.templates import DOMAINS, TEMPLATES
+from tools.pocket import SUITE, make_corpus
+from tools.pocket.templates import DOMAINS, TEMPLATES
 
-FOLDER = Path(make_corpus.__file__).parent
-PATH = FOLDER / make_corpus.CORPUS_NAME
+PATH = SUITE / make_corpus.CORPUS_NAME
 POOL_LIKE = ("pretrain_instruct", "warmup", "labels_pool", "pool")
 
 
@@ -198,10 +197,16 @@ def test_rule_made_answers_are_right(rows: list[dict[str, str]]) -> None:
 
 
 def test_sources_names_every_package_and_version() -> None:
-    text = (FOLDER / "SOURCES.md").read_text(encoding="utf-8").casefold()
+    text = (SUITE / "SOURCES.md").read_text(encoding="utf-8").casefold()
     for package, version in make_corpus.PACKAGES.items():
         assert f"| {package} | {version} |" in text, package
     assert make_corpus.INSTALL in text
+
+
+def test_the_requirements_are_the_packages_that_the_builder_checks() -> None:
+    lines = (Path(make_corpus.__file__).parent / "requirements.txt").read_text().splitlines()
+    pinned = {line for line in lines if not line.startswith("#")}
+    assert pinned == {f"{name}=={version}" for name, version in make_corpus.PACKAGES.items()}
 
 
 def test_missing_package_is_one_clear_line(

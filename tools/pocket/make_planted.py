@@ -1,6 +1,6 @@
 """Rebuilds the planted corpora of the suite pocket: facts to trace, noise to find.
 
-    python -m tdabench.suites.pocket.make_planted [--out FOLDER | --check]
+    python -m tools.pocket.make_planted [--corpus FILE] [--out FOLDER] [--check]
 
 Both are cut from corpus.jsonl.gz by named seeds and hold the splits `pool` and `queries`.
 docs/benchmarks/tracing.md and noise.md say what they are for.
@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from tdabench.data import Corpus, Example, read_jsonl
+from tdabench.data import Example, read_jsonl
 from tdabench.io import write_bytes
 from tdabench.method import named_seed
+from tools.pocket import CORPUS, SUITE
+from tools.pocket.make_corpus import compress
 
-HERE = Path(__file__).parent
 Row = dict[str, Any]
 
 LONGEST = 190  # characters of a text: at most 126 tokens, within the target's 128
 TRACED = 100  # queries
-DECOYS = 2  # mined, a query
+DECOYS = 2  # mined, per query
 TEXTS = 1500
 
 # Made decoys hold the question's own words, and its answer's or a wrong answer, and state
@@ -37,14 +38,14 @@ MADE = (
 )
 
 
-def tracing() -> list[Row]:
+def tracing(corpus: Path = CORPUS) -> list[Row]:
     """Pretraining texts that state facts in passing, and test questions that ask for them.
 
     For each question there are decoys: the texts that share most words with question and
     answer, weighted by rarity, without stating the fact, and those that `MADE` makes.
     """
-    texts = [e for e in _read("pretrain_text") if len(e.text) <= LONGEST]
-    questions = _read("test")
+    texts = [e for e in read_jsonl(corpus, "pretrain_text") if len(e.text) <= LONGEST]
+    questions = read_jsonl(corpus, "test")
     rng = _rng("tracing")
     stated = [set(e.meta["fact"].split()) for e in texts]
     by_fact: dict[str, list[int]] = {}
@@ -114,10 +115,10 @@ RUDE_QUERIES = (
 )
 
 
-def noise() -> list[Row]:
+def noise(corpus: Path = CORPUS) -> list[Row]:
     """Pool examples of which some have another's answer or a rude tone; queries of both sorts."""
     rng = _rng("noise")
-    pool = [e for e in _read("pool") if len(e.response) <= 60]
+    pool = [e for e in read_jsonl(corpus, "pool") if len(e.response) <= 60]
     order = [pool[i] for i in rng.permutation(len(pool))]
     clean, rest = order[:CLEAN], order[CLEAN:]
     wrong, rest = rest[:WRONG], rest[WRONG:]
@@ -136,7 +137,7 @@ def noise() -> list[Row]:
     made = [made[i] for i in rng.permutation(len(made))]
     rows = [_row(e, f"noise-{n:04d}", "pool", **meta) for n, (e, meta) in enumerate(made)]
 
-    test, tuning = _read("test"), _read("tuning")
+    test, tuning = read_jsonl(corpus, "test"), read_jsonl(corpus, "tuning")
     asked: list[tuple[Example, dict[str, str]]] = [
         (test[i], {}) for i in sorted(rng.permutation(len(test))[:CLEAN_QUERIES].tolist())
     ]
@@ -152,10 +153,6 @@ def _styled(e: Example, forms: tuple[str, ...], rng: np.random.Generator) -> Exa
 
 def _answer(e: Example, response: str) -> Example:
     return Example(e.id, e.prompt, response, e.task, e.meta)
-
-
-def _read(split: str) -> Corpus:
-    return read_jsonl(HERE / "corpus.jsonl.gz", split)
 
 
 def _rng(name: str) -> np.random.Generator:
@@ -175,8 +172,6 @@ def _row(e: Example, id: str, split: str, **meta: str) -> Row:
 
 
 def content(rows: list[Row]) -> bytes:
-    from tdabench.suites.pocket.make_corpus import compress
-
     lines = [json.dumps(r, ensure_ascii=False, sort_keys=True) for r in rows]
     return compress(("\n".join(lines) + "\n").encode())
 
@@ -186,15 +181,16 @@ BUILDERS = {"tracing": tracing, "noise": noise}
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tdabench.suites.pocket.make_planted",
+        prog="python -m tools.pocket.make_planted",
         description="Rebuild the planted corpora of the suite pocket, or check the shipped ones.",
     )
-    parser.add_argument("--out", type=Path, default=HERE / "planted", help="folder to write into")
-    parser.add_argument("--check", action="store_true", help="compare with what is shipped")
+    parser.add_argument("--out", type=Path, default=SUITE / "planted", help="folder to write into")
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="what to cut them from")
+    parser.add_argument("--check", action="store_true", help="compare with the files in --out")
     options = parser.parse_args()
     for name, build in BUILDERS.items():
         path = options.out / f"{name}.jsonl.gz"
-        rows = build()
+        rows = build(options.corpus)
         if options.check:
             shipped = read_jsonl(path)
             rebuilt = [(r["id"], r["prompt"], r["response"]) for r in rows]

@@ -1,7 +1,7 @@
 """Makes the pocket targets: tokenizer, base checkpoints by pretraining, warmed-up checkpoints.
 
-    python -m tdabench.suites.pocket.make_targets instruct continued [--out DIR]
-    python -m tdabench.suites.pocket.make_targets llama gpt2 neox large
+    python -m tools.pocket.make_targets instruct continued [--out DIR]
+    python -m tools.pocket.make_targets llama gpt2 neox large
 
 A regime is what the base model has seen before fine-tuning. `instruct`: declarative text only,
 never the instruction format (the paper's setting). `continued`: the same text plus examples in
@@ -28,9 +28,8 @@ from tdabench.method import named_seed
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import TEMPLATES, Target, save_weights
 from tdabench.targets.training import Recipe, finetune
+from tools.pocket import CORPUS, SUITE
 
-HERE = Path(__file__).parent
-CORPUS = HERE / "corpus.jsonl.gz"
 VOCABULARY = 1024
 CONTEXT = 128
 
@@ -88,7 +87,7 @@ class Pretraining:
     architecture: dict[str, Any]
     regime: str = "instruct"
     warm: bool = False  # whether a warmed-up checkpoint is made, too
-    instruct_share: int = 0  # how many times the pretrain_instruct split is seen an epoch
+    instruct_share: int = 0  # how many times the pretrain_instruct split is seen per epoch
     epochs: int = 4
     batch_rows: int = 16
     lr: float = 2e-3
@@ -245,7 +244,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("labels", nargs="+", choices=sorted(TARGETS))
-    parser.add_argument("--out", type=Path, default=HERE / "targets")
+    parser.add_argument("--out", type=Path, default=SUITE / "targets")
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     args = parser.parse_args()
     torch.set_num_threads(1)

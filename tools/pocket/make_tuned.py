@@ -1,6 +1,6 @@
 """Chooses every method's parameters on pocket's tuning truth and writes them into suite.toml.
 
-    python -m tdabench.suites.pocket.make_tuned [--target instruct] [METHOD …]
+    python -m tools.pocket.make_tuned [--suite FOLDER] [--target instruct] [METHOD …]
 
 Each method tries its own grid (`TDAMethod.grid`, poolings and temperatures) by `tdabench tune`. The
 test queries and the test truth are not opened.
@@ -18,11 +18,11 @@ from tdabench import plugins
 from tdabench.io import write_text
 from tdabench.run.suite import load_suite
 from tdabench.run.tune import default_grid, tune
-from tdabench.suites.pocket.make_hashes import MARK
+from tools.pocket import SUITE
+from tools.pocket.make_hashes import MARK
 
-HERE = Path(__file__).parent
 LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "embedding")
-HEAD = "# Chosen on the tuning truth: python -m tdabench.suites.pocket.make_tuned\n"
+HEAD = "# Chosen on the tuning truth: python -m tools.pocket.make_tuned\n"
 
 
 def toml(value: Any) -> str:
@@ -53,8 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--target", action="append", help="Default: every target.")
+    parser.add_argument("--suite", type=Path, default=SUITE, help="Folder of the suite.")
     args = parser.parse_args()
-    path = HERE / "suite.toml"
+    path = args.suite / "suite.toml"
     suite = load_suite(path)
     registry = plugins.registry()
     names = args.methods or [m for m in registry.methods if m not in LEFT_ALONE]
