@@ -2,10 +2,10 @@
 
 python docs/tables.py RUN [RUN …]
 
-Pages: methods/fidelity.md, benchmarks/loo.md, removal.md, selection.md. Of several good records of
-one method, target and benchmark that of the last folder counts, and in a folder the latest. Times
-are those of the processor, which other work on the machine distorts least. A page whose benchmark
-is in none of the runs stays as it is.
+Pages: methods/fidelity.md, benchmarks/loo.md, removal.md, selection.md. If a method, target and
+benchmark have several successful records, the record in the last folder counts, and within a folder
+the latest. Times are processor times, which other work on the machine distorts least. A page whose
+benchmark is not in any of the runs stays as it is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def interval(metric: dict[str, float], digits: int = 3) -> str:
 
 
 def markdown(header: str, rows: Iterable[list[str]], numbers: int = 0) -> list[str]:
-    """Lines of a table; its last `numbers` columns are set to the right."""
+    """Lines of a table whose last `numbers` columns are right-aligned."""
     names = header.split(" | ")
     rules = ["---"] * (len(names) - numbers) + ["--:"] * numbers
     return [
@@ -68,7 +68,7 @@ def fidelity(found: Records) -> list[str]:
     for target in sorted({t for t, _ in found}, key=lambda t: (t != "instruct", t)):
         rows = good(found, target, "lds")
         ceiling = next((r["metrics"]["ceiling"]["value"] for r in rows), float("nan"))
-        header = "method | tuned settings | LDS [95%] | of ceiling | build | a query | bytes/ex"
+        header = "method | tuned settings | LDS [95%] | of ceiling | build | per query | bytes/ex"
         lines += [f"### {target} (noise ceiling {ceiling:.2f})", ""]
         lines += markdown(header, map(_fidelity_row, rows), 4)
         rest = [
@@ -127,7 +127,7 @@ def selection(found: Records) -> list[str]:
         of = [interval(m[k], 2) for k in ("loss", "gain_over_random")]
         return [f"`{record['method']['label']}`", *of, *losses]
 
-    header = "method | loss [95%] | less than random choices [95%] | k = 20 | k = 60"
+    header = "method | loss [95%] | reduction from random examples [95%] | k = 20 | k = 60"
     return markdown(header, map(row, good(found, "instruct", "loss", sign=1)))[:-1]
 
 
