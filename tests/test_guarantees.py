@@ -13,7 +13,8 @@ PAGE = (ROOT / "docs" / "guarantees.md").read_text()
 ROWS = [
     line
     for line in PAGE.splitlines()
-    if line.startswith("| ") and not line.startswith(("| guarantee |", "| the plugin |", "| input |"))
+    if line.startswith("| ")
+    and not line.startswith(("| guarantee |", "| the plugin |", "| input |"))
 ]
 
 
