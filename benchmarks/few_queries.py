@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdabench import plugins, stats
+from tdabench import stats
 from tdabench.groups import pool_scores
 from tdabench.io import fingerprint, read_arrays, write_arrays
 from tdabench.method import Context
+from tdabench.registry import registry
 from tdabench.run.suite import Suite, SuiteTarget, load_suite
 from tdabench.run.tune import tuning_truth
 from tdabench.truth import Truth
@@ -75,7 +76,7 @@ def scores(
 ) -> tuple[np.ndarray, float]:
     """Group scores [query, group] of a method, and the processor time of building and scoring."""
     name, _, given = spec.partition(":")
-    cls = plugins.registry().method(name).cls
+    cls = registry().method(name).cls
     params = dict(suite.method_params.get(name, {}))
     params |= suite.tuned.get(target.label, {}).get(name, {})
     for part in filter(None, given.split(",")):

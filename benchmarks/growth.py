@@ -116,7 +116,7 @@ def extrapolate(found: dict[str, list[dict]], shard: float) -> None:
 
 def measure(family: str, n: int, device: str) -> dict:
     from tdabench.method import Context
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
     from tdabench.run.suite import load_suite
 
     suite = load_suite("pocket")

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdabench import plugins
 from tdabench.method import Context
+from tdabench.registry import registry
 from tdabench.run.suite import load_suite
 from tdabench.truth import Truth
 
@@ -50,15 +50,13 @@ def main() -> None:
         context = Context(
             target=target.target, scratch=Path(scratch), assets=suite.assets_for(target)
         )
-        registry = plugins.registry()
-        magic = registry.method("magic").cls.from_params(
-            {"share": args.share, "precision": args.precision}
-        )
+        cls = registry().method("magic").cls
+        magic = cls.from_params({"share": args.share, "precision": args.precision})
         index = magic.build(context, suite.train)
         scores = {"magic": index.score(queries).astype(np.float64)}
         for name in args.others:
             params = suite.tuned.get(target.label, {}).get(name, {})
-            other = registry.method(name).cls.from_params(params)
+            other = registry().method(name).cls.from_params(params)
             scores[name] = other.build(context, suite.train).score(queries).astype(np.float64)
 
         run = index.run

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.groups import threads
-from tdabench.method import top_k_of
+from tdabench.rows import top_k_of
 from tdabench.toolkit.scan import scan
 from tdabench.toolkit.store import FeatureStore
 

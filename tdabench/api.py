@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome
 from tdabench.data.examples import Corpus, Example
 from tdabench.data.files import read_jsonl, write_jsonl
 from tdabench.errors import (
@@ -34,22 +34,18 @@ from tdabench.io import (
     write_json,
     write_text,
 )
-from tdabench.method import (
-    Context,
-    Index,
+from tdabench.method import Context, Index, TDAMethod
+from tdabench.rows import Rows, row_blocks, top_k_of
+from tdabench.seeds import named_seed
+from tdabench.toolkit.representation import (
     RepresentationIndex,
     RepresentationMethod,
     Role,
-    Rows,
-    TDAMethod,
-    named_seed,
-    row_blocks,
-    top_k_of,
     transform_rows,
 )
 
 if TYPE_CHECKING:
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
     from tdabench.run.suite import load_suite
     from tdabench.stats import (
         bootstrap_lds,
@@ -120,7 +116,7 @@ _LAZY = {
     "collect_truth": "tdabench.truth.build:collect",
     "finished_units": "tdabench.truth.build:finished",
     "load_suite": "tdabench.run.suite",
-    "registry": "tdabench.plugins",
+    "registry": "tdabench.registry",
     "bootstrap_lds": "tdabench.stats",
     "bootstrap_queries": "tdabench.stats",
     "compare": "tdabench.stats",

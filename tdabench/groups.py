@@ -7,10 +7,9 @@ are kept in CSR form so that additive group scores are one sparse product.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -222,12 +221,6 @@ def _logits(s: np.ndarray, absolute: bool, t: np.float32, out: np.ndarray) -> np
     if absolute:
         s = np.abs(s, out=out)
     return np.divide(s, t, out=out) if t != 1 or not absolute else s
-
-
-def is_sparse(x: Any) -> bool:
-    """Whether `x` is a matrix of scipy.sparse, without loading that for those who have none."""
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and bool(sparse.issparse(x))
 
 
 def threads() -> int:

@@ -19,7 +19,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from tdabench.benchmarks.base import Benchmark
+    from tdabench.benchmark import Benchmark
     from tdabench.method import TDAMethod
 
 F = TypeVar("F", bound=Callable[..., Any])

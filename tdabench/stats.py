@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.errors import DataError, MethodError, UsageError
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 
 LEVEL = 0.95
 

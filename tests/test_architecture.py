@@ -15,7 +15,19 @@ PLUGINS = ROOT / "plugins"
 
 # What each room may import of the others, beyond the shared base. design.md: "cli -> run, report
 # -> benchmarks -> truth, stats, methods -> targets, data".
-BASE = {"errors", "io", "groups", "method", "hookspecs", "__init__", "stats"}
+BASE = {
+    "__init__",
+    "benchmark",
+    "errors",
+    "groups",
+    "hookspecs",
+    "io",
+    "method",
+    "params",
+    "rows",
+    "seeds",
+    "stats",
+}
 ALLOWED = {
     "data": set(),
     "targets": {"data"},
@@ -23,10 +35,10 @@ ALLOWED = {
     "truth": {"data", "targets"},
     "benchmarks": {"data", "targets", "truth", "toolkit"},
     "suites": {"data", "targets", "truth", "toolkit"},
-    "run": {"data", "targets", "truth", "benchmarks", "plugins"},
-    "report": {"data", "benchmarks", "truth", "run", "plugins"},
+    "run": {"data", "targets", "toolkit", "truth", "benchmarks", "registry"},
+    "report": {"data", "benchmarks", "truth", "run", "registry"},
     # The conformance kit applies the very checks that the harness applies in a run.
-    "testing": {"data", "targets", "toolkit", "truth", "benchmarks", "api", "plugins", "run"},
+    "testing": {"data", "targets", "toolkit", "truth", "benchmarks", "api", "registry", "run"},
 }
 
 

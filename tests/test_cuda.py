@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from tdabench import plugins
 from tdabench.errors import MissingAsset, MissingExtra
+from tdabench.registry import Registry
 from tdabench.testing.tiny import TinyWorld, tiny_suite, tiny_world
 from tdabench.toolkit.gradients import GradientEngine, map_batches
 
@@ -30,7 +30,7 @@ CHAOTIC = ("magic",)
 OWN_NUMBERS = ("dattri-trak", "traker")
 # A label that is drawn from the model flips when its probability is rounded another way.
 SETTINGS = {"kfac": {"fisher": "empirical"}, "ekfac": {"fisher": "empirical"}}
-METHODS = [name for name in plugins.Registry().methods if name not in CHAOTIC]
+METHODS = [name for name in Registry().methods if name not in CHAOTIC]
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float) -> None:
@@ -72,7 +72,7 @@ def test_every_method_scores_as_on_the_cpu(name: str, tmp_path: Path) -> None:
         context = replace(world.context(tmp_path / device), device=device)
         context.scratch.mkdir()
         try:
-            method = plugins.Registry().method(name).cls(**SETTINGS.get(name, {}))
+            method = Registry().method(name).cls(**SETTINGS.get(name, {}))
             index = method.build(context, world.train)
             scores = index.score(world.queries)
         except (MissingExtra, MissingAsset) as e:

@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from tdabench import hookspecs, plugins
+from tdabench import hookspecs
 from tdabench.cli import COMMANDS, cli
+from tdabench.registry import registry
 from tdabench.run.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
@@ -66,13 +67,12 @@ def test_what_a_documented_command_names_is_there(page, line):
     from tdabench.report.plots import KINDS
     from tdabench.testing import LAWS
 
-    registry = plugins.registry()
     suite = load_suite("pocket")
     own_suite = "--suite" in line or "mine.toml" in line
     for name in values(line, "--methods"):
-        assert name in registry.methods
+        assert name in registry().methods
     for name in [*values(line, "--benchmarks"), *values(line, "--benchmark")]:
-        assert name in {*registry.benchmarks, "overall"}
+        assert name in {*registry().benchmarks, "overall"}
     for name in values(line, "--kind"):
         assert name in KINDS
     for name in values(line, "--law"):
@@ -162,13 +162,13 @@ def test_every_hook_is_documented():
         assert hook in text
 
 
-@pytest.mark.parametrize("name", sorted(plugins.registry().methods))
+@pytest.mark.parametrize("name", sorted(registry().methods))
 def test_every_bundled_method_has_its_place_in_the_docs(name):
     pages = [p.read_text() for p in (ROOT / "docs" / "methods").glob("*.md")]
     mine = [text for text in pages if f"`{name}`" in text]
     assert mine, f"no page under docs/methods mentions `{name}`"
 
 
-@pytest.mark.parametrize("name", sorted(plugins.registry().benchmarks))
+@pytest.mark.parametrize("name", sorted(registry().benchmarks))
 def test_every_benchmark_has_a_page(name):
     assert (ROOT / "docs" / "benchmarks" / f"{name}.md").exists()

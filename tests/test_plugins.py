@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tdabench import plugins
 from tdabench.errors import UsageError
-from tdabench.plugins import Registry
+from tdabench.registry import Registry, configuration, configure, registry
 
 METHOD = """
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ def test_the_bundled_plugins_work_and_are_on_the_same_footing():
 def test_listing_everything_loads_neither_torch_nor_transformers():
     code = """
 import sys
-from tdabench.plugins import registry
+from tdabench.registry import registry
 r = registry(); r.methods, r.benchmarks, r.suites
 print(*[m for m in ("torch", "transformers", "trak") if m in sys.modules])
 """
@@ -203,10 +202,10 @@ def test_a_stranger_registers_through_an_entry_point(tmp_path, plugin, monkeypat
 
 def test_configuration_reaches_the_shared_registry(plugin):
     try:
-        plugins.configure(["controls"], [plugin()])
-        assert "mine" in plugins.methods()
-        assert "random" not in plugins.methods()
-        assert plugins.configuration()["disabled"] == ["controls"]
+        configure(["controls"], [plugin()])
+        assert "mine" in registry().methods
+        assert "random" not in registry().methods
+        assert configuration()["disabled"] == ["controls"]
     finally:
-        plugins.configure((), ())
-    assert "random" in plugins.methods()
+        configure((), ())
+    assert "random" in registry().methods

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from tdabench.api import (
     Context,
     Example,
-    Groups,
-    RepresentationIndex,
     RepresentationMethod,
     Role,
     Rows,
     UsageError,
     read_json,
-    row_blocks,
 )
 
 if TYPE_CHECKING:
     from tdabench_airrep.encoder import Encoder
 
 WINDOW = 16_384  # examples encoded at a time into a store
-WHOLE = 64 << 20  # scores [query, train] held at once; beyond that group scores stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +101,6 @@ class AirRep(RepresentationMethod):
         kept.close()
         return kept
 
-    def build(self, context: Context, train: Sequence[Example]) -> AirRepIndex:
-        return AirRepIndex.of(super().build(context, train))
-
-    def load(self, context: Context, path: Path) -> AirRepIndex:
-        return AirRepIndex.of(super().load(context, path))
-
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
         """Seconds and retrainings behind the encoder, as its own record tells them."""
         path = self.folder(context) / "airrep.json"
@@ -118,72 +108,3 @@ class AirRep(RepresentationMethod):
             return None
         cost = read_json(path).get("cost") or {}
         return {k: float(cost[k]) for k in ("seconds", "retrainings") if k in cost} or None
-
-
-class AirRepIndex(RepresentationIndex):
-    """Training embeddings; group scores of a corpus of any size in one pass over them."""
-
-    @classmethod
-    def of(cls, index: RepresentationIndex) -> AirRepIndex:
-        return cls(index.method, index.context, index.rows, index.state)
-
-    def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
-        if len(queries) * self.n_train <= WHOLE:
-            return super().score_groups(queries, groups)
-        return stream_groups(
-            self.query_features(queries), self.rows, groups, self.pooling, self.temperature
-        )
-
-    def score_corpus(self, queries: Sequence[Example]) -> np.ndarray:
-        """Score of the whole corpus as one group, float32 [query], in constant memory."""
-        q = self.query_features(queries)
-        return stream_groups(q, self.rows, None, self.pooling, self.temperature)[:, 0]
-
-
-def stream_groups(
-    q: np.ndarray,  # [query, dim]
-    rows: Rows,  # [train, dim]
-    groups: Groups | None,
-    pooling: str,
-    temperature: float = 1.0,
-    bytes_a_block: int = 16 << 20,
-) -> np.ndarray:
-    """Pooled scores float32 [query, group] in one pass over `rows`; no groups: all of them as one.
-
-    Holds [query, block] and [query, group], never [query, train]. A softmax is carried along as
-    (maximum, sum of exponentials, weighted sum) of each group, rescaled when the maximum rises.
-    """
-    member = None if groups is None else groups.membership(np.float64).tocsc()  # [group, train]
-    sizes = np.array([rows.shape[0]]) if groups is None else groups.sizes
-    shape = (len(q), len(sizes))
-    top, norm, total = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
-    step = max(1, bytes_a_block // (8 * max(1, len(q))))
-    for a, block in row_blocks(rows, bytes_a_block):
-        for b in range(0, block.shape[0], step):
-            s = (q @ block[b : b + step].T).astype(np.float64)  # [query, step]
-            logits = (np.abs(s) if pooling == "softmax-abs" else s) / temperature
-            for g, ids in _members(member, a + b, s.shape[1]):
-                x = s[:, ids]
-                if pooling in ("sum", "mean"):
-                    total[:, g] += x.sum(1)
-                    continue
-                high = np.maximum(top[:, g], logits[:, ids].max(1))
-                shrink, e = np.exp(top[:, g] - high), np.exp(logits[:, ids] - high[:, None])
-                norm[:, g] = norm[:, g] * shrink + e.sum(1)
-                total[:, g] = total[:, g] * shrink + (e * x).sum(1)
-                top[:, g] = high
-    if pooling == "mean":
-        total /= np.maximum(sizes, 1)
-    elif pooling != "sum":
-        total /= np.where(norm > 0, norm, 1.0)  # an empty group scores 0
-    return total.astype(np.float32)
-
-
-def _members(member: Any, first: int, n: int) -> Iterator[tuple[int, Any]]:
-    """(group, its places among the `n` rows from `first`) of every group with a member there."""
-    if member is None:
-        yield 0, slice(None)
-        return
-    part = member[:, first : first + n].tocsr()
-    for g in np.flatnonzero(np.diff(part.indptr)):
-        yield int(g), part.indices[part.indptr[g] : part.indptr[g + 1]]

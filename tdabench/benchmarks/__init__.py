@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tdabench.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from tdabench.benchmarks.base import Benchmark
+    from tdabench.benchmark import Benchmark
 
 
 @hookimpl

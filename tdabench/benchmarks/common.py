@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdabench.benchmarks.base import BenchmarkContext, Metric
+from tdabench.benchmark import BenchmarkContext, Metric
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, MethodError
 from tdabench.groups import Groups

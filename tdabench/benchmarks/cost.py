@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.errors import DataError, UsageError
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 
 EXTRAPOLATED = (10**6, 10**9)
 # Arrays of a record, [size] but for the last, which is [query]; seconds are of one query.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError

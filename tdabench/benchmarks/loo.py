@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import BenchmarkContext, Outcome
+from tdabench.benchmark import BenchmarkContext, Outcome
 from tdabench.benchmarks.common import group_scores
 from tdabench.benchmarks.lds import RanksGroups
 from tdabench.errors import UsageError

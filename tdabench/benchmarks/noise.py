@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.errors import DataError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tdabench.benchmarks.base import BenchmarkContext
+from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus
 from tdabench.data.files import read_jsonl
 from tdabench.errors import DataError

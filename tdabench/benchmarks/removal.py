@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.errors import DataError, UsageError
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 
 
 @dataclass(frozen=True)

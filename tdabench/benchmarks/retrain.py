@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdabench.benchmarks.base import BenchmarkContext
+from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
 from tdabench.io import fingerprint, read_arrays, write_arrays
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import Target
 from tdabench.targets.training import Recipe, finetune

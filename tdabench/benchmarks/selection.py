@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 
 MEASURES = ("loss", "exact_match", "f1")
 

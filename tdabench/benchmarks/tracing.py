@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.data.examples import Corpus
@@ -135,7 +135,7 @@ class Tracing(Benchmark):
         self, context: BenchmarkContext, train: Corpus, queries: Corpus, best: list[np.ndarray]
     ) -> np.ndarray:
         """Fall of each query's loss after a step on its best examples, less random: [query]."""
-        from tdabench.method import named_seed
+        from tdabench.seeds import named_seed
         from tdabench.targets.training import Recipe, finetune
 
         target = context.target

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmarks.base import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.truth.store import Truth
 
 

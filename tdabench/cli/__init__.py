@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
         if name in self.commands:
             return self.commands[name]
         if name not in self.list_commands(ctx):
-            from tdabench.plugins import registry
+            from tdabench.registry import registry
 
             registry().add_commands(self)
             return self.commands.get(name)

@@ -139,24 +139,24 @@ def check_device(device: str) -> None:
 
 def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
     """Configures discovery from options and the environment."""
-    from tdabench import plugins
+    from tdabench.registry import configure
 
     words = os.environ.get("TDABENCH_DISABLE_PLUGINS", "").replace(",", " ").split()
-    plugins.configure([*words, *disabled], modules)
+    configure([*words, *disabled], modules)
 
 
 def discovered() -> Any:
     """The registry, having warned once on stderr about every broken plugin."""
-    from tdabench import plugins
+    from tdabench.registry import configuration, registry
 
-    if not plugins.configuration()["disabled"]:
-        use_plugins((), plugins.configuration()["modules"])
-    registry = plugins.registry()
-    if not getattr(registry, "warned", False):
-        registry.warned = True  # type: ignore[attr-defined]
-        for origin, reason in registry.problems:
+    if not configuration()["disabled"]:
+        use_plugins((), configuration()["modules"])
+    found = registry()
+    if not getattr(found, "warned", False):
+        found.warned = True  # type: ignore[attr-defined]
+        for origin, reason in found.problems:
             warn(f"plugin {origin} is broken: {reason} (see: tdabench plugins)")
-    return registry
+    return found
 
 
 def warn(message: str) -> None:
@@ -227,7 +227,7 @@ def complete_from(names: Callable[[], Iterable[str]]) -> Callable[..., list[Comp
 
 def _names(kind: str) -> list[str]:
     use_plugins()
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
 
     return list(getattr(registry(), kind))
 

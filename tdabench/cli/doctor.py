@@ -48,10 +48,10 @@ Exits with 1 when something is wrong that keeps tdabench from working.
 @json_option
 def command(as_json: bool) -> int:
     """Look for what could go wrong on this machine."""
-    from tdabench import plugins
+    from tdabench.registry import configuration
 
-    if not plugins.configuration()["disabled"]:
-        use_plugins((), plugins.configuration()["modules"])
+    if not configuration()["disabled"]:
+        use_plugins((), configuration()["modules"])
     checks = [*environment(), *packages(), *machine(), *found_plugins(), *suites()]
     if as_json:
         emit_json([dict(zip(("status", "what", "found", "remedy"), c)) for c in checks])
@@ -236,31 +236,30 @@ def hub() -> list[Check]:
 
 
 def found_plugins() -> list[Check]:
-    from tdabench import plugins
+    from tdabench.registry import registry
 
-    registry = plugins.registry()
-    if not registry.plugins:
+    if not registry().plugins:
         remedy = "Install tdabench: pip install -e ."
         return [("wrong", "plugins", "none is registered", remedy)]
     checks: list[Check] = []
-    for p in registry.plugins:
+    for p in registry().plugins:
         if p.status == "broken":
             remedy = f"Leave it out: --no-plugin {p.origin.plugin}"
             checks.append(("wrong", f"plugin {p.origin}", "; ".join(p.problems), remedy))
-    for line in registry.clashes:
+    for line in registry().clashes:
         checks.append(("wrong", "names", line, "Leave one plugin out with --no-plugin"))
-    working = [p for p in registry.plugins if p.status == "ok"]
-    brought = f"{len(registry.methods)} methods, {len(registry.benchmarks)} benchmarks"
+    working = [p for p in registry().plugins if p.status == "ok"]
+    brought = f"{len(registry().methods)} methods, {len(registry().benchmarks)} benchmarks"
     return [("ok", "plugins", f"{len(working)} work, with {brought}", ""), *checks]
 
 
 def suites() -> list[Check]:
-    from tdabench import plugins
     from tdabench.errors import TdabenchError
+    from tdabench.registry import registry
     from tdabench.run.suite import read_suite
 
     checks: list[Check] = []
-    for name, entry in plugins.registry().suites.items():
+    for name, entry in registry().suites.items():
         try:
             suite = read_suite(entry.value)
             for path in suite.hashes:

@@ -95,7 +95,7 @@ def write(
         author.encode()
     except UnicodeEncodeError as e:
         raise UsageError(f"--author {author!r} is not text that a file can hold") from e
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
 
     taken = (registry().methods if kind == "method" else registry().benchmarks).get(name)
     if taken is not None:

@@ -19,12 +19,11 @@ Examples:
 @json_option
 def command(as_json: bool) -> None:
     """List plugins and what is wrong with the broken ones."""
-    from tdabench import plugins
     from tdabench.cli.common import use_plugins
+    from tdabench.registry import configuration, registry
 
-    if not plugins.configuration()["disabled"]:
-        use_plugins((), plugins.configuration()["modules"])
-    registry = plugins.registry()
+    if not configuration()["disabled"]:
+        use_plugins((), configuration()["modules"])
     rows = [
         {
             "plugin": p.origin.plugin,
@@ -38,12 +37,12 @@ def command(as_json: bool) -> None:
             "suites": p.suites,
             "hooks": p.hooks,
         }
-        for p in registry.plugins
+        for p in registry().plugins
     ]
     if as_json:
         return emit_json(rows)
     table = []
-    for p in registry.plugins:
+    for p in registry().plugins:
         brings = [
             f"{kind}: {', '.join(names)}"
             for kind, names in (
@@ -59,5 +58,5 @@ def command(as_json: bool) -> None:
         table.append((p.origin.plugin, source, p.status, "; ".join(brings) or "-"))
         table += [("", "", "", f"! {problem}") for problem in p.problems]
     print_table(["plugin", "from", "status", "brings"], table)
-    for line in registry.clashes:
+    for line in registry().clashes:
         click.echo(f"! {line}: neither can be used until one is left out with --no-plugin")

@@ -45,7 +45,7 @@ def command(
       tdabench tune logra --grid damping=0.01,0.1,1,10 --grid rank=8,16
       tdabench tune tfidf --grid pooling=sum,softmax --grid temperature=auto
     """
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
     from tdabench.run.suite import load_suite
     from tdabench.run.tune import Trial, default_grid, tune
 

@@ -181,12 +181,12 @@ def _files(record: Record) -> list[str]:
 
 def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
     """What the stored scores give otherwise, and why they could not be used if they could not."""
-    from tdabench import plugins
-    from tdabench.benchmarks.base import Stored
+    from tdabench.benchmark import Stored
+    from tdabench.registry import registry
 
     name = str(record.benchmark.get("name"))
     try:
-        cls = plugins.registry().benchmark(name).cls
+        cls = registry().benchmark(name).cls
     except TdabenchError as e:
         return [], str(e)
     if cls.version != record.benchmark.get("version"):

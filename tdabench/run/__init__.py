@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdabench import plugins
 from tdabench.errors import UsageError
 from tdabench.io import write_json
+from tdabench.registry import configuration
 from tdabench.run import environment
 from tdabench.run.execute import Executor, Interrupted, Options, Watcher, is_done
 from tdabench.run.folder import SCHEMA, RunFolder, now
@@ -105,7 +105,7 @@ def make_manifest(
         },
         "command": list(options.command),
         "request": plan.request.as_dict(),
-        "plugins": plugins.configuration(),
+        "plugins": configuration(),
         "created": old.get("created", now()),
         "tdabench": environment.versions().get("tdabench", ""),
         "git": environment.git_commit(),

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tdabench import plugins
 from tdabench.io import cannot_write, write_json
+from tdabench.registry import configuration, registry
 from tdabench.run import environment
 from tdabench.run.folder import SCHEMA, RunFolder, file_name, now, tail
 from tdabench.run.log import EventLog
@@ -277,7 +277,7 @@ class Executor:
         return {
             "id": id,
             "parent": os.getpid(),
-            "plugins": plugins.configuration(),
+            "plugins": configuration(),
             "cwd": str(work / "cwd"),
             "folder": str(self.folder.path.absolute()),
             "work": str(work),
@@ -471,7 +471,7 @@ class Executor:
             took=record["seconds"],
         )
         self.watcher.finished(record, cached=False)
-        for complaint in plugins.registry().tell(record, self.folder.path):
+        for complaint in registry().tell(record, self.folder.path):
             self.watcher.say(f"warning: {complaint}")
 
 

@@ -24,8 +24,9 @@ import numpy as np
 from tdabench.data.examples import Example, content_line
 from tdabench.errors import MethodError
 from tdabench.groups import Groups, pool_scores
-from tdabench.method import SCORES_BYTES, Index, RepresentationIndex
+from tdabench.method import Index
 from tdabench.targets.target import Target
+from tdabench.toolkit.representation import SCORES_BYTES, RepresentationIndex
 
 PAGE = resource.getpagesize()
 GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to seed with

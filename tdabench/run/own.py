@@ -17,7 +17,7 @@ from tdabench.data.files import read_corpus
 from tdabench.data.layouts import Reading, parse_fields
 from tdabench.errors import DataError, UsageError, unknown
 from tdabench.io import cache_folder, read_json, write_text
-from tdabench.method import _convert
+from tdabench.params import convert
 from tdabench.run.sources import fetched, resolved, write_suite
 from tdabench.run.suite import FETCHED, Suite, read_toml
 
@@ -146,7 +146,7 @@ def parse_recipe(words: Sequence[str]) -> dict[str, Any]:
     for name, value in _pairs(words, "--recipe").items():
         if name not in known:
             raise unknown("field of the recipe", name, known)
-        out[name] = _convert(f"recipe.{name}", value, known[name])
+        out[name] = convert(f"recipe.{name}", value, known[name])
     Recipe(**out)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
 

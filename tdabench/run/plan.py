@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdabench import plugins
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.io import fingerprint
 from tdabench.method import TDAMethod
+from tdabench.registry import Origin, registry
 from tdabench.run.suite import Suite, SuiteTarget, Variant, load_suite, truth_name
 
 SCHEMA = 1
@@ -70,7 +70,7 @@ class MethodSpec:
     name: str
     version: int
     family: str
-    origin: plugins.Origin
+    origin: Origin
     params: Mapping[str, Any]
     passed: Mapping[str, Any]
     tuned: Mapping[str, Any]
@@ -79,7 +79,7 @@ class MethodSpec:
     @property
     def identity(self) -> list[Any]:
         """What of it changes scores: name, version and parameters."""
-        cls = plugins.registry().method(self.name).cls
+        cls = registry().method(self.name).cls
         ignored = {
             f.name for f in dataclasses.fields(cls) if f.metadata.get("changes_scores") is False
         }
@@ -293,30 +293,29 @@ def _benchmarks(suite: Suite, asked: Sequence[str] | None) -> list[str]:
     if asked is None:
         return list(suite.default_benchmarks)
     if "all" in asked:
-        return list(plugins.registry().benchmarks)
+        return list(registry().benchmarks)
     return list(dict.fromkeys(asked))
 
 
 def _methods(suite: Suite, asked: Sequence[str] | None) -> list[Variant]:
     """The chosen methods as variants: a plain name is the variant without parameters."""
-    registry = plugins.registry()
     if asked is None:
-        asked = suite.default_methods or tuple(registry.methods)
+        asked = suite.default_methods or tuple(registry().methods)
     labels: list[str] = []
     for word in asked:
-        labels += [*registry.methods, *suite.variants] if word == "all" else [word]
+        labels += [*registry().methods, *suite.variants] if word == "all" else [word]
     chosen = []
     for label in dict.fromkeys(labels):
         if label in suite.variants:
             variant = suite.variants[label]
-            registry.method(variant.method)
+            registry().method(variant.method)
         else:
             try:
-                registry.method(label)
+                registry().method(label)
             except UsageError as e:
                 if "unknown" not in e.message:
                     raise
-                known = [*registry.methods, *suite.variants]
+                known = [*registry().methods, *suite.variants]
                 error = unknown("method", label, known, "List them with: tdabench methods")
                 error.remedy = e.remedy if "Broken" in e.remedy or not known else error.remedy
                 raise error from None
@@ -348,7 +347,7 @@ def _method(
     suite: Suite, variant: Variant, target: SuiteTarget, passed: Mapping[str, str]
 ) -> MethodSpec:
     """Later wins: the method's defaults, the suite, tuned values, the variant, --set."""
-    entry = plugins.registry().method(variant.method)
+    entry = registry().method(variant.method)
     cls: type[TDAMethod] = entry.cls
     base = {
         **suite.method_params.get(variant.method, {}),
@@ -387,17 +386,12 @@ def _short(value: Any) -> str:
 
 
 def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
-    cls = plugins.registry().benchmark(name).cls
-    benchmark = construct(cls, suite.benchmark_params.get(name, {}))
+    cls = registry().benchmark(name).cls
+    benchmark = cls.from_params(suite.benchmark_params.get(name, {}))
     params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
     # A benchmark with a parameter `truth` may be pointed at another truth of its kind.
     truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None
     return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth)
-
-
-def construct(cls: Any, params: Mapping[str, Any]) -> Any:
-    """A benchmark from parameters by name, checked and converted as a method's are."""
-    return TDAMethod.from_params.__func__(cls, params)  # type: ignore[attr-defined]
 
 
 def jsonable(value: Any) -> Any:

@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdabench import plugins
 from tdabench.data.examples import Corpus
 from tdabench.data.files import STREAM_BYTES, read_corpus
 from tdabench.data.layouts import Reading
 from tdabench.errors import DataError, UsageError, did_you_mean, unknown
 from tdabench.io import fingerprint, sha256_file
+from tdabench.registry import NAME, registry
 from tdabench.targets.target import Target
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
@@ -245,7 +245,7 @@ def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
         if not path.is_file():
             raise UsageError(f"there is no suite file {path}", "List suites: tdabench suites")
     else:
-        path = plugins.registry().suite(text).value
+        path = registry().suite(text).value
     suite = read_suite(path)
     if suite.fetched:
         from tdabench.run.sources import resolve
@@ -366,7 +366,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
 
     head = top.table("suite", required=True)
     name = head.take("name", str)
-    if not plugins.NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise head.error("name", f"{name!r} may hold letters, digits, '.', '_' and '-' only")
     version = head.take("version", int, 1)
     summary = head.take("summary", str, "")
@@ -504,7 +504,7 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
 
 def _target(t: _Table) -> SuiteTarget:
     label = t.take("label", str)
-    if not plugins.NAME.fullmatch(label):
+    if not NAME.fullmatch(label):
         raise t.error("label", f"{label!r} may hold letters, digits, '.', '_' and '-' only")
     model = t.take("model", str, None)
     if model is not None and "folder" in t.data:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.method import Index, top_k_of
+from tdabench.method import Index
+from tdabench.rows import top_k_of
 
 KEPT = 10
 SECONDS = 30.0  # scoring again may cost as much as scoring did; beyond this it is not done

@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from tdabench import plugins
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, MethodError, TdabenchError
 from tdabench.io import cache_folder, read_json, write_json
-from tdabench.method import Context, Index, RepresentationIndex, _dots, row_blocks, top_k_of
+from tdabench.method import Context, Index
+from tdabench.registry import registry
+from tdabench.rows import dots, row_blocks, top_k_of
 from tdabench.run.plan import Cell, Plan
 from tdabench.run.worker import Inputs
 from tdabench.targets.target import Target
+from tdabench.toolkit.representation import RepresentationIndex
 
 Say = Callable[[str], None]
 
@@ -94,7 +96,7 @@ def _trace(
         assets=assets,
         progress=progress,
     )
-    method = plugins.registry().method(spec.name).cls.from_params(spec.params)
+    method = registry().method(spec.name).cls.from_params(spec.params)
     key = plan.index_key(cell)
     kept = cache_folder() / "indices" / key
     start, spent = time.perf_counter(), 0.0
@@ -149,7 +151,7 @@ def extremes(index: Index, queries: Sequence[Example], k: int) -> Extremes:
     k = min(k, int(index.n_train))
     if isinstance(index, RepresentationIndex) and type(index).score is RepresentationIndex.score:
         q = index.query_features(queries)
-        return _best(((a, _dots(q, rows)) for a, rows in row_blocks(index.rows)), len(queries), k)
+        return _best(((a, dots(q, rows)) for a, rows in row_blocks(index.rows)), len(queries), k)
     # One query at a time: a row of scores is what such a method has to hold anyway.
     parts = [_best([(0, index.score([e]))], 1, k) for e in queries]
     top, top_score, low, low_score = (np.concatenate(side) for side in zip(*parts))

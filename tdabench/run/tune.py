@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tdabench import plugins
 from tdabench.errors import GuardError, TdabenchError, UsageError, unknown
 from tdabench.groups import pool_scores
 from tdabench.method import Context, Index, TDAMethod
+from tdabench.registry import registry
 from tdabench.run.suite import Suite, SuiteTarget, load_suite
 from tdabench.truth import Truth
 
@@ -60,7 +60,7 @@ def tune(
     """
     suite = load_suite(suite_name)
     target = suite.target(target_label) if target_label else suite.main_targets[0]
-    cls = plugins.registry().method(method_name).cls
+    cls = registry().method(method_name).cls
     base = dict(suite.method_params.get(method_name, {}))
     if not fresh:
         base |= suite.tuned.get(target.label, {}).get(method_name, {})

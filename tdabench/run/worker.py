@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tdabench import plugins
-from tdabench.benchmarks.base import BenchmarkContext, Built, Outcome
+from tdabench.benchmark import BenchmarkContext, Built, Outcome
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, MethodError, MissingAsset, TdabenchError, unknown
 from tdabench.io import read_json, sync_folder, write_arrays, write_json
 from tdabench.method import Context, Index
+from tdabench.registry import configure, registry
 from tdabench.run.folder import RunFolder, tail
 from tdabench.run.log import append_line
 from tdabench.run.meter import (
@@ -40,7 +40,7 @@ from tdabench.run.meter import (
     as_costs,
     folder_bytes,
 )
-from tdabench.run.plan import construct, jsonable
+from tdabench.run.plan import jsonable
 from tdabench.run.suite import Suite, SuiteTarget, load_suite, truth_name
 from tdabench.run.top import top_examples
 from tdabench.run.watch import file_events, strays
@@ -157,7 +157,7 @@ class Worker:
             )
 
     def _method(self) -> Any:
-        cls = plugins.registry().method(self.job["method"]["name"]).cls
+        cls = registry().method(self.job["method"]["name"]).cls
         return cls.from_params(self.job["method"]["params"])
 
     def _scratch(self, name: str) -> Path:
@@ -300,7 +300,7 @@ class Worker:
             if t.label != declared.label and t.truths
         }
 
-        benchmark = construct(plugins.registry().benchmark(name).cls, cell["benchmark"]["params"])
+        benchmark = registry().benchmark(name).cls.from_params(cell["benchmark"]["params"])
         context = BenchmarkContext(
             index=metered,
             target=target,
@@ -466,7 +466,7 @@ def follow_parent(parent: int) -> None:
 def main(argv: list[str]) -> int:
     job = read_json(Path(argv[0]))
     follow_parent(job["parent"])
-    plugins.configure(**job["plugins"])
+    configure(**job["plugins"])
     os.chdir(job["cwd"])
     Worker(job).run()
     sys.stdout.flush()

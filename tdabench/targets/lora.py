@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tdabench.errors import UsageError
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 
 if TYPE_CHECKING:
     import torch

@@ -26,7 +26,7 @@ from tdabench.io import (
     sha256_kept,
     write_bytes,
 )
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.batches import (
     Batch,
     Tokens,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tdabench.errors import TdabenchError, UsageError, unknown
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens, out_of_memory, pad
 from tdabench.targets.lora import LoRA
 from tdabench.targets.target import example_losses

@@ -17,7 +17,7 @@ from tdabench.testing.laws import LAWS, Case, DoesNotApply, Law, LawBroken
 from tdabench.testing.tiny import tiny_world
 
 if TYPE_CHECKING:
-    from tdabench.benchmarks.base import Benchmark, Outcome
+    from tdabench.benchmark import Benchmark, Outcome
 
 Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
 
@@ -101,8 +101,8 @@ def run_benchmark(benchmark: Benchmark, method: TDAMethod | str, **context: Any)
     Checks that the outcome is whole: its primary metric is there and finite, with a value and an
     id for every query it tells of. `context` sets further fields of `BenchmarkContext`.
     """
-    from tdabench.benchmarks.base import BenchmarkContext
-    from tdabench.plugins import registry
+    from tdabench.benchmark import BenchmarkContext
+    from tdabench.registry import registry
 
     chosen: TDAMethod = registry().method(method).cls() if isinstance(method, str) else method
 

@@ -152,7 +152,7 @@ class Case:
 @law
 def described(case: Case) -> None:
     """The class has a name, an integer version, a family and a one-line summary."""
-    from tdabench.plugins import NAME
+    from tdabench.registry import NAME
 
     cls = type(case.method)
     if not NAME.fullmatch(cls.name):

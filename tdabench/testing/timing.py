@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "timed" not in metafunc.fixturenames:
         return
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
 
     option = metafunc.config.getoption
     known = registry()
@@ -88,7 +88,7 @@ def _suite(name: str, label: str | None) -> tuple[Any, Any]:
 def timed(request: pytest.FixtureRequest, tmp_path: Path) -> Timed:
     """The method and corpus size of this test. Skips where the corpus is too small for it."""
     from tdabench.method import Context
-    from tdabench.plugins import registry
+    from tdabench.registry import registry
 
     name, size = request.param
     option = request.config.getoption

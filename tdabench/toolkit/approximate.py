@@ -9,7 +9,7 @@ import numpy as np
 
 from tdabench.errors import DataError, MissingExtra, UsageError
 from tdabench.io import write_bytes
-from tdabench.method import row_blocks
+from tdabench.rows import row_blocks
 
 
 class FaissIndex:

@@ -26,7 +26,8 @@ from torch import Tensor
 from tdabench.data.examples import Example
 from tdabench.errors import MethodError, UsageError, unknown
 from tdabench.io import fingerprint
-from tdabench.method import Context, Rows
+from tdabench.method import Context
+from tdabench.rows import Rows
 from tdabench.targets.batches import Batch, Tokens, out_of_memory, over_batches, pad
 from tdabench.targets.target import example_losses
 from tdabench.toolkit.store import FeatureStore

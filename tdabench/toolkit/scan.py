@@ -1,7 +1,8 @@
 """One pass over the rows of an index: top-k, the whole corpus as a group, and its sum, together.
 
 Rows are read in blocks that fit a processor's cache, multiplied with the queries and forgotten:
-neither the rows nor a [query, train] matrix is ever held.
+neither the rows nor a [query, train] matrix is ever held. `stream_groups` pools groups the same
+way.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tdabench.errors import UsageError
-from tdabench.groups import LEAST_LOGIT, POOLINGS, is_sparse
-from tdabench.method import Rows, top_k_of
+from tdabench.groups import LEAST_LOGIT, POOLINGS, Groups, check_pooling
+from tdabench.rows import Rows, dots, is_sparse, row_blocks, top_k_of
 
 BLOCK_BYTES = 8 << 20  # of float32 rows at a time
 
@@ -271,3 +272,108 @@ class Whole:
         if self.pooling == "mean":
             return (self.sums / self.n).astype(np.float32)
         return (self.weighed / self.norm).astype(np.float32)
+
+
+# --------------------------------------------------------------------------- groups
+
+_LEAST_NORM = 1e-250  # float64 sums of weights below it have lost members to underflow
+
+
+def stream_groups(
+    queries: Any,  # [query, d] dense or sparse
+    rows: Rows,  # [train, d]
+    groups: Groups,
+    pooling: str = "sum",
+    temperature: float = 1.0,
+    bytes_a_block: int = 16 << 20,
+) -> np.ndarray:
+    """Computes pooled scores float32 [query, group], as `pool_scores`, in one pass over `rows`.
+
+    Holds [query, block] and [query, group], never [query, train]. A softmax shares one
+    exponential per score among all groups: weights are relative to the largest logit of the query
+    so far, and are rescaled when it rises. Groups that underflow on this scale are computed again
+    on their own scale in a second pass.
+
+    Raises UsageError for an unknown pooling or a temperature that is not positive.
+    """
+    from scipy.sparse import csr_matrix
+
+    check_pooling("stream_groups", pooling, temperature)
+    q = queries.shape[0]
+    total, norm = np.zeros((q, len(groups))), np.zeros((q, len(groups)))
+    top = np.full(q, -np.inf)  # largest logit so far
+    order = np.argsort(groups.indices, kind="stable")
+    at, whose = groups.indices[order], np.repeat(np.arange(len(groups)), groups.sizes)[order]
+    for first, scores in _score_blocks(queries, rows, bytes_a_block):
+        a, b = np.searchsorted(at, [first, first + scores.shape[1]])
+        some, group = np.unique(whose[a:b], return_inverse=True)  # groups with a member here
+        shape = (len(some), scores.shape[1])
+        part: Any = csr_matrix((np.ones(b - a), (group, at[a:b] - first)), shape)
+        if part.nnz > 0.02 * np.prod(shape) and part.nnz < bytes_a_block:
+            part = part.toarray()
+        if pooling in ("sum", "mean"):
+            total[:, some] += (part @ scores.T).T
+            continue
+        weights = _logits(scores, pooling, temperature)
+        high = weights.max(axis=1)
+        rises = np.flatnonzero(~(high <= top))
+        if len(rises):
+            high = np.maximum(top, high)
+            shrink = np.exp(top[rises] - high[rises])[:, None]
+            norm[rises] *= shrink
+            total[rises] *= shrink
+            top = high
+        weights -= top[:, None]
+        np.exp(weights, out=weights)
+        norm[:, some] += (part @ weights.T).T
+        total[:, some] += (part @ np.multiply(weights, scores, out=weights).T).T
+    if pooling == "mean":
+        total /= np.maximum(groups.sizes, 1)
+    elif pooling != "sum":
+        small = ~(norm > _LEAST_NORM) & (groups.sizes > 0)
+        total /= np.where(norm > 0, norm, 1.0)  # an empty group scores 0
+        if small.any():
+            again = np.flatnonzero(small.any(axis=0))
+            own = _on_their_own_scale(
+                queries, rows, [groups[int(g)] for g in again], pooling, temperature, bytes_a_block
+            )
+            total[:, again] = np.where(small[:, again], own, total[:, again])
+    return total.astype(np.float32)
+
+
+def _on_their_own_scale(
+    queries: Any,
+    rows: Rows,
+    groups: Sequence[np.ndarray],
+    pooling: str,
+    temperature: float,
+    bytes_a_block: int,
+) -> np.ndarray:
+    """Softmax-pooled scores float64 [query, group], each relative to the group's largest logit."""
+    shape = (queries.shape[0], len(groups))
+    top, norm, total = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
+    for first, scores in _score_blocks(queries, rows, bytes_a_block):
+        logits = _logits(scores, pooling, temperature)
+        for g, members in enumerate(groups):
+            a, b = np.searchsorted(members, [first, first + scores.shape[1]])
+            if a == b:
+                continue
+            at = members[a:b] - first
+            high = np.maximum(top[:, g], logits[:, at].max(axis=1))
+            shrink, e = np.exp(top[:, g] - high), np.exp(logits[:, at] - high[:, None])
+            norm[:, g] = norm[:, g] * shrink + e.sum(axis=1)
+            total[:, g] = total[:, g] * shrink + (e * scores[:, at]).sum(axis=1)
+            top[:, g] = high
+    return total / norm
+
+
+def _logits(scores: np.ndarray, pooling: str, temperature: float) -> np.ndarray:
+    return (np.abs(scores) if pooling == "softmax-abs" else scores) / temperature
+
+
+def _score_blocks(queries: Any, rows: Rows, bytes_a_block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, scores float64 [query, block]) in order, about `bytes_a_block` at a time."""
+    step = max(1, bytes_a_block // (8 * max(1, queries.shape[0])))
+    for a, block in row_blocks(rows, bytes_a_block):
+        for b in range(0, block.shape[0], step):
+            yield a + b, dots(queries, block[b : b + step]).astype(np.float64)

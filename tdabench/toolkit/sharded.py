@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,17 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tdabench.data.examples import Example
 from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
 from tdabench.io import fingerprint, read_json, write_json
-from tdabench.method import (
-    Context,
-    RepresentationIndex,
-    RepresentationMethod,
-    Rows,
-    check_rows,
-    row_blocks,
-)
+from tdabench.rows import Rows, row_blocks
 from tdabench.toolkit.scan import Found, scan
 from tdabench.toolkit.store import FeatureStore
 
@@ -220,77 +211,3 @@ def _scan_shard(path: Path, queries: Any, k: int, settings: dict[str, Any]) -> F
 
 def _shape(path: Path, verify: bool) -> tuple[int, int]:
     return FeatureStore.open(path, verify=verify).shape
-
-
-# --------------------------------------------------------------------------- a method's index
-
-
-def build_index(
-    method: RepresentationMethod,
-    context: Context,
-    train: Sequence[Example],
-    folder: Path,
-    rows_a_shard: int,
-    *,
-    dtype: str = "float32",
-    run: Run = in_turn,
-) -> RepresentationIndex:
-    """`method.build`, in shards under `folder`: encoded and transformed by `run`, fitted here.
-
-    `fit` reads the features of all shards in blocks. Scores are those of `method.build`, up to
-    the rounding of `dtype`, for a method whose features of an example do not depend on the
-    others in the corpus (`fit` is where they may).
-    """
-    folder = Path(folder)
-    context = replace(context, progress=_silent)
-    key = fingerprint([method.name, method.version, repr(method), context.target.fingerprint])
-    key = fingerprint([key, context.seed, [[e.id, e.prompt, e.response] for e in train]])
-    encode = partial(_encode, method, context)
-    features = build_shards(
-        folder / "features", train, encode, rows_a_shard, dtype=dtype, key=key, run=run
-    )
-    state = method.fit(context, features)
-    if type(method).transform is RepresentationMethod.transform:
-        return RepresentationIndex(method, context, features, state)
-    places = [(features.path(i), method, state) for i in range(len(features.starts) - 1)]
-    rows = _transformed(folder / "rows", features, places, dtype, run)
-    shutil.rmtree(folder / "features")
-    return RepresentationIndex(method, context, rows, state)
-
-
-def _transformed(folder: Path, features: Shards, places: list[Any], dtype: str, run: Run) -> Shards:
-    folder.mkdir(parents=True, exist_ok=True)
-    dims = run(partial(_transform_shard, folder=folder, dtype=dtype), places)
-    starts = features.starts.tolist()
-    dim = dims[0] if dims else features.shape[1]
-    write_json(folder / "shards.json", {"schema": SCHEMA, "starts": starts, "dim": dim})
-    return Shards(folder, features.starts, dim, run)
-
-
-def _transform_shard(
-    place: tuple[Path, RepresentationMethod, Any], folder: Path, dtype: str
-) -> int:
-    path, method, state = place
-    source = FeatureStore.open(path, verify=False)
-    store = None
-    for a, block in row_blocks(source):
-        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
-        if store is None:
-            store = FeatureStore.create(folder / path.name, len(source), done.shape[1], dtype)
-        store.write(np.arange(a, a + len(done)), done)
-    assert store is not None  # no shard is empty
-    store.close()
-    return store.shape[1]
-
-
-def _encode(method: RepresentationMethod, context: Context, examples: Sequence[Example]) -> Rows:
-    own = fingerprint([e.id for e in examples])
-    scratch = context.scratch / f"shard-{own}"
-    scratch.mkdir(parents=True, exist_ok=True)
-    rows = method.encode(replace(context, scratch=scratch), examples, "train")
-    check_rows(method.name, rows, len(examples))
-    return rows.toarray() if hasattr(rows, "toarray") else rows
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress of many nodes at once tells nobody anything."""

@@ -13,7 +13,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, unknown
 from tdabench.groups import Groups
 from tdabench.io import fingerprint, read_arrays, write_arrays
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.target import Target
 from tdabench.targets.training import Recipe
 

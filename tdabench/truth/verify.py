@@ -10,7 +10,7 @@ import numpy as np
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError
 from tdabench.io import read_arrays
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.target import Target
 from tdabench.truth.build import build_units, unit_path
 from tdabench.truth.plan import TruthPlan, Unit

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tdabench.benchmarks.base import BenchmarkContext
+from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus
 from tdabench.errors import UsageError
 from tdabench.method import Index

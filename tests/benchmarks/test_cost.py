@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from constructed import FixedIndex, corpus
 
-from tdabench.benchmarks.base import Built
+from tdabench.benchmark import Built
 from tdabench.benchmarks.cost import Cost, Growth, crossover
 from tdabench.errors import DataError, UsageError
 

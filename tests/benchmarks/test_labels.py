@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from constructed import FixedIndex, corpus
 
-from tdabench.benchmarks.base import Built
+from tdabench.benchmark import Built
 from tdabench.benchmarks.classification import Classification, elected, share_of, votes
 from tdabench.benchmarks.noise import Noise
 from tdabench.benchmarks.tracing import Tracing

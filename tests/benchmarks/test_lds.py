@@ -7,7 +7,7 @@ import pytest
 from constructed import FixedIndex, corpus, truth_of
 
 from tdabench import stats
-from tdabench.benchmarks.base import Stored
+from tdabench.benchmark import Stored
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tdabench import plugins
 from tdabench.cli import main
+from tdabench.registry import configure
 
 BROKEN = """
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def noisy(tmp_path):
     path = tmp_path / "noisy_method.py"
     path.write_text(BROKEN)
     yield str(path)
-    plugins.configure((), ())
+    configure((), ())
 
 
 def test_a_broken_law_is_exit_code_1(noisy, capsys):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tdabench import plugins
 from tdabench.cli import doctor, main
+from tdabench.registry import configure
 
 
 @pytest.fixture(autouse=True)
 def _forget_plugins():
     yield
-    plugins.configure((), ())
+    configure((), ())
 
 
 def test_it_looks_at_everything(capsys, tmp_path: Path, monkeypatch):

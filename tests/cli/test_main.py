@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from tdabench import plugins
 from tdabench.cli import COMMANDS, LazyGroup, cli, main
+from tdabench.registry import configure
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "rich")
 
@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "numpy", "scipy", "rich")
 @pytest.fixture(autouse=True)
 def _forget_plugins():
     yield
-    plugins.configure((), ())
+    configure((), ())
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -185,7 +185,7 @@ def test_plugins_are_left_out_by_option_and_environment(capsys, monkeypatch):
     main(["methods", "--no-plugin", "text"])
     assert "tfidf" not in capsys.readouterr().out
     monkeypatch.setenv("TDABENCH_DISABLE_PLUGINS", "controls, text")
-    plugins.configure((), ())
+    configure((), ())
     main(["methods"])
     out = capsys.readouterr().out
     assert "tfidf" not in out
@@ -203,7 +203,7 @@ def test_a_plugin_may_add_a_command(capsys, tmp_path):
         "    def hello():\n"
         "        click.echo('hello from a plugin')\n"
     )
-    plugins.configure((), [str(tmp_path / "extra.py")])
+    configure((), [str(tmp_path / "extra.py")])
     try:
         assert main(["hello"]) == 0
         assert capsys.readouterr().out == "hello from a plugin\n"

@@ -604,20 +604,20 @@ def held(arguments: list[str], code: int, out: str, err: str) -> None:
 
 def in_process(arguments: list[str], cwd: Path) -> tuple[int, str, str]:
     """`tdabench ARGUMENTS` in this process: (exit code, stdout, stderr)."""
-    from tdabench import plugins
     from tdabench.cli import main
+    from tdabench.registry import configure
 
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     before = os.getcwd()
     os.chdir(cwd)
     try:
-        plugins.configure((), ())
+        configure((), ())
         arguments = [a for a in arguments if a != "--debug"]  # it asks for a traceback
         with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
             code = main(arguments)
     finally:
         os.chdir(before)
-        plugins.configure((), ())
+        configure((), ())
     out, err = (s.buffer.getvalue().decode() for s in streams)  # type: ignore[attr-defined]
     return code, out, err
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tdabench import plugins
+import tdabench
 from tdabench.errors import clean
+from tdabench.registry import configure
 from tdabench.run import Options, Request, RunFolder, run
 from tdabench.run.progress import describe
 
@@ -37,13 +38,13 @@ def found(
     toy_suite: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     out = tmp_path_factory.mktemp("offenders")
-    plugins.configure((), [str(TOYS), str(OFFENDERS)])
+    configure((), [str(TOYS), str(OFFENDERS)])
     try:
         methods = (*CAUSES, *FINE)
         options = Options(jobs=2, threads=1, timeout=300.0, log_file=out / "events.log")
         result = run(Request(str(toy_suite), methods), out / "run", options)
     finally:
-        plugins.configure((), ())
+        configure((), ())
     return out, {r["method"]["label"]: r for r in result.records}
 
 
@@ -83,7 +84,7 @@ def test_times_do_not_follow_a_clock_that_jumps(found):
 
 def test_nothing_of_ours_measures_by_the_wall_clock():
     """It is read for dates only."""
-    for path in sorted(Path(plugins.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(tdabench.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns"):
                 clock = isinstance(node.value, ast.Name) and node.value.id == "time"
@@ -118,11 +119,11 @@ def test_printing_for_ever_fills_no_disk(toy_suite, tmp_path, monkeypatch):
     from tdabench.run import execute
 
     monkeypatch.setattr(execute, "MOST_PRINTED", 20_000)
-    plugins.configure((), [str(TOYS), str(OFFENDERS)])
+    configure((), [str(TOYS), str(OFFENDERS)])
     try:
         result = run(Request(str(toy_suite), ("floods",)), tmp_path / "run", Options(threads=1))
     finally:
-        plugins.configure((), ())
+        configure((), ())
     assert result.records[0]["status"] == "failed"
     assert "build printed more than 20,000 bytes" in result.records[0]["reason"]
 

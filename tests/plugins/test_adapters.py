@@ -18,7 +18,7 @@ from tdabench_adapters.kronfluence import KronfluenceEKFAC
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, MissingExtra, UsageError
 from tdabench.method import Context, TDAMethod
-from tdabench.plugins import registry
+from tdabench.registry import registry
 from tdabench.targets.target import Target
 from tdabench.testing import parametrize_with_laws
 

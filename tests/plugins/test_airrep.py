@@ -18,7 +18,7 @@ from tdabench_airrep.encoder import (
     load_encoder,
     load_tokenizer,
 )
-from tdabench_airrep.method import AirRep, stream_groups
+from tdabench_airrep.method import AirRep
 
 from tdabench.api import DataError, Example, Groups, UsageError, pool_scores
 from tdabench.method import Context
@@ -246,45 +246,6 @@ def test_the_response_cut_off_leaves_the_last_token(tiny_target) -> None:
     assert np.isfinite(encode(encoder, [Example("a", "many words stand before it", "x")])).all()
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean", "softmax", "softmax-abs"])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 40.0])
-def test_streamed_group_scores(pooling: str, scale: float) -> None:
-    rng = np.random.default_rng(0)
-    q = (scale * rng.standard_normal((5, 6))).astype(np.float32)
-    z = rng.standard_normal((97, 6)).astype(np.float32)
-    z[3] = z[4]  # a tie
-    groups = Groups.of([[], [3], [3, 4], range(97), rng.choice(97, 30, replace=False)], 97)
-    want = pool_scores(q @ z.T, groups, pooling, 0.7)
-    for block in (1, 300, 1 << 20):
-        got = stream_groups(q, z, groups, pooling, 0.7, bytes_a_block=block)
-        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-4 * scale)
-    assert got[:, 0].tolist() == [0.0] * 5
-
-
-def test_streaming_a_corpus_takes_constant_memory() -> None:
-    """Four times the corpus, the same peak."""
-    import tracemalloc
-
-    class Endless:
-        """Rows made when asked for, so that only what the pass holds is measured."""
-
-        def __init__(self, n: int) -> None:
-            self.shape = (n, 32)
-
-        def __getitem__(self, key: slice) -> np.ndarray:
-            n = len(range(*key.indices(self.shape[0])))
-            return np.random.default_rng(key.start or 0).standard_normal((n, 32), dtype=np.float32)
-
-    q = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
-    peaks = []
-    for n in (50_000, 200_000):
-        tracemalloc.start()
-        stream_groups(q, Endless(n), None, "softmax-abs", bytes_a_block=1 << 18)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] <= 1.01 * peaks[0]
-
-
 @pytest.mark.parametrize(("store", "tolerance"), [("float16", 2e-3), ("int8", 0.03)])
 def test_stores(tiny_target, tmp_path: Path, store: str, tolerance: float) -> None:
     items, _, _ = _parity(OWN)
@@ -301,12 +262,6 @@ def test_stores(tiny_target, tmp_path: Path, store: str, tolerance: float) -> No
     small.save(tmp_path / "saved")
     loaded = method.load(context, tmp_path / "saved")
     np.testing.assert_array_equal(loaded.score(items["queries"]), b)
-    whole = Groups.of([range(16)], 16)
-    np.testing.assert_allclose(
-        loaded.score_corpus(items["queries"]),
-        loaded.score_groups(items["queries"], whole)[:, 0],
-        rtol=1e-4,
-    )
     with pytest.raises(UsageError, match="store"):
         AirRep(store="int4")
 

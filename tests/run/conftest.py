@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tdabench import plugins
 from tdabench.data.examples import Corpus
 from tdabench.groups import Groups
+from tdabench.registry import configure
 from tdabench.targets.target import Target
 from tdabench.truth.store import Truth
 
@@ -89,6 +89,6 @@ def make_suite(
 @pytest.fixture(scope="module")
 def toys() -> Iterator[str]:
     """Registers the toy methods of toys.py, and forgets them afterwards."""
-    plugins.configure((), [str(TOYS)])
+    configure((), [str(TOYS)])
     yield str(TOYS)
-    plugins.configure((), ())
+    configure((), ())

@@ -11,8 +11,9 @@ import torch
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import MethodError
 from tdabench.groups import Groups
-from tdabench.method import Index, RepresentationIndex
+from tdabench.method import Index
 from tdabench.run.meter import GlobalRandomness, Memory, Meter, MeteredIndex, model_state
+from tdabench.toolkit.representation import RepresentationIndex
 
 
 def test_hooks_of_transformers_are_not_the_methods(tiny_target):

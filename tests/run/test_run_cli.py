@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tdabench import plugins
 from tdabench.cli import main
 from tdabench.io import read_json
+from tdabench.registry import configure
 
 TOYS = str(Path(__file__).parent / "toys.py")
 
@@ -21,7 +21,7 @@ TOYS = str(Path(__file__).parent / "toys.py")
 @pytest.fixture(autouse=True)
 def _forget_plugins():
     yield
-    plugins.configure((), ())
+    configure((), ())
 
 
 @pytest.fixture

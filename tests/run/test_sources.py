@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdabench import plugins
 from tdabench.cli import main
 from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.method import Index
+from tdabench.registry import configure, registry
 from tdabench.run.own import parse_recipe
 from tdabench.run.sources import toml_text
 from tdabench.run.suite import load_suite, read_suite
@@ -35,7 +35,7 @@ def quiet_world(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     yield
-    plugins.configure((), ())
+    configure((), ())
 
 
 TEMPLATE = (
@@ -147,14 +147,14 @@ def test_published_truth_of_other_queries_is_refused(
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "stride", "smol", "smol-full"])
 def test_bundled_suite_files_are_well_formed(name):
-    suite = read_suite(plugins.registry().suite(name).value)
+    suite = read_suite(registry().suite(name).value)
     assert suite.fetched
     assert suite.summary
     for row in suite.published:
         assert -0.1 < row.value < 1
-        assert row.ours in ("", *suite.variants, *plugins.registry().methods)
+        assert row.ours in ("", *suite.variants, *registry().methods)
     for label in suite.default_methods:
-        assert label in suite.variants or label in plugins.registry().methods
+        assert label in suite.variants or label in registry().methods
 
 
 def test_a_wrong_data_folder(tmp_path):
@@ -360,9 +360,9 @@ def test_a_representation_index_streams_to_the_same_extremes(
     tiny_context, tiny_corpus, monkeypatch
 ):
     import tdabench.run.trace as module
-    from tdabench.method import row_blocks
+    from tdabench.rows import row_blocks
 
-    method = plugins.registry().method("tfidf").cls()
+    method = registry().method("tfidf").cls()
     index = method.build(tiny_context, tiny_corpus)
     dense = type(index)(index.method, index.context, index.rows.toarray(), index.state)
     queries = tiny_corpus[:3]

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from tdabench import plugins
 from tdabench.data import Corpus, Example
 from tdabench.errors import GuardError, UsageError
 from tdabench.groups import Groups, pool_scores
 from tdabench.method import Context
+from tdabench.registry import registry
 from tdabench.run.suite import load_suite
 from tdabench.run.tune import default_grid, tune, tuning_truth
 from tdabench.truth import Truth
@@ -34,7 +34,7 @@ def suite_file(make_suite, tiny_target, tiny_corpus, tiny_queries, tmp_path):
     )
     text = text.replace('lds = "truth.safetensors"', 'tuning = "tuning.safetensors"')
     path.write_text(text)
-    method = plugins.registry().method("tfidf").cls()
+    method = registry().method("tfidf").cls()
     index = method.build(Context(tiny_target, tmp_path), tiny_corpus)
     groups = Groups.random(12, len(tiny_corpus), 0.25, np.random.default_rng(5))
     values = pool_scores(index.score(tuning), groups, "softmax", 0.05)
@@ -68,7 +68,7 @@ def test_a_combination_that_fails_is_kept_with_its_reason(suite_file):
 
 
 def test_parameters_of_query_time_are_tried_on_one_index(suite_file, monkeypatch):
-    cls = plugins.registry().method("kfac").cls
+    cls = registry().method("kfac").cls
     built, genuine = [], cls.build
     monkeypatch.setattr(cls, "build", lambda *a: built.append(a[0].damping) or genuine(*a))
     grid = {"damping": [-1.0, 0.1, 10.0], "pooling": ["sum"]}
@@ -81,7 +81,7 @@ def test_parameters_of_query_time_are_tried_on_one_index(suite_file, monkeypatch
 
 
 def test_every_bundled_method_has_a_grid_of_parameters_it_knows():
-    for name, entry in plugins.registry().methods.items():
+    for name, entry in registry().methods.items():
         assert set(default_grid(entry.cls)) <= set(entry.cls().params), name
         assert set(entry.cls.query_time) <= set(entry.cls().params), name
 

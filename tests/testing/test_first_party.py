@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdabench import plugins
+from tdabench.registry import Registry
 from tdabench.testing import parametrize_with_laws
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ SLOW = ("arnoldi", "cg", "explicit", "lissa", "magic", "source")
 OTHERS = "package"  # the family of adapters: tests/plugins/test_adapters.py
 SHIPPED = [
     entry.cls
-    for name, entry in plugins.Registry().methods.items()
+    for name, entry in Registry().methods.items()
     if entry.origin.distribution == "tdabench" and name not in SLOW and entry.cls.family != OTHERS
 ]
 

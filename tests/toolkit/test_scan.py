@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import scipy.sparse as sp
 
 from tdabench.errors import DataError, MissingExtra, UsageError
 from tdabench.groups import POOLINGS, Groups, pool_scores
-from tdabench.method import top_k_of
+from tdabench.method import Context
+from tdabench.rows import top_k_of
 from tdabench.toolkit import scan as module
 from tdabench.toolkit.approximate import FaissIndex
-from tdabench.toolkit.scan import scan
+from tdabench.toolkit.representation import RepresentationIndex, RepresentationMethod
+from tdabench.toolkit.scan import scan, stream_groups
 from tdabench.toolkit.store import FeatureStore
 
 
@@ -206,3 +209,76 @@ def test_without_faiss_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(MissingExtra, match="FAISS is not installed"):
         FaissIndex(np.ones((5, 4), np.float32))
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean", "softmax", "softmax-abs"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 40.0])
+def test_streamed_group_scores(pooling: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    q = (scale * rng.standard_normal((5, 6))).astype(np.float32)
+    z = rng.standard_normal((97, 6)).astype(np.float32)
+    z[3] = z[4]  # a tie
+    groups = Groups.of([[], [3], [3, 4], range(97), rng.choice(97, 30, replace=False)], 97)
+    want = pool_scores(q @ z.T, groups, pooling, 0.7)
+    for block in (1, 300, 1 << 20):
+        got = stream_groups(q, z, groups, pooling, 0.7, bytes_a_block=block)
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-4 * scale)
+    assert got[:, 0].tolist() == [0.0] * 5
+
+
+def test_streaming_a_corpus_takes_constant_memory() -> None:
+    """Four times the corpus, the same peak."""
+    import tracemalloc
+
+    class Endless:
+        """Rows made when asked for, so that only what the pass holds is measured."""
+
+        def __init__(self, n: int) -> None:
+            self.shape = (n, 32)
+
+        def __getitem__(self, key: slice) -> np.ndarray:
+            n = len(range(*key.indices(self.shape[0])))
+            return np.random.default_rng(key.start or 0).standard_normal((n, 32), dtype=np.float32)
+
+    q = np.random.default_rng(1).standard_normal((4, 32)).astype(np.float32)
+    peaks = []
+    for n in (50_000, 200_000):
+        tracemalloc.start()
+        stream_groups(
+            q, Endless(n), Groups.of([[0, 1, n - 1]], n), "softmax-abs", bytes_a_block=1 << 18
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] <= 1.01 * peaks[0]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_index_of_any_size_pools_as_a_small_one_does(
+    monkeypatch, tmp_path, pooling, tiny_corpus
+):
+    """Beyond SCORES_BYTES an index streams; one whose scores are its own goes query by query."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Lengths(RepresentationMethod):
+        name = "lengths"
+
+        def encode(self, context, examples, role):
+            return np.array([[len(e.prompt), len(e.response) % 3] for e in examples], np.float32)
+
+    class Shifted(RepresentationIndex):
+        def score(self, queries):
+            return super().score(queries) + 1
+
+    method, n = Lengths(pooling=pooling, temperature=50.0), len(tiny_corpus)
+    groups = Groups.of([[], [0], [0, 1, 2], range(n)], n)
+    plain = method.build(Context(None, tmp_path), tiny_corpus)
+    shifted = Shifted(method, plain.context, plain.rows, plain.state)
+    want = [index.score_groups(tiny_corpus, groups) for index in (plain, shifted)]
+    singles = pool_scores(plain.score(tiny_corpus), Groups.singletons(n), pooling, 50.0)
+    monkeypatch.setattr("tdabench.toolkit.representation.SCORES_BYTES", 4 * n * 2)
+    got = [index.score_groups(tiny_corpus, groups) for index in (plain, shifted)]
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+    one = plain.score_groups(tiny_corpus, Groups.singletons(n))
+    np.testing.assert_allclose(one, singles, rtol=1e-6)
+    assert plain.score_groups(tiny_corpus, Groups.of([], n)).shape == (n, 0)

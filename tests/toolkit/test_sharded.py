@@ -13,9 +13,10 @@ import pytest
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
-from tdabench.method import Context, RepresentationMethod
+from tdabench.method import Context
+from tdabench.toolkit.representation import RepresentationMethod, build_index
 from tdabench.toolkit.scan import scan
-from tdabench.toolkit.sharded import Shards, build_index, build_shards, in_turn, on_ray
+from tdabench.toolkit.sharded import Shards, build_shards, in_turn, on_ray
 from tdabench.toolkit.store import FeatureStore
 
 

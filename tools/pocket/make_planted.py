@@ -19,7 +19,7 @@ import numpy as np
 
 from tdabench.data import Example, read_jsonl
 from tdabench.io import write_bytes
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tools.pocket import CORPUS, SUITE
 from tools.pocket.make_corpus import compress
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from tdabench.data import read_jsonl
 from tdabench.io import write_json, write_text
-from tdabench.method import named_seed
+from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import TEMPLATES, Target, save_weights
 from tdabench.targets.training import Recipe, finetune

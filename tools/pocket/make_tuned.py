@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tdabench import plugins
 from tdabench.io import write_text
+from tdabench.registry import registry
 from tdabench.run.suite import load_suite
 from tdabench.run.tune import default_grid, tune
 from tools.pocket import SUITE
@@ -57,11 +57,10 @@ def main() -> None:
     args = parser.parse_args()
     path = args.suite / "suite.toml"
     suite = load_suite(path)
-    registry = plugins.registry()
-    names = args.methods or [m for m in registry.methods if m not in LEFT_ALONE]
+    names = args.methods or [m for m in registry().methods if m not in LEFT_ALONE]
     for target in args.target or [t.label for t in suite.targets]:
         for name in names:
-            cls = registry.method(name).cls
+            cls = registry().method(name).cls
             best = tune(str(path), target, name, default_grid(cls), fresh=True)[0]
             if best.error:
                 print(f"{target} {name}: {best.error}", file=sys.stderr, flush=True)

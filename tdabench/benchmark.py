@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import UsageError, unknown
-from tdabench.method import Index, Progress, _convert, _no_progress, named_seed
+from tdabench.errors import UsageError
+from tdabench.method import Index, Progress, no_progress
+from tdabench.params import construct
+from tdabench.seeds import named_seed
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
@@ -90,7 +91,7 @@ class BenchmarkContext:
     other_truths: Mapping[str, Callable[[str], Truth]] = field(default_factory=dict)
     assets: Mapping[str, Path] = field(default_factory=dict)
     cache: Path | None = None
-    progress: Progress = _no_progress
+    progress: Progress = no_progress
 
     def built_on(self, corpus: Corpus) -> Built:
         """`build(corpus)`, or a UsageError where the harness offers none."""
@@ -141,17 +142,7 @@ class Benchmark(ABC):
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Self:
         """Constructs the benchmark from parameters by name, as `TDAMethod.from_params` does."""
-        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        hints = typing.get_type_hints(cls)
-        values = {}
-        for key, value in params.items():
-            if key not in known:
-                raise unknown(f"parameter of the benchmark {cls.name}", key, known)
-            values[key] = _convert(f"{cls.name}.{key}", value, hints[key])
-        try:
-            return cls(**values)
-        except (ValueError, TypeError) as e:
-            raise UsageError(f"{cls.name}: {e}") from e
+        return construct(cls, params)
 
     def recompute(self, stored: Stored) -> Outcome | None:
         """The outcome again, from what its record stores; `tdabench verify` compares the two.

@@ -218,7 +218,7 @@ class Registry:
         plugin.methods.append(name)
 
     def _take_benchmark(self, plugin: Plugin, cls: Any) -> None:
-        from tdabench.benchmarks.base import Benchmark
+        from tdabench.benchmark import Benchmark
 
         name = _checked(cls, Benchmark)
         self._benchmarks.setdefault(name, []).append(Entry(cls, plugin.origin))
@@ -332,18 +332,3 @@ def registry() -> Registry:
     if _registry is None:
         _registry = Registry(_disabled, _modules)
     return _registry
-
-
-def methods() -> dict[str, Entry]:
-    """Method classes by name."""
-    return registry().methods
-
-
-def benchmarks() -> dict[str, Entry]:
-    """Benchmark classes by name."""
-    return registry().benchmarks
-
-
-def suites() -> dict[str, Entry]:
-    """Paths of suite files by name."""
-    return registry().suites

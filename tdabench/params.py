@@ -1,0 +1,71 @@
+"""Parameters of methods and benchmarks: fields of a dataclass, set by name, checked by type."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from tdabench.errors import UsageError, unknown
+
+
+def construct(cls: Any, params: Mapping[str, Any]) -> Any:
+    """Constructs the dataclass `cls`, which has a `name`, from parameters by name.
+
+    Strings are converted to the field's type (`"512"` to an int). Raises UsageError for an
+    unknown name or a value that does not fit.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in params.items():
+        if key not in known:
+            raise unknown(f"parameter of {cls.name}", key, known)
+        values[key] = convert(f"{cls.name}.{key}", value, hints[key])
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as e:
+        raise UsageError(f"{cls.name}: {e}") from e
+
+
+def convert(name: str, value: Any, hint: Any) -> Any:
+    """Returns `value` as the type `hint`. Raises UsageError that names what was expected."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            if type(None) in args:
+                return None
+        for arm in (a for a in args if a is not type(None)):
+            try:
+                return convert(name, value, arm)
+            except UsageError:
+                continue
+    elif origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{name} = {value!r}", f"One of: {', '.join(map(str, args))}")
+    elif origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)):
+            return tuple(convert(name, i, args[0]) for i in items)
+    elif hint is bool:
+        spelled = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in spelled:
+            return spelled[value.lower()]
+    elif hint in (int, float):
+        integral = hint is int and isinstance(value, float) and not value.is_integer()
+        if not isinstance(value, bool) and not integral:
+            try:
+                return hint(value)
+            except (TypeError, ValueError):
+                pass
+    elif hint is str and isinstance(value, str):
+        return value
+    elif hint is Any:
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise UsageError(f"{name} = {value!r} is not of the type {wanted}")

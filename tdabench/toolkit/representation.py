@@ -1,0 +1,254 @@
+"""Methods that map an example to a vector and score by dot product, and their index.
+
+Most methods subclass `RepresentationMethod` and write `encode`. See docs/plugins.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tdabench.data.examples import Example
+from tdabench.errors import DataError
+from tdabench.groups import Groups, check_pooling
+from tdabench.io import fingerprint, read_arrays, write_arrays, write_json
+from tdabench.method import Context, Index, TDAMethod, no_progress
+from tdabench.rows import Rows, check_rows, dots, is_sparse, row_blocks
+from tdabench.toolkit.scan import Found, scan, stream_groups
+from tdabench.toolkit.sharded import SCHEMA, Run, Shards, build_shards, in_turn
+from tdabench.toolkit.store import FeatureStore
+
+Role = Literal["train", "query"]
+SCORES_BYTES = 256 << 20  # of example scores held to pool groups from
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepresentationMethod(TDAMethod):
+    """score(q, z) = phi(q) . phi(z). Subclasses write `encode`, and little else.
+
+    Pooling and its temperature are parameters of every such method, because they change group
+    scores a great deal: both are recorded, and may be tuned on held-out queries and groups.
+    """
+
+    pooling: str = "sum"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_pooling(self.name, self.pooling, self.temperature)
+
+    @abstractmethod
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
+        """Features [example, dim]: a float array, a scipy CSR matrix or a feature store."""
+
+    def fit(self, context: Context, features: Rows) -> dict[str, np.ndarray]:
+        """What must be learnt from all training features (a curvature, document frequencies)."""
+        return {}
+
+    def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> Any:
+        """Features as scored, [example, dim] -> [example, dim'], given what `fit` returned.
+
+        Called on blocks of rows, so each row's result must depend on that row and `state` only.
+        """
+        return features
+
+    def build(self, context: Context, train: Sequence[Example]) -> RepresentationIndex:
+        features = self.encode(context, train, "train")
+        check_rows(self.name, features, len(train))
+        state = self.fit(context, features)
+        rows = transform_rows(self, context, features, state)
+        return RepresentationIndex(self, context, rows, state)
+
+    def load(self, context: Context, path: Path) -> RepresentationIndex:
+        arrays, meta = read_arrays(path / "state.safetensors")
+        if meta.get("method") != self.name or meta.get("version") != self.version:
+            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+        if meta["rows"] == "sparse":
+            from scipy.sparse import csr_matrix
+
+            parts = (arrays["rows.data"], arrays["rows.indices"], arrays["rows.indptr"])
+            rows: Any = csr_matrix(parts, shape=tuple(meta["shape"]))
+        elif meta["rows"] == "store":
+            kind: Any = Shards if (path / "rows" / "shards.json").exists() else FeatureStore
+            rows = kind.open(path / "rows")
+        else:
+            rows = arrays["rows"]
+        return RepresentationIndex(self, context, rows, state)
+
+
+def transform_rows(
+    method: RepresentationMethod, context: Context, features: Rows, state: Mapping[str, np.ndarray]
+) -> Rows:
+    """`method.transform` of all training features; what is in a store streams into another."""
+    if type(method).transform is RepresentationMethod.transform:
+        return features
+    if isinstance(features, np.ndarray) or is_sparse(features):
+        return method.transform(features, state, "train")
+    # A feature store may exceed memory: stream it through, block by block, into another.
+    n, out = features.shape[0], None
+    for a, block in row_blocks(features):
+        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
+        if out is None:
+            dtype = getattr(features, "dtype_name", "float32")
+            out = FeatureStore.create(context.scratch / "transformed", n, done.shape[1], dtype)
+        out.write(np.arange(a, a + len(done)), done)
+    if out is None:
+        return features
+    out.close()
+    return out
+
+
+class RepresentationIndex(Index):
+    """Transformed training features and the state to transform queries with."""
+
+    def __init__(
+        self,
+        method: RepresentationMethod,
+        context: Context,
+        rows: Rows,
+        state: dict[str, np.ndarray],
+    ) -> None:
+        self.method, self.context, self.rows, self.state = method, context, rows, state
+        self.n_train = rows.shape[0]
+        self.pooling, self.temperature = method.pooling, method.temperature
+
+    def query_features(self, queries: Sequence[Example]) -> Any:
+        """[query, dim'], as `transform` leaves them."""
+        features = self.method.encode(self.context, queries, "query")
+        check_rows(self.method.name, features, len(queries))
+        return self.method.transform(features[:], self.state, "query")
+
+    def score(self, queries: Sequence[Example]) -> np.ndarray:
+        q = self.query_features(queries)
+        out = np.empty((len(queries), self.n_train), dtype=np.float32)
+        for a, block in row_blocks(self.rows):
+            out[:, a : a + block.shape[0]] = dots(q, block)
+        return out
+
+    def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Streams over the rows: holds [query, block], never [query, train]."""
+        found = self.scan(queries, k, pooling=None)
+        return found.values, found.ids
+
+    def scan(self, queries: Sequence[Example], k: int, pooling: str | None = "own") -> Found:
+        """The best k, and the whole corpus as one group, in one pass (`toolkit.scan.Found`).
+
+        `pooling` is the index's own by default; None leaves the corpus out.
+        """
+        device = self.context.device
+        return scan(
+            self.query_features(queries),
+            self.rows,
+            k,
+            pooling=self.pooling if pooling == "own" else pooling,
+            temperature=self.temperature,
+            device=None if device == "cpu" or is_sparse(self.rows) else device,
+        )
+
+    def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
+        """As `Index.score_groups`; beyond SCORES_BYTES of example scores, streams over the rows."""
+        if 4 * len(queries) * self.n_train <= SCORES_BYTES:
+            return super().score_groups(queries, groups)
+        if type(self).score is RepresentationIndex.score:
+            q = self.query_features(queries)
+            return stream_groups(q, self.rows, groups, self.pooling, self.temperature)
+        step = max(1, SCORES_BYTES // (4 * self.n_train))  # its scores are not plain products
+        parts = [queries[a : a + step] for a in range(0, len(queries), step)]
+        pooled = [super(RepresentationIndex, self).score_groups(part, groups) for part in parts]
+        return np.concatenate(pooled)
+
+    def save(self, path: Path) -> None:
+        arrays = {f"state.{k}": np.asarray(v) for k, v in self.state.items()}
+        meta: dict[str, Any] = {
+            "method": self.method.name,
+            "version": self.method.version,
+            "shape": list(self.rows.shape),
+        }
+        if is_sparse(self.rows):
+            m = self.rows.tocsr()  # type: ignore[attr-defined]
+            meta["rows"] = "sparse"
+            arrays |= {"rows.data": m.data, "rows.indices": m.indices, "rows.indptr": m.indptr}
+        elif isinstance(self.rows, np.ndarray):
+            meta["rows"] = "dense"
+            arrays["rows"] = self.rows
+        else:
+            meta["rows"] = "store"
+            self.rows.copy_to(path / "rows")  # type: ignore[attr-defined]
+        write_arrays(path / "state.safetensors", arrays, meta)
+
+
+# --------------------------------------------------------------------------- an index in shards
+
+
+def build_index(
+    method: RepresentationMethod,
+    context: Context,
+    train: Sequence[Example],
+    folder: Path,
+    rows_a_shard: int,
+    *,
+    dtype: str = "float32",
+    run: Run = in_turn,
+) -> RepresentationIndex:
+    """`method.build`, in shards under `folder`: encoded and transformed by `run`, fitted here.
+
+    `fit` reads the features of all shards in blocks. Scores are those of `method.build`, up to
+    the rounding of `dtype`, for a method whose features of an example do not depend on the
+    others in the corpus (`fit` is where they may).
+    """
+    folder = Path(folder)
+    context = replace(context, progress=no_progress)
+    key = fingerprint([method.name, method.version, repr(method), context.target.fingerprint])
+    key = fingerprint([key, context.seed, [[e.id, e.prompt, e.response] for e in train]])
+    encode = partial(_encode, method, context)
+    features = build_shards(
+        folder / "features", train, encode, rows_a_shard, dtype=dtype, key=key, run=run
+    )
+    state = method.fit(context, features)
+    if type(method).transform is RepresentationMethod.transform:
+        return RepresentationIndex(method, context, features, state)
+    places = [(features.path(i), method, state) for i in range(len(features.starts) - 1)]
+    rows = _transformed(folder / "rows", features, places, dtype, run)
+    shutil.rmtree(folder / "features")
+    return RepresentationIndex(method, context, rows, state)
+
+
+def _transformed(folder: Path, features: Shards, places: list[Any], dtype: str, run: Run) -> Shards:
+    folder.mkdir(parents=True, exist_ok=True)
+    dims = run(partial(_transform_shard, folder=folder, dtype=dtype), places)
+    starts = features.starts.tolist()
+    dim = dims[0] if dims else features.shape[1]
+    write_json(folder / "shards.json", {"schema": SCHEMA, "starts": starts, "dim": dim})
+    return Shards(folder, features.starts, dim, run)
+
+
+def _transform_shard(
+    place: tuple[Path, RepresentationMethod, Any], folder: Path, dtype: str
+) -> int:
+    path, method, state = place
+    source = FeatureStore.open(path, verify=False)
+    store = None
+    for a, block in row_blocks(source):
+        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
+        if store is None:
+            store = FeatureStore.create(folder / path.name, len(source), done.shape[1], dtype)
+        store.write(np.arange(a, a + len(done)), done)
+    assert store is not None  # no shard is empty
+    store.close()
+    return store.shape[1]
+
+
+def _encode(method: RepresentationMethod, context: Context, examples: Sequence[Example]) -> Rows:
+    own = fingerprint([e.id for e in examples])
+    scratch = context.scratch / f"shard-{own}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    rows = method.encode(replace(context, scratch=scratch), examples, "train")
+    check_rows(method.name, rows, len(examples))
+    return rows.toarray() if hasattr(rows, "toarray") else rows
