@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tdabench import stats
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.truth import Truth
 
 

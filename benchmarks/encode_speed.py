@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
     from tdabench.toolkit.encode import encode_texts
 
     suite = load_suite("pocket")

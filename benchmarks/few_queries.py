@@ -25,7 +25,8 @@ from tdabench.groups import pool_scores
 from tdabench.io import fingerprint, read_arrays, write_arrays
 from tdabench.method import Context
 from tdabench.registry import registry
-from tdabench.run.suite import Suite, SuiteTarget, load_suite
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import Suite, SuiteTarget
 from tdabench.run.tune import tuning_truth
 from tdabench.truth import Truth
 

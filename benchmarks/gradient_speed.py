@@ -38,7 +38,7 @@ import torch
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.method import Context
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.targets.batches import Batch, out_of_memory
 from tdabench.targets.target import SCRATCH, Target, example_losses
 from tdabench.toolkit.gradients import GradientEngine, select_layers

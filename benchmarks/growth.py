@@ -117,7 +117,7 @@ def extrapolate(found: dict[str, list[dict]], shard: float) -> None:
 def measure(family: str, n: int, device: str) -> dict:
     from tdabench.method import Context
     from tdabench.registry import registry
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
 
     suite = load_suite("pocket")
     target = suite.target("instruct")

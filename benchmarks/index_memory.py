@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tdabench.method import Context
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 
 
 def main() -> None:

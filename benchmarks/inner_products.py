@@ -20,7 +20,7 @@ import torch
 from tdabench import stats
 from tdabench.groups import pool_scores
 from tdabench.method import Context
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.toolkit.gradients import GradientEngine, stream_features
 from tdabench.truth import Truth
 

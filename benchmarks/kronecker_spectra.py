@@ -24,7 +24,7 @@ import numpy as np
 from tdabench_influence.ekfac import EKFAC
 
 from tdabench.method import Context
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import torch
 
 from tdabench.method import Context
 from tdabench.registry import registry
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.truth import Truth
 
 

@@ -20,7 +20,7 @@ from tdabench_influence.source import SOURCE
 from tdabench import stats
 from tdabench.groups import pool_scores
 from tdabench.method import Context
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.run.tune import tuning_truth
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdabench.cli.truth import draw
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
+from tdabench.run.truths import draw_plan
 from tdabench.targets.training import batch_order, make_optimizer
 from tdabench.truth import InProcess, Pool, Stacked, Unit
 from tdabench.truth.build import build_units, read_row
@@ -48,7 +48,7 @@ def main() -> None:
     suite = load_suite("pocket")
     target = suite.target(args.target)
     queries = suite.queries("test")
-    plan = draw(suite, target, "lds")
+    plan = draw_plan(suite, target, "lds")
     parts = (plan, target.target, suite.train, queries)
     trainer = Trainer.of(*parts)
     trainer.losses(Unit(0, 0))  # warm caches

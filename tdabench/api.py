@@ -46,7 +46,7 @@ from tdabench.toolkit.representation import (
 
 if TYPE_CHECKING:
     from tdabench.registry import registry
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
     from tdabench.stats import (
         bootstrap_lds,
         bootstrap_queries,
@@ -115,7 +115,7 @@ _LAZY = {
     "check_disjoint": "tdabench.truth.plan",
     "collect_truth": "tdabench.truth.build:collect",
     "finished_units": "tdabench.truth.build:finished",
-    "load_suite": "tdabench.run.suite",
+    "load_suite": "tdabench.run.sources",
     "registry": "tdabench.registry",
     "bootstrap_lds": "tdabench.stats",
     "bootstrap_queries": "tdabench.stats",

@@ -120,6 +120,55 @@ def test_only_the_command_line_imports_the_command_line():
             assert not module.startswith("tdabench.cli"), f"{path}:{line} imports {module}"
 
 
+def files_imported() -> dict[str, set[str]]:
+    """Each module of the harness and the plugins -> the modules that its file imports, anywhere.
+
+    Imports inside functions and for type checkers count too: a circle through them is a circle in
+    what a reader has to know, although Python starts. A package's `__init__` counts where a name
+    is taken from it, not because a module lies in it.
+    """
+    modules: dict[str, Path] = {}
+    for folder, root in ((HARNESS, ROOT), (PLUGINS, PLUGINS)):
+        for path in sources(folder):
+            parts = path.relative_to(root).with_suffix("").parts
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    named.add(inner if inner in modules else node.module or "")
+        graph[name] = (named & set(modules)) - {name}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of some circle, or none."""
+    left = {node: set(after) for node, after in graph.items()}
+    while left:  # what imports nothing that is left cannot lie on a circle
+        ends = {node for node, after in left.items() if not after & set(left)}
+        if not ends:
+            node, walk = min(left), []
+            while node not in walk:
+                walk.append(node)
+                node = min(left[node] & set(left))
+            return walk[walk.index(node) :]
+        left = {node: after for node, after in left.items() if node not in ends}
+    return []
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = files_imported()
+    assert "tdabench.run.suite" in graph["tdabench.run.suite_file"]
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 @pytest.mark.parametrize("folder", [HARNESS, PLUGINS], ids=lambda p: p.name)
 def test_nothing_is_pickled(folder: Path):
     """Reading a stranger's file must run nothing."""

@@ -15,7 +15,7 @@ import pytest
 from tdabench import hookspecs
 from tdabench.cli import COMMANDS, cli
 from tdabench.registry import registry
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

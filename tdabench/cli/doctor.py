@@ -256,7 +256,7 @@ def found_plugins() -> list[Check]:
 def suites() -> list[Check]:
     from tdabench.errors import TdabenchError
     from tdabench.registry import registry
-    from tdabench.run.suite import read_suite
+    from tdabench.run.suite_file import read_suite
 
     checks: list[Check] = []
     for name, entry in registry().suites.items():

@@ -290,7 +290,7 @@ def own_data(
     """
     from tdabench.run import own as own_module
     from tdabench.run.environment import multiplies_bfloat16
-    from tdabench.run.suite import read_suite
+    from tdabench.run.suite_file import read_suite
     from tdabench.truth.plan import check_disjoint
 
     if not queries:
@@ -359,14 +359,15 @@ def say_cost(
 
 def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> bool:
     """Does the retrainings of the suite's truth that are missing; False when some failed."""
-    from tdabench.cli.truth import devices_of, draw, local_engine
+    from tdabench.cli.truth import devices_of, local_engine
     from tdabench.report.text import seconds
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
+    from tdabench.run.truths import draw_plan
     from tdabench.truth import build, collect, finished
 
     suite = load_suite(suite_path)
     (target,) = suite.targets
-    plan = draw(suite, target, "lds")
+    plan = draw_plan(suite, target, "lds")
     work = suite.path.parent / "builds" / plan.key
     workers = max(workers, len(devices_of(device)))
     already, began, last = len(finished(plan, work)), time.monotonic(), 0.0

@@ -35,7 +35,8 @@ Examples:
 @json_option
 def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
     """List suites, or describe one and check its files."""
-    from tdabench.run.suite import load_suite, read_suite
+    from tdabench.run.sources import load_suite
+    from tdabench.run.suite_file import read_suite
 
     registry = discovered()
     if name is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from tdabench.cli.common import check_device
-from tdabench.errors import TdabenchError, UsageError, resumable, unknown
+from tdabench.errors import TdabenchError, UsageError, resumable
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -45,85 +45,6 @@ def selection(function: Any) -> Any:
     return function
 
 
-def chosen(
-    suite_name: str, targets: tuple[str, ...], truths: tuple[str, ...]
-) -> list[tuple[Suite, SuiteTarget, str]]:
-    """Every (suite, target, truth name) asked for that the suite knows how to make."""
-    from tdabench.run.suite import load_suite
-
-    suite = load_suite(suite_name)
-    out = []
-    for target in [suite.target(t) for t in targets] if targets else suite.targets:
-        for name in truths or target.plans:
-            if name not in target.truths:
-                raise unknown(f"truth of target {target.label}", name, target.truths)
-            if name not in target.plans:
-                if truths:
-                    raise UsageError(
-                        f"{suite.path} declares no plan for the truth {name!r} of {target.label}",
-                        f"Add [targets.plans.{name}] with groups, fraction and seeds",
-                    )
-                continue
-            out.append((suite, target, name))
-    if not out:
-        raise UsageError(f"suite {suite.name} declares no truth that can be built here")
-    return out
-
-
-def draw(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
-    """The plan that the suite declares. Deterministic: the same suite draws the same groups."""
-    from tdabench.targets import Recipe
-    from tdabench.truth import TruthPlan
-
-    spec = target.plans[name]
-    try:
-        recipe = Recipe(**spec.recipe)
-    except TypeError as e:
-        raise UsageError(f"{suite.path}: plan {name!r}: {e}") from e
-    return TruthPlan.draw(
-        f"{suite.name}-{target.label}-{name}",
-        target.target,
-        suite.train,
-        suite.queries(spec.queries),
-        n_groups=spec.groups,
-        fraction=spec.fraction,
-        n_seeds=spec.seeds,
-        recipe=recipe,
-        start=spec.start,
-        order=spec.order,
-        groups_of=spec.groups_of,
-    )
-
-
-def from_file(
-    suite_name: str, targets: tuple[str, ...], path: Path
-) -> tuple[Suite, SuiteTarget, str, TruthPlan]:
-    """The plan in `path`, and where in the suite the data that it was made for is."""
-    from tdabench.run.suite import load_suite
-    from tdabench.truth import TruthPlan
-
-    suite, plan = load_suite(suite_name), TruthPlan.load(path)
-    for target in [suite.target(t) for t in targets] if targets else suite.targets:
-        if target.target.fingerprint_of(plan.start) == plan.target:
-            break
-    else:
-        raise UsageError(
-            f"no target of the suite {suite.name} is the one that {path} was planned for",
-            f"The plan names it {plan.target}",
-        )
-    for queries in ("test", "tuning"):
-        try:
-            if suite.queries(queries).fingerprint == plan.queries:
-                return suite, target, queries, plan
-        except TdabenchError:
-            continue  # a suite without tuning queries
-    raise UsageError(f"{path} was planned for queries that the suite {suite.name} does not have")
-
-
-def work_folder(work: Path, plan: TruthPlan) -> Path:
-    return work / plan.name
-
-
 @command.command()
 @selection
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan to this file.")
@@ -140,12 +61,14 @@ def plan(
     Example:
       tdabench truth plan pocket --target instruct --truth lds --out plan.safetensors
     """
+    from tdabench.run.truths import draw_plan, planned_truths
+
     rows = []
-    picked = chosen(suite, targets, truths)
+    picked = planned_truths(suite, targets, truths)
     if out and len(picked) > 1:
         raise UsageError("--out takes one plan", "Name it with --target and --truth")
     for s, t, name in picked:
-        p = draw(s, t, name)
+        p = draw_plan(s, t, name)
         if out:
             p.save(out)
         rows.append({**p.describe(), "key": p.key, "groups": len(p.groups),
@@ -224,6 +147,7 @@ def build(
       tdabench truth build pocket --target instruct --truth lds --workers 2
       tdabench truth build pocket --engine ray --address 10.0.0.7:6379 --gpus 0.25
     """
+    from tdabench.run.truths import draw_plan, plan_from_file, planned_truths, work_folder
     from tdabench.truth import Ray, Stacked, collect, survey
     from tdabench.truth import build as build_units
 
@@ -232,13 +156,13 @@ def build(
         raise UsageError("--stack is for this machine, not for --engine ray", "Leave one out")
     jobs: list[tuple[Suite, SuiteTarget, str, TruthPlan, Path | None]] = []
     if plan_file:
-        s, t, queries, p = from_file(suite, targets, plan_file)
+        s, t, queries, p = plan_from_file(suite, targets, plan_file)
         if in_place:
             raise UsageError("--in-place goes with a plan of the suite", "Leave out --plan")
         jobs.append((s, t, queries, p, None))
     else:
-        for s, t, name in chosen(suite, targets, truths):
-            p = draw(s, t, name)
+        for s, t, name in planned_truths(suite, targets, truths):
+            p = draw_plan(s, t, name)
             jobs.append((s, t, t.plans[name].queries, p, t.truths[name] if in_place else None))
     results, broken = [], 0
     for s, t, queries, p, out in jobs:
@@ -432,11 +356,12 @@ def status(
 
     Of a build under way it says what is done, damaged, and failed with its reason.
     """
+    from tdabench.run.truths import draw_plan, planned_truths, work_folder
     from tdabench.truth import Truth, survey
 
     rows = []
-    for s, t, name in chosen(suite, targets, truths):
-        p = draw(s, t, name)
+    for s, t, name in planned_truths(suite, targets, truths):
+        p = draw_plan(s, t, name)
         file = t.truths[name]
         row: dict[str, Any] = {"name": p.name, "file": str(file), "retrainings": len(p.units())}
         try:
@@ -517,14 +442,15 @@ def verify(
     """
     import tempfile
 
+    from tdabench.run.truths import draw_plan, planned_truths
     from tdabench.truth.verify import verify_truth
 
     rows = []
-    for s, t, name in chosen(suite, targets, truths):
+    for s, t, name in planned_truths(suite, targets, truths):
         s.verify(t.truths[name])
         with tempfile.TemporaryDirectory() as scratch:
             found = verify_truth(
-                t.truths[name], draw(s, t, name), t.target, s.train,
+                t.truths[name], draw_plan(s, t, name), t.target, s.train,
                 s.queries(t.plans[name].queries), Path(scratch),
                 n_units=units, workers=workers, seed=seed,
             )  # fmt: skip

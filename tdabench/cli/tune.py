@@ -46,7 +46,7 @@ def command(
       tdabench tune tfidf --grid pooling=sum,softmax --grid temperature=auto
     """
     from tdabench.registry import registry
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
     from tdabench.run.tune import Trial, default_grid, tune
 
     cls = registry().method(method).cls

@@ -36,7 +36,7 @@ def load_texts(run: Run, suite: str | Path | None = None) -> Texts:
     if not name:
         return Texts(reason="the run names no suite")
     try:
-        from tdabench.run.suite import load_suite
+        from tdabench.run.sources import load_suite
 
         loaded = load_suite(str(name))
         train = loaded.train

@@ -61,7 +61,7 @@ class Truths:
 
     def add_suite(self, name: str) -> None:
         """Every truth that a suite declares and has on disk. Raises TdabenchError."""
-        from tdabench.run.suite import load_suite
+        from tdabench.run.sources import load_suite
 
         for target in load_suite(name).targets:
             for path in target.truths.values():

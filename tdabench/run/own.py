@@ -18,8 +18,9 @@ from tdabench.data.layouts import Reading, parse_fields
 from tdabench.errors import DataError, UsageError, unknown
 from tdabench.io import cache_folder, read_json, write_text
 from tdabench.params import convert
-from tdabench.run.sources import fetched, resolved, write_suite
-from tdabench.run.suite import FETCHED, Suite, read_toml
+from tdabench.run.sources import fetched, resolved
+from tdabench.run.suite import Suite
+from tdabench.run.suite_file import FETCHED, read_toml, write_suite
 
 if TYPE_CHECKING:
     from tdabench.data.examples import Corpus

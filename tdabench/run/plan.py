@@ -16,7 +16,8 @@ from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.io import fingerprint
 from tdabench.method import TDAMethod
 from tdabench.registry import Origin, registry
-from tdabench.run.suite import Suite, SuiteTarget, Variant, load_suite, truth_name
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import Suite, SuiteTarget, Variant, truth_name
 
 SCHEMA = 1
 

@@ -10,16 +10,39 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tdabench.data.hub import Found, find
 from tdabench.errors import DataError, TdabenchError, UsageError
-from tdabench.io import cache_folder, fingerprint, sha256_kept, write_text
-from tdabench.run.suite import FETCHED, Suite, read_suite, read_toml
+from tdabench.io import cache_folder, fingerprint, sha256_kept
+from tdabench.registry import registry
+from tdabench.run.suite import Suite
+from tdabench.run.suite_file import FETCHED, read_suite, read_toml, write_suite
 
 CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
+
+
+def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
+    """The suite of that name, or in that file, with everything it names on this machine.
+
+    What a suite takes from the hub or a package is fetched, from `data_dir` where it is there;
+    the suite returned is then the copy in the cache that names paths only. Raises UsageError for
+    an unknown name or for what cannot be fetched, and DataError for a malformed file.
+    """
+    text = str(name)
+    if text.endswith(".toml") or "/" in text or "\\" in text:
+        path = Path(text)
+        if path.is_dir():
+            path = path / "suite.toml"
+        if not path.is_file():
+            raise UsageError(f"there is no suite file {path}", "List suites: tdabench suites")
+    else:
+        path = registry().suite(text).value
+    suite = read_suite(path)
+    if suite.fetched:
+        return resolve(suite, data_dir)
+    return suite
 
 
 def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
@@ -142,65 +165,3 @@ def _content(path: Path) -> Any:
     if path.is_file():
         return sha256_kept(path)
     return [[p.name, sha256_kept(p)] for p in sorted(path.rglob("*")) if p.is_file()]
-
-
-def write_suite(data: dict[str, Any], path: Path | None = None) -> Suite:
-    """Writes the tables of a suite to `path`, by default into the cache, and reads it again."""
-    text = toml_text(data)
-    if path is None:
-        name = data["suite"]["name"]
-        path = cache_folder() / "suites" / f"{name}-{fingerprint(text)}" / "suite.toml"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
-    return read_suite(path)
-
-
-# --------------------------------------------------------------------------- TOML
-
-
-def toml_text(data: Mapping[str, Any]) -> str:
-    """`data` as TOML: scalars, lists of them, tables and lists of tables."""
-    lines: list[str] = []
-    _table(lines, "", data)
-    return "\n".join(lines).strip() + "\n"
-
-
-def _table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
-    plain = {k: v for k, v in table.items() if not _is_table(v) and v is not None}
-    if name and (plain or not table):
-        lines += ["", f"[{name}]"]
-    lines += [f"{_key(k)} = {_value(v)}" for k, v in plain.items()]
-    for k, v in table.items():
-        inner = f"{name}.{_key(k)}" if name else _key(k)
-        if isinstance(v, Mapping):
-            _table(lines, inner, v)
-        elif _is_table(v):
-            for item in v:
-                lines += ["", f"[[{inner}]]"]
-                lines += [f"{_key(a)} = {_value(b)}" for a, b in item.items() if not _is_table(b)]
-                for a, b in item.items():
-                    if _is_table(b):
-                        _table(lines, f"{inner}.{_key(a)}", b)
-
-
-def _is_table(value: Any) -> bool:
-    rows = isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
-    return rows or isinstance(value, Mapping)
-
-
-def _key(key: str) -> str:
-    bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
-    return key if bare else _value(str(key))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_value(v) for v in value)}]"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

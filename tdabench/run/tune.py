@@ -20,7 +20,8 @@ from tdabench.errors import GuardError, TdabenchError, UsageError, unknown
 from tdabench.groups import pool_scores
 from tdabench.method import Context, Index, TDAMethod
 from tdabench.registry import registry
-from tdabench.run.suite import Suite, SuiteTarget, load_suite
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import Suite, SuiteTarget
 from tdabench.truth import Truth
 
 # Of scores, not of indices: trying them needs no new scores even.

@@ -41,7 +41,8 @@ from tdabench.run.meter import (
     folder_bytes,
 )
 from tdabench.run.plan import jsonable
-from tdabench.run.suite import Suite, SuiteTarget, load_suite, truth_name
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import Suite, SuiteTarget, truth_name
 from tdabench.run.top import top_examples
 from tdabench.run.watch import file_events, strays
 from tdabench.truth.store import Truth

@@ -78,7 +78,7 @@ class Timed:
 
 @lru_cache(maxsize=1)
 def _suite(name: str, label: str | None) -> tuple[Any, Any]:
-    from tdabench.run.suite import load_suite
+    from tdabench.run.sources import load_suite
 
     suite = load_suite(name)
     return suite, suite.target(label) if label else suite.main_targets[0]

@@ -139,7 +139,7 @@ def test_parameters_by_name() -> None:
     assert LDS.from_params({"replicates": "50"}).params == {
         "truth": "lds", "also": (), "replicates": 50,
     }  # fmt: skip
-    with pytest.raises(UsageError, match="unknown parameter of the benchmark lds 'replicate'"):
+    with pytest.raises(UsageError, match="unknown parameter of lds 'replicate'"):
         LDS.from_params({"replicate": 5})
 
 

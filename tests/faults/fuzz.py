@@ -46,7 +46,7 @@ with watched:
     from tdabench.groups import Groups
     from tdabench.io import read_arrays, write_arrays, write_json
     from tdabench.run import Request, RunFolder
-    from tdabench.run.suite import read_suite
+    from tdabench.run.suite_file import read_suite
     from tdabench.truth.exchange import import_lds
     from tdabench.truth.store import Truth
 

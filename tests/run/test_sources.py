@@ -20,8 +20,8 @@ from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.method import Index
 from tdabench.registry import configure, registry
 from tdabench.run.own import parse_recipe
-from tdabench.run.sources import toml_text
-from tdabench.run.suite import load_suite, read_suite
+from tdabench.run.sources import load_suite
+from tdabench.run.suite_file import read_suite, toml_text
 from tdabench.run.trace import extremes
 
 PUBLISHED = {"flan": "flan", "alpaca": "alpaca", "tulu": "tulu", "safe-rlhf": "safe"}

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tdabench.errors import DataError, TdabenchError, UsageError
-from tdabench.run.suite import load_suite, read_suite, truth_name
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import truth_name
+from tdabench.run.suite_file import read_suite
 
 GOOD = """
 [suite]

@@ -12,7 +12,7 @@ from tdabench.errors import GuardError, UsageError
 from tdabench.groups import Groups, pool_scores
 from tdabench.method import Context
 from tdabench.registry import registry
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.run.tune import default_grid, tune, tuning_truth
 from tdabench.truth import Truth
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tdabench import stats
-from tdabench.cli.truth import draw
 from tdabench.errors import DataError
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
+from tdabench.run.truths import draw_plan
 from tdabench.targets import Recipe
 from tdabench.truth import Truth, check_disjoint
 from tdabench.truth.verify import verify_truth
@@ -92,7 +92,7 @@ def test_the_instruct_base_has_not_seen_the_format():
 def test_a_truth_is_the_one_that_the_suite_plans(label, name):
     target = SUITE.target(label)
     SUITE.verify(target.truths[name])
-    truth, plan = Truth.load(target.truths[name]), draw(SUITE, target, name)
+    truth, plan = Truth.load(target.truths[name]), draw_plan(SUITE, target, name)
     truth.check(SUITE.train, target.target)
     assert truth.groups.fingerprint == plan.groups.fingerprint
     assert truth.query_ids == plan.query_ids
@@ -126,7 +126,7 @@ def test_queries_have_nothing_global_in_common():
 def test_retraining_shows_what_the_truth_says(label, name, split, tmp_path):
     target = SUITE.target(label)
     found = verify_truth(
-        target.truths[name], draw(SUITE, target, name), target.target, SUITE.train,
+        target.truths[name], draw_plan(SUITE, target, name), target.target, SUITE.train,
         SUITE.queries(split), tmp_path, n_units=1, seed=3,
     )  # fmt: skip
     # Rounding differs between machine types and training amplifies it: far below another seed.

@@ -202,11 +202,11 @@ def test_without_ray_its_engine_says_how_to_get_it(suite, tmp_path, monkeypatch)
 
 def test_workers_are_as_many_as_cores_and_memory_allow(suite, monkeypatch):
     from tdabench.cli import truth as cli
-    from tdabench.run import environment
+    from tdabench.run import environment, truths
     from tdabench.truth.engines import needed_bytes
 
-    ((s, t, name),) = cli.chosen(str(suite), (), ())
-    plan = cli.draw(s, t, name)
+    ((s, t, name),) = truths.planned_truths(str(suite), (), ())
+    plan = truths.draw_plan(s, t, name)
     need = needed_bytes(plan, t.target)
     monkeypatch.setattr(environment, "cores", lambda: 8)
     for free, expected in ((100 * need, 6), (3.5 * need, 3), (0.5 * need, 1), (0, 6)):

@@ -16,7 +16,7 @@ from typing import Any
 
 from tdabench.io import write_text
 from tdabench.registry import registry
-from tdabench.run.suite import load_suite
+from tdabench.run.sources import load_suite
 from tdabench.run.tune import default_grid, tune
 from tools.pocket import SUITE
 from tools.pocket.make_hashes import MARK

@@ -1,0 +1,85 @@
+"""The truths that a suite declares: which there are, and the plan by which each is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import Suite, SuiteTarget
+from tdabench.targets import Recipe
+from tdabench.truth import TruthPlan
+
+
+def planned_truths(
+    suite_name: str, targets: tuple[str, ...], truths: tuple[str, ...]
+) -> list[tuple[Suite, SuiteTarget, str]]:
+    """Every (suite, target, truth name) asked for that the suite knows how to make."""
+
+    suite = load_suite(suite_name)
+    out = []
+    for target in [suite.target(t) for t in targets] if targets else suite.targets:
+        for name in truths or target.plans:
+            if name not in target.truths:
+                raise unknown(f"truth of target {target.label}", name, target.truths)
+            if name not in target.plans:
+                if truths:
+                    raise UsageError(
+                        f"{suite.path} declares no plan for the truth {name!r} of {target.label}",
+                        f"Add [targets.plans.{name}] with groups, fraction and seeds",
+                    )
+                continue
+            out.append((suite, target, name))
+    if not out:
+        raise UsageError(f"suite {suite.name} declares no truth that can be built here")
+    return out
+
+
+def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
+    """The plan that the suite declares. Deterministic: the same suite draws the same groups."""
+
+    spec = target.plans[name]
+    try:
+        recipe = Recipe(**spec.recipe)
+    except TypeError as e:
+        raise UsageError(f"{suite.path}: plan {name!r}: {e}") from e
+    return TruthPlan.draw(
+        f"{suite.name}-{target.label}-{name}",
+        target.target,
+        suite.train,
+        suite.queries(spec.queries),
+        n_groups=spec.groups,
+        fraction=spec.fraction,
+        n_seeds=spec.seeds,
+        recipe=recipe,
+        start=spec.start,
+        order=spec.order,
+        groups_of=spec.groups_of,
+    )
+
+
+def plan_from_file(
+    suite_name: str, targets: tuple[str, ...], path: Path
+) -> tuple[Suite, SuiteTarget, str, TruthPlan]:
+    """The plan in `path`, and where in the suite the data that it was made for is."""
+
+    suite, plan = load_suite(suite_name), TruthPlan.load(path)
+    for target in [suite.target(t) for t in targets] if targets else suite.targets:
+        if target.target.fingerprint_of(plan.start) == plan.target:
+            break
+    else:
+        raise UsageError(
+            f"no target of the suite {suite.name} is the one that {path} was planned for",
+            f"The plan names it {plan.target}",
+        )
+    for queries in ("test", "tuning"):
+        try:
+            if suite.queries(queries).fingerprint == plan.queries:
+                return suite, target, queries, plan
+        except TdabenchError:
+            continue  # a suite without tuning queries
+    raise UsageError(f"{path} was planned for queries that the suite {suite.name} does not have")
+
+
+def work_folder(work: Path, plan: TruthPlan) -> Path:
+    return work / plan.name
