@@ -1,7 +1,7 @@
-"""Controls: what a method must beat before its score means anything.
+"""Controls: baselines that a method must beat before its score means anything.
 
-`random`, `length` and `gradnorm` know nothing of the query; `sametask` is an oracle that reads
-the labels. Each is scored, pooled and timed as any other method is.
+`random`, `length` and `gradnorm` ignore the query; `sametask` is an oracle that reads the labels.
+Each is scored, pooled and timed like any other method.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Random(TDAMethod):
-    """Independent standard normal scores, one a (seed, query id, training id).
+    """Independent standard normal scores, one per (seed, query id, training id).
 
-    A score depends on nothing else, so neither order nor batches matter, and another seed of the
-    run gives other scores: run several to see the spread that chance alone gives.
+    A score depends on nothing else, so order and batches do not matter. Another seed of the run
+    gives other scores: run several seeds to see the spread due to chance.
     """
 
     name = "random"
@@ -77,13 +77,13 @@ class RandomIndex(Index):
 
 
 def id_hashes(examples: Sequence[Example]) -> np.ndarray:
-    """64 bits of blake2b of each id, uint64 [example]."""
+    """Returns 64 bits of blake2b of each id, uint64 [example]."""
     digests = (blake2b(e.id.encode("utf-8", "surrogatepass"), digest_size=8) for e in examples)
     return np.frombuffer(b"".join(d.digest() for d in digests), dtype=np.uint64)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser (Steele et al. 2014): uint64 to uint64, every bit to every bit."""
+    """Applies the splitmix64 finaliser (Steele et al. 2014), which mixes all bits of a uint64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -92,7 +92,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _QueryFree(RepresentationMethod):
-    """One number a training example, whatever the query: phi(q) = 1."""
+    """Base of the controls with one number per training example, for every query: phi(q) = 1."""
 
     family = "control"
     expected_failures: ClassVar[Mapping[str, str]] = {
@@ -110,7 +110,7 @@ class _QueryFree(RepresentationMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Length(_QueryFree):
-    """The longer example scores higher: `unit`s of the response, or of prompt and response."""
+    """Scores longer examples higher: length of the response or the whole text, in `unit`s."""
 
     name = "length"
     summary = "length of the training example"
@@ -132,9 +132,9 @@ class Length(_QueryFree):
 class GradNorm(_QueryFree):
     """Norm of the gradient of the training example's loss over the linear layers.
 
-    Exact and unprojected, and no gradient is formed: for G = sum_t delta_t x_t^T,
+    The norm is exact and unprojected, and no gradient is formed: for G = sum_t delta_t x_t^T,
     |G|^2 = sum over t, u of (delta_t . delta_u)(x_t . x_u). `layers` is a regular expression
-    searched in layer names; by default every linear layer but the output head.
+    searched in layer names; the default is every linear layer except the output head.
     """
 
     name = "gradnorm"
@@ -144,7 +144,7 @@ class GradNorm(_QueryFree):
     layers: str | None = None
 
     def _values(self, context: Context, train: Sequence[Example]) -> np.ndarray:
-        from tdabench.api import GradientEngine, stream_features  # these load torch
+        from tdabench.api import GradientEngine, stream_features  # loads torch
 
         model = context.target.model(self.checkpoint, context.device)
         engine = GradientEngine(model, layers=self.layers)
@@ -156,7 +156,7 @@ class GradNorm(_QueryFree):
                 if layer.name in squares:
                     raise MethodError(
                         f"gradnorm: {layer.name} is used twice in a pass",
-                        "Leave it out by the parameter 'layers'",
+                        "Exclude it with the parameter 'layers'",
                     )
                 x, delta = x.float(), delta.float()
                 grams = (x @ x.mT) * (delta @ delta.mT)  # [b, t, t]
@@ -172,15 +172,15 @@ class GradNorm(_QueryFree):
 
 @dataclass(frozen=True, kw_only=True)
 class SameTask(RepresentationMethod):
-    """An oracle: 1 where query and training example carry the same task label, else 0.
+    """An oracle: 1 if query and training example have the same task label, else 0.
 
-    It reads labels that no other method is given, so it is a yardstick and not a contender. An
+    It reads labels that no other method is given, so it is a reference and does not compete. An
     example without a label matches nothing.
     """
 
     name = "sametask"
     family = "control"
-    summary = "oracle, reads labels: 1 where the tasks agree"
+    summary = "oracle, reads labels: 1 if the tasks agree"
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
         import scipy.sparse as sp

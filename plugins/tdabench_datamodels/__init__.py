@@ -1,4 +1,4 @@
-"""Datamodels: regression of retraining outcomes on who was in the training set.
+"""Datamodels: regression of retraining outcomes on membership in the training set.
 
 Importing this package loads no torch.
 """

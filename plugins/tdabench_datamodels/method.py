@@ -1,4 +1,4 @@
-"""The method: fits on retrainings that the suite provides, and knows the queries they were of."""
+"""The method `datamodels`, fitted on retrainings that the suite provides."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
 class Datamodels(TDAMethod):
     """score(q, z) = w_qz of the regression -loss_q(S) ~ b_q + sum_(z in S) w_qz (arXiv 2202.00622).
 
-    Fitted on the retrainings in the suite's asset `asset`, a truth file whose groups are not those
-    of the truth that is scored: the harness refuses it otherwise. It knows no query but those of
-    the asset. What an additive predictor can reach with so many retrainings: they are its cost.
+    Fitted on the retrainings in the suite's asset `asset`, a truth file whose groups must differ
+    from the groups of the scored truth; the harness refuses it otherwise. Only the queries of the
+    asset can be scored. The scores are the best that an additive predictor can reach with these
+    retrainings, which are the method's cost.
 
-    estimator  "ridge" (penalty by leave-one-out for each query), or "lasso" (by 5 folds), the
-               paper's
+    estimator  "ridge" (penalty by leave-one-out per query) or "lasso" (penalty by 5 folds, as in
+               the paper)
     """
 
     name = "datamodels"
     family = "retraining"
     source = "Ilyas et al. 2022, arXiv 2202.00622"
-    summary = "regression of retraining outcomes on membership (retrainings are its cost)"
+    summary = "regression of retraining outcomes on membership (its cost is the retrainings)"
 
     pooling: str = "sum"
     temperature: float = 1.0
@@ -67,12 +68,12 @@ class Datamodels(TDAMethod):
         truth = self.truth(context)
         truth.check(train if isinstance(train, Corpus) else Corpus(train), context.target)
         with np.errstate(invalid="ignore"):
-            y = truth.values.T  # [group, query]: -loss, the mean over seeds
+            y = truth.values.T  # [group, query]: -loss, averaged over seeds
         known = np.isfinite(y).all(axis=1)
         if known.sum() < 3:
             raise MethodError(
                 f"{self.name}: the asset {self.asset!r} holds {known.sum()} finished retrainings",
-                "A regression needs at least three; hundreds, to be of use",
+                "A regression needs at least three, and hundreds to be useful",
             )
         x, y = truth.groups.membership(np.float64).toarray()[known], y[known]
         if self.estimator == "ridge":
@@ -100,10 +101,10 @@ class Datamodels(TDAMethod):
 
 
 class DatamodelsIndex(Index):
-    """Weights [query, train] of the queries that were evaluated when the retrainings were made.
+    """Weights [query, train] of the queries whose losses the retrainings recorded.
 
     `explained` [query] is the share of the variance of -loss that was predicted in
-    cross-validation: how much there was to learn.
+    cross-validation.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class DatamodelsIndex(Index):
             raise MethodError(
                 f"{self.method.name}: no retraining was evaluated on {len(missing)} of "
                 f"{len(queries)} queries, first {missing[0]!r}",
-                "It answers for the queries of its asset only",
+                "It can only score the queries of its asset",
             )
         return self.weights[[self.place[q.id] for q in queries]].astype(np.float32, copy=True)
 

@@ -1,18 +1,18 @@
-"""Linear regressions of many outcomes on one membership matrix, penalties by cross-validation."""
+"""Linear regressions of many outcomes on one membership matrix, with cross-validated penalties."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Penalties tried: from next to nothing to next to everything shrunk away.
+# Penalties tried, from almost none to almost complete shrinkage.
 RIDGE = np.geomspace(1e-2, 1e4, 25)  # times the mean eigenvalue of X X^T
-LASSO = np.geomspace(1.0, 0.02, 12)  # times the least penalty at which every weight is 0
+LASSO = np.geomspace(1.0, 0.02, 12)  # times the smallest penalty at which every weight is 0
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [q, n] of y [m, q] on x [m, n], and the share of variance predicted [q].
+    """Returns weights [q, n] of y [m, q] on x [m, n], and the predicted share of variance [q].
 
-    Minimises |y - b - x w|^2 + lambda |w|^2 for each outcome, with lambda the best in
+    Minimises |y - b - x w|^2 + lambda |w|^2 for each outcome. lambda is the best by
     leave-one-out, for which ridge has a closed form: the residual of row i without row i is
     (A y)_i / A_ii, A = (X X^T + lambda I)^-1 with centred X (the intercept's share 1/m included).
     """
@@ -40,7 +40,7 @@ def ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def lasso(
     x: np.ndarray, y: np.ndarray, folds: int = 5, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `ridge`, minimising |y - b - x w|^2 / 2m + lambda |w|_1, lambda by `folds`-fold CV."""
+    """Like `ridge`, with |y - b - x w|^2 / 2m + lambda |w|_1, lambda by `folds`-fold CV."""
     m = len(x)
     rng = rng or np.random.default_rng(0)
     fold = rng.permutation(m) % min(folds, m)
@@ -60,14 +60,14 @@ def lasso(
 
 
 def largest_penalty(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The least lambda of each outcome at which the lasso has no weight: [q]."""
+    """Returns each outcome's smallest lambda at which every lasso weight is zero: [q]."""
     return np.abs((x - x.mean(0)).T @ (y - y.mean(0))).max(0) / max(1, len(x))
 
 
 def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarray]:
-    """Weights [q, n] at each penalty LASSO * top, each started from the one before.
+    """Returns weights [q, n] at each penalty LASSO * top, each started from the previous one.
 
-    By accelerated proximal gradient (FISTA, with restarts), for all outcomes at once.
+    Uses accelerated proximal gradient (FISTA with restarts) for all outcomes at once.
     """
     m, n = xc.shape
     step = m / max(np.linalg.norm(xc, 2) ** 2, 1e-30)
@@ -84,7 +84,7 @@ def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarr
             if np.abs(change).max(initial=0.0) <= 1e-5 * max(np.abs(after).max(initial=0), 1e-30):
                 w = after
                 break
-            if ((z - after) * change).sum() > 0:  # overshot: momentum starts anew
+            if ((z - after) * change).sum() > 0:  # overshot: restart the momentum
                 t = 1.0
             faster = (1 + (1 + 4 * t * t) ** 0.5) / 2
             z, w, t = after + (t - 1) / faster * change, after, faster

