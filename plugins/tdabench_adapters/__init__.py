@@ -1,6 +1,6 @@
-"""Other attribution packages on the board: kronfluence, dattri and bergson, by their own code.
+"""Other attribution packages on the board, run by their own code: kronfluence, dattri and bergson.
 
-Each is an optional extra. Importing this package loads none of them, and no torch.
+Each is an optional extra. Importing this package loads none of them, nor torch.
 """
 
 from tdabench.api import TDAMethod, hookimpl

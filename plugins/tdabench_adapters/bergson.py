@@ -21,10 +21,10 @@ REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class BergsonGradDot(RepresentationMethod):
-    """Inner products of gradients as bergson collects them: hooks, and its projection a layer.
+    """Inner products of gradients collected by bergson, with its hooks and projection per layer.
 
-    rank  bergson's projection_dim: both sides of each layer by a Rademacher matrix of its own;
-          None keeps gradients whole, and is `graddot` with rank=none
+    rank  bergson's projection_dim: each side of each layer is projected by its own Rademacher
+          matrix; None keeps whole gradients and equals `graddot` with rank=none
     unit_norm  cosines instead
     """
 
@@ -51,13 +51,13 @@ class BergsonGradDot(RepresentationMethod):
         from tdabench.api import example_losses, map_batches, select_layers
 
         model = context.target.fresh_model(self.checkpoint).to(context.device)  # type: ignore[arg-type]
-        # Something below must be differentiated for gradients to reach the hooks.
+        # Gradients reach the hooks only if something below them requires a gradient.
         model.get_input_embeddings().requires_grad_(True)
         tokens = context.target.tokenize(examples)
         with contained():
             collector = bergson.GradientCollector(
                 model=model,
-                data=range(len(tokens)),  # only counted
+                data=range(len(tokens)),  # only its length is used
                 cfg=bergson.IndexConfig(run_path=str(context.scratch / "bergson")),
                 processor=bergson.GradientProcessor(
                     projection_dim=self.rank, projection_seed=context.seed

@@ -1,4 +1,4 @@
-"""What the adapters share: importing a package that may be absent, and batches it can read."""
+"""Base of the adapters: importing a package that may be absent, and batches in its format."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PackageMethod(TDAMethod):
 
 
 def package(name: str, extra: str, remedy: str = "") -> Any:
-    """The module `name`, or MissingExtra. What importing it changes in the process is put back."""
+    """Imports the module `name` and restores the process state; raises MissingExtra."""
     before = dict(os.environ)
     try:
         with contained():
@@ -64,7 +64,7 @@ def package(name: str, extra: str, remedy: str = "") -> Any:
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Progress bars, logs, warnings and global random draws of another package stay within."""
+    """Contains another package's progress bars, logs, warnings and global random draws."""
     import torch
 
     disabled = logging.root.manager.disable
@@ -84,7 +84,7 @@ def contained() -> Iterator[None]:
 
 
 def causal_mask(batch: Batch) -> torch.Tensor:
-    """Additive causal mask [b, 1, t, t]: building it from padding fails under vmap."""
+    """Builds an additive causal mask [b, 1, t, t]: deriving it from padding fails under vmap."""
     import torch
 
     t = batch.input_ids.shape[1]
@@ -94,12 +94,12 @@ def causal_mask(batch: Batch) -> torch.Tensor:
 
 
 def padded(context: Context, tokens: Sequence[Tokens]) -> Batch:
-    """All of `tokens` in one batch, in their order."""
+    """Pads all of `tokens` into one batch, in order."""
     from tdabench.api import pad
 
     return pad(tokens, np.arange(len(tokens)), context.target.pad_id)
 
 
 def longest_first(tokens: Sequence[Tokens]) -> np.ndarray:
-    """Places by length, so that batches hold little padding: [n]."""
+    """Returns positions [n] sorted by length, so that batches have little padding."""
     return np.argsort([-len(t) for t in tokens], kind="stable")

@@ -39,9 +39,9 @@ _EXAMPLES_A_BATCH = 32  # dattri holds whole gradients of a batch
 
 @dataclass(frozen=True, kw_only=True)
 class DattriMethod(PackageMethod):
-    """An attributor of dattri: it keeps no index, and goes over the corpus for every query batch.
+    """An attributor of dattri, which has no index and reads the whole corpus per query batch.
 
-    Weights of the layers chosen, without biases.
+    Attributes to the weights of the selected layers, without biases.
     """
 
     def build(self, context: Context, train: Sequence[Example]) -> DattriIndex:
@@ -57,16 +57,16 @@ class DattriMethod(PackageMethod):
         return DattriIndex(self, context, list(read_jsonl(path / "train.jsonl")))
 
     def check(self, n_train: int) -> None:
-        """Raises where the settings do not fit so many examples."""
+        """Raises if the settings do not fit the number of examples."""
 
     def attribute(self, task: Any, names: list[str], index: DattriIndex, loaders: Any) -> Any:
-        """dattri's scores [train, query]; `loaders` are (train, query)."""
+        """Computes dattri's scores [train, query]; `loaders` are (train, query)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class DattriTracIn(DattriMethod):
-    """dattri's TracInAttributor at one checkpoint, whole gradients: g_q . g_z, as `identity`."""
+    """dattri's TracInAttributor at one checkpoint: g_q . g_z of whole gradients (`identity`)."""
 
     name = "dattri-tracin"
     source = "Pruthi et al. 2020, arXiv 2002.08484; package dattri 0.3"
@@ -91,10 +91,10 @@ class DattriTracIn(DattriMethod):
 class DattriTRAK(DattriMethod):
     """dattri's TRAKAttributor: sketched gradients of the log-odds, with a ridge.
 
-    As `trak` with a dense sketch. The whole corpus is sketched again for every call.
+    Like `trak` with a dense sketch. The whole corpus is sketched again for every call.
 
     proj_dim        sketch dimension
-    regularization  dattri's lambda, added to Phi^T Phi as it is
+    regularization  dattri's lambda, added to Phi^T Phi unscaled
     """
 
     name = "dattri-trak"
@@ -123,7 +123,7 @@ class DattriTRAK(DattriMethod):
         attributor = TRAKAttributor(
             task=task,
             correct_probability_func=lambda weights, data: index.probability(weights, data),
-            # Every key, and a dict of our own: dattri keeps one default for all its instances.
+            # Set every key in a new dict: dattri shares one default between all instances.
             projector_kwargs={
                 "proj_dim": self.proj_dim,
                 "proj_max_batch_size": 32,
@@ -139,7 +139,7 @@ class DattriTRAK(DattriMethod):
 
 
 class DattriIndex(Index):
-    """The training examples; dattri does the rest when asked."""
+    """The training examples; dattri does the rest when scoring."""
 
     def __init__(self, method: DattriMethod, context: Context, train: list[Example]) -> None:
         self.method, self.context, self.train = method, context, train
@@ -169,7 +169,7 @@ class DattriIndex(Index):
         return out
 
     def _loader(self, examples: Sequence[Example]) -> tuple[Any, np.ndarray]:
-        """(DataLoader of (ids, additive attention mask, loss mask), places of its rows)."""
+        """Returns a DataLoader of (ids, attention mask, loss mask) and its rows' positions."""
         from torch.utils.data import DataLoader
 
         tokens = self.context.target.tokenize(examples)
@@ -183,7 +183,7 @@ class DattriIndex(Index):
         return DataLoader(rows, batch_size=_EXAMPLES_A_BATCH, collate_fn=collated), places  # type: ignore[arg-type]
 
     def _losses(self, weights: Any, data: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(-log p of each position [t - 1], loss mask [t - 1]) of one example."""
+        """Returns (-log p of each position [t - 1], loss mask [t - 1]) of one example."""
         import torch
 
         ids, attention, mask = data
@@ -193,18 +193,18 @@ class DattriIndex(Index):
         return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"), mask
 
     def _output(self, weights: Any, data: Any) -> torch.Tensor:
-        """What is differentiated: the mean loss, or for TRAK the mean log-odds."""
+        """Returns the function to differentiate: the mean loss, or for TRAK the mean log-odds."""
         import torch
 
         losses, mask = self._losses(weights, data)
         if isinstance(self.method, DattriTRAK):
             rest = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
             losses = -losses - rest.log()
-        # Outside the response the odds may be infinite: kept out before they multiply.
+        # Outside the response the odds may be infinite: mask them before multiplying.
         return torch.where(mask, losses, 0.0).sum() / mask.sum()
 
     def probability(self, weights: Any, data: Any) -> torch.Tensor:
-        """Mean p of the response's tokens."""
+        """Computes the mean p of the response's tokens."""
         losses, mask = self._losses(weights, data)
         return ((-losses).exp() * mask).sum() / mask.sum()
 

@@ -1,4 +1,4 @@
-"""kronfluence: EK-FAC and its relatives by the package of their authors."""
+"""kronfluence: EK-FAC and its relatives by their authors' package."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class KronfluenceEKFAC(PackageMethod):
-    """The package kronfluence run on the target: its factors, its eigendecompositions, its scores.
+    """The package kronfluence on the target: its factors, eigendecompositions and scores.
 
-    The quantity of `ekfac`, with biases and the same drawn labels.
+    The same quantity as `ekfac`, with biases and the same drawn labels.
 
     strategy  "ekfac", "kfac", "diagonal" or "identity"
     fisher    "true" (labels drawn from the model) or "empirical"
-    damping   kronfluence's: added to every eigenvalue as it is; None is 0.1 times their mean
+    damping   kronfluence's, added unscaled to every eigenvalue; None is 0.1 times their mean
     """
 
     name = "kronfluence-ekfac"
@@ -84,7 +84,7 @@ class KronfluenceEKFAC(PackageMethod):
         return KronfluenceIndex(self, context, list(train), folder)
 
     def analyzer(self, context: Context, folder: Path) -> Any:
-        """A kronfluence Analyzer on a model of its own, writing below `folder`."""
+        """Returns a kronfluence Analyzer on its own model, writing under `folder`."""
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.utils.dataset import DataLoaderKwargs
 
@@ -105,10 +105,10 @@ class KronfluenceEKFAC(PackageMethod):
         return analyzer
 
     def rows(self, context: Context, examples: Sequence[Example]) -> tuple[list, np.ndarray]:
-        """((tokens, a uniform number a response token) of each example, longest first; places)."""
+        """Returns (tokens, one uniform number per response token) by length, and the positions."""
         tokens = context.target.tokenize(examples)
         places = longest_first(tokens)
-        # By id, as `ekfac` draws them: a label depends on neither batch nor place.
+        # By id, as in `ekfac`: a label does not depend on batch or position.
         drawn = [
             context.rng(f"fisher/{e.id}").random(len(t) - t.start) for e, t in zip(examples, tokens)
         ]
@@ -126,7 +126,7 @@ class KronfluenceEKFAC(PackageMethod):
 
 
 class KronfluenceIndex(Index):
-    """kronfluence's folder of factors, and the training examples it goes over again."""
+    """kronfluence's folder of factors, and the training examples, which it reads again."""
 
     def __init__(
         self, method: KronfluenceEKFAC, context: Context, train: list[Example], folder: Path
@@ -155,7 +155,7 @@ class KronfluenceIndex(Index):
                 overwrite_output_dir=True,
             )
             found = analyzer.load_pairwise_scores("scores")["all_modules"]
-        for file in self.folder.rglob("scores_scores"):  # of this call, and of no more use
+        for file in self.folder.rglob("scores_scores"):  # of this call and no longer needed
             shutil.rmtree(file)
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
         out[np.ix_(query_places, train_places)] = found.float().numpy()
@@ -171,7 +171,7 @@ class KronfluenceIndex(Index):
 
 
 def _collated(context: Context, rows: Sequence[tuple]) -> tuple[torch.Tensor, ...]:
-    """(ids, attention mask, loss mask [b, t - 1], uniform numbers [b, t - 1])."""
+    """Returns (ids, attention mask, loss mask [b, t - 1], uniform numbers [b, t - 1])."""
     import torch
 
     batch = padded(context, [tokens for tokens, _ in rows])
@@ -187,7 +187,7 @@ def _task(names: list[str]) -> Any:
     from tdabench.api import Batch, example_losses, response_logits
 
     class ResponseLoss(Task):
-        """The mean response-token loss, summed over examples, of the layers `names`."""
+        """The mean response-token loss, summed over examples, for the layers `names`."""
 
         def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
             of = Batch(np.arange(len(batch[0])), *batch[:3])

@@ -1,6 +1,6 @@
 """Gradient methods: dot products of (projected, preconditioned) per-example gradients.
 
-Importing this package loads no torch: the methods do when they build.
+Importing this package does not load torch; the methods load it when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl

@@ -1,4 +1,4 @@
-"""What the gradient methods share: settings, the engines they run, and block curvature."""
+"""Base of the gradient methods: settings, engines and block curvature."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ State = dict[str, np.ndarray]
 class GradientMethod(RepresentationMethod):
     """Features are gradients of each example's loss with respect to linear layers' weights.
 
-    checkpoint  checkpoint of the target at which gradients are taken
-    layers      regular expression searched in layer names (all but the output head if None)
-    rank        random projection of each side of each layer to this many dimensions; None keeps
-                gradients whole
+    checkpoint  checkpoint of the target at which gradients are computed
+    layers      regular expression searched in layer names; None is all but the output head
+    rank        dimensions to which each side of each layer is randomly projected; None keeps
+                whole gradients
     bias        include the gradients of biases
-    dtype       of the training rows kept: float32, float16 or int8 (from disk, each row scaled)
+    dtype       dtype of the stored training rows: float32, float16 or int8 (with a scale per row)
     """
 
     family = "gradient"
@@ -61,7 +61,7 @@ class GradientMethod(RepresentationMethod):
     # ------------------------------------------------------------------ what a subclass changes
 
     def engine(self, context: Context, state: State, **changes: Any) -> GradientEngine:
-        """The engine at the method's checkpoint; `state` is what `learn` returned."""
+        """Returns the engine at the method's checkpoint; `state` is the result of `learn`."""
         from tdabench.api import GradientEngine
 
         settings = {"layers": self.layers, "rank": self.rank, "bias": self.bias}
@@ -73,13 +73,13 @@ class GradientMethod(RepresentationMethod):
         )
 
     def learn(self, context: Context, train: Sequence[Example]) -> State:
-        """What encoding itself needs to know of the training corpus (projections, moments)."""
+        """Computes state for encoding from the training corpus (projections, moments)."""
         return {}
 
     def features(
         self, context: Context, examples: Sequence[Example], role: Role, state: State
     ) -> Rows:
-        """Features [example, dim] before `transform`."""
+        """Returns features [example, dim] before `transform`."""
         engine = self.engine(context, state)
         return self.stream(context, examples, role, engine.gradients, engine.dim)
 
@@ -96,9 +96,9 @@ class GradientMethod(RepresentationMethod):
             compute,
             dim,
             name=f"{self.name}-{role}",
-            # Features of queries depend on what was learnt from the training corpus: never resumed.
+            # Features of queries depend on state learned from the training corpus: never resumed.
             key=None if role == "query" else [self.name, self.version, str(self.params)],
-            # Where rows are transformed (whitened, say), rounding comes last, not before.
+            # If rows are transformed (such as whitened), they are rounded afterwards.
             dtype="float32" if role == "query" or self._transforms else self.dtype,
         )
 
@@ -120,7 +120,7 @@ class GradientMethod(RepresentationMethod):
         return type(self).transform is not RepresentationMethod.transform
 
     def _rounded(self, context: Context, features: Rows, state: State) -> Rows:
-        """Transformed rows in a store of `dtype`."""
+        """Returns transformed rows in a store of `dtype`."""
         from tdabench.api import FeatureStore
 
         store = None
@@ -141,7 +141,7 @@ class GradientMethod(RepresentationMethod):
 
 
 class GradientIndex(RepresentationIndex):
-    """Encodes queries with what the method learnt from the training corpus."""
+    """Encodes queries with the state that the method learned from the training corpus."""
 
     method: GradientMethod
 
@@ -154,12 +154,12 @@ class GradientIndex(RepresentationIndex):
 
 
 def block_starts(dims: Mapping[str, int]) -> np.ndarray:
-    """Boundaries of the layers' features: [layer + 1]."""
+    """Returns the boundaries of the layers' features: [layer + 1]."""
     return np.concatenate([[0], np.cumsum(list(dims.values()))]).astype(np.int64)
 
 
 def curvature_blocks(rows: Rows, starts: np.ndarray) -> list[np.ndarray]:
-    """Mean outer product of the features of each block: float64 [d, d] each.
+    """Computes the mean outer product of the features of each block: float64 [d, d] each.
 
     Streams over the rows. Sums within a block of rows are float32, across blocks float64.
     """
@@ -172,14 +172,14 @@ def curvature_blocks(rows: Rows, starts: np.ndarray) -> list[np.ndarray]:
 
 
 def damped_cholesky(c: np.ndarray, damping: float, what: str, n: int) -> np.ndarray:
-    """Lower L with L L^T = C + lambda I, lambda = damping * tr(C) / dim: float64 [d, d].
+    """Returns lower L with L L^T = C + lambda I, lambda = damping * tr(C) / dim: float64 [d, d].
 
-    `n` examples made C. Raises MethodError where the sum is singular: fewer examples than
-    dimensions without damping leave directions in which any score is noise.
+    C was computed from `n` examples. Raises MethodError if the sum is singular: with fewer
+    examples than dimensions and no damping, scores along the missing directions are noise.
     """
     d = len(c)
     mean = np.trace(c) / d
-    if mean == 0:  # no gradient ever reaches this block, and no score comes from it
+    if mean == 0:  # the block has no gradients and contributes no score
         return np.eye(d)
     if damping <= 0 and n <= d:
         raise MethodError(
@@ -196,13 +196,13 @@ def damped_cholesky(c: np.ndarray, damping: float, what: str, n: int) -> np.ndar
 
 
 def whiten(features: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """L^-1 g of each row [n, d]: inner products become g^T (C + lambda I)^-1 g'."""
+    """Computes L^-1 g of each row [n, d]: inner products become g^T (C + lambda I)^-1 g'."""
     from scipy.linalg import solve_triangular
 
     return solve_triangular(low, np.asarray(features, dtype=np.float64).T, lower=True).T
 
 
 def normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length; a zero row stays zero."""
+    """Scales rows to unit length; a zero row stays zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1.0)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class DsDm(TRAK):
     """score(q, z) = mean_m phi_m(q)^T (F_m + lambda I)^-1 phi_m(z), phi = P^T grad loss.
 
-    As `trak`, with the response loss for the measurement and no weight 1 - p: the estimator by
-    which DsDm (arXiv 2401.12926, appendix) selects data for language models. Parameters as in
-    `trak`; `reduction` is over token losses.
+    Like `trak`, with the response loss as the measurement and without the weight 1 - p: the
+    estimator that DsDm (arXiv 2401.12926, appendix) uses to select data for language models.
+    Parameters as for `trak`; `reduction` is over token losses.
     """
 
     name = "dsdm"

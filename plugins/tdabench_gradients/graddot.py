@@ -14,10 +14,10 @@ from tdabench_gradients.base import GradientMethod, normalised
 
 @dataclass(frozen=True, kw_only=True)
 class GradDot(GradientMethod):
-    """score(q, z) = g_q . g_z, g the gradient of the mean response-token loss.
+    """score(q, z) = g_q . g_z, where g is the gradient of the mean response-token loss.
 
     To first order, a step of gradient descent on z lowers the loss of q by lr * g_q . g_z.
-    Random projections (`rank`) keep the inner product in expectation; rank=none is exact.
+    Random projections (`rank`) preserve the inner product in expectation; rank=none is exact.
     """
 
     name = "graddot"

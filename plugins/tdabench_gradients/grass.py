@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FactGraSS(LoGra):
-    """Influence as in `logra`, on gradients compressed without any dense projection.
+    """Influence as in `logra`, on gradients compressed without a dense projection.
 
     Per layer, `mask` random coordinates of x and of delta are kept, the gradient of that
-    sub-matrix is formed, and a sparse Johnson-Lindenstrauss transform takes it to `dim` numbers
+    sub-matrix is formed, and a sparse Johnson-Lindenstrauss transform reduces it to `dim` numbers
     (arXiv 2505.18976, FactGraSS with random masks). The cost of compression is linear in `mask`^2.
 
-    mask  coordinates kept of each side
-    dim   features a layer
+    mask  coordinates kept per side
+    dim   features per layer
     """
 
     name = "factgrass"
@@ -42,7 +42,7 @@ class FactGraSS(LoGra):
             raise UsageError(f"{self.name}: mask and dim must be at least 1")
         if self.rank is not None or self.projection != "random":
             raise UsageError(
-                f"{self.name}: has neither rank nor projection", "Set mask and dim instead"
+                f"{self.name}: rank and projection do not apply", "Set mask and dim instead"
             )
 
     def dims(self, context: Context) -> dict[str, int]:
@@ -82,7 +82,7 @@ class FactGraSS(LoGra):
         return self.stream(context, examples, role, compute, sum(dims.values()))
 
     def _plan(self, context: Context, layer: Layer, dim: int) -> tuple[Any, ...]:
-        """(kept inputs, kept outputs, scale, sketch place, sketch sign) of a layer."""
+        """Returns (kept inputs, kept outputs, scale, sketch place, sketch sign) of a layer."""
         import torch
 
         generator = context.torch_generator(f"grass/{layer.name}")
@@ -90,7 +90,7 @@ class FactGraSS(LoGra):
             torch.randperm(d, generator=generator)[: self.mask].sort().values.to(context.device)
             for d in (layer.d_in, layer.d_out)
         )
-        scale = (layer.d_in / len(i) * layer.d_out / len(o)) ** 0.5  # keeps norms in expectation
+        scale = (layer.d_in / len(i) * layer.d_out / len(o)) ** 0.5  # keeps expected norms
         n = len(i) * len(o)
         if n <= dim:
             return i, o, scale, None, None

@@ -25,18 +25,18 @@ class LESS(GradientMethod):
     """score(q, z) = sum_e eta_e cos(P g_q(theta_e), P Gamma_z(theta_e)) (arXiv 2402.04333, eq. 3).
 
     LoRA weights (B A, scaled by alpha / r) are trained by Adam from `checkpoint` on a random
-    share of the training corpus; theta_e is their state after epoch e and eta_e the epoch's mean
-    learning rate over the sum of them. g is the gradient with respect to the LoRA weights, and
-    Gamma the update that Adam would make of it, from its moments at theta_e:
+    share of the training corpus. theta_e is their state after epoch e, and eta_e is the epoch's
+    mean learning rate divided by the sum over epochs. g is the gradient with respect to the LoRA
+    weights, and Gamma is the update that Adam would compute from it with its moments at theta_e:
     m / (sqrt(v) + eps) with m = b1 m_e + (1 - b1) g, v = b2 v_e + (1 - b2) g^2. P is a sparse
     sketch. For a subtask of several queries LESS takes the mean of their g, and the maximum over
-    subtasks: that is selection, made from these scores.
+    subtasks; this is a selection rule based on these scores.
 
     checkpoint  where the warm-up starts: "base"
     lora_rank   r;  alpha  scale
-    warmup      share of the training corpus trained on
+    warmup      share of the training corpus to train on
     epochs, lr, batch_size  of the warm-up; lr decays linearly to 0
-    dim         sketch dimension (LoRA gradients no larger are kept whole)
+    dim         sketch dimension (LoRA gradients of at most this size are kept whole)
     """
 
     name = "less"
@@ -58,20 +58,20 @@ class LESS(GradientMethod):
         super().__post_init__()
         if not 0 < self.warmup <= 1 or self.epochs < 1 or not self.lr > 0 or self.dim < 1:
             raise UsageError(
-                f"{self.name}: warmup must lie in (0, 1], and epochs, lr and dim be positive"
+                f"{self.name}: warmup must be in (0, 1], and epochs, lr and dim positive"
             )
         if self.lora_rank < 1 or self.batch_size < 1:
             raise UsageError(f"{self.name}: lora_rank and batch_size must be at least 1")
         if self.rank is not None or self.bias:
             raise UsageError(
-                f"{self.name}: its gradients are those of LoRA weights: no rank, no bias",
+                f"{self.name}: rank and bias do not apply to gradients of LoRA weights",
                 "Set lora_rank and dim instead",
             )
 
     # ------------------------------------------------------------------ warm-up
 
     def learn(self, context: Context, train: Sequence[Example]) -> State:
-        """Trains the LoRA weights; keeps them and Adam's moments after each epoch."""
+        """Trains the LoRA weights; returns them and Adam's moments after each epoch."""
         import torch
 
         from tdabench.api import example_losses
@@ -79,7 +79,7 @@ class LESS(GradientMethod):
         engine = self.engine(context, {})
         n = max(1, round(self.warmup * len(train)))
         rng = context.rng("less/warmup")
-        # By id, so that the order of the corpus carries no meaning.
+        # By id, so that the order of the corpus does not matter.
         by_id = sorted(train, key=lambda example: example.id)
         chosen = rng.choice(len(train), n, replace=False)
         tokens = context.target.tokenize([by_id[int(i)] for i in chosen])
@@ -113,7 +113,7 @@ class LESS(GradientMethod):
         return state
 
     def _initial(self, context: Context, engine: GradientEngine) -> dict[str, torch.Tensor]:
-        """A [r, d_in] uniform, B [d_out, r] zero, as LoRA starts: the update is 0 at first."""
+        """Initialises A [r, d_in] uniformly and B [d_out, r] to zero: the update starts at 0."""
         import torch
 
         lora = {}
@@ -130,7 +130,7 @@ class LESS(GradientMethod):
 
     @contextmanager
     def _attached(self, engine: GradientEngine, lora: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Adds alpha / r B A x to each layer's output within."""
+        """Adds alpha / r B A x to each layer's output within the context."""
 
         def hook(a: torch.Tensor, b: torch.Tensor) -> Any:
             scale = self.alpha / self.lora_rank
@@ -153,7 +153,7 @@ class LESS(GradientMethod):
     def features(
         self, context: Context, examples: Sequence[Example], role: Role, state: State
     ) -> Rows:
-        """[example, epochs * dim']: unit rows of each epoch; training rows times eta_e."""
+        """Returns [example, epochs * dim']: unit rows per epoch; training rows times eta_e."""
         import torch
 
         from tdabench_gradients.sketch import SparseSketch
@@ -197,7 +197,9 @@ class LESS(GradientMethod):
     def lora_gradients(
         self, engine: GradientEngine, batch: Batch, kept: Mapping[str, torch.Tensor], epoch: int
     ) -> torch.Tensor:
-        """Gradients of the LoRA weights at an epoch: [b, sum r (d_in + d_out)], A then B a layer.
+        """Computes gradients of the LoRA weights at an epoch: [b, sum r (d_in + d_out)].
+
+        Per layer, A comes first, then B.
 
         With y = W x + s B A x: dA = s sum_t (B^T delta_t) x_t^T, dB = s sum_t delta_t (A x_t)^T.
         """
@@ -228,7 +230,7 @@ class LESS(GradientMethod):
         )
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
-        raise UsageError(f"{self.name} encodes against a warm-up run", "Call build instead")
+        raise UsageError(f"{self.name} encodes relative to a warm-up run", "Call build instead")
 
 
 def _keys(layer: Layer) -> tuple[str, str]:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class LoGra(GradientMethod):
     """score(q, z) = sum over layers of ĝ_q^T (C + lambda I)^-1 ĝ_z (arXiv 2405.13954, eq. 3-6).
 
-    ĝ = P_out^T (sum_t delta_t x_t^T) P_in per linear layer, C the mean outer product of ĝ over
+    ĝ = P_out^T (sum_t delta_t x_t^T) P_in per linear layer, C is the mean outer product of ĝ over
     the training corpus (the empirical Fisher of the projected layer), lambda = damping * tr(C)/dim.
 
     projection  "random" (Gaussian), or "pca": the leading eigenvectors of the second moments of
                 x and delta over the training corpus
     damping     multiple of the layer's mean eigenvalue that is added to C
-    normalise   score by cosine of (C + lambda I)^-1/2 ĝ instead, taken over all layers at once:
-                unrelated large gradients then cannot dominate
+    normalise   score by the cosine of (C + lambda I)^-1/2 ĝ over all layers instead, so that
+                large unrelated gradients do not dominate
     """
 
     name = "logra"
@@ -83,7 +83,7 @@ class LoGra(GradientMethod):
     # ------------------------------------------------------------------ curvature
 
     def dims(self, context: Context) -> dict[str, int]:
-        """Features a layer, whatever the projection was learnt from."""
+        """Returns the features per layer, which do not depend on the data of the projection."""
         return GradientMethod.engine(self, context, {}).dims
 
     def fit(self, context: Context, features: Rows) -> State:
@@ -106,7 +106,7 @@ class LoGra(GradientMethod):
 def second_moments(
     context: Context, engine: GradientEngine, examples: Sequence[Example]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean x x^T [d_in, d_in] and mean delta delta^T [d_out, d_out] over tokens, a layer."""
+    """Computes each layer's mean x x^T [d_in, d_in] and delta delta^T [d_out, d_out] by token."""
     from tdabench.api import layer_sums, second_moment
 
     tokens = context.target.tokenize(examples)

@@ -1,4 +1,4 @@
-"""LoRIF: projected gradients kept as low-rank factors, curvature in a truncated eigenbasis."""
+"""LoRIF: projected gradients stored as low-rank factors, curvature in a truncated eigenbasis."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _OVERSAMPLING = 8
 class LoRIF(GradientMethod):
     """`logra` with rank-c factors of ĝ in the index and a rank-k curvature (arXiv 2601.21929).
 
-    Each layer's projected gradient ĝ [r, r] is kept as U V^T with `factors` columns, which takes
-    2 r c numbers instead of r^2; it is multiplied out while scoring. C is replaced by its leading
+    Each layer's projected gradient ĝ [r, r] is stored as U V^T with `factors` columns, which takes
+    2 r c numbers instead of r^2, and multiplied out while scoring. C is replaced by its leading
     `curvature_rank` eigenpairs, so that by Woodbury's identity
 
         (C + lambda I)^-1 g = g / lambda - V (1 / lambda - 1 / (s + lambda)) V^T g.
@@ -57,7 +57,7 @@ class LoRIF(GradientMethod):
     # ------------------------------------------------------------------ rows
 
     def layout(self, context: Context) -> np.ndarray:
-        """(rows, cols, factors) of each layer: int [layer, 3]."""
+        """Returns (rows, cols, factors) of each layer: int [layer, 3]."""
         return np.array(
             [
                 (layer.rows, layer.cols, min(self.factors, layer.rows, layer.cols))
@@ -98,7 +98,7 @@ class LoRIF(GradientMethod):
     # ------------------------------------------------------------------ curvature
 
     def fit(self, context: Context, features: Rows) -> State:
-        """Leading eigenpairs of each layer's C by subspace iteration: passes over the rows."""
+        """Computes each layer's leading eigenpairs of C by subspace iteration over the rows."""
         layout = self.layout(context)
         starts = block_starts({str(i): int(r * c) for i, (r, c, _) in enumerate(layout)})
         bases = []
@@ -127,14 +127,14 @@ class LoRIF(GradientMethod):
         return state
 
     def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> Any:
-        """(C + lambda I)^-1 g of queries. Training rows stay factors."""
+        """Computes (C + lambda I)^-1 g of queries. Training rows stay factors."""
         if role == "train":
             return features
         out = np.empty(features.shape, dtype=np.float32)
         for i, (a, b) in enumerate(itertools.pairwise(state["starts"])):
             g = np.asarray(features[:, a:b], dtype=np.float64)
             lam = self.damping * float(state[f"mean.{i}"][0])
-            if lam == 0:  # no gradient ever reaches this layer
+            if lam == 0:  # the layer has no gradients
                 out[:, a:b] = g
                 continue
             v, s = state[f"vectors.{i}"], state[f"values.{i}"]
@@ -151,7 +151,7 @@ class LoRIF(GradientMethod):
 
 
 class FactoredRows:
-    """Rows [n, sum r_out r_in] multiplied out from factors [n, sum (r_out + r_in) c]."""
+    """Rows [n, sum r_out r_in], multiplied out from factors [n, sum (r_out + r_in) c]."""
 
     def __init__(self, factors: Rows, layout: np.ndarray) -> None:
         self.factors, self.layout = factors, layout
@@ -179,9 +179,9 @@ class FactoredRows:
 
 
 def _factors(g: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """U [b, r, c], V [b, k, c] with U V^T the best rank-c approximation of g [b, r, k].
+    """Returns U [b, r, c], V [b, k, c]: U V^T is the best rank-c approximation of g [b, r, k].
 
-    By power iteration: many small matrices, whose full SVD is mostly thrown away.
+    Uses power iteration: most of a full SVD of many small matrices would be discarded.
     """
     import torch
 

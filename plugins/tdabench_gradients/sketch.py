@@ -1,4 +1,4 @@
-"""Random sketches of whole gradients: drawn once from named seeds, never redrawn."""
+"""Random sketches of whole gradients, drawn once from named seeds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from tdabench.api import GradientEngine, Layer
 
 KINDS = ("sparse", "rademacher", "normal")
-_BLOCK = 1 << 14  # parameters a block of a dense sketch
+_BLOCK = 1 << 14  # parameters per block of a dense sketch
 
 
 class SparseSketch:
-    """A sparse Johnson-Lindenstrauss transform of vectors [b, n] to [b, dim], one entry a column.
+    """A sparse Johnson-Lindenstrauss transform of vectors [b, n] to [b, dim].
 
-    Every number is added with a random sign to one of `dim` sums, each of which gets as many, give
-    or take one. Two numbers share a sum with probability 1 / dim at most, as if it were drawn for
-    each by itself (Charikar et al. 2002), so that inner products are kept as well; but in the order
-    of the sums they are added up row by row, in half the time.
+    Every number is added with a random sign to one of `dim` sums; the sums have equal numbers of
+    terms, up to one. Two numbers share a sum with probability at most 1 / dim, as with independent
+    draws (Charikar et al. 2002), so inner products are preserved equally well. Since the numbers
+    are reordered by sum, they are added row by row, in half the time.
     """
 
     def __init__(self, n: int, dim: int, generator: torch.Generator, device: str) -> None:
@@ -33,7 +33,7 @@ class SparseSketch:
         from tdabench.api import Workspace
 
         self.dim = dim
-        # As 32-bit numbers, half as much to read: reading the order is what moving costs.
+        # 32-bit indices: reading them is the cost of reordering.
         self.order = torch.randperm(n, generator=generator).int().to(device)
         self.signs = (torch.randint(2, (n,), generator=generator).float() * 2 - 1).to(device)
         self.whole = n - n % dim
@@ -54,10 +54,12 @@ class SparseSketch:
 class Sketch:
     """P^T g for gradients g [b, parameters], layer after layer, with E[P P^T] = I.
 
-    sparse      a `SparseSketch` a layer: linear in parameters
-    rademacher  dense signs; normal: dense Gaussian. Both are drawn once, block by block, into a
-                file in the method's scratch folder and mapped from there, so that memory holds one
-                block of 2^14 parameters
+    sparse      one `SparseSketch` per layer, linear in the number of parameters
+    rademacher  dense signs
+    normal      dense Gaussian numbers
+
+    Dense sketches are drawn once, block by block, into a file in the method's scratch folder and
+    mapped from there, so that only one block of 2^14 parameters is in memory.
     """
 
     def __init__(self, context: Context, engine: GradientEngine, dim: int, kind: str) -> None:

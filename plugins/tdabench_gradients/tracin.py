@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class TracIn(GradientMethod):
     """score(q, z) = sum_c eta_c g_q(theta_c) . g_z(theta_c) (arXiv 2002.08484, TracInCP).
 
-    checkpoints  checkpoints c of the target; all that it has, if empty (`checkpoint` is not used)
-    rates        learning rate eta of each checkpoint; 1 for all, if empty
+    checkpoints  checkpoints c of the target; if empty, all of them (`checkpoint` is not used)
+    rates        learning rate eta of each checkpoint; if empty, 1 for all
     """
 
     name = "tracin"
@@ -35,7 +35,7 @@ class TracIn(GradientMethod):
         if self.rates and len(self.rates) != len(self.checkpoints):
             raise UsageError(
                 f"{self.name}: {len(self.rates)} rates for {len(self.checkpoints)} checkpoints",
-                "Give one learning rate a checkpoint",
+                "Give one learning rate per checkpoint",
             )
         if any(rate < 0 for rate in self.rates):
             raise UsageError(f"{self.name}: a learning rate is negative: {self.rates}")

@@ -23,12 +23,12 @@ class TrackStar(LoGra):
     """phi(z) = norm[(C + lambda I)^-1/2 P (g / sqrt(V))], score the cosine (arXiv 2410.17413).
 
     V [d_out, d_in] is Adafactor's estimate of the second moment of each layer's gradient,
-    row means times column means over the overall mean; being a product, 1 / sqrt(V) folds into
-    the projections. A target brings no optimizer state, so V is that of per-example gradients
-    over the training corpus. C is of the training corpus alone: the paper's mixture with the
-    queries' curvature would make an index depend on its queries.
+    row means times column means over the overall mean; since 1 / sqrt(V) is a product, it folds
+    into the projections. A target has no optimizer state, so V is computed from per-example
+    gradients over the training corpus. C comes from the training corpus alone: the paper's mixture
+    with the queries' curvature would make an index depend on its queries.
 
-    moments  "adafactor", or "none" to leave gradients as they are
+    moments  "adafactor", or "none" to leave gradients unchanged
     """
 
     name = "trackstar"
@@ -48,7 +48,7 @@ class TrackStar(LoGra):
             raise UsageError(f"{self.name}: its projection is random, not {self.projection!r}")
 
     def learn(self, context: Context, train: Sequence[Example]) -> State:
-        """Row and column means of the squared gradient of each layer, over the corpus."""
+        """Computes row and column means of each layer's squared gradient over the corpus."""
         from tdabench.api import Workspace, map_batches, per_example
 
         if self.moments == "none":

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 class TRAK(GradientMethod):
     """score(q, z) = mean_m [phi_m(q)^T (F_m + lambda I)^-1 phi_m(z)] * mean_m [1 - p_m(z)]
 
-    phi_m = P^T grad f at checkpoint m and F_m the mean of phi_m phi_m^T over the training corpus
-    (arXiv 2303.14186, eq. 17), averaged over `checkpoints` (just `checkpoint` if empty). f is the
-    log-odds log(p_t / (1 - p_t)) of each response token, and 1 - p_t the token's weight; both are
-    reduced over the response by `reduction`, since TRAK leaves the choice open for language models.
+    phi_m = P^T grad f at checkpoint m, and F_m is the mean of phi_m phi_m^T over the training
+    corpus (arXiv 2303.14186, eq. 17), averaged over `checkpoints` (if empty, only `checkpoint`).
+    f is the log-odds log(p_t / (1 - p_t)) of each response token, and 1 - p_t is the token's
+    weight; `reduction` reduces both over the response, since the paper does not define the
+    reduction for language models.
 
     proj_dim   sketch dimension
-    sketch     "sparse" (one signed entry a parameter), "rademacher" or "normal" (dense, as in the
-               paper; much slower)
-    damping    lambda as a multiple of the mean eigenvalue; must be positive where examples are no
-               more than `proj_dim`
+    sketch     "sparse" (one signed entry per parameter), "rademacher" or "normal" (dense, as in
+               the paper; much slower)
+    damping    lambda as a multiple of the mean eigenvalue; must be positive if there are at most
+               `proj_dim` examples
     rank       project each layer's sides first: a Kronecker sketch, cheaper and coarser
     reduction  "mean" or "sum" of the token log-odds over the response
     """
@@ -59,13 +60,13 @@ class TRAK(GradientMethod):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Checkpoints averaged over: `checkpoints`, or the one `checkpoint`."""
+        """Checkpoints to average over: `checkpoints`, or else `checkpoint`."""
         return self.checkpoints or (self.checkpoint,)
 
     def features(
         self, context: Context, examples: Sequence[Example], role: Role, state: State
     ) -> Rows:
-        """[example, models * dim + models]: the sketches, then 1 - p of each model."""
+        """Returns [example, models * dim + models]: the sketches, then 1 - p of each model."""
         import torch
 
         parts = [self._sketched(context, m) for m in self.models]
@@ -78,7 +79,7 @@ class TRAK(GradientMethod):
         return self.stream(context, examples, role, compute, dim)
 
     def _sketched(self, context: Context, checkpoint: str) -> Any:
-        """A function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
+        """Returns a function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
         import torch
 
         from tdabench.api import Layer, Workspace, example_blocks
@@ -108,13 +109,13 @@ class TRAK(GradientMethod):
         return compute
 
     def measure(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(f [b], differentiable; mean token 1 - p [b], detached)."""
+        """Returns (f [b], differentiable; mean token 1 - p [b], detached)."""
         import torch
 
         from tdabench.api import token_losses
 
         losses = token_losses(model, batch)  # -log p of the response tokens
-        # log(p / (1 - p)); 1 - p = -expm1(-loss), kept from 0 where p rounds to 1.
+        # log(p / (1 - p)); 1 - p = -expm1(-loss), kept above 0 where p rounds to 1.
         rest = (-torch.expm1(-losses)).clamp_min(torch.finfo(losses.dtype).tiny)
         margins = -losses - rest.log()
         f = batch.means(margins)
@@ -135,7 +136,7 @@ class TRAK(GradientMethod):
         }
 
     def transform(self, features: Any, state: Any, role: Role) -> Any:
-        """Rows: phi_m whitened; on the training side times mean(1 - p) / models."""
+        """Whitens phi_m; training rows are also multiplied by mean(1 - p) / models."""
         from tdabench_gradients.base import whiten
 
         m, d = len(self.models), self.proj_dim
@@ -150,5 +151,5 @@ class TRAK(GradientMethod):
         return out
 
     def train_weight(self, missing: np.ndarray) -> np.ndarray:
-        """[n, 1] factor of each training example from 1 - p of each model [n, models]."""
+        """Returns each training example's factor [n, 1] from 1 - p of each model [n, models]."""
         return missing.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""TRAK as its authors' package computes it (PyPI name `traker`, import name `trak`)."""
+"""TRAK as computed by its authors' package (PyPI name `traker`, import name `trak`)."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch
 
-# traker holds whole gradients of a batch, and on a CPU draws its projection anew for each: few
-# large batches, as memory allows, and the projection kept where it is no larger than this.
+# traker holds whole gradients of a batch, and on a CPU draws its projection anew for each batch.
+# Batches are therefore large, and a projection that fits in this many bytes is kept.
 _EXAMPLES_A_BATCH, _TOKENS_A_BATCH, _FLOATS_A_BATCH = 128, 8192, 1 << 27
 _FLOATS_OF_PROJECTION = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traker(TDAMethod):
-    """The `traker` package run on the target: vmap(grad), its own projector and scores.
+    """The `traker` package on the target: vmap(grad), its own projector and scores.
 
     The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
     inverse. On a CPU its projector draws the whole projection anew for every batch; here it is
-    kept while it takes no more than 2 GiB: keep `proj_dim` small there. Parameters as in `trak`;
-    the package itself knows no groups: their scores are pooled here as those of other methods.
+    kept if it takes at most 2 GiB, so use a small `proj_dim` there. Parameters as for `trak`. The
+    package has no groups: example scores are pooled as for other methods.
     """
 
     name = "traker"
     family = "gradient"
     source = "Park et al. 2023, arXiv 2303.14186; package traker 0.3"
     summary = "TRAK by its authors' package"
-    grid = {"damping": (0.1, 1.0)}  # each needs an index of its own, which takes minutes
+    grid = {"damping": (0.1, 1.0)}  # each needs its own index, which takes minutes
 
     pooling: str = "sum"
     temperature: float = 1.0
@@ -83,7 +83,7 @@ class Traker(TDAMethod):
                 runner.traker.featurize(batch, inds=index)
                 context.progress("traker features", int(index[-1]) + 1, len(train))
             grads = np.asarray(runner.traker.saver.current_store["grads"])
-            # lambda is added to the sum of outer products, so its multiple is of tr(X^T X) / dim.
+            # lambda is added to the sum of outer products, so it is a multiple of tr(X^T X) / dim.
             ridge = self.damping * float(np.square(grads, dtype=np.float64).sum()) / self.proj_dim
             runner.traker.score_computer.lambda_reg = ridge
             runner.traker.finalize_features()
@@ -101,7 +101,7 @@ class Traker(TDAMethod):
 
 
 class TrakerIndex(Index):
-    """traker's save folder, and how to score against it."""
+    """traker's save folder, and scoring against it."""
 
     def __init__(self, method: Traker, context: Context, folder: Path, n_train: int) -> None:
         self.method, self.context, self.folder, self.n_train = method, context, folder, n_train
@@ -123,7 +123,7 @@ class TrakerIndex(Index):
             for index, batch in runner.batches(queries):
                 runner.traker.score(batch, inds=index)
             scores = np.array(runner.traker.finalize_scores(exp_name=name), dtype=np.float32)
-        for file in self.folder.rglob(f"{name}*"):  # the scores of this call are of no more use
+        for file in self.folder.rglob(f"{name}*"):  # the scores of this call are no longer needed
             file.unlink()
         return np.ascontiguousarray(scores.T)
 
@@ -134,7 +134,7 @@ class TrakerIndex(Index):
 
 
 def trak_package() -> Any:
-    """The module `trak` of the package traker. Says so when PyPI's other `trak` is in its place."""
+    """Imports the module `trak` of the package traker; raises if it is PyPI's other `trak`."""
     try:
         import trak
     except ImportError as e:
@@ -148,7 +148,7 @@ def trak_package() -> Any:
 
 
 class _Runner:
-    """A TRAKer on a model of its own: traker loads state into it."""
+    """A TRAKer on its own model, into which traker loads state."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Runner:
         self.model.set_attn_implementation("eager")
         chosen = [f"{name}.weight" for name, _ in select_layers(self.model, method.layers)]
         sizes = {name: p.numel() for name, p in self.model.named_parameters()}
-        self.size = sum(sizes[name] for name in chosen)  # floats a gradient
+        self.size = sum(sizes[name] for name in chosen)  # floats per gradient
         with _quiet():
             self.traker = package.TRAKer(
                 model=self.model,
@@ -175,7 +175,7 @@ class _Runner:
                 train_set_size=n_train,
                 save_dir=str(folder),
                 load_from_save_dir=resume,
-                device=str(context.device),  # a torch.device("cpu") is taken for CUDA
+                device=str(context.device),  # traker mistakes torch.device("cpu") for CUDA
                 proj_dim=method.proj_dim,
                 projector_seed=context.seed,
                 grad_wrt=chosen,
@@ -189,7 +189,7 @@ class _Runner:
     def batches(
         self, examples: Sequence[Example]
     ) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
-        """(index, (token ids, additive attention mask, loss mask)), longest examples first."""
+        """Yields (index, (token ids, additive attention mask, loss mask)), longest first."""
         target = self.context.target
         most = max(1, min(_EXAMPLES_A_BATCH, _FLOATS_A_BATCH // self.size))
         for batch in target.batches(target.tokenize(examples), _TOKENS_A_BATCH, most):
@@ -198,13 +198,13 @@ class _Runner:
 
 
 def _keep_projection(projector: Any) -> None:
-    """Has a projector draw each block of its matrix once: the same numbers, at once."""
+    """Makes a projector draw each block of its matrix once, with the same numbers."""
     import torch
 
     if not hasattr(projector, "generate_sketch_matrix"):
-        return  # the projector of a GPU makes its numbers as it goes
+        return  # the GPU projector generates its numbers on the fly
 
-    class Kept(type(projector)):  # type: ignore[misc]  # no closure over the matrix: it would leak
+    class Kept(type(projector)):  # type: ignore[misc]  # a closure over the matrix would leak
         def generate_sketch_matrix(self, generator_state: torch.Tensor) -> None:
             key = generator_state.cpu().numpy().tobytes()
             if key not in self.drawn:
@@ -218,7 +218,7 @@ def _keep_projection(projector: Any) -> None:
 
 
 def _attention(batch: Batch) -> torch.Tensor:
-    """Additive causal mask [b, 1, t, t]: building it from padding fails under vmap."""
+    """Builds an additive causal mask [b, 1, t, t]: deriving it from padding fails under vmap."""
     import torch
 
     t = batch.input_ids.shape[1]
@@ -249,7 +249,7 @@ def _task(reduction: str) -> Any:
         @staticmethod
         def get_output(model, weights, buffers, ids, attention, mask):
             losses, rest, m = ResponseMargin._losses(model, weights, buffers, ids, attention, mask)
-            # Outside the response the odds may be infinite: keep them out before they multiply.
+            # Outside the response the odds may be infinite: mask them before multiplying.
             total = torch.where(mask, -losses - rest.log(), 0.0).sum()
             return total / m.sum() if reduction == "mean" else total
 
@@ -267,6 +267,6 @@ def _task(reduction: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """traker draws progress bars on stderr, which belongs to the harness."""
+    """Suppresses traker's progress bars on stderr, which belongs to the harness."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield

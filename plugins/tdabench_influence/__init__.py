@@ -1,6 +1,6 @@
 """Influence functions: curvature of the training loss applied to whole query gradients.
 
-Importing this package loads no torch: the methods do when they build.
+Importing this package does not load torch; the methods load it when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl

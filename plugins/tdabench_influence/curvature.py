@@ -22,10 +22,10 @@ _ROWS_AT_ONCE = 16  # each holds its own activations
 def product(
     index: StreamingIndex, v: torch.Tensor, kind: str, chosen: np.ndarray | None = None
 ) -> torch.Tensor:
-    """C v for each row of v [k, dim], C of the training examples `chosen` (all if None).
+    """Computes C v for each row of v [k, dim]; C is over the examples `chosen` (all if None).
 
-    fisher         C = mean_i g_i g_i^T, by per-example gradients: one pass for all k rows
-    gauss-newton   C = mean_i of J^T H J over response tokens, H that of the softmax loss
+    fisher         C = mean_i g_i g_i^T, from per-example gradients: one pass for all k rows
+    gauss-newton   C = mean_i of J^T H J over response tokens, H of the softmax loss
     hessian        the second derivative of the mean loss
     """
     tokens = index.tokens if chosen is None else [index.tokens[int(i)] for i in chosen]
@@ -55,7 +55,7 @@ def _fisher(index: StreamingIndex, v: torch.Tensor, tokens: list[Tokens]) -> tor
 def _autograd(
     index: StreamingIndex, v: torch.Tensor, tokens: list[Tokens], kind: str
 ) -> torch.Tensor:
-    """By forward-mode over reverse-mode derivatives: exact."""
+    """Computes exact products by forward-over-reverse derivatives."""
     import torch
 
     from tdabench.api import map_batches, response_logits
@@ -78,7 +78,7 @@ def _autograd(
 
     def compute(batch: Batch) -> torch.Tensor:
         gold, rows = batch.gold, batch.rows
-        share = 1 / batch.loss_mask.sum(1)[rows]  # of a token in its example's mean loss
+        share = 1 / batch.loss_mask.sum(1)[rows]  # weight of a token in its example's mean loss
 
         def logits(w: dict[str, torch.Tensor]) -> torch.Tensor:
             return torch.func.functional_call(wrapped, w, (batch,))
@@ -112,7 +112,7 @@ def _names(index: StreamingIndex) -> set[str]:
 
 
 def _to_weights(index: StreamingIndex, row: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A vector [dim] as tangents of the layers' weights and biases."""
+    """Splits a vector [dim] into tangents of the layers' weights and biases."""
     out: dict[str, Any] = {}
     for layer in index.engine.layers:
         g = row[layer.columns].view(layer.d_out, layer.d_in)

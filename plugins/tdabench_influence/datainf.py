@@ -30,7 +30,7 @@ class DataInf(StreamingMethod):
         = (v - mean_i g_i (g_i . v) / (lambda + |g_i|^2)) / lambda,
 
     lambda = damping * mean_i |g_i|^2 / dim of the layer. The paper applies it to LoRA weights;
-    here it is applied to the layers chosen. Exact for one example, and good for few dimensions.
+    here it is applied to the selected layers. Exact for one example, accurate in few dimensions.
     """
 
     name = "datainf"
@@ -59,8 +59,8 @@ class DataInf(StreamingMethod):
 
         lam = dict(zip(gradients, (self.damping * index.state["mean"]).tolist()))
         total = {name: torch.zeros_like(g) for name, g in gradients.items()}
-        # A batch that runs out of memory midway is halved and comes again: what a layer has already
-        # added of it counts once.
+        # A batch that runs out of memory midway is halved and retried: the part that a layer has
+        # already added must count once.
         added = {name: np.zeros(index.n_train, dtype=bool) for name in gradients}
         workspace = Workspace()
 
@@ -79,7 +79,7 @@ class DataInf(StreamingMethod):
             pass
         out = {}
         for name, g in gradients.items():
-            # Without any gradient in a layer there is nothing to invert, and nothing to score.
+            # A layer without gradients has no inverse and no scores.
             out[name] = (g - total[name] / index.n_train) / lam[name] if lam[name] else g
         return out
 

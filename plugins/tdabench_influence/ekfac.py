@@ -23,15 +23,16 @@ Moments = tuple["torch.Tensor", ...]
 class KFAC(StreamingMethod):
     """score(q, z) = g_q^T (F + lambda I)^-1 g_z, F block-diagonal over layers (arXiv 1503.05671).
 
-    With A the second moment of a layer's inputs and S that of its output gradients, over tokens,
-    F is T S (x) A, T the mean tokens of an example: exact were tokens independent. Per layer
+    With A the second moment of a layer's inputs and S the second moment of its output gradients,
+    over tokens, F is T S (x) A, where T is the mean number of tokens per example. This is exact if
+    tokens are independent. Per layer
 
         H^-1 G = Q_S [(Q_S^T G Q_A) / (Lambda + lambda)] Q_A^T,    Lambda = T s a^T,
 
     with eigenvectors Q and eigenvalues s, a, and lambda = damping * mean(Lambda).
 
     fisher   "true": gradients of labels drawn from the model; "empirical": of the training labels
-    damping  multiple of the layer's mean eigenvalue added to each
+    damping  lambda as a multiple of the layer's mean eigenvalue
     """
 
     name = "kfac"
@@ -84,12 +85,12 @@ class KFAC(StreamingMethod):
         moment: Callable[[Layer, torch.Tensor, torch.Tensor, Batch], Moments],
         what: str,
     ) -> dict[str, Moments]:
-        """`layer_sums` with the gradients of the Fisher."""
+        """Runs `layer_sums` with the gradients of the Fisher."""
         from tdabench.api import layer_sums
 
         tokens = context.target.tokenize(train)
-        # One uniform number a response token, drawn by the id of its example: the label drawn for
-        # a token then depends on neither batch, padding nor place in the corpus.
+        # One uniform number per response token, drawn by example id: the label drawn for a
+        # token then does not depend on batch, padding or position in the corpus.
         uniform = [
             context.rng(f"fisher/{e.id}").random(len(t) - t.start) for e, t in zip(train, tokens)
         ]
@@ -104,12 +105,12 @@ class KFAC(StreamingMethod):
         if bad:
             raise MethodError(
                 f"{self.name}: the curvature of {bad[0]} is not finite",
-                "The loss of some example overflows under this checkpoint",
+                "The loss of an example overflows under this checkpoint",
             )
         return sums
 
     def drawn_losses(self, model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
-        """What the gradients of drawn labels are of: the mean loss over the response, [b]."""
+        """Computes the mean response loss of drawn labels, [b], whose gradients make the Fisher."""
         return _drawn_losses(model, batch, uniform)
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
@@ -121,7 +122,7 @@ class KFAC(StreamingMethod):
             q_a, q_s, values = (torch.from_numpy(p).to(g.device) for p in parts)
             mean = float(values.double().mean())
             damped = values + self.damping * mean
-            if mean == 0:  # no gradient reaches the layer: nothing to scale, and none to score
+            if mean == 0:  # the layer has no gradients to scale and no scores
                 continue
             if float(damped.min()) <= 1e-7 * mean and self.damping < 1e-7:
                 raise MethodError(
@@ -135,10 +136,10 @@ class KFAC(StreamingMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class EKFAC(KFAC):
-    """As K-FAC, with Lambda the mean square of per-example gradients in the eigenbasis.
+    """Like K-FAC, with Lambda the mean square of per-example gradients in the eigenbasis.
 
     Lambda = mean_i (Q_S^T G_i Q_A)^2, the best diagonal in that basis (arXiv 1806.03884; for
-    language models arXiv 2308.03296). Parameters as in `kfac`.
+    language models arXiv 2308.03296). Parameters as for `kfac`.
     """
 
     name = "ekfac"
@@ -176,7 +177,7 @@ class EKFAC(KFAC):
 
 
 def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
-    """Mean loss [b] of response labels drawn from the model, by the uniform numbers [tokens]."""
+    """Computes the mean loss [b] of labels drawn from the model with uniform numbers [tokens]."""
     import torch
 
     from tdabench.api import response_logits

@@ -1,4 +1,4 @@
-"""Influence with the identity for a curvature: exact GradDot."""
+"""Influence with the identity as curvature: exact GradDot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(StreamingMethod):
-    """score(q, z) = g_q . g_z with whole gradients: what curvature adds is measured against it."""
+    """score(q, z) = g_q . g_z with whole gradients: the baseline for curvature."""
 
     name = "identity"
     source = "TracIn at one checkpoint, arXiv 2002.08484"

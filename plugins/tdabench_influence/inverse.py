@@ -32,19 +32,19 @@ _LARGEST_GRAM = 8_192  # examples: a matrix of 256 MiB
 class InverseIndex(StreamingIndex):
     """Vectors to solve in, their products with the curvature C, and scores of solutions.
 
-    The vectors hold all weights; a product is then a pass over the corpus. But with the Fisher
-    C = G^T G / n of fewer examples than weights, whatever a solver makes of a query's gradient v is
-    a v + G^T b. In an orthonormal basis of the span of the training gradients example i is row i of
-    R [n, r], R R^T = G G^T, and the query is (v's part in the span, the length of the rest): r + 1
-    numbers that keep every inner product. One pass for the Gram matrix G G^T thus stands for all
-    passes of all queries, and nothing is approximated.
+    In general the vectors hold all weights, and a product is a pass over the corpus. With the
+    Fisher C = G^T G / n of fewer examples than weights, every solver's result for a query's
+    gradient v has the form a v + G^T b. In an orthonormal basis of the span of the training
+    gradients, example i is row i of R [n, r], R R^T = G G^T, and the query is (v's part in the
+    span, the length of the rest): r + 1 numbers that preserve every inner product. One pass for
+    the Gram matrix G G^T therefore replaces all passes of all queries, without approximation.
     """
 
     method: InverseMethod
 
     @cached_property
     def rows(self) -> torch.Tensor | None:
-        """R, and zeros for what leaves the span: float64 [n, r + 1]; None among weights."""
+        """R, and zeros for the part outside the span: float64 [n, r + 1]; None if in weights."""
         import torch
 
         if "rows" not in self.state:
@@ -58,11 +58,11 @@ class InverseIndex(StreamingIndex):
 
     @property
     def lam(self) -> float:
-        """What is added to every eigenvalue of the curvature."""
+        """Damping added to every eigenvalue of the curvature."""
         return self.method.damping * float(self.state["mean"][0])
 
     def product(self, v: torch.Tensor, chosen: np.ndarray | None = None) -> torch.Tensor:
-        """C v of each row of v [k, dim], C of the training examples `chosen` (all if None)."""
+        """Computes C v for each row of v [k, dim]; C is over the examples `chosen` (None: all)."""
         rows = self.rows
         if rows is None:
             return product(self, v, self.method.curvature, chosen)
@@ -70,7 +70,7 @@ class InverseIndex(StreamingIndex):
         return (v @ rows.T) @ rows / len(rows)
 
     def start(self, name: str) -> torch.Tensor:
-        """A random vector [dim], one for all orders of the corpus."""
+        """Returns a random vector [dim], the same for every order of the corpus."""
         import torch
 
         rows = self.rows
@@ -82,11 +82,11 @@ class InverseIndex(StreamingIndex):
         return torch.from_numpy(weights).to(rows) @ rows
 
     def by_id(self) -> np.ndarray:
-        """Places of the training examples in the order of their ids."""
+        """Returns the positions of the training examples sorted by id."""
         return np.argsort([e.id for e in self.train], kind="stable")
 
     def compress(self) -> State:
-        """R from the Gram matrix of whole training gradients, and the Fisher's mean eigenvalue."""
+        """Computes R from the Gram matrix of training gradients, and the mean Fisher eigenvalue."""
         import torch
 
         n, step = self.n_train, self.block()
@@ -104,7 +104,7 @@ class InverseIndex(StreamingIndex):
             )
         mean = float(gram.trace()) / n / self.engine.dim
         values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-        # Below this the products' rounding to float32 is all there is.
+        # Smaller eigenvalues are float32 rounding errors.
         kept = values > 1e-7 * values.max().clamp_min(1e-300)
         rows = vectors[:, kept] * values[kept].sqrt()  # [n, r]
         return {"rows": rows.cpu().numpy(), "mean": np.array([mean])}
@@ -135,12 +135,12 @@ class InverseIndex(StreamingIndex):
 class InverseMethod(StreamingMethod):
     """score(q, z) = g_q^T (C + lambda I)^-1 g_z with one curvature C over all layers.
 
-    curvature  "fisher" (mean of g g^T, the training labels'), "gauss-newton" or "hessian" of the
-               mean training loss; the last two cost a pass per query and product
-    damping    lambda as a multiple of the mean eigenvalue of the Fisher, whatever the curvature
+    curvature  "fisher" (mean of g g^T with the training labels), "gauss-newton" or "hessian" of the
+               mean training loss; the last two cost one pass per query and product
+    damping    lambda as a multiple of the mean eigenvalue of the Fisher, for every curvature
     """
 
-    copies = 12  # query-sized float32 vectors that a solver holds in weights
+    copies = 12  # query-sized float32 vectors that a solver holds
     version = 2
     index_type = InverseIndex
     grid = {"damping": (1.0, 10.0, 100.0, 1e3, 1e4), "checkpoint": ("base", "warm")}
@@ -183,12 +183,12 @@ class InverseMethod(StreamingMethod):
 
     @abstractmethod
     def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
-        """(C + lam I)^-1 v of each row of v [query, dim], C by `index.product`."""
+        """Solves (C + lam I) x = v for each row of v [query, dim], with C from `index.product`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explicit(InverseMethod):
-    """The curvature as a matrix, solved in float64: the oracle for the other solvers.
+    """The curvature as a matrix, solved in float64: the reference for the other solvers.
 
     The Fisher of up to 8,192 examples for any number of weights, other curvatures for up to 20,000
     weights.
@@ -205,7 +205,7 @@ class Explicit(InverseMethod):
         if d > _LARGEST_EXPLICIT:
             raise MethodError(
                 f"{self.name}: {d} weights make a matrix of {8 * d * d >> 30} GiB",
-                "Choose fewer layers by `layers`, or use cg",
+                "Choose fewer layers with `layers`, or use cg",
             )
         if self.damping == 0 and self.curvature == "fisher" and index.n_train < index.engine.dim:
             raise MethodError(
@@ -227,10 +227,10 @@ class Explicit(InverseMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient(InverseMethod):
-    """Conjugate gradient for all queries of a block at once, one curvature product an iteration.
+    """Conjugate gradient for all queries of a block at once, one curvature product per iteration.
 
-    iterations  at most
-    tolerance   stop where every residual has fallen to this share of its right side
+    iterations  maximum number of iterations
+    tolerance   stop when every residual is below this share of its right-hand side
     """
 
     name = "cg"
@@ -249,7 +249,7 @@ class ConjugateGradient(InverseMethod):
     def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         import torch
 
-        # In float64: the directions lose their conjugacy to float32 rounding within a few steps.
+        # In float64: with float32 rounding the directions lose conjugacy within a few steps.
         r = v.to(torch.float64, copy=True)
         x, p = torch.zeros_like(r), r.clone()
         rr = r.square().sum(1)  # [query]
@@ -277,11 +277,11 @@ class ConjugateGradient(InverseMethod):
 class LiSSA(InverseMethod):
     """The truncated Neumann series h <- v + h - (C_k + lambda I) h / s, returned as h / s.
 
-    C_k is the curvature of a fresh random batch in each of `depth` steps (arXiv 1602.03943), s
-    `scale` times its largest eigenvalue over the corpus, found by power iteration: smaller values
-    converge faster until they diverge.
+    C_k is the curvature of a fresh random batch in each of `depth` steps (arXiv 1602.03943), s is
+    `scale` times its largest eigenvalue over the corpus, found by power iteration. Smaller values
+    of s converge faster, until they diverge.
 
-    batch  examples a step; all of them, if None
+    batch  examples per step; None is all of them
     """
 
     name = "lissa"
@@ -304,7 +304,7 @@ class LiSSA(InverseMethod):
 
         s = self.scale * (self._largest(index) + lam) or 1.0
         rng = index.context.rng("lissa/batches")
-        by_id = index.by_id()  # the order of the corpus carries no meaning
+        by_id = index.by_id()  # the order of the corpus does not matter
         h = v.clone()
         for _ in range(self.depth):
             chosen = None
@@ -316,7 +316,7 @@ class LiSSA(InverseMethod):
         return h / s
 
     def _largest(self, index: InverseIndex) -> float:
-        """The curvature's largest eigenvalue, from below."""
+        """Estimates the curvature's largest eigenvalue from below."""
         u, top = index.start("lissa/power")[None], 0.0
         for _ in range(8):
             u = index.product(u / u.norm().clamp_min(1e-30))
@@ -328,9 +328,9 @@ class LiSSA(InverseMethod):
 class Arnoldi(InverseMethod):
     """H^-1 restricted to the leading `directions` of a Krylov space (arXiv 2112.03052).
 
-    Lanczos from a random vector with full reorthogonalisation, `iterations` products (twice the
-    directions, if None); the Ritz pairs largest in magnitude are kept, and scores are taken within
-    their span only.
+    Lanczos from a random vector with full reorthogonalisation and `iterations` products (None is
+    twice the directions). The Ritz pairs largest in magnitude are kept, and scores are computed
+    within their span only.
     """
 
     name = "arnoldi"
@@ -345,7 +345,7 @@ class Arnoldi(InverseMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.directions <= (self.iterations or 2 * self.directions):
-            raise UsageError(f"{self.name}: directions must lie between 1 and iterations")
+            raise UsageError(f"{self.name}: directions must be between 1 and iterations")
 
     def build(self, context: Context, train: Sequence[Example]) -> InverseIndex:
         index = super().build(context, train)
@@ -368,7 +368,7 @@ class Arnoldi(InverseMethod):
                 w = w - basis[: j + 1].T @ (basis[: j + 1] @ w)
             beta = float(w.norm())
             if j + 1 == steps or beta <= 1e-6 * max(1e-30, np.abs(tri).max()):
-                used = j + 1  # the Krylov space is invariant: nothing more to find
+                used = j + 1  # the Krylov space is invariant: no more directions
                 break
             tri[j, j + 1] = tri[j + 1, j] = beta
             basis[j + 1] = w / beta

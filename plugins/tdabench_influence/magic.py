@@ -1,4 +1,4 @@
-"""MAGIC: the exact derivative of a query's loss, after training, by each example's weight."""
+"""MAGIC: the exact derivative of a query's loss after training by each example's weight."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ QUERY_BYTES = 512 << 20  # of vectors [dim] held for a block of queries
 class MAGIC(Followed, TDAMethod):
     """score(q, z) = -d loss_q(theta_T) / d w_z: the metagradient (arXiv 2503.13751).
 
-    theta_T is where the recipe of the truth leads from `checkpoint` on the whole corpus, each
-    example's loss weighted by w_z. Exact up to rounding, by the chain rule
-    backwards through every step of AdamW and its clipping; one backward run, about 2.5 times as
-    dear as training, *for each query*. Dropout is left out, as it is in the recipe.
+    theta_T are the weights after training with the truth's recipe from `checkpoint` on the whole
+    corpus, with each example's loss weighted by w_z. The derivative is exact up to rounding, by
+    the chain rule backwards through every step of AdamW and its clipping. It takes one backward
+    run *per query*, about 2.5 times as expensive as training. There is no dropout, as in the
+    recipe.
 
     precision  of the arithmetic: float32 or float64
 
     The other parameters are the recipe's, with `share` (see `Followed`). States are kept every
-    sqrt(steps) steps; a segment between two is trained again for each block of queries.
+    sqrt(steps) steps; the segment between two states is trained again for each block of queries.
     """
 
     name = "magic"
     family = "trajectory"
     source = "Ilyas & Engstrom 2025, arXiv 2504.16430; Engstrom et al. 2025, arXiv 2503.13751"
-    summary = "exact metagradient through the training run (slow: a backward run a query)"
+    summary = "exact metagradient through the training run (slow: one backward run per query)"
     grid = {"share": (1.0, 0.25)}
 
     pooling: str = "sum"
@@ -111,7 +112,7 @@ class MAGIC(Followed, TDAMethod):
 
 
 class MagicIndex(Index):
-    """The run: its batches, and its state at some steps, 0 and the last among them."""
+    """The run: its batches, and its state at selected steps, including the first and the last."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class MagicIndex(Index):
     def score(self, queries: Sequence[Example]) -> np.ndarray:
         out = np.zeros((len(queries), self.n_train), dtype=np.float32)
         tokens = self.context.target.tokenize(queries)
-        # Three vectors before and three after a step, and two of its gradient.
+        # Three vectors before a step, three after it, and two for its gradient.
         step = max(1, QUERY_BYTES // (8 * self.run.dim * self.run.start.theta.element_size()))
         for a in range(0, len(queries), step):
             out[a : a + step] = -self._metagradients(tokens[a : a + step], a, len(queries))
@@ -142,7 +143,7 @@ class MagicIndex(Index):
         return out
 
     def _metagradients(self, queries: Sequence[Any], first: int, total: int) -> np.ndarray:
-        """d loss_q / d w [query, train], of a block of queries."""
+        """Computes d loss_q / d w [query, train] for a block of queries."""
         import torch
 
         from tdabench_influence.training import State
@@ -159,7 +160,7 @@ class MagicIndex(Index):
         return out
 
     def _states_backwards(self) -> Iterator[tuple[int, State]]:
-        """(k, state before step k), the last first; segments are trained again one by one."""
+        """Yields (k, state before step k) from the last step, retraining segment by segment."""
         marks = sorted(self.kept)
         for a, b in reversed(list(itertools.pairwise(marks))):
             states = [self.kept[a], *self.run.forwards(self.kept[a], a, b - 1)]

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """The recipe of the run that is followed; the defaults are those of `tdabench.api.Recipe`.
+    """The recipe of the run to follow; the defaults are those of `tdabench.api.Recipe`.
 
-    The run is AdamW over all weights, by epochs: what else a recipe may say is not followed.
+    The run is AdamW over all weights, by epochs; other options of a recipe are not supported.
 
-    share  data weight at which the run is taken. 1 trains on the whole corpus as on a group of
-           that size. At the fraction of the corpus that the truth's groups hold, every example
-           has that weight in batches of batch_size / share: the run then takes as many steps, at
-           the same learning rates, as the truth's did, amid all of them
+    share  weight of every example in the run. 1 trains on the whole corpus like on a group of
+           that size. With the fraction of the corpus that the truth's groups hold, every example
+           has that weight in batches of batch_size / share, so the run takes as many steps, at the
+           same learning rates, as the truth's runs, and lies between them
     """
 
     name: ClassVar[str]
@@ -39,7 +39,7 @@ class Followed:
 
     def check_recipe(self) -> None:
         if not 0 < self.share <= 1:
-            raise UsageError(f"{self.name}: share must lie in (0, 1], not {self.share}")
+            raise UsageError(f"{self.name}: share must be in (0, 1], not {self.share}")
         if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
             raise UsageError(f"{self.name}: epochs, batch_size and lr must be positive")
 

@@ -1,4 +1,4 @@
-"""SOURCE: differentiation through training, with the curvature of each of a few segments."""
+"""SOURCE: differentiation through training, with one curvature per segment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SourceIndex(StreamingIndex):
         return self.finite(out / max(1.0, self.method.share * self.n_train))
 
     def _segment(self, i: int, gradients: Gradients) -> tuple[Gradients, Gradients]:
-        """(F g, S g) of each layer in segment i."""
+        """Computes (F g, S g) of each layer in segment i."""
         import torch
 
         pushed, carried = {}, {}
@@ -62,22 +62,23 @@ class SourceIndex(StreamingIndex):
 class SOURCE(Followed, StreamingMethod):
     """score(q, z) = sum_l g_q(theta_T)^T S_L ... S_(l+1) F_l g_z(theta_l) / n (arXiv 2405.12186).
 
-    The run of the truth's recipe on the whole corpus is cut into `segments` of equal numbers of
-    steps. In segment l the curvature H_l is held fixed, as are gradients, at theta_l in the middle
-    of the segment; the weights then follow d(theta) = -lr p (H d(theta) + g_z / n), so that
+    The run of the truth's recipe on the whole corpus is divided into `segments` with equal numbers
+    of steps. In segment l the curvature H_l and the gradients are held fixed at theta_l, in the
+    middle of the segment; the weights then follow d(theta) = -lr p (H d(theta) + g_z / n), so that
 
-        S_l = exp(-t_l H_l),    F_l = (1 - exp(-t_l H_l)) / H_l,    t_l = p_l sum of lr in it:
+        S_l = exp(-t_l H_l),    F_l = (1 - exp(-t_l H_l)) / H_l,    t_l = p_l sum of lr in it.
 
-    what a change at the segment's start becomes at its end, and what a gradient pushed all along
-    it does. No damping is needed: t_l H_l small gives TracIn, large gives influence functions.
-    H_l is the Gauss-Newton matrix by EK-FAC (labels drawn from the model), and p_l stands for
-    Adam's preconditioner: one number a layer, that which fits m / (sqrt(v) + eps) best.
+    S_l propagates a change from the segment's start to its end, and F_l is the effect of a
+    constant gradient over the segment. No damping is needed: small t_l H_l gives TracIn, large
+    t_l H_l gives influence functions. H_l is the Gauss-Newton matrix by EK-FAC (labels drawn from
+    the model), and p_l represents Adam's preconditioner: one number per layer, the best fit to
+    m / (sqrt(v) + eps).
 
-    Parameters: those of `ekfac` but damping and fisher, the recipe's (see `Followed`), and
+    Parameters: those of `ekfac` except damping and fisher, the recipe's (see `Followed`), and
 
-    segments  of equal numbers of steps
-    time  multiplies every t_l, which that one number leaves too small where gradients are small:
-          Adam walks faster there. 1 is the paper's
+    segments  number of segments with equal numbers of steps
+    time  multiplies every t_l, since that one number makes t_l too small where gradients are
+          small and Adam moves faster. 1 is the paper's value
     """
 
     name = "source"
@@ -118,7 +119,7 @@ class SOURCE(Followed, StreamingMethod):
             at = after
         state["end.theta"] = at.theta.cpu().numpy()
         for i in range(self.segments):
-            if f"{i}.theta" not in state:  # more segments than steps: nothing happens in this one
+            if f"{i}.theta" not in state:  # more segments than steps: this one is empty
                 state[f"{i}.theta"] = state["end.theta"]
                 state[f"{i}.t"] = np.zeros(len(self.engine(context).layers))
             engine = self.engine_at(context, state[f"{i}.theta"])
@@ -129,13 +130,13 @@ class SOURCE(Followed, StreamingMethod):
     def _times(
         self, run: Run, before: Any, after: Any, k: int, first: int, last: int
     ) -> np.ndarray:
-        """t of each layer in a segment of the steps first … last - 1, k among them."""
+        """Computes t of each layer in a segment of the steps first … last - 1, which include k."""
         import torch
 
         r = self.recipe
         rates = sum(r.lr_at(step, len(run)) for step in range(first, last))
         second = after.v / (1 - r.beta2 ** (k + 1))
-        # v is of gradients cut to the clip: undone, since H is of whole ones.
+        # v comes from clipped gradients and H from unclipped ones: undo the clipping.
         _, factor, _ = run.clipped(run.gradient(before.theta, k))
         parts = run.by_name(second)
         times = []
@@ -143,13 +144,13 @@ class SOURCE(Followed, StreamingMethod):
             names = [f"{layer.name}.weight"] + [f"{layer.name}.bias"] * layer.bias
             v = torch.cat([parts[name].flatten() for name in names])
             mean = float(v.mean())
-            # Of all numbers p, p m is nearest to m / (sqrt(v) + eps) where m^2 is about v.
+            # The p for which p m is nearest to m / (sqrt(v) + eps), where m^2 is about v.
             p = float((v / (v.sqrt() + r.eps)).mean()) / mean if mean > 0 else 0.0
             times.append(self.time * rates * p * factor)
         return np.array(times)
 
     def engine_at(self, context: Context, theta: np.ndarray) -> GradientEngine:
-        """The engine at the weights `theta` [dim] of the run."""
+        """Returns the engine at the weights `theta` [dim] of the run."""
         import torch
 
         from tdabench.api import GradientEngine
@@ -164,14 +165,14 @@ class SOURCE(Followed, StreamingMethod):
         return GradientEngine(model, layers=self.layers, bias=self.bias)
 
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
-        raise UsageError(f"{self.name} has a curvature for each segment", "Call build instead")
+        raise UsageError(f"{self.name} has one curvature per segment", "Call build instead")
 
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
-        raise UsageError(f"{self.name} has a curvature for each segment", "Call score instead")
+        raise UsageError(f"{self.name} has one curvature per segment", "Call score instead")
 
 
 def responses(values: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """((1 - exp(-t v)) / v, exp(-t v)) of eigenvalues v: F and S; F is t where v is 0."""
+    """Returns F = (1 - exp(-t v)) / v and S = exp(-t v) of eigenvalues v; F is t where v is 0."""
     import torch
 
     small = t * values < 1e-12
@@ -180,10 +181,11 @@ def responses(values: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tenso
 
 
 class _GaussNewton(EKFAC):
-    """EK-FAC of the Gauss-Newton matrix of the mean loss, to scale.
+    """EK-FAC of the Gauss-Newton matrix of the mean loss, at its correct scale.
 
-    Drawn labels are independent: the square of a mean over T tokens is 1/T of the mean over tokens
-    of squares, which is the Gauss-Newton matrix. Relative damping would hide that; t H does not.
+    Drawn labels are independent, so the square of a mean over T tokens is 1/T of the mean of
+    squares over tokens, which is the Gauss-Newton matrix. Relative damping hides this factor;
+    t H does not.
     """
 
     def drawn_losses(self, model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:

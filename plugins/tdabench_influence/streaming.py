@@ -1,8 +1,8 @@
 """Methods that keep a curvature and the training corpus, and stream over whole gradients.
 
-Whole gradients of a corpus do not fit on a disk, so none is stored: queries' gradients are
-preconditioned, a block of queries at a time, and one pass over the training corpus takes their
-inner products with each example's gradient, layer by layer.
+Whole gradients of a corpus do not fit on a disk, so they are not stored. The gradients of a block
+of queries are preconditioned, and one pass over the training corpus computes their inner products
+with each example's gradient, layer by layer.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ Gradients = dict[str, "torch.Tensor"]  # layer name -> [query, d_out, d_in]
 
 
 class StreamingIndex(Index):
-    """The training corpus, the curvature, and passes over the former."""
+    """The training corpus, the curvature, and passes over the corpus."""
 
-    # Whole gradients of a block of queries; a further block costs another pass over the corpus.
+    # Whole gradients of a block of queries; each further block takes another pass over the corpus.
     query_bytes = 3 << 30
 
     def __init__(
@@ -64,7 +64,7 @@ class StreamingIndex(Index):
         return self.finite(out)
 
     def block(self, copies: int = 1) -> int:
-        """How many examples' whole gradients are held at a time, so many times over."""
+        """Returns how many examples' whole gradients to hold at once, with `copies` of each."""
         return max(1, self.query_bytes // (4 * self.engine.dim * copies))
 
     def finite(self, scores: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class StreamingIndex(Index):
         return scores
 
     def gradients(self, queries: Sequence[Example]) -> Gradients:
-        """Whole gradients of `queries`: {layer: [query, d_out, d_in]}."""
+        """Computes whole gradients of `queries`: {layer: [query, d_out, d_in]}."""
         import torch
 
         from tdabench.api import map_batches
@@ -95,7 +95,7 @@ class StreamingIndex(Index):
     def products(
         self, gradients: Gradients, first: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(training indices [b], inner products [query, b]), one pass from `first` to the end."""
+        """Yields (training indices [b], inner products [query, b]) in one pass from `first` on."""
         import torch
 
         from tdabench.api import Workspace, map_batches, per_example
@@ -127,8 +127,8 @@ class StreamingIndex(Index):
 class StreamingMethod(TDAMethod):
     """score(q, z) = g_q^T H^-1 g_z with whole gradients g of the linear layers.
 
-    checkpoint  checkpoint of the target at which gradients and curvature are taken
-    layers      regular expression searched in layer names (all but the output head if None)
+    checkpoint  checkpoint of the target at which gradients and curvature are computed
+    layers      regular expression searched in layer names; None is all but the output head
     bias        include the gradients of biases
     """
 
@@ -148,11 +148,11 @@ class StreamingMethod(TDAMethod):
 
     @abstractmethod
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
-        """The curvature of the training corpus."""
+        """Computes the curvature of the training corpus."""
 
     @abstractmethod
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
-        """H^-1 g of each query; may overwrite `gradients`."""
+        """Computes H^-1 g of each query; may overwrite `gradients`."""
 
     # ------------------------------------------------------------------ the rest
 
@@ -177,7 +177,7 @@ class StreamingMethod(TDAMethod):
 def squared_norms(
     context: Context, engine: GradientEngine, examples: Sequence[Example]
 ) -> np.ndarray:
-    """|g|^2 of each example in each layer: float64 [n, layer]."""
+    """Computes |g|^2 of each example in each layer: float64 [n, layer]."""
     import torch
 
     from tdabench.api import Workspace, map_batches, per_example

@@ -1,6 +1,6 @@
-"""A training run by AdamW as a function that can be replayed, and differentiated backwards.
+"""An AdamW training run as a function that can be replayed and differentiated backwards.
 
-Weights and moments are flat vectors [dim], so that the formulas are those of one long vector.
+Weights and moments are flat vectors [dim], so the formulas are those of one long vector.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Run:
         m     = b1 m + (1 - b1) g',     v = b2 v + (1 - b2) g'^2
         theta = theta (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
 
-    `orders` are the places [b] of each batch. `weights` [train] are w, all equal to `share` unless
-    they are set otherwise.
+    `orders` are the corpus positions [b] of each batch. `weights` [train] are w; by default all
+    equal `share`.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Run:
     # ------------------------------------------------------------------ forwards
 
     def forwards(self, state: State, first: int, last: int) -> Iterator[State]:
-        """The states before steps first + 1 … last, given that before step `first`."""
+        """Yields the states before steps first + 1 … last, from the state before step `first`."""
         for k in range(first, last):
             state = self._updated(state, self.clipped(self.gradient(state.theta, k))[0], k)
             self.context.progress("training steps", k + 1, len(self))
             yield state
 
     def gradient(self, theta: Tensor, k: int) -> Tensor:
-        """g of step k at `theta` [dim]."""
+        """Computes g of step k at `theta` [dim]."""
         named = self._named(theta)
 
         def compute(batch: Batch) -> Tensor:
@@ -92,14 +92,14 @@ class Run:
         return total
 
     def clipped(self, g: Tensor) -> tuple[Tensor, float, float]:
-        """(g', the factor applied, |g|); the factor is 1 where nothing is cut."""
+        """Returns (g', the factor applied, |g|); the factor is 1 if g is not clipped."""
         norm = float(torch.linalg.vector_norm(g))
         limit = self.recipe.clip
         factor = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
         return g * factor, factor, norm
 
     def _rates(self, k: int) -> tuple[float, float, float]:
-        """(lr, lr / (1 - b1^t), sqrt(1 - b2^t)) of step k, which is the t = k + 1st."""
+        """Returns (lr, lr / (1 - b1^t), sqrt(1 - b2^t)) of step k, where t = k + 1."""
         r = self.recipe
         lr = r.lr_at(k, len(self))
         return lr, lr / (1 - r.beta1 ** (k + 1)), (1 - r.beta2 ** (k + 1)) ** 0.5
@@ -115,10 +115,11 @@ class Run:
     # ------------------------------------------------------------------ backwards
 
     def backwards(self, state: State, k: int, later: State) -> tuple[State, np.ndarray, Tensor]:
-        """One step of the chain rule, for all queries at once.
+        """Applies one backward step of the chain rule for all queries at once.
 
-        `state` stood before step k; `later` holds d loss_q / d (theta, m, v) after it, [query, dim]
-        each. Returns the same before it, the batch's places [b] and d loss_q / d w [query, b].
+        `state` is the state before step k; `later` holds d loss_q / d (theta, m, v) after it,
+        [query, dim] each. Returns the same derivatives before the step, the corpus positions [b]
+        of the batch, and d loss_q / d w [query, b].
         """
         r = self.recipe
         lr, rate, root = self._rates(k)
@@ -126,14 +127,14 @@ class Run:
         cut, factor, norm = self.clipped(g)
         after = self._updated(state, cut, k)
         s = after.v.sqrt()
-        low = s / root + r.eps  # what m is divided by
+        low = s / root + r.eps  # the divisor of m
 
         by_m = later.m - rate * later.theta / low
-        # sqrt has no derivative at 0, where g' and every gradient before it are 0: v stays put.
+        # sqrt has no derivative at 0, where g' and every earlier gradient are 0: v does not change.
         slope = torch.where(s > 0, rate * after.m / (low.square() * 2 * root * s), 0.0)
         by_v = later.v + later.theta * slope
         by_g = (1 - r.beta1) * by_m + 2 * (1 - r.beta2) * cut * by_v  # [query, dim]
-        if factor < 1:  # g' = clip g / (|g| + 1e-6): the part along g is held back
+        if factor < 1:  # g' = clip g / (|g| + 1e-6): reduces the part along g
             along = (by_g @ g) / (norm * (norm + 1e-6))
             by_g = factor * (by_g - along[:, None] * g)
         by_m, by_v = r.beta1 * by_m, r.beta2 * by_v
@@ -143,7 +144,7 @@ class Run:
         sides = [self._split(row) for row in by_g]
 
         def compute(batch: Batch) -> tuple[Tensor, Tensor]:
-            """by_g . dg/dtheta [query, dim] and by_g . dg/dw [query, b]: g is differentiated."""
+            """Differentiates g: by_g . dg/dtheta [query, dim] and by_g . dg/dw [query, b]."""
             w = self._weights_of(k, batch).requires_grad_()
             over = list(named.values())
             loss = self._loss(named, k, batch, w)
@@ -170,11 +171,11 @@ class Run:
         return map_batches(self.context, part, compute, what="a training step", max_examples=64)
 
     def _weights_of(self, k: int, batch: Batch) -> Tensor:
-        """w of the examples of a batch of step k: [b]."""
+        """Returns w of the examples of a batch of step k: [b]."""
         return self.weights[torch.from_numpy(self.orders[k][batch.index])]
 
     def _loss(self, named: dict[str, Tensor], k: int, batch: Batch, w: Tensor) -> Tensor:
-        """The part of the loss of step k that `batch` makes."""
+        """Computes the part of the loss of step k that `batch` contributes."""
         return (w * self._losses(named, batch)).sum() / (self.share * len(self.orders[k]))
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
@@ -182,7 +183,7 @@ class Run:
         return {name: p.requires_grad_() for name, p in zip(self.shapes, parts)}
 
     def by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        """A vector [dim] by the names of the model's parameters, tied ones under each name."""
+        """Splits a vector [dim] by parameter name, with tied parameters under each name."""
         parts = dict(zip(map(id, self.module.parameters()), self._split(flat)))
         named = self.module.model.named_parameters(remove_duplicate=False)
         return {name: parts[id(p)] for name, p in named}
@@ -198,7 +199,7 @@ class Run:
         return torch.func.functional_call(self.module, named, (batch,))
 
     def query_losses(self, theta: Tensor, queries: Sequence[Tokens]) -> np.ndarray:
-        """Each query's loss at `theta`, in the precision of the run: float64 [query]."""
+        """Computes each query's loss at `theta` in the precision of the run: float64 [query]."""
         out = np.empty(len(queries))
         named = {name: p.detach() for name, p in self._named(theta).items()}
         with torch.no_grad():
@@ -209,7 +210,7 @@ class Run:
         return out
 
     def query_gradients(self, theta: Tensor, queries: Sequence[Tokens]) -> Tensor:
-        """Gradients of each query's loss: [query, dim]."""
+        """Computes the gradients of each query's loss: [query, dim]."""
         out = theta.new_empty(len(queries), self.dim)
         named = self._named(theta)
 
@@ -227,7 +228,7 @@ class Run:
 
 
 class _Losses(torch.nn.Module):
-    """Losses [b] of a batch as the output of a module, which `functional_call` wants."""
+    """Losses [b] of a batch as the output of a module, as `functional_call` requires."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -240,9 +241,9 @@ class _Losses(torch.nn.Module):
 def batch_orders(
     context: Context, train: Sequence[Example], recipe: Recipe, share: float
 ) -> list[np.ndarray]:
-    """Places of each batch of batch_size / share examples, epoch after epoch.
+    """Draws the corpus positions of each batch of batch_size / share examples, epoch by epoch.
 
-    Drawn by id: the order of the corpus carries no meaning.
+    They are drawn by id, so that the order of the corpus does not matter.
     """
     by_id = np.argsort([e.id for e in train], kind="stable")
     size = max(1, round(recipe.batch_size / share))

@@ -109,7 +109,7 @@ def test_factgrass_without_compression_is_exact(
     ]
     assert rough[0] < rough[1]
     assert rough[1] > 0.8
-    with pytest.raises(UsageError, match="neither rank nor projection"):
+    with pytest.raises(UsageError, match="rank and projection do not apply"):
         FactGraSS(rank=4)
 
 

@@ -132,7 +132,7 @@ def test_a_coordinate_that_never_moved_has_no_derivative(context: Context) -> No
 
 def test_bad_settings_are_refused(context: Context, tiny_corpus: Corpus) -> None:
     for settings, what in (
-        ({"share": 0.0}, "share must lie in"),
+        ({"share": 0.0}, "share must be in"),
         ({"precision": "float16"}, "unknown precision"),
         ({"epochs": 0}, "must be positive"),
         ({"pooling": "max"}, "unknown pooling"),

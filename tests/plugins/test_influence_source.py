@@ -158,7 +158,7 @@ def test_bad_settings_are_refused(tiny_context: Context) -> None:
         SOURCE(segments=0)
     with pytest.raises(UsageError, match="time must be positive"):
         SOURCE(time=0.0)
-    with pytest.raises(UsageError, match="share must lie in"):
+    with pytest.raises(UsageError, match="share must be in"):
         SOURCE(share=2.0)
 
 
