@@ -174,3 +174,42 @@ def crossover(
     if per_example_a >= per_example_b:
         return None
     return (prepare_a - prepare_b) / (per_example_b - per_example_a)
+
+
+def crossover_interval(
+    a: np.ndarray, b: np.ndarray, level: float = 0.95
+) -> tuple[float, float | None] | None:
+    """Confidence interval of the size from which a's total cost is below b's.
+
+    a [measurement, 2] and b [measurement, 2] hold (prepare, per_example) of repeated measurements,
+    those of `a` with the smaller mean per_example. Returns (low, high) in examples, high None where
+    the measurements do not bound it, and None with fewer than two measurements of either. The
+    interval is Fieller's: the sizes at which Welch's t-test does not tell the two totals from each
+    other, so it holds for two or three measurements, too. The uncertainty is that of the
+    measurements; that growth goes on along the line is assumed.
+    """
+    from scipy import stats
+
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if len(a) < 2 or len(b) < 2:
+        return None
+    d0, d1 = b.mean(0) - a.mean(0)  # b's total less a's is d0 + d1 * n
+    at = -d0 / d1
+    parts = [np.cov(x.T) / len(x) for x in (a, b)]  # covariance [2, 2] of each mean
+    point = np.array([1.0, at])
+    each = [float(point @ c @ point) for c in parts]
+    if not sum(each) > 0:
+        return float(at), float(at)
+    df = sum(each) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(each, (a, b)))
+    t2 = float(stats.t.ppf((1 + level) / 2, df)) ** 2
+    c = parts[0] + parts[1]
+    # (d0 + d1 n)^2 <= t2 var(n): a quadratic in n that holds at `at`.
+    square, linear, constant = d1**2 - t2 * c[1, 1], d0 * d1 - t2 * c[0, 1], d0**2 - t2 * c[0, 0]
+    inside = linear**2 - square * constant
+    if square > 0:
+        spread = np.sqrt(max(0.0, inside))
+        return max(0.0, float((-linear - spread) / square)), float((-linear + spread) / square)
+    if inside < 0 or square == 0:
+        return 0.0, None
+    upper = float((-linear - np.sqrt(inside)) / square)  # the larger root, as square < 0
+    return (max(0.0, upper) if at >= upper else 0.0), None

@@ -220,26 +220,49 @@ def _difference(a: _Side, b: _Side) -> Difference:
 
 
 def _crossover(a: _Side, b: _Side) -> str:
-    """From which corpus size one method has cost less in all, preparing and building."""
-    from tdabench.benchmarks.cost import EXTRAPOLATED, crossover
+    """From which corpus size one method has cost less in all, preparing and building.
+
+    With two or more records of each, one per seed, the size has a 95% interval over them.
+    """
+    import numpy as np
+
+    from tdabench.benchmarks.cost import crossover, crossover_interval
+
+    sides = [(clean(side.name, 60), np.array(_cost_lines(side))) for side in (a, b)]
+    if not all(len(lines) for _, lines in sides):
+        return ""
+    for (first, cheap), (second, costly) in (sides, sides[::-1]):  # lines [record, 2]
+        size = crossover(*cheap.mean(0), *costly.mean(0))
+        if size is None:
+            continue
+        said = f"{first} costs less than {second}"
+        if size == 0:
+            return f"Preparing and building, {said} at any size (extrapolated)."
+        span = crossover_interval(cheap, costly)
+        if span is None:
+            known = "extrapolated; for an interval, measure with --seed 0 --seed 1 --seed 2"
+        else:
+            low, high = span
+            to = "without an upper end" if high is None else f"to {count(high)}"
+            runs = f"{len(cheap)} and {len(costly)} measurements"
+            known = f"95% interval {count(low)} {to}, over {runs}; extrapolated"
+        return f"Preparing and building, {said} from {count(size)} examples on ({known})."
+    return ""
+
+
+def _cost_lines(side: _Side) -> list[tuple[float, float]]:
+    """(seconds before any example, seconds per example) of each record of the benchmark cost."""
+    from tdabench.benchmarks.cost import EXTRAPOLATED
 
     lines = []
-    for side in (a, b):
-        at = [finite((side.cell.metrics.get(f"build_at_{n}") or {}).get("value"))
-              for n in ("1e6", "1e9")]  # fmt: skip
+    for record in side.records:
+        at = [finite(record.metric(f"build_at_{n}").get("value")) for n in ("1e6", "1e9")]
         if at[0] is None or at[1] is None:
-            return ""
+            continue
         per_example = (at[1] - at[0]) / (EXTRAPOLATED[1] - EXTRAPOLATED[0])
         fixed = max(0.0, at[0] - per_example * EXTRAPOLATED[0])
         lines.append(((side.row.cost.prepare_seconds or 0.0) + fixed, per_example))
-    for (first, cheap), (second, dear) in (((a, lines[0]), (b, lines[1])),
-                                           ((b, lines[1]), (a, lines[0]))):  # fmt: skip
-        size = crossover(*cheap, *dear)
-        if size is not None:
-            names = f"{clean(first.name, 60)} costs less than {clean(second.name, 60)}"
-            where = "at any size" if size == 0 else f"from {count(size)} examples on"
-            return f"Preparing and building, {names} {where} (extrapolated)."
-    return ""
+    return lines
 
 
 def _adjusted(found: list[Difference]) -> list[Difference]:

@@ -7,7 +7,7 @@ import pytest
 from constructed import FixedIndex, corpus
 
 from tdabench.benchmark import Built
-from tdabench.benchmarks.cost import Cost, Growth, crossover
+from tdabench.benchmarks.cost import Cost, Growth, crossover, crossover_interval
 from tdabench.errors import DataError, UsageError
 
 N = np.array([500.0, 1000.0, 2000.0])
@@ -43,6 +43,46 @@ def test_crossover_is_where_preparing_has_paid() -> None:
     assert crossover(0, 0.1, 100, 0.3) == 0
     assert crossover(100, 0.3, 0, 0.1) is None
     assert crossover(100, 0.3, 0, 0.3) is None
+
+
+def test_the_interval_of_a_crossover_is_where_the_totals_do_not_differ() -> None:
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(0)
+    a = np.column_stack([100 + rng.standard_normal(4), 0.1 + 0.005 * rng.standard_normal(4)])
+    b = np.column_stack([np.zeros(3), 0.3 + 0.01 * rng.standard_normal(3)])
+    low, high = crossover_interval(a, b)
+    at = crossover(*a.mean(0), *b.mean(0))
+    assert low < at < high
+    # At either end Welch's test of the two totals gives p = 0.05, but for its degrees of freedom,
+    # which are those at the crossover.
+    for n, sign in ((low, 1), (high, -1)):
+        total_a, total_b = (x[:, 0] + x[:, 1] * n for x in (a, b))
+        found = ttest_ind(total_a, total_b, equal_var=False)
+        assert np.sign(found.statistic) == sign
+        assert found.pvalue == pytest.approx(0.05, abs=0.02)
+
+
+def test_an_interval_of_a_crossover_covers_as_often_as_it_says() -> None:
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(400):
+        a = np.column_stack([np.full(3, 100.0), 0.1 + 0.01 * rng.standard_normal(3)])
+        b = np.column_stack([np.zeros(3), 0.3 + 0.02 * rng.standard_normal(3)])
+        low, high = crossover_interval(a, b)
+        covered += low <= 500 and (high is None or 500 <= high)
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_an_interval_of_a_crossover_says_what_it_does_not_know() -> None:
+    one = np.array([[100.0, 0.1]])
+    two = np.array([[0.0, 0.3], [0.0, 0.31]])
+    assert crossover_interval(one, two) is None
+    same = np.repeat(one, 2, axis=0), np.repeat(two[:1], 2, axis=0)
+    assert crossover_interval(*same) == pytest.approx((500, 500))
+    vague = np.array([[100.0, 0.1], [100.0, 0.45]])  # may never be cheaper
+    low, high = crossover_interval(vague, two)
+    assert high is None
+    assert 0 <= low < 1000
 
 
 def test_cost_of_a_method_that_grows_linearly(make_context) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from tdabench import stats
+from tdabench.benchmarks.cost import crossover_interval
 from tdabench.cli.compare import command
 from tdabench.errors import DataError, UsageError
 from tdabench.report.compare import compare, print_comparison
@@ -178,8 +179,35 @@ def test_cost_says_from_which_size_on_a_method_is_cheaper(make_run):
     (d,) = compare("logra", "airrep", [folder])
     assert d.crossover == (
         "Preparing and building, airrep costs less than logra from 820,000 examples on "
-        "(extrapolated)."
+        "(extrapolated; for an interval, measure with --seed 0 --seed 1 --seed 2)."
     )
     assert d.crossover in said([d])
     (d,) = compare("logra", "ekfac", [folder])
     assert "logra costs less than ekfac at any size" in d.crossover
+
+
+def test_a_crossover_measured_more_than_once_has_an_interval(make_run):
+    per_example = {"airrep": (0.0010, 0.0011, 0.0012), "logra": (0.0039, 0.0041, 0.0043)}
+
+    def change(record):
+        slope = per_example[record["method"]["name"]][record["seed"]]
+        record["metrics"]["cost"]["value"] = 1 / slope
+        for n, label in ((1e6, "1e6"), (1e9, "1e9")):
+            record["metrics"][f"build_at_{label}"] = {"value": 2.0 + slope * n}
+
+    folder = make_run(
+        "priced",
+        dict.fromkeys(per_example, 1.0),
+        benchmarks=("cost",),
+        change=change,
+        seeds=dict.fromkeys(per_example, 3),
+    )
+    (d,) = compare("logra", "airrep", [folder])
+    lines = {k: np.array([[2.0, s] for s in v]) for k, v in per_example.items()}
+    lines["airrep"][:, 0] += 2460
+    low, high = crossover_interval(lines["airrep"], lines["logra"])
+    assert low < 2460 / 0.003 < high
+    assert d.crossover == (
+        f"Preparing and building, airrep costs less than logra from {2460 / 0.003:,.0f} examples "
+        f"on (95% interval {low:,.0f} to {high:,.0f}, over 3 and 3 measurements; extrapolated)."
+    )
