@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tdabench_airrep.encoder import Encoder, encode, load_encoder, padded
+from tdabench_airrep.encoder import Encoder, encode, padded
+from tdabench_airrep.loading import load_encoder
 
 import tdabench
 from tdabench.api import Example, read_jsonl

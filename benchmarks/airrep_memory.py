@@ -29,8 +29,8 @@ def peak() -> int:
 
 
 def one(dev: int, pool: int, subsets: int) -> dict[str, float]:
-    from tdabench_airrep.build import Body
     from tdabench_airrep.labels import Instance, Labels
+    from tdabench_airrep.pipeline import Body
     from tdabench_airrep.recipe import TrainConfig
     from tdabench_airrep.train import Trainer
 

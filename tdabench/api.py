@@ -46,14 +46,9 @@ from tdabench.toolkit.representation import (
 
 if TYPE_CHECKING:
     from tdabench.registry import registry
-    from tdabench.run.sources import load_suite
-    from tdabench.stats import (
-        bootstrap_lds,
-        bootstrap_queries,
-        compare,
-        noise_ceiling,
-        spearman_rows,
-    )
+    from tdabench.run.sources import derive_suite, load_suite
+    from tdabench.run.suite import Suite
+    from tdabench.stats import bootstrap_queries, spearman_rows
     from tdabench.targets.batches import Batch, Tokens, batch_places, over_batches, pad
     from tdabench.targets.target import (
         Target,
@@ -78,8 +73,8 @@ if TYPE_CHECKING:
     )
     from tdabench.toolkit.store import FeatureStore
     from tdabench.truth.build import build as build_truth
-    from tdabench.truth.build import collect as collect_truth
     from tdabench.truth.build import finished as finished_units
+    from tdabench.truth.build import read_row as unit_losses
     from tdabench.truth.plan import TruthPlan, check_disjoint
     from tdabench.truth.store import Truth
 
@@ -113,14 +108,13 @@ _LAZY = {
     "TruthPlan": "tdabench.truth.plan",
     "build_truth": "tdabench.truth.build:build",
     "check_disjoint": "tdabench.truth.plan",
-    "collect_truth": "tdabench.truth.build:collect",
     "finished_units": "tdabench.truth.build:finished",
+    "unit_losses": "tdabench.truth.build:read_row",
+    "derive_suite": "tdabench.run.sources",
+    "Suite": "tdabench.run.suite",
     "load_suite": "tdabench.run.sources",
     "registry": "tdabench.registry",
-    "bootstrap_lds": "tdabench.stats",
     "bootstrap_queries": "tdabench.stats",
-    "compare": "tdabench.stats",
-    "noise_ceiling": "tdabench.stats",
     "spearman_rows": "tdabench.stats",
 }
 
@@ -150,6 +144,7 @@ __all__ = [
     "RepresentationMethod",
     "Role",
     "Rows",
+    "Suite",
     "TDAMethod",
     "Target",
     "TdabenchError",
@@ -159,13 +154,11 @@ __all__ = [
     "UsageError",
     "Workspace",
     "batch_places",
-    "bootstrap_lds",
     "bootstrap_queries",
     "build_truth",
     "check_disjoint",
     "check_pooling",
-    "collect_truth",
-    "compare",
+    "derive_suite",
     "encode_texts",
     "example_blocks",
     "example_losses",
@@ -178,7 +171,6 @@ __all__ = [
     "map_batches",
     "named_seed",
     "no_bars",
-    "noise_ceiling",
     "over_batches",
     "pad",
     "per_example",
@@ -199,6 +191,7 @@ __all__ = [
     "token_losses",
     "top_k_of",
     "transform_rows",
+    "unit_losses",
     "write_arrays",
     "write_bytes",
     "write_json",

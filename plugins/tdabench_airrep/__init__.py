@@ -1,6 +1,6 @@
 """AirRep (arXiv 2505.18513): a text encoder trained to predict what retraining shows.
 
-`airrep` is the method; `tdabench airrep` makes labels, trains encoders and runs its studies.
+`airrep` is the method; `tdabench airrep` makes labels and trains encoders and their variants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`tdabench airrep`: labels, training and studies."""
+"""`tdabench airrep`: labels, teachers, training, variants."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from tdabench.api import Corpus, UsageError, read_jsonl, resumable
 
 if TYPE_CHECKING:
     from tdabench.api import Recipe, Target
-    from tdabench_airrep.studies import Setting
 
 
 @click.group(name="airrep")
 def airrep() -> None:
-    """Make AirRep labels, train encoders, run studies."""
+    """Make AirRep labels, train encoders and their variants."""
 
 
 def say(line: str) -> None:
@@ -220,7 +219,7 @@ def import_labels(
     index: Path, losses: Path, corpus: Path, split: str, out: Path, allow_missing: bool
 ) -> None:
     """Read labels in the layout of the public AirRep code."""
-    from tdabench_airrep.labels import read_reference
+    from tdabench_airrep.reference import read_reference
 
     read = read_reference(
         index, losses, read_jsonl(corpus, split or None), allow_missing=allow_missing
@@ -274,7 +273,7 @@ def teacher(
     """Score the dev examples against the pool by another method, to distil an encoder from."""
     import torch
 
-    from tdabench_airrep.build import make_teacher
+    from tdabench_airrep.teacher import make_teacher
 
     torch.set_num_threads(1)
     o = open_source(**source)
@@ -345,18 +344,18 @@ def train(
     """Train an encoder on labels, after distilling it from a teacher if one is given."""
     import torch
 
-    from tdabench_airrep import build
-    from tdabench_airrep.encoder import default_init
+    from tdabench_airrep import pipeline
+    from tdabench_airrep.loading import default_init
 
     torch.set_num_threads(1)
     opened = open_source(suite, target, corpus, pool_split, dev_split, max_length, template, recipe)
-    record = build.train_encoder(
+    record = pipeline.train_encoder(
         target=opened.target,
         train=opened.train,
         dev=opened.dev,
         label_files=label_files,
         teacher_files=teacher_files,
-        body=build.Body(
+        body=pipeline.Body(
             init=init or default_init(say),
             dim=dim,
             layers=numbers(layers),
@@ -367,7 +366,7 @@ def train(
             max_tokens=max_tokens,
             side=side,
         ),
-        config=build.TrainConfig(**config),
+        config=pipeline.TrainConfig(**config),
         out=out,
         say=say,
     )
@@ -389,20 +388,16 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
     """Make an encoder again from its record: labels, teacher, every training stage."""
     import torch
 
-    from tdabench.api import load_suite, read_json
-    from tdabench_airrep import build
+    from tdabench.api import read_json
+    from tdabench_airrep import pipeline
 
     torch.set_num_threads(1)
     o = open_source(**source)
     if encoder is None:
         if not source["suite"]:
             raise UsageError("no encoder is given", "Pass --encoder DIR, or --suite")
-        suite = load_suite(source["suite"])
-        assets = suite.assets_for(suite.target(source["target"]))
-        if "airrep" not in assets:
-            raise UsageError(f"the suite {source['suite']} has no asset 'airrep'")
-        encoder = assets["airrep"]
-    record = build.rebuild(
+        encoder = encoder_of(source["suite"], source["target"])
+    record = pipeline.rebuild(
         read_json(encoder / "airrep.json"),
         target=o.target,
         train=o.train,
@@ -415,262 +410,98 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
     emit({"encoder": str(out), **{k: record[k] for k in ("best", "cost", "bytes")}})
 
 
-# --------------------------------------------------------------------------- studies
+# --------------------------------------------------------------------------- variants
 
 
-@airrep.group()
-def study() -> None:
-    """Tables that examine the published claims on a suite, with 95% intervals.
-
-    Poolings and temperatures are chosen on the tuning truth; --truth says what is reported.
-    """
-
-
-def study_options(function: Any) -> Any:
-    for option in (
-        click.option("--suite", default="pocket", show_default=True),
-        click.option("--target", required=True),
-        click.option("--truth", default="lds", show_default=True, help="lds, or tuning."),
-        click.option("--replicates", default=1000, show_default=True, help="Bootstrap replicates."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
-    ):
-        function = option(function)
-    return function
-
-
-def method_option(default: Sequence[str]) -> Any:
-    return click.option(
-        "--method",
-        "specs",
-        multiple=True,
-        default=tuple(default),
-        help="NAME or NAME:KEY=VALUE,…; repeatable. The suite's tuned parameters underlie. "
-        f"Default: {', '.join(default)}.",
-    )
-
-
-def work_options(function: Any) -> Any:
-    """Where trainings of a study lie, and what they are made from."""
-    for option in (
-        click.option("--labels", type=click.Path(path_type=Path), required=True),
-        click.option("--teacher", "teachers", multiple=True, help="FILE, or FILE=WEIGHT."),
-        click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable."),
-        click.option(
-            "--encoder",
-            type=click.Path(path_type=Path),
-            help="Whose recipe to vary. Default: the suite's.",
-        ),
-        click.option("--steps", default=0, help="Ranking steps at most; 0: the recipe's."),
-        click.option("--distil-steps", default=0, help="Likewise of distillation."),
-    ):
-        function = option(function)
-    return function
-
-
-def parse(spec: str) -> tuple[str, dict[str, str]]:
-    name, _, rest = spec.partition(":")
-    return name, settings(name, [p for p in rest.split(",") if p])
-
-
-def fractions(text: str) -> list[float]:
-    try:
-        return [float(x) for x in text.split(",") if x]
-    except ValueError as e:
-        raise UsageError(f"{text!r} is not a list of numbers") from e
-
-
-def open_study(suite: str, target: str, truth: str) -> Setting:
-    import torch
-
-    from tdabench_airrep.studies import Setting
-
-    torch.set_num_threads(1)
-    return Setting.of(suite, target, truth)
-
-
-def report(as_json: bool, rows: Sequence[Mapping[str, Any]], **what: Any) -> None:
-    """The rows as a table, or as JSON with what they are about."""
-    if as_json:
-        click.echo(json.dumps({**what, "rows": list(rows)}, indent=2))
-        return
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    cells = [["" if r.get(c) is None else _text(c, r[c]) for c in columns] for r in rows]
-    widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
-    for line in [columns, *cells]:
-        click.echo("  ".join(v.ljust(w) for v, w in zip(line, widths)).rstrip())
-
-
-def _text(column: str, value: Any) -> str:
-    if isinstance(value, float) and column != "temperature":
-        return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@study.command("pooling")
-@study_options
-@method_option(("airrep", "logra", "tfidf"))
-@click.option("--temperatures", default="0.1,0.3,1,3", show_default=True, help="In score stds.")
-def pooling_study(
+@airrep.command()
+@click.option("--suite", default="pocket", show_default=True)
+@click.option("--target", required=True, help="A target of the suite.")
+@click.option(
+    "--encoder",
+    type=click.Path(path_type=Path),
+    help="Whose recipe to vary. Default: the suite's.",
+)
+@click.option(
+    "--labels",
+    "label_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Default: those of the recipe, made in WORK as by rebuild.",
+)
+@click.option(
+    "--teacher",
+    "teacher_files",
+    multiple=True,
+    help="FILE, or FILE=WEIGHT. Default: those of the recipe, likewise.",
+)
+@click.option("--instances", default="", help="Budgets: labelled instances, such as 1,2.")
+@click.option("--subsets", default="", help="Budgets: labelled subsets of each, such as 12,24.")
+@click.option("--steps", default=0, help="Ranking steps at most; 0: the recipe's.")
+@click.option("--distil-steps", default=0, help="Likewise of distillation.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
+@click.option("--workers", default=1, show_default=True, help="Processes that make labels.")
+@resumable()
+def variants(
     suite: str,
     target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    specs: tuple[str, ...],
-    temperatures: str,
-) -> None:
-    """LDS of each method under every pooling; * is what the tuning truth would choose."""
-    from tdabench_airrep.studies import pooling_table
-
-    setting = open_study(suite, target, truth)
-    scored = [setting.score(*parse(s), say) for s in specs]
-    rows = pooling_table(setting, scored, fractions(temperatures), replicates)
-    report(as_json, rows, study="pooling", suite=suite, target=target, truth=truth)
-
-
-@study.command()
-@study_options
-@method_option(
-    ("airrep", "logra:rank=24", "logra:rank=12", "logra:rank=6", "graddot", "tfidf", "hidden")
-    + ("random",)
-)
-def ordering(
-    suite: str, target: str, truth: str, replicates: int, as_json: bool, specs: tuple[str, ...]
-) -> None:
-    """The published table here: each method, and its distance from the first one given."""
-    from tdabench_airrep.studies import ordering_table
-
-    setting = open_study(suite, target, truth)
-    rows = ordering_table(setting, [setting.score(*parse(s), say) for s in specs], replicates)
-    report(as_json, rows, study="ordering", suite=suite, target=target, truth=truth)
-
-
-@study.command()
-@study_options
-@method_option(
-    (
-        "airrep:store=int8",
-        "airrep:store=float16",
-        "airrep",
-        "logra:rank=8,dtype=float16",
-        "logra:rank=16,dtype=float16",
-        "logra:rank=24,dtype=float16",
-        "logra:rank=16",
-        "logra:rank=24",
-    )
-)
-def index(
-    suite: str, target: str, truth: str, replicates: int, as_json: bool, specs: tuple[str, ...]
-) -> None:
-    """Bytes an example against LDS, as multiples of the first one given."""
-    from tdabench_airrep.studies import index_table
-
-    setting = open_study(suite, target, truth)
-    rows = index_table(setting, [setting.score(*parse(s), say) for s in specs], replicates)
-    report(as_json, rows, study="index", suite=suite, target=target, truth=truth)
-
-
-@study.command("group-size")
-@study_options
-@method_option(("airrep", "logra", "tfidf"))
-@click.option("--fractions", "parts", default="0.0625,0.125,0.25,0.5", show_default=True)
-@click.option("--groups", default=40, show_default=True)
-@click.option("--seeds", default=2, show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable.")
-@click.option("--workers", default=1, show_default=True)
-def group_size(
-    suite: str,
-    target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    specs: tuple[str, ...],
-    parts: str,
-    groups: int,
-    seeds: int,
+    encoder: Path | None,
+    label_files: tuple[Path, ...],
+    teacher_files: tuple[str, ...],
+    instances: str,
+    subsets: str,
+    steps: int,
+    distil_steps: int,
     work: Path,
     workers: int,
 ) -> None:
-    """LDS by the size of the groups retrained on; the retrainings are made here."""
-    from tdabench_airrep.studies import size_table, truths_by_size
+    """Train a recipe with one part after another left out, as rows of a suite.
 
-    setting = open_study(suite, target, truth)
-    truths = truths_by_size(setting, fractions(parts), groups, seeds, work, workers, say)
-    scored = [setting.score(*parse(s), say) for s in specs]
-    rows = size_table(setting, scored, truths, replicates)
-    report(as_json, rows, study="group-size", suite=suite, target=target, truth=truth)
+    Writes WORK/suite.toml, a copy of the suite whose methods are the encoders; they are measured,
+    tuned and compared like any other method:
 
+    \b
+      tdabench tune airrep-full --suite WORK/suite.toml --grid pooling=… --write
+      tdabench run --suite WORK/suite.toml
+      tdabench compare airrep-no-attention airrep-full
 
-@study.command()
-@study_options
-@method_option(("airrep", "logra", "tfidf"))
-@click.option("--others", default="", help="Targets, by comma. Default: all with that truth.")
-def transfer(
-    suite: str,
-    target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    specs: tuple[str, ...],
-    others: str,
-) -> None:
-    """Methods built on --target against the truths of other targets.
-
-    What depends on the target is also built on each of the others itself: gradient methods, and
-    AirRep where that target has an encoder of its own. Text methods say the same everywhere.
+    With --instances and --subsets it also trains the recipe on fewer labels.
     """
-    from tdabench.api import load_suite, registry
-    from tdabench_airrep.studies import transfer_table
+    import torch
 
-    declared = load_suite(suite).targets
-    wanted = [o for o in others.split(",") if o] or [
-        t.label for t in declared if truth in t.truths and t.truths[truth].exists()
-    ]
-    labels = list(dict.fromkeys([target, *wanted]))
-    opened = {label: open_study(suite, label, truth) for label in labels}
-    scored = {target: [opened[target].score(*parse(s), say) for s in specs]}
-    for label in labels[1:]:
-        left_out = {"text", "control"}
-        mine, theirs = ((opened[k].assets or {}).get("airrep") for k in (target, label))
-        if theirs in (None, mine):  # no encoder of its own
-            left_out.add("learned")
-        own = [s for s in specs if registry().method(parse(s)[0]).cls.family not in left_out]
-        scored[label] = [opened[label].score(*parse(s), say) for s in own]
-    rows = transfer_table(opened, scored, target, replicates)
-    report(as_json, rows, study="transfer", suite=suite, target=target, truth=truth)
+    from tdabench.api import load_suite, read_json
+    from tdabench_airrep.pipeline import check_source, limited, materials, stages_of
+    from tdabench_airrep.variants import train_variants, write_variants
 
-
-@study.command()
-@study_options
-@method_option(("logra", "graddot"))
-@click.option("--repeats", default=3, show_default=True)
-@click.option("--sizes", default="1000,10000,100000,1000000,10000000", show_default=True)
-def amortisation(
-    suite: str,
-    target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    specs: tuple[str, ...],
-    repeats: int,
-    sizes: str,
-) -> None:
-    """Total cost, labels and training included, against other methods' as corpora grow."""
-    from tdabench.api import read_json
-    from tdabench_airrep.studies import amortisation_table
-
-    if repeats < 2:
-        raise UsageError("intervals need at least two repeats", "Pass --repeats 3")
-    setting = open_study(suite, target, truth)
-    encoder = encoder_of(suite, target)
-    prepare = float(read_json(encoder / "airrep.json")["cost"]["seconds"])
-    builds: dict[str, list[float]] = {}
-    for _ in range(repeats):
-        for spec in ("airrep", *specs):
-            s = setting.score(*parse(spec), say, splits=(setting.report,))
-            builds.setdefault(s.label, []).append(s.build_seconds)
-    rows = amortisation_table(prepare, builds, len(setting.train), numbers(sizes), replicates)
-    report(as_json, rows, study="amortisation", suite=suite, target=target)
+    torch.set_num_threads(1)
+    opened = load_suite(suite)
+    record = read_json((encoder or encoder_of(suite, target)) / "airrep.json")
+    source = open_source(suite, target, "", "labels_pool", "labels_dev", 128, "plain", "")
+    where: dict[str, Any] = {
+        "target": source.target,
+        "train": source.train,
+        "dev": source.dev,
+        "work": work,
+        "say": say,
+    }
+    check_source(record, source.target, source.train, source.dev)
+    asked = {"labels": label_files, "teacher": teacher_files}
+    rest = {**record, **{k: None for k, given in asked.items() if given}}
+    made_labels, made_teachers = materials(rest, workers=workers, **where)
+    labels = list(label_files) or made_labels
+    budgets = [(i, m) for i in numbers(instances) for m in numbers(subsets)]
+    if (instances or subsets) and not budgets:
+        raise UsageError("a budget needs --instances and --subsets", "Such as 1,2 and 12,24")
+    if budgets and not labels:
+        raise UsageError("the recipe has no labels to cut to a budget", "Pass --labels FILE")
+    encoders = train_variants(
+        limited(stages_of(record), steps, distil_steps),
+        label_files=labels,
+        teacher_files=list(teacher_files) or made_teachers,
+        budgets=budgets,
+        **where,
+    )
+    written = write_variants(opened, target, encoders, work / "suite.toml")
+    emit({"suite": str(written.path), "variants": list(written.default_methods)})
 
 
 def encoder_of(suite: str, target: str) -> Path:
@@ -683,149 +514,6 @@ def encoder_of(suite: str, target: str) -> Path:
         raise UsageError(f"the suite {suite} has no encoder for the target {target}")
     loaded.verify(assets["airrep"])
     return assets["airrep"]
-
-
-def recipe_of(
-    encoder: Path | None, suite: str, target: str, steps: int, distil_steps: int
-) -> tuple[Source, list[Any]]:
-    """(where the labels come from, the stages of an encoder's recipe, cut to so many steps)."""
-    from dataclasses import replace
-
-    from tdabench.api import read_json
-    from tdabench_airrep.build import check_source, stages_of
-
-    record = read_json((encoder or encoder_of(suite, target)) / "airrep.json")
-    source = open_source(suite, target, "", "labels_pool", "labels_dev", 128, "plain", "")
-    check_source(record, source.target, source.train, source.dev)
-    stages = stages_of(record)
-    if steps:
-        stages = [
-            replace(s, config=replace(s.config, steps=min(steps, s.config.steps))) for s in stages
-        ]
-    if distil_steps:
-        stages = [
-            replace(
-                s,
-                config=replace(s.config, distil_steps=min(distil_steps, s.config.distil_steps)),
-            )
-            for s in stages
-        ]
-    return source, stages
-
-
-@study.command("ablation")
-@study_options
-@work_options
-def ablation_study(
-    suite: str,
-    target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    labels: Path,
-    teachers: tuple[str, ...],
-    work: Path,
-    encoder: Path | None,
-    steps: int,
-    distil_steps: int,
-) -> None:
-    """Trains a recipe with one part after another left out."""
-    from tdabench_airrep import build
-    from tdabench_airrep.labels import Labels
-    from tdabench_airrep.studies import ablation, variant_table
-
-    setting = open_study(suite, target, truth)
-    source, stages = recipe_of(encoder, suite, target, steps, distil_steps)
-    spent = Labels.load(labels).retrainings
-    made = {}
-    for name, parts in ablation(stages).items():
-        say(f"variant {name}")
-        folder = build.train_stages(
-            parts,
-            target=source.target,
-            train=source.train,
-            dev=source.dev,
-            label_files=[labels],
-            teacher_files=teachers,
-            work=work,
-            say=say,
-        )
-        made[name] = (folder, {"retrainings": spent if any(p.labels for p in parts) else 0})
-    rows = variant_table(setting, made, say, "full", replicates)
-    report(as_json, rows, study="ablation", suite=suite, target=target, truth=truth)
-
-
-@study.command()
-@study_options
-@work_options
-@click.option("--instances", default="1,2,4", show_default=True, help="Training instances.")
-@click.option("--subsets", default="12,24,48", show_default=True, help="Subsets of each.")
-@click.option(
-    "--start",
-    type=click.Choice(("both", "distilled", "untaught")),
-    default="both",
-    show_default=True,
-    help="Ranking after distillation, or from an untrained encoder.",
-)
-def budget(
-    suite: str,
-    target: str,
-    truth: str,
-    replicates: int,
-    as_json: bool,
-    labels: Path,
-    teachers: tuple[str, ...],
-    work: Path,
-    encoder: Path | None,
-    steps: int,
-    distil_steps: int,
-    instances: str,
-    subsets: str,
-    start: str,
-) -> None:
-    """LDS against the number of labelled instances and subsets."""
-    from tdabench_airrep import build
-    from tdabench_airrep.labels import Labels
-    from tdabench_airrep.studies import ablation, distilled, ranked, variant_table
-
-    setting = open_study(suite, target, truth)
-    source, stages = recipe_of(encoder, suite, target, steps, distil_steps)
-    whole = Labels.load(labels)
-    holdout = stages[-1].config.holdout
-    common: dict[str, Any] = {
-        "target": source.target,
-        "train": source.train,
-        "dev": source.dev,
-        "teacher_files": teachers,
-        "work": work,
-        "say": say,
-    }
-    starts = {
-        "distilled": (distilled(stages), list(stages)),
-        "untaught": (ablation(stages)["start"], [ranked(stages)]),
-    }
-    made = {}
-    for name, (before, after) in starts.items():
-        if start not in ("both", name) or not before:
-            continue
-        none = {"start": name, "instances": 0, "subsets": 0, "retrainings": 0}
-        made[f"{name}, no labels"] = (build.train_stages(before, label_files=[], **common), none)
-        for i in numbers(instances):
-            for m in numbers(subsets):
-                cut = whole.cut(i, m, holdout)
-                path = work / f"labels-{i}x{m}.safetensors"
-                cut.save(path)
-                say(f"{name}: {i} instances of {m} subsets")
-                folder = build.train_stages(after, label_files=[path], **common)
-                columns = {"start": name, "instances": i, "subsets": m}
-                made[f"{name}, {i} x {m}"] = (
-                    folder,
-                    {**columns, "retrainings": cut.retrainings},
-                )
-    if not made:
-        raise UsageError("the recipe has no such start", "Pass --start untaught")
-    rows = variant_table(setting, made, say, next(iter(made)), replicates)
-    report(as_json, rows, study="budget", suite=suite, target=target, truth=truth)
 
 
 if __name__ == "__main__":  # pragma: no cover

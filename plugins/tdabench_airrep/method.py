@@ -77,7 +77,7 @@ class AirRep(RepresentationMethod):
         """The encoder, with this method's text parameters."""
         from dataclasses import replace
 
-        from tdabench_airrep.encoder import load_encoder
+        from tdabench_airrep.loading import load_encoder
 
         encoder = load_encoder(self.folder(context), context.device, self.dtype)
         changes = {"max_tokens": self.max_tokens, "template": self.text}

@@ -8,9 +8,8 @@ the weights (gradient caching: exact, two forwards and one backward, memory of o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,66 +32,11 @@ from tdabench_airrep.encoder import Encoder, padded
 from tdabench_airrep.labels import Instance, Labels
 from tdabench_airrep.loss import group_scores, kernel_loss, ranking_loss
 from tdabench_airrep.recipe import TrainConfig
+from tdabench_airrep.teacher import Teacher
 
 Say = Callable[[str], None]
 STAGES = ("distil", "rank")
 CHUNK = 1024  # tokens a forward pass: on a processor, activations that stay in cache are faster
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Scores [dev, train] of another method on the corpora the labels are made on.
-
-    NaN where the teacher was not asked: it may have scored a sample of either corpus only.
-    """
-
-    scores: np.ndarray
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """Places in the dev corpus that were scored, ascending."""
-        return np.flatnonzero(~np.isnan(self.scores).all(1))
-
-    @cached_property
-    def columns(self) -> np.ndarray:
-        """Places in the training corpus that were scored, ascending."""
-        return np.flatnonzero(~np.isnan(self.scores).all(0))
-
-    def check(self, train: Corpus, dev: Corpus) -> None:
-        if self.scores.shape != (len(dev), len(train)):
-            raise DataError(
-                f"the teacher scored {self.scores.shape}, the corpora are "
-                f"({len(dev)}, {len(train)})"
-            )
-        for what, corpus in (("train", train), ("dev", dev)):
-            made = self.meta.get(what)
-            if made is not None and made != corpus.fingerprint:
-                raise DataError(
-                    f"the teacher scored another {what} corpus ({made})",
-                    "Score this one with: tdabench airrep teacher",
-                )
-        asked = self.scores[np.ix_(self.rows, self.columns)]
-        if not asked.size or not np.isfinite(asked).all():
-            raise DataError("the teacher's scores are not all finite")
-
-    @classmethod
-    def load(cls, path: Path) -> Teacher:
-        arrays, meta = read_arrays(path)
-        if meta.get("kind") != "airrep-teacher" or "shape" not in meta:
-            raise DataError(f"{path} holds no teacher", "Make one with: tdabench airrep teacher")
-        scores = np.full(meta.pop("shape"), np.nan, dtype=np.float32)
-        scores[np.ix_(arrays["rows"], arrays["columns"])] = arrays["scores"]
-        return cls(scores, meta)
-
-    def save(self, path: Path) -> None:
-        arrays = {
-            "scores": self.scores[np.ix_(self.rows, self.columns)].astype(np.float32),
-            "rows": self.rows.astype(np.int32),
-            "columns": self.columns.astype(np.int32),
-        }
-        shape = list(self.scores.shape)
-        write_arrays(path, arrays, {**self.meta, "kind": "airrep-teacher", "shape": shape})
 
 
 # --------------------------------------------------------------------------- gradient caching

@@ -23,6 +23,7 @@ from tdabench.errors import UsageError
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the method.")
 @click.option("--top", default=15, show_default=True, help="Rows to print.")
+@click.option("--write", is_flag=True, help="Write the best into the suite file.")
 @json_option
 @plugin_options
 def command(
@@ -32,31 +33,35 @@ def command(
     grids: tuple[str, ...],
     seed: int,
     top: int,
+    write: bool,
     as_json: bool,
 ) -> None:
     """Choose a method's parameters on tuning queries and tuning groups.
 
-    Tries every combination against the suite's tuning truth, which shares neither queries, groups
-    nor retrainings with the test truth, and prints the best with the lines to put into the suite.
+    METHOD is a method, or a variant of the suite. Tries every combination against the suite's
+    tuning truth, which shares neither queries, groups nor retrainings with the test truth, and
+    prints the best with the lines to put into the suite; --write puts them there.
 
     \b
     Examples:
       tdabench tune logra
       tdabench tune logra --grid damping=0.01,0.1,1,10 --grid rank=8,16
       tdabench tune tfidf --grid pooling=sum,softmax --grid temperature=auto
+      tdabench tune airrep-full --suite runs/variants/suite.toml --write
     """
-    from tdabench.registry import registry
+    from tdabench.io import write_text
     from tdabench.run.sources import load_suite
-    from tdabench.run.tune import Trial, default_grid, tune
+    from tdabench.run.tune import Trial, default_grid, method_of, tune, with_tuned
 
-    cls = registry().method(method).cls
+    loaded = load_suite(suite)
+    cls, fixed = method_of(loaded, method)
     grid: dict[str, list[Any]] = {}
     for text in grids:
         name, equals, values = text.partition("=")
         if not equals or not values:
             raise UsageError(f"--grid {text!r} is not of the form PARAMETER=A,B,…")
         grid[name.strip()] = [v.strip() for v in values.split(",")]
-    grid = grid or default_grid(cls)
+    grid = grid or {k: v for k, v in default_grid(cls).items() if k not in fixed}
     if not grid:
         raise UsageError(f"{method} names no values worth trying", "Give some with --grid")
 
@@ -64,30 +69,27 @@ def command(
         click.echo(f"  {_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", err=True)
 
     trials = tune(suite, target, method, grid, seed=seed, on_trial=told)
-    label = target or load_suite(suite).main_targets[0].label
+    label = target or loaded.main_targets[0].label
+    best = trials[0]
     if as_json:
         emit_json([{"params": dict(t.params), "lds": t.lds, "error": t.error} for t in trials])
-        return
-    print_table(
-        ("LDS on tuning", "parameters"),
-        [(t.error or f"{t.lds:.4f}", _words(t.params)) for t in trials[:top]],
-    )
-    best = trials[0]
-    if best.error:
+    else:
+        print_table(
+            ("LDS on tuning", "parameters"),
+            [(t.error or f"{t.lds:.4f}", _words(t.params)) for t in trials[:top]],
+        )
+    if best.error and (write or not as_json):
         raise UsageError(f"every combination failed; the first with: {best.error}")
-    typed = cls.from_params(best.params).params
-    click.echo(f"\nFor the suite file:\n[tuned.{label}.{method}]")
-    for name in best.params:
-        click.echo(f"{name} = {_toml(typed[name])}")
+    typed = cls.from_params({**fixed, **best.params}).params if not best.error else {}
+    chosen = {k: typed[k] for k in best.params if k in typed}
+    if not as_json:
+        table = with_tuned("", label, method, chosen, best.lds).strip()
+        click.echo(f"\nFor the suite file:\n{table}")
+    if write:
+        text = loaded.path.read_text(encoding="utf-8")
+        write_text(loaded.path, with_tuned(text, label, method, chosen, best.lds))
+        click.echo(f"written into {loaded.path}", err=True)
 
 
 def _words(params: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in params.items()) or "(defaults)"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,14 @@ def _content(path: Path) -> Any:
     if path.is_file():
         return sha256_kept(path)
     return [[p.name, sha256_kept(p)] for p in sorted(path.rglob("*")) if p.is_file()]
+
+
+def derive_suite(suite: Suite, path: Path, change: Callable[[dict[str, Any]], None]) -> Suite:
+    """Writes a copy of a suite file to `path` and returns it as a suite.
+
+    The copy names every file by its absolute path; `change` edits its tables in place before they
+    are written. Raises DataError where the tables are then not a suite.
+    """
+    data = resolved(read_toml(suite.path), suite.path.parent)
+    change(data)
+    return write_suite(data, path)

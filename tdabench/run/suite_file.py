@@ -387,18 +387,19 @@ def _table(lines: list[str], name: str, table: Mapping[str, Any]) -> None:
     plain = {k: v for k, v in table.items() if not _is_table(v) and v is not None}
     if name and (plain or not table):
         lines += ["", f"[{name}]"]
-    lines += [f"{_key(k)} = {_value(v)}" for k, v in plain.items()]
+    lines += [f"{toml_key(k)} = {toml_value(v)}" for k, v in plain.items()]
     for k, v in table.items():
-        inner = f"{name}.{_key(k)}" if name else _key(k)
+        inner = f"{name}.{toml_key(k)}" if name else toml_key(k)
         if isinstance(v, Mapping):
             _table(lines, inner, v)
         elif _is_table(v):
             for item in v:
                 lines += ["", f"[[{inner}]]"]
-                lines += [f"{_key(a)} = {_value(b)}" for a, b in item.items() if not _is_table(b)]
+                flat = {a: b for a, b in item.items() if not _is_table(b)}
+                lines += [f"{toml_key(a)} = {toml_value(b)}" for a, b in flat.items()]
                 for a, b in item.items():
                     if _is_table(b):
-                        _table(lines, f"{inner}.{_key(a)}", b)
+                        _table(lines, f"{inner}.{toml_key(a)}", b)
 
 
 def _is_table(value: Any) -> bool:
@@ -406,19 +407,21 @@ def _is_table(value: Any) -> bool:
     return rows or isinstance(value, Mapping)
 
 
-def _key(key: str) -> str:
+def toml_key(key: str) -> str:
+    """Returns a key of a TOML table, quoted where it must be."""
     bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
-    return key if bare else _value(str(key))
+    return key if bare else toml_value(str(key))
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Returns a scalar, a list or an inline table as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_value(v) for v in value)}]"
+        return f"[{', '.join(toml_value(v) for v in value)}]"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
     # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -8,6 +8,7 @@ made with it says so.
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tdabench.method import Context, Index, TDAMethod
 from tdabench.registry import registry
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget
+from tdabench.run.suite_file import toml_key, toml_value
 from tdabench.truth import Truth
 
 # Of scores, not of indices: trying them needs no new scores even.
@@ -44,7 +46,7 @@ class Trial:
 def tune(
     suite_name: str,
     target_label: str | None,
-    method_name: str,
+    label: str,
     grid: Mapping[str, Sequence[Any]],
     *,
     seed: int = 0,
@@ -54,21 +56,31 @@ def tune(
 ) -> list[Trial]:
     """Every combination in `grid`, best first; failed ones last, with their reason.
 
-    `grid` maps parameters to values. For the softmax poolings a temperature of `"auto"` stands
-    for multiples of the scores' standard deviation. With `fresh` the suite's tuned values are not
-    the starting point. Raises UsageError for an unknown parameter,
+    `label` is a method or a variant of the suite. `grid` maps parameters to values. For the
+    softmax poolings a temperature of `"auto"` stands for multiples of the scores' standard
+    deviation. With `fresh` the suite's tuned values are not the starting point. Raises UsageError
+    for an unknown parameter, for one that the variant fixes,
     or when the target has no tuning truth.
     """
     suite = load_suite(suite_name)
     target = suite.target(target_label) if target_label else suite.main_targets[0]
-    cls = registry().method(method_name).cls
-    base = dict(suite.method_params.get(method_name, {}))
-    if not fresh:
-        base |= suite.tuned.get(target.label, {}).get(method_name, {})
+    cls, fixed = method_of(suite, label)
+    names = dict.fromkeys((cls.name, label))
+    base: dict[str, Any] = {}
+    for name in names:
+        base |= suite.method_params.get(name, {})
+    for name in names if not fresh else ():
+        base |= suite.tuned.get(target.label, {}).get(name, {})
+    base |= fixed
     known = cls.from_params(base).params
     for key in grid:
         if key not in known:
-            raise unknown(f"parameter of {method_name}", key, known)
+            raise unknown(f"parameter of {label}", key, known)
+        if key in fixed:
+            raise UsageError(
+                f"{label} is the variant of {cls.name} whose {key} is {fixed[key]}",
+                f"Tune {cls.name}, or other parameters",
+            )
     truth = tuning_truth(suite, target)
     queries = suite.queries("tuning")
 
@@ -104,6 +116,33 @@ def tune(
                     trials.append(Trial({**given, **extra}, value, error))
                     on_trial(trials[-1])
     return sorted(trials, key=lambda t: -t.lds if np.isfinite(t.lds) else np.inf)
+
+
+def method_of(suite: Suite, label: str) -> tuple[type[TDAMethod], Mapping[str, Any]]:
+    """(class, parameters fixed) of a method, or of a variant that the suite declares.
+
+    Raises UsageError for an unknown label.
+    """
+    if label in suite.variants:
+        variant = suite.variants[label]
+        return registry().method(variant.method).cls, variant.params
+    return registry().method(label).cls, {}
+
+
+def with_tuned(text: str, target: str, label: str, params: Mapping[str, Any], lds: float) -> str:
+    """Returns a suite file's text with the table [tuned.<target>.<label>] replaced or added.
+
+    `lds` is the LDS on the tuning truth, noted behind the table's name. The rest of the text,
+    comments included, stays as it is.
+    """
+    name = f"[tuned.{toml_key(target)}.{toml_key(label)}]"
+    table = f"{name}  # LDS on tuning {lds:.3f}\n" + "".join(
+        f"{toml_key(k)} = {toml_value(v)}\n" for k, v in params.items()
+    )
+    old = re.compile(rf"^{re.escape(name)}[^\n]*\n(?:(?!\[)[^\n]+(?:\n|\Z))*", re.MULTILINE)
+    if old.search(text):
+        return old.sub(lambda _: table, text, count=1)
+    return text.rstrip("\n") + "\n\n" + table
 
 
 def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:

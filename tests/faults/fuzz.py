@@ -342,7 +342,7 @@ def run_header(rng: random.Random, folder: Path, whole: Any) -> None:
 
 def prepare_labels(folder: Path) -> dict[str, bytes]:
     from tdabench_airrep.labels import Instance, Labels
-    from tdabench_airrep.train import Teacher
+    from tdabench_airrep.teacher import Teacher
 
     train, _ = corpora()
     groups = Groups.random(4, 8, 0.25, np.random.default_rng(0))
@@ -355,8 +355,9 @@ def prepare_labels(folder: Path) -> dict[str, bytes]:
 
 
 def run_labels(rng: random.Random, folder: Path, whole: Any) -> None:
-    from tdabench_airrep.labels import Labels, read_reference
-    from tdabench_airrep.train import Teacher
+    from tdabench_airrep.labels import Labels
+    from tdabench_airrep.reference import read_reference
+    from tdabench_airrep.teacher import Teacher
 
     train, queries = corpora()
     kind = rng.choice(["lds", "reference", *whole])

@@ -69,7 +69,8 @@ def poisoned_folder(tmp_path: Path, tiny_target: Target, poison) -> Path:
 
 
 def test_a_models_folder_of_pickles_and_code_runs_nothing(poisoned_folder: Path, poison):
-    from tdabench_airrep.encoder import Pooled, initial_encoder
+    from tdabench_airrep.encoder import Pooled
+    from tdabench_airrep.loading import initial_encoder
     from tdabench_text.neural import _load
 
     targets = [

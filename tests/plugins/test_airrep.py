@@ -15,9 +15,8 @@ from tdabench_airrep.encoder import (
     Pooled,
     TextFormat,
     encode,
-    load_encoder,
-    load_tokenizer,
 )
+from tdabench_airrep.loading import load_encoder, load_tokenizer
 from tdabench_airrep.method import AirRep
 
 from tdabench.api import DataError, Example, Groups, UsageError, pool_scores

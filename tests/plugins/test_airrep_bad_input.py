@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tdabench_airrep.labels import Instance, Labels
-from tdabench_airrep.train import Teacher
+from tdabench_airrep.teacher import Teacher
 
 from tdabench.api import Corpus, Groups
 from tdabench.cli import main

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tdabench_airrep.cli import airrep
-from tdabench_airrep.labels import Draw, Instance, LabelJob, Labels, normalise, read_reference
+from tdabench_airrep.labels import Draw, Instance, LabelJob, Labels, normalise
+from tdabench_airrep.reference import read_reference
 
 from tdabench.api import Corpus, DataError, Example, Groups, GuardError, Recipe, UsageError
 

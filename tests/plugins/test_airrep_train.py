@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tdabench_airrep.build import Body, blend, join_labels
 from tdabench_airrep.cli import airrep
-from tdabench_airrep.encoder import encode, load_encoder
+from tdabench_airrep.encoder import encode
 from tdabench_airrep.labels import Instance, Labels
+from tdabench_airrep.loading import load_encoder
 from tdabench_airrep.loss import group_scores, kernel_loss, ranking_loss
 from tdabench_airrep.method import AirRep
+from tdabench_airrep.pipeline import Body, join_labels
 from tdabench_airrep.recipe import TrainConfig
+from tdabench_airrep.teacher import Teacher, blend
 from tdabench_airrep.train import (
     Problem,
-    Teacher,
     Trainer,
     cached_backward,
     embed,
@@ -301,7 +302,7 @@ def test_distillation_follows_the_teacher(tiny_target, tiny_corpus, tiny_queries
 
 def test_a_teacher_may_have_scored_a_sample(tiny_target, tiny_corpus, tiny_queries, tmp_path):
     """What it was not asked for is NaN, is never drawn, and gives no gradient."""
-    from tdabench_airrep.build import make_teacher
+    from tdabench_airrep.teacher import make_teacher
 
     args = ("tfidf", {}, 0, tiny_target, tiny_corpus, tiny_queries, lambda line: None)
     whole, part = make_teacher(*args), make_teacher(*args, n_dev=5, n_train=30)
@@ -565,7 +566,7 @@ def hub(tmp_path, monkeypatch, tiny_target):
 
 
 def test_gte_small_is_where_training_starts(hub, tiny_target, tiny_corpus) -> None:
-    from tdabench_airrep.encoder import default_init
+    from tdabench_airrep.loading import default_init
 
     lines: list[str] = []
     init = default_init(lines.append)
@@ -581,7 +582,7 @@ def test_gte_small_is_where_training_starts(hub, tiny_target, tiny_corpus) -> No
 def test_without_a_hub_training_starts_from_the_target(hub, tiny_target) -> None:
     import shutil
 
-    from tdabench_airrep.encoder import default_init
+    from tdabench_airrep.loading import default_init
 
     shutil.rmtree(hub)
     lines: list[str] = []
@@ -609,7 +610,7 @@ def test_minilm_is_a_body(tiny_target, tiny_corpus, tiny_queries, tmp_path) -> N
 def test_minilm_without_its_package(monkeypatch, tiny_target) -> None:
     from tdabench.api import MissingExtra
 
-    monkeypatch.setattr("tdabench_airrep.encoder.MINILM", "no_such_package")
+    monkeypatch.setattr("tdabench_airrep.loading.MINILM", "no_such_package")
     with pytest.raises(MissingExtra, match="MiniLM sentence encoder is not installed"):
         Body(init="minilm").encoder(tiny_target, 0)
 
@@ -673,7 +674,7 @@ def test_labels_files_join(tiny_corpus, tiny_queries, tmp_path) -> None:
 def test_a_levelled_teacher_lets_all_training_examples_speak_alike(
     tiny_target, tiny_corpus, tiny_queries
 ) -> None:
-    from tdabench_airrep.build import make_teacher
+    from tdabench_airrep.teacher import make_teacher
 
     args = ("tfidf", {}, 0, tiny_target, tiny_corpus, tiny_queries, lambda line: None)
     plain, half, whole = (make_teacher(*args, level=p) for p in (0, 0.5, 1))
@@ -725,8 +726,9 @@ def test_teacher_and_train_commands(tiny_target, tiny_corpus, tiny_queries, tmp_
 
 
 def test_an_encoder_is_rebuilt_from_its_record(tiny_target, tiny_corpus, tiny_queries, tmp_path):
-    from tdabench_airrep.build import make_teacher, rebuild, train_encoder
     from tdabench_airrep.labels import Draw, LabelJob
+    from tdabench_airrep.pipeline import rebuild, train_encoder
+    from tdabench_airrep.teacher import make_teacher
 
     draw = Draw(instances=2, subsets=4, pool_size=30, subset_sizes=(10,), dev=6)
     recipe = Recipe(lr=1e-3, epochs=1, batch_size=10)

@@ -13,7 +13,7 @@ from tdabench.groups import Groups, pool_scores
 from tdabench.method import Context
 from tdabench.registry import registry
 from tdabench.run.sources import load_suite
-from tdabench.run.tune import default_grid, tune, tuning_truth
+from tdabench.run.tune import default_grid, tune, tuning_truth, with_tuned
 from tdabench.truth import Truth
 
 
@@ -110,7 +110,45 @@ def test_the_command_prints_the_lines_for_the_suite(suite_file):
         catch_exceptions=False,
     )  # fmt: skip
     assert out.exit_code == 0
-    assert '[tuned.tiny.tfidf]\npooling = "softmax"\ntemperature = 0.05' in out.stdout
+    table = '[tuned.tiny.tfidf]  # LDS on tuning 1.000\npooling = "softmax"\ntemperature = 0.05'
+    assert table in out.stdout
+
+
+def test_a_variant_is_tuned_and_written_into_the_suite(suite_file):
+    from click.testing import CliRunner
+
+    from tdabench.cli.tune import command
+
+    rows = '[[methods.variants]]\nlabel = "flat one"\nmethod = "tfidf"\n'
+    rows += "params = { sublinear = true }\n"
+    suite_file.write_text(suite_file.read_text() + "\n# mine\n" + rows)
+    words = ["flat one", "--suite", str(suite_file), "--grid", "pooling=sum,softmax", "--write"]
+    for grid in (["--grid", "temperature=0.05"], ["--grid", "temperature=0.04"]):
+        out = CliRunner().invoke(command, [*words, *grid], catch_exceptions=False)
+        assert out.exit_code == 0
+    suite = load_suite(str(suite_file))
+    assert dict(suite.tuned["tiny"]["flat one"]) == {"pooling": "softmax", "temperature": 0.04}
+    assert "# mine" in suite_file.read_text()
+    assert suite.variants["flat one"].params == {"sublinear": True}
+    (own,) = tune(str(suite_file), None, "flat one", {"pooling": ["softmax"]})
+    (plain,) = tune(str(suite_file), None, "tfidf", {"pooling": ["softmax"], "temperature": [0.04]})
+    assert own.lds != plain.lds  # its own parameters and tuned temperature hold
+    with pytest.raises(UsageError, match="is the variant of tfidf whose sublinear is True"):
+        tune(str(suite_file), None, "flat one", {"sublinear": [False]})
+
+
+def test_a_tuned_table_is_replaced_and_nothing_else():
+    text = (
+        '# head\n\n[tuned.a.m]  # old\nx = 1\nplaces = ["q"]\n\n[tuned.a.mm]\nx = 3\n'
+        '\n[hashes]\n"f" = "0"\n'
+    )
+    changed = with_tuned(text, "a", "m", {"x": 2, "on": True, "at": (1, 2)}, 0.5)
+    assert changed == (
+        "# head\n\n[tuned.a.m]  # LDS on tuning 0.500\nx = 2\non = true\nat = [1, 2]\n"
+        '\n[tuned.a.mm]\nx = 3\n\n[hashes]\n"f" = "0"\n'
+    )
+    added = with_tuned(text, "a", "n", {"x": 2}, 0.5)
+    assert added == text + "\n[tuned.a.n]  # LDS on tuning 0.500\nx = 2\n"
 
 
 def test_tuning_on_test_queries_is_refused(suite_file):

@@ -9,7 +9,6 @@ test queries and the test truth are not opened.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from tdabench.io import write_text
 from tdabench.registry import registry
 from tdabench.run.sources import load_suite
-from tdabench.run.tune import default_grid, tune
+from tdabench.run.tune import default_grid, tune, with_tuned
 from tools.pocket import SUITE
 from tools.pocket.make_hashes import MARK
 
@@ -25,27 +24,12 @@ LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "embedding")
 HEAD = "# Chosen on the tuning truth: python -m tools.pocket.make_tuned\n"
 
 
-def toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
-
-
 def with_table(text: str, target: str, method: str, params: dict[str, Any], lds: float) -> str:
-    """suite.toml with the table [tuned.<target>.<method>] replaced or added."""
+    """Returns suite.toml with a tuned table replaced or added, above the table of hashes."""
     text, _, hashes = text.partition(MARK)
-    table = f"[tuned.{target}.{method}]  # LDS on tuning {lds:.3f}\n" + "".join(
-        f"{k} = {toml(v)}\n" for k, v in params.items()
-    )
-    old = re.compile(rf"\[tuned\.{re.escape(target)}\.{re.escape(method)}\][^\n]*\n(?:[^\[\n]+\n)*")
-    if old.search(text):
-        text = old.sub(lambda _: table, text)
-    else:
-        if HEAD not in text:
-            text = text.rstrip("\n") + "\n\n" + HEAD
-        text = text.rstrip("\n") + "\n\n" + table
+    if HEAD not in text:
+        text = text.rstrip("\n") + "\n\n" + HEAD
+    text = with_tuned(text, target, method, params, lds)
     return text + (MARK + hashes if hashes else "")
 
 

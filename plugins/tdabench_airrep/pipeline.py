@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import platform
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tdabench.api import (
-    Context,
     Corpus,
     DataError,
     GuardError,
@@ -22,28 +18,15 @@ from tdabench.api import (
     Target,
     UsageError,
     fingerprint,
-    named_seed,
     read_json,
-    registry,
     sha256_file,
 )
-from tdabench_airrep.encoder import Encoder, Pooled, TextFormat, initial_encoder
+from tdabench_airrep.encoder import Encoder, Pooled, TextFormat
 from tdabench_airrep.labels import Draw, LabelJob, Labels
+from tdabench_airrep.loading import initial_encoder
 from tdabench_airrep.recipe import TrainConfig
-from tdabench_airrep.train import Teacher, Trainer
-
-__all__ = [
-    "Body",
-    "Stage",
-    "TrainConfig",
-    "blend",
-    "join_labels",
-    "make_teacher",
-    "rebuild",
-    "stages_of",
-    "train_encoder",
-    "train_stages",
-]
+from tdabench_airrep.teacher import blend, make_teacher
+from tdabench_airrep.train import Trainer
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "airrep.json")
 
@@ -97,36 +80,6 @@ def join_labels(paths: Sequence[Path]) -> Labels | None:
         k: sum(p.meta.get(k, 0) for p in parts) for k in ("seconds", "cpu_seconds", "retrainings")
     }
     return Labels(instances, first.n_train, first.n_dev, {**first.meta, **cost})
-
-
-def blend(specs: Sequence[str]) -> Teacher | None:
-    """The weighted mean of teachers, each row standardised; `FILE` or `FILE=WEIGHT`."""
-    if not specs:
-        return None
-    total: np.ndarray | None = None
-    parts, seconds = [], 0.0
-    meta: dict[str, Any] = {}
-    for spec in specs:
-        path, _, weight = spec.partition("=")
-        try:
-            w = float(weight or 1.0)
-        except ValueError as e:
-            raise UsageError(f"the teacher's weight {weight!r} is not a number") from e
-        teacher = Teacher.load(Path(path))
-        asked = np.ix_(teacher.rows, teacher.columns)
-        known = teacher.scores[asked].astype(np.float32)
-        known = known - known.mean(1, keepdims=True)
-        known /= np.maximum(known.std(1, keepdims=True), 1e-20)
-        rows = np.full(teacher.scores.shape, np.nan, dtype=np.float32)
-        rows[asked] = known
-        total = w * rows if total is None else total + w * rows
-        parts.append({**teacher.meta, "weight": w})
-        seconds += float(teacher.meta.get("seconds", 0.0))
-        for key in ("target", "train", "dev"):
-            if meta.setdefault(key, teacher.meta.get(key)) != teacher.meta.get(key):
-                raise DataError(f"the teacher {path} scored another {key} than the first")
-    assert total is not None
-    return Teacher(total, {**meta, "parts": parts, "seconds": seconds})
 
 
 def train_encoder(
@@ -242,6 +195,19 @@ def stages_of(record: Mapping[str, Any]) -> list[Stage]:
     return [*(stages_of(earlier) if earlier is not None else []), here]
 
 
+def limited(stages: Sequence[Stage], steps: int, distil_steps: int) -> list[Stage]:
+    """Returns `stages` with at most so many steps of ranking and of distillation (0: no limit)."""
+
+    def cut(c: TrainConfig) -> TrainConfig:
+        return replace(
+            c,
+            steps=min(steps or c.steps, c.steps),
+            distil_steps=min(distil_steps or c.distil_steps, c.distil_steps),
+        )
+
+    return [replace(s, config=cut(s.config)) for s in stages]
+
+
 def train_stages(
     stages: Sequence[Stage],
     *,
@@ -295,24 +261,25 @@ def train_stages(
     return folder
 
 
-def rebuild(
+def materials(
     record: Mapping[str, Any],
     *,
     target: Target,
     train: Corpus,
     dev: Corpus,
     work: Path,
-    out: Path,
     workers: int,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Makes the encoder of `record` again from the target and the corpora alone.
+) -> tuple[list[Path], list[str]]:
+    """Makes, in `work`, the labels and teachers that an encoder's record says it was trained on.
 
-    Labels, teachers and each training stage go into `work` and are resumed from there. Raises
-    GuardError when target or corpora are not those of the record.
+    Returns the labels' files and the teachers' as `FILE=WEIGHT`. What lies in `work` already is not
+    made again. Raises GuardError when target or corpora are not those of the record, UsageError
+    for labels that were imported.
     """
     check_source(record, target, train, dev)
-    label_files, teacher_files = [], []
+    label_files: list[Path] = []
+    teacher_files: list[str] = []
     if record["labels"]:
         made = record["labels"]
         if "draw" not in made or "recipe" not in made:
@@ -332,6 +299,28 @@ def rebuild(
         if not path.exists():
             make_teacher(**asked, target=target, train=train, dev=dev, say=say).save(path)
         teacher_files.append(f"{path}={part['weight']}")
+    return label_files, teacher_files
+
+
+def rebuild(
+    record: Mapping[str, Any],
+    *,
+    target: Target,
+    train: Corpus,
+    dev: Corpus,
+    work: Path,
+    out: Path,
+    workers: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Makes the encoder of `record` again from the target and the corpora alone.
+
+    Labels, teachers and each training stage go into `work` and are resumed from there. Raises
+    GuardError when target or corpora are not those of the record.
+    """
+    label_files, teacher_files = materials(
+        record, target=target, train=train, dev=dev, work=work, workers=workers, say=say
+    )
     folder = train_stages(
         stages_of(record),
         target=target,
@@ -356,65 +345,3 @@ def check_source(record: Mapping[str, Any], target: Target, train: Corpus, dev: 
     ):
         if made != found:
             raise GuardError(f"the encoder was made of another {what} ({made}, here {found})")
-
-
-def make_teacher(
-    method: str,
-    params: Mapping[str, str],
-    seed: int,
-    target: Target,
-    train: Corpus,
-    dev: Corpus,
-    say: Callable[[str], None],
-    n_dev: int = 0,
-    n_train: int = 0,
-    level: float = 0.0,
-) -> Teacher:
-    """Scores of the dev examples against the training corpus by another method.
-
-    `level` divides each training example's scores by that power of their standard deviation over
-    dev examples: the few with large gradients then speak no louder than the others (1), or less so.
-
-    Of `n_dev` dev and `n_train` training examples drawn by the seed, where a method is too dear to
-    score all (0). A curvature is then that of the training examples drawn.
-    """
-    rows, columns = (
-        np.arange(len(corpus))
-        if not 0 < n < len(corpus)
-        else np.sort(
-            np.random.default_rng(named_seed(seed, f"teacher-{what}")).choice(
-                len(corpus), n, replace=False
-            )
-        )
-        for what, corpus, n in (("dev", dev, n_dev), ("train", train, n_train))
-    )
-    chosen = registry().method(method).cls.from_params(params)
-    began, last = time.process_time(), time.perf_counter()
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.perf_counter() - last > 10:
-            last = time.perf_counter()
-            say(f"teacher {method}: {what} {done}/{total}")
-
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Context(target, Path(scratch), seed=seed, progress=progress)
-        found = chosen.build(context, train.subset(columns)).score(dev.subset(rows))
-    if level:
-        spread = found.std(0, dtype=np.float64)
-        found = found / np.maximum(spread, 1e-6 * max(spread.max(), 1e-30)) ** level
-    scores = np.full((len(dev), len(train)), np.nan, dtype=np.float32)
-    scores[np.ix_(rows, columns)] = found
-    meta = {
-        "method": method,
-        "params": {k: str(v) for k, v in chosen.params.items()},
-        "seed": seed,
-        "n_dev": len(rows),
-        "n_train": len(columns),
-        "level": level,
-        "seconds": round(time.process_time() - began, 1),
-        "target": target.fingerprint,
-        "train": train.fingerprint,
-        "dev": dev.fingerprint,
-    }
-    return Teacher(scores, meta)
