@@ -25,6 +25,8 @@ from tdabench.errors import (
 from tdabench.groups import POOLINGS, Groups, Pooling, check_pooling, pool_scores
 from tdabench.hookspecs import hookimpl
 from tdabench.io import (
+    check_free,
+    check_replaceable,
     fingerprint,
     read_arrays,
     read_json,
@@ -157,7 +159,9 @@ __all__ = [
     "bootstrap_queries",
     "build_truth",
     "check_disjoint",
+    "check_free",
     "check_pooling",
+    "check_replaceable",
     "derive_suite",
     "encode_texts",
     "example_blocks",

@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import hmac
 import json
 import math
 import os
+import shutil
+import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from tdabench.errors import DataError, TdabenchError
+from tdabench.errors import DataError, TdabenchError, UsageError
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -29,7 +32,7 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open_input(path) as f:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -115,6 +118,145 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+def open_own(path: Path, mode: str) -> BinaryIO:
+    """Opens a file of a folder that a stranger may have filled: never through a link.
+
+    `mode` is "rb", "ab" or "a+b". Raises DataError for a link, a device, a FIFO, or a file that
+    has a further name elsewhere, and OSError as `open` does.
+    """
+    flags = {"rb": os.O_RDONLY, "ab": os.O_WRONLY, "a+b": os.O_RDWR}[mode]
+    if mode != "rb":
+        flags |= os.O_CREAT | os.O_APPEND
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for ever.
+        fd = os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o644)
+    except OSError as e:
+        if e.errno == errno.ENXIO or os.path.islink(path):
+            raise DataError(f"{path} is a link or no file, and is not opened", "Remove it") from e
+        raise
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or (mode != "rb" and about.st_nlink > 1):
+        os.close(fd)
+        raise DataError(f"{path} is not a file of its own, and is not opened", "Remove it")
+    return cast(BinaryIO, os.fdopen(fd, mode))
+
+
+_NO_FOLLOW, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Opens a file for reading. Raises DataError for a device or a FIFO, which has no end.
+
+    Links are followed: model folders are made of them.
+    """
+    fd = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        what = "a folder" if os.path.isdir(path) else "not a regular file"
+        raise DataError(f"{path} is {what}", "Give a file")
+    return cast(BinaryIO, os.fdopen(fd, "rb"))
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Adds one line of JSON to a file, in one write: lines of two processes never mix."""
+    with open_own(path, "ab") as f:
+        os.write(f.fileno(), line_of(value))
+
+
+def line_of(value: Mapping[str, Any]) -> bytes:
+    """`value` as one line of JSON, UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, default=str) + "\n"
+    return text.encode("utf-8", "backslashreplace")
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it leads to) or a folder; nothing where nothing is."""
+    path = Path(path)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_free(folder: Path, names: Iterable[str], mine: bool, option: str = "--out") -> None:
+    """Raises UsageError when `folder` holds what would be written over, and is not ours (`mine`).
+
+    `names` are patterns of what will be written there.
+    """
+    if mine or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file", f"Choose another folder with {option}")
+    found = sorted({p.name for name in names for p in folder.glob(name)} | _links(folder, names))
+    if found:
+        raise UsageError(
+            f"{folder} holds {', '.join(map(repr, found[:5]))}, which this would write over, and "
+            "which it did not make",
+            f"Choose another folder with {option}",
+        )
+
+
+def _links(folder: Path, names: Iterable[str]) -> set[str]:
+    """Names among `names` that are links to nothing, which a pattern does not match."""
+    return {name for name in names if os.path.islink(folder / name)}
+
+
+def check_replaceable(path: Path, kind: str | None = None, option: str = "--out") -> None:
+    """Raises UsageError when a file lies at `path` that is not one of arrays that tdabench wrote.
+
+    With `kind`, its metadata must say so. What a user has under that name is never lost.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        meta = carried(path)
+        if "tdabench" in meta and (kind is None or json.loads(meta["tdabench"])["kind"] == kind):
+            return
+    except (DataError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UsageError(
+        f"{path} is there, and is not {kind or 'arrays'} of tdabench",
+        f"Remove it, or choose another file with {option}",
+    )
+
+
+def seal(value: Any) -> str:
+    """An authentication code (HMAC-SHA256) of `value`'s canonical JSON under this user's secret.
+
+    What carries it was written by this user on this machine. The secret lies in the cache, in a
+    file that only the user reads; where that cannot be written, it lives as long as the process.
+    """
+    text = canonical(value).encode("utf-8", "backslashreplace")
+    return hmac.new(_secret(), text, "sha256").hexdigest()
+
+
+_secrets: dict[Path, bytes] = {}
+
+
+def _secret() -> bytes:
+    path = cache_folder() / "secret"
+    if path not in _secrets:
+        try:
+            with open_own(path, "rb") as f:
+                found = f.read(64)
+        except (OSError, DataError):
+            found = b""
+        if len(found) != 32:
+            found = os.urandom(32)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(fd, "wb") as out:
+                    out.write(found)
+            except FileExistsError:  # another process was first
+                with contextlib.suppress(OSError, DataError), open_own(path, "rb") as f:
+                    found = f.read(64) or found
+            except OSError:
+                pass
+        _secrets[path] = found
+    return _secrets[path]
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -135,9 +277,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+MAX_JSON = 256 << 20  # bytes of a JSON document; a record is a few kilobytes
+
+
 def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises DataError for anything else, or more than `MAX_JSON`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_input(path) as f:
+            text = f.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise DataError(f"{path} is larger than {MAX_JSON >> 20} MiB")
+        return json.loads(text.decode("utf-8"))
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
@@ -215,6 +365,14 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 
 
+def carried(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says besides its arrays. Raises DataError."""
+    check_header(path)
+    with open_input(path) as f:
+        found = json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
+    return found if isinstance(found, dict) else {}
+
+
 def check_header(path: Path) -> None:
     """Raises DataError when a safetensors file claims more than it holds.
 
@@ -223,7 +381,7 @@ def check_header(path: Path) -> None:
     """
     try:
         size = os.stat(path).st_size
-        with open(path, "rb") as f:
+        with open_input(path) as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")

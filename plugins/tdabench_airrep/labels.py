@@ -23,6 +23,8 @@ from tdabench.api import (
     Groups,
     GuardError,
     UsageError,
+    check_free,
+    check_replaceable,
     fingerprint,
     named_seed,
     read_arrays,
@@ -178,6 +180,8 @@ class Labels:
     # ------------------------------------------------------------------ files
 
     def save(self, path: Path) -> None:
+        """Writes the labels. Raises UsageError when another kind of file is there."""
+        check_replaceable(path, "airrep-labels")
         arrays: dict[str, np.ndarray] = {}
         for k, i in enumerate(self.instances):
             arrays |= {
@@ -312,8 +316,12 @@ class LabelJob:
         """Writes what the folder is for, or checks it. More instances may follow later."""
         path = self.folder / "job.json"
         mine = self.describe()
-        if path.exists():
-            theirs = read_json(path)
+        theirs = read_json(path) if path.is_file() else None
+        ours = isinstance(theirs, dict) and set(theirs) == set(mine)
+        check_free(
+            self.folder, ["job.json", "cost.json", "labels.safetensors", "instance-*"], mine=ours
+        )
+        if theirs is not None:
             theirs["draw"]["instances"] = mine["draw"]["instances"]
             if fingerprint(theirs) != fingerprint(mine):
                 differ = [k for k in mine if theirs.get(k) != mine[k]]

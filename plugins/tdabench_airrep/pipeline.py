@@ -17,7 +17,9 @@ from tdabench.api import (
     Recipe,
     Target,
     UsageError,
+    check_free,
     fingerprint,
+    read_arrays,
     read_json,
     sha256_file,
 )
@@ -82,6 +84,22 @@ def join_labels(paths: Sequence[Path]) -> Labels | None:
     return Labels(instances, first.n_train, first.n_dev, {**first.meta, **cost})
 
 
+def check_out(out: Path) -> None:
+    """Raises UsageError when an encoder in `out` would be written over what is not one."""
+    ours = False
+    try:
+        record, checkpoint = out / "airrep.json", out / "checkpoint.safetensors"
+        if record.is_file():
+            found = read_json(record)
+            ours = isinstance(found, dict) and {"cost", "config"} <= set(found)
+        elif checkpoint.is_file():
+            ours = read_arrays(checkpoint)[1].get("kind") == "airrep-checkpoint"
+    except DataError:
+        pass
+    names = ["airrep.json", "config.json", "model.safetensors", "tokenizer.json"]
+    check_free(out, [*names, "checkpoint.safetensors"], mine=ours)
+
+
 def train_encoder(
     *,
     target: Target,
@@ -99,6 +117,7 @@ def train_encoder(
     The record's `cost` is what a board shows as the prepare phase: the seconds of labels, teachers
     and training together, and the retrainings behind the labels.
     """
+    check_out(out)
     labels, teacher = join_labels(label_files), blend(teacher_files)
     if labels is not None and labels.meta.get("target") not in (None, target.fingerprint):
         say("note: the labels were made on another target than the one given")

@@ -18,6 +18,7 @@ from tdabench.api import (
     DataError,
     Target,
     UsageError,
+    check_replaceable,
     named_seed,
     read_arrays,
     registry,
@@ -72,6 +73,8 @@ class Teacher:
         return cls(scores, meta)
 
     def save(self, path: Path) -> None:
+        """Writes the teacher. Raises UsageError when another kind of file is there."""
+        check_replaceable(path, "airrep-teacher")
         arrays = {
             "scores": self.scores[np.ix_(self.rows, self.columns)].astype(np.float32),
             "rows": self.rows.astype(np.int32),

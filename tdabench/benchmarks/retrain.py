@@ -20,7 +20,7 @@ import numpy as np
 from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
-from tdabench.io import fingerprint, read_arrays, write_arrays
+from tdabench.io import fingerprint, open_own, read_arrays, write_arrays
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import Target
@@ -113,19 +113,19 @@ class Retrainer:
             ]
         )
         path = (context.cache or context.scratch / "retrained") / f"{key}.safetensors"
-        kept = _read(path)
+        kept = _read(path, key)
         if kept is not None:
             return kept
         with _turn(path, wait) as mine:
             if not mine:
                 return None
-            kept = _read(path)  # what was waited for
+            kept = _read(path, key)  # what was waited for
             if kept is not None:
                 return kept
             result = self._train(chosen, pool, queries, seed)
             self.done += 1
             responses = list(result.responses) if result.responses is not None else None
-            write_arrays(path, {"losses": result.losses}, {"responses": responses})
+            write_arrays(path, {"losses": result.losses}, {"responses": responses, "key": key})
             return result
 
     def _train(self, chosen: list[int], pool: list[int], queries: Corpus, seed: int) -> Retrained:
@@ -144,11 +144,14 @@ class Retrainer:
         return Retrained(losses, responses)
 
 
-def _read(path: Path) -> Retrained | None:
+def _read(path: Path, key: str) -> Retrained | None:
+    """What was kept under `key`, which names all that it was made of; None when it is not whole."""
     if not path.exists():
         return None
     try:
         arrays, meta = read_arrays(path)
+        if meta["key"] != key:
+            raise DataError(f"{path} is of another retraining")
         responses = meta["responses"]
         return Retrained(arrays["losses"], tuple(responses) if responses is not None else None)
     except (DataError, KeyError):
@@ -167,7 +170,7 @@ def _turn(path: Path, wait: bool) -> Iterator[bool]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
-    with open(lock, "w") as handle:
+    with open_own(lock, "ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

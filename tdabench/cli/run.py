@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tdabench.cli.common import (
+    check_device,
     chosen_device,
     complete_benchmarks,
     complete_methods,
@@ -232,6 +233,11 @@ def command(
     given = {k: v for k, v in asked.items() if v is not None}
     base = recorded_request(replay) if replay else {}
     request = running.Request.from_dict({**base, **given})
+    if replay and not device:
+        try:
+            check_device(request.device)
+        except UsageError as e:
+            raise UsageError(f"the manifest: {e.message}", "Choose one with --device") from e
     options = running.Options(
         jobs=jobs,
         threads=threads,
@@ -420,8 +426,8 @@ def recorded_plugins(path: Path) -> str:
     modules = found.get("modules") if isinstance(found, dict) else None
     if not isinstance(modules, list) or not modules:
         return ""
-    options = " ".join(f"--plugin {m}" for m in modules)
-    return f". It was made with {options}: give that too, if you trust it"
+    named = ", ".join(repr(str(m)[:80]) for m in modules[:5])
+    return f". It was made with plugins that are not installed ({named}): see --plugin"
 
 
 def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: bool) -> None:

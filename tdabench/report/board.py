@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.errors import UsageError, unknown
-from tdabench.io import fingerprint
+from tdabench.io import cache_folder, fingerprint
 from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
 from tdabench.report.records import (
     Record,
@@ -202,7 +202,7 @@ class Board:
         """Reads run folders (or folders of runs; none: the newest run under `runs/`).
 
         `methods` and `targets` keep only those labels. With `cache`, the result of comparing
-        methods is kept in the first run's folder. Raises UsageError or DataError.
+        methods is kept in the user's cache. Raises UsageError or DataError.
         """
         runs = tuple(read_run(f) for f in find_runs(folders))
         records, warnings = _merge(runs)
@@ -222,7 +222,7 @@ class Board:
             by_table.setdefault(_table_key(record), []).append((record, label))
         where = {run.name: run for run in runs}
         tables = tuple(
-            _table(members, where, runs[0].folder / ".cache" if cache else None)
+            _table(members, where, cache_folder() / "ranks" if cache else None)
             for members in by_table.values()
         )
         for run in runs:

@@ -17,6 +17,7 @@ import hashlib
 import html
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -26,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from tdabench.data.examples import Example
-from tdabench.errors import TdabenchError
-from tdabench.io import write_text
+from tdabench.errors import DataError, TdabenchError, UsageError
+from tdabench.io import open_own, write_text
 from tdabench.report import figures
 from tdabench.report.board import Board, Cell, Table
 from tdabench.report.examples import Texts, load_texts
@@ -36,6 +37,7 @@ from tdabench.report.terminal import context_line, default_columns, footnotes, t
 from tdabench.report.text import clean
 
 MAX_BYTES = 18 << 20
+MARK = '<meta name="generator" content="tdabench report">'  # in the page's template
 TOP = ("top_index", "top_score", "bottom_index", "bottom_score")
 # What is given up first when a report would be too large: (examples a side, characters a text,
 # queries in the explorer).
@@ -62,6 +64,7 @@ def write_report(
     board: Board, path: Path, *, suite: str | None = None, max_bytes: int = MAX_BYTES
 ) -> list[str]:
     """Writes the report and returns what was left out to keep it within `max_bytes`."""
+    check_place(path)
     source = Source(board, [load_texts(run, suite) for run in board.runs])
     page = ""
     notes: list[str] = []
@@ -73,6 +76,21 @@ def write_report(
         notes.append(f"the report is {len(page.encode()) / 2**20:.0f} MB; nothing more can go")
     write_text(path, page)
     return notes
+
+
+def check_place(path: Path) -> None:
+    """Raises UsageError when something lies at `path` that is not a report."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_own(path, "rb") as f:
+            if MARK.encode() in f.read(4096):
+                return
+    except (OSError, DataError):
+        pass
+    raise UsageError(
+        f"{path} is there, and is not a report", "Remove it, or write elsewhere with --out"
+    )
 
 
 class Source:

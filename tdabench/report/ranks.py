@@ -1,8 +1,9 @@
 """Which methods can be told apart: ranks from the bootstrap replicates that records carry.
 
 The comparing is done by `tdabench.stats`; this module reads what it needs from the records and
-keeps the answer in the run folder, under a key made of what went in, so that a board prints at
-once thereafter and loads no statistics package.
+keeps the answer in the user's cache, under a key made of what went in, so that a board prints at
+once thereafter and loads no statistics package. Not in the run folder: that may be a stranger's,
+and an answer found there would be believed.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ result = run(Request(methods=("tfidf", "trak")), Path("runs/mine"))
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdabench.errors import UsageError
-from tdabench.io import write_json
 from tdabench.registry import configuration
 from tdabench.run import environment
 from tdabench.run.execute import Executor, Interrupted, Options, Watcher, is_done
@@ -70,10 +70,8 @@ def run(
     if options.log_file is not None:
         check_log(options.log_file)
     old = folder.claim(plan.suite.name, plan.suite.version)
-    with folder.locked():
-        manifest = make_manifest(plan, folder, options, old)
-        if old is None or _substance(old) != _substance(manifest):
-            write_json(folder.manifest_path, manifest)
+    with folder.locked(watcher.say):
+        folder.begin(make_manifest(plan, folder, options, old), old)
         for label, first in plan.twins.items():
             watcher.say(f"{label} has the same parameters as {first}: measured once")
         executor = Executor(plan, folder, options, watcher)
@@ -97,6 +95,7 @@ def make_manifest(
 
     return {
         "schema": SCHEMA,
+        "id": old.get("id") or uuid.uuid4().hex,
         "run": folder.path.resolve().name,
         "suite": {
             "name": plan.suite.name,
@@ -133,7 +132,3 @@ def _python() -> str:
     import platform
 
     return platform.python_version()
-
-
-def _substance(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in manifest.items() if k not in ("hardware", "created")}

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tdabench.io import cannot_write, write_json
+from tdabench.io import cannot_write, open_own, write_json
 from tdabench.registry import configuration, registry
 from tdabench.run import environment
-from tdabench.run.folder import SCHEMA, RunFolder, file_name, now, tail
+from tdabench.run.folder import SCHEMA, RunFolder, now, tail
 from tdabench.run.log import EventLog
 from tdabench.run.plan import Cell, Job, Plan
 
@@ -145,10 +145,10 @@ class Executor:
         self.queue = self.plan.jobs(c for c in todo if not c.skip)
         if self.options.force:
             for job in self.queue:
-                shutil.rmtree(self.folder.indices / job.index_key, ignore_errors=True)
+                self.folder.drop_index(job.index_key)
         with self._signals():
             self._loop()
-        shutil.rmtree(self.folder.work, ignore_errors=True)
+        self.folder.clear_work()
         counts = Counter(r["status"] for r in self.records.values())
         self._log("end", **dict(sorted(counts.items())))
         return self.records
@@ -226,12 +226,11 @@ class Executor:
         id = uuid.uuid4().hex[:12]
         work = (self.folder.work / id).absolute()
         name = f"{job.method.label}-{job.target.label}-{job.seed}"
-        log = (self.folder.logs / f"{file_name(name)}.log").absolute()
+        log = self.folder.new_log(name)
         try:
-            for path in (work / "scratch", work / "cwd", work / "tmp", log.parent):
+            for path in (work / "scratch", work / "cwd", work / "tmp"):
                 path.mkdir(parents=True, exist_ok=True)
             (work / "events.jsonl").touch()
-            log.write_bytes(b"")
         except OSError as e:
             raise cannot_write(e.filename or self.folder.path, e) from e
         threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
@@ -254,7 +253,7 @@ class Executor:
             "TORCHINDUCTOR_CACHE_DIR": str(work / "tmp" / "inductor"),
         }
         command = [sys.executable, "-P", "-m", "tdabench.run.worker", str(work / "job.json")]
-        with open(log, "wb") as out:
+        with open_own(log, "ab") as out:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -433,7 +432,7 @@ class Executor:
 
     def _drop_index(self, worker: _Running) -> None:
         if not self.options.keep_indices:
-            shutil.rmtree(self.folder.indices / worker.job.index_key, ignore_errors=True)
+            self.folder.drop_index(worker.job.index_key)
 
     def _cause_of_death(self, worker: _Running) -> tuple[str, str]:
         code = worker.process.returncode

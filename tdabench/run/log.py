@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tdabench.errors import UsageError
+from tdabench.errors import DataError, UsageError
+from tdabench.io import append_line, line_of
 
 
 class EventLog:
-    """Appends events to every one of `paths`: the run folder's own log, and `--log-file`.
+    """Appends events to the run folder's `own` log and to every one of `paths` (`--log-file`).
 
     A line has `time` (UTC, milliseconds), `seconds` since the run began (of a clock that never
     jumps), `event`, and what belongs to it; see docs/records.md. A log that can no longer be
     written is given up: `complaint` says why, and the run goes on.
     """
 
-    def __init__(self, *paths: Path) -> None:
-        self.paths = list(paths)
+    def __init__(self, own: Path, *paths: Path) -> None:
+        self.own, self.paths = own, [own, *paths]
         self.start = time.monotonic()
         self.complaint = ""
 
@@ -34,10 +33,15 @@ class EventLog:
         }
         for path in list(self.paths):
             try:
-                append_line(path, line)
-            except OSError as e:
+                if path is self.own:
+                    append_line(path, line)
+                else:  # the user's own choice, which may well be a link or a device
+                    with open(path, "ab", buffering=0) as f:
+                        f.write(line_of(line))
+            except (OSError, DataError) as e:
                 self.paths.remove(path)
-                self.complaint = f"cannot write the log {path}: {e.strerror}; going on without it"
+                why = e.strerror if isinstance(e, OSError) else e.message
+                self.complaint = f"cannot write the log {path}: {why}; going on without it"
 
 
 def check_log(path: Path) -> None:
@@ -49,13 +53,3 @@ def check_log(path: Path) -> None:
         raise UsageError(
             f"cannot write the log {path}: {e.strerror}", "Choose another --log-file"
         ) from e
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Adds one line of JSON to a file, in one write: lines of two processes never mix."""
-    text = json.dumps(value, ensure_ascii=False, default=str) + "\n"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(fd, text.encode("utf-8", "backslashreplace"))
-    finally:
-        os.close(fd)

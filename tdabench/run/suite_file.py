@@ -17,7 +17,7 @@ from typing import Any
 
 from tdabench.data.layouts import Reading
 from tdabench.errors import DataError, UsageError, did_you_mean
-from tdabench.io import cache_folder, fingerprint, write_text
+from tdabench.io import cache_folder, check_free, fingerprint, open_own, write_text
 from tdabench.registry import NAME
 from tdabench.run.suite import CorpusFiles, PlanSpec, Published, Suite, SuiteTarget, Variant
 from tdabench.targets.target import Target
@@ -48,13 +48,26 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_suite(data: dict[str, Any], path: Path | None = None) -> Suite:
     """Writes the tables of a suite to `path`, by default into the cache, and reads it again."""
-    text = toml_text(data)
+    text = HEADER + toml_text(data)
     if path is None:
         name = data["suite"]["name"]
         path = cache_folder() / "suites" / f"{name}-{fingerprint(text)}" / "suite.toml"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not os.path.lexists(path) or _text(path) != text:
+        check_free(path.parent, ["suite.toml"], mine=_text(path).startswith(HEADER))
         write_text(path, text)
     return read_suite(path)
+
+
+HEADER = "# Written by tdabench. It may be edited; a run with --model writes it again.\n\n"
+
+
+def _text(path: Path) -> str:
+    """The text of a suite file; "" for what is not a file of its own."""
+    try:
+        with open_own(path, "rb") as f:
+            return f.read(1 << 20).decode("utf-8", "replace")
+    except (OSError, DataError):
+        return ""
 
 
 # --------------------------------------------------------------------------- TOML -> Suite

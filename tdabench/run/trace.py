@@ -6,8 +6,6 @@ cache. It is read from disk block by block: neither corpus nor scores have to fi
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +17,11 @@ import numpy as np
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, MethodError, TdabenchError
-from tdabench.io import cache_folder, read_json, write_json
+from tdabench.io import cache_folder, remove
 from tdabench.method import Context, Index
 from tdabench.registry import registry
 from tdabench.rows import dots, row_blocks, top_k_of
+from tdabench.run.folder import keep_index, kept_index, new_index
 from tdabench.run.plan import Cell, Plan
 from tdabench.run.worker import Inputs
 from tdabench.targets.target import Target
@@ -98,46 +97,45 @@ def _trace(
     )
     method = registry().method(spec.name).cls.from_params(spec.params)
     key = plan.index_key(cell)
-    kept = cache_folder() / "indices" / key
+    kept = cache_folder() / "indices"
     start, spent = time.perf_counter(), 0.0
-    folder = next((f for f in _places(runs, key, kept) if _serves(f, assets)), None)
+    places = [*(run / "indices" for run in runs), kept]
+    folder = next((p / key for p in places if _serves(p, key, assets)), None)
     if folder is None:
         say(f"{spec.label}: building its index on {len(suite.train):,} examples (kept for later)")
-        build(method, context, suite.train, kept, assets)
-        folder, spent = kept, time.perf_counter() - start
+        build(method, context, suite.train, kept, key, assets)
+        folder, spent = kept / key, time.perf_counter() - start
     index = method.load(context, folder / "index")
     start = time.perf_counter()
     found = extremes(index, queries, k)
     return Traced(spec.label, spent, time.perf_counter() - start, *found)
 
 
-def _places(runs: Sequence[Path], key: str, kept: Path) -> list[Path]:
-    return [*(run / "indices" / key for run in runs), kept]
-
-
-def _serves(folder: Path, assets: Inputs) -> bool:
-    """Whether an index lies there that was made with the assets of today."""
+def _serves(indices: Path, key: str, assets: Inputs) -> bool:
+    """Whether an index lies there as it was written, made with the assets of today."""
+    built = kept_index(indices, key)
     try:
-        used = read_json(folder / "built.json")["assets"]
-    except (DataError, KeyError, TypeError):
+        used = dict(built["assets"]) if built else {}
+    except (KeyError, TypeError, ValueError):
         return False
-    return all(assets.content(k) == v for k, v in used.items())
+    return built is not None and all(assets.content(k) == v for k, v in used.items())
 
 
-def build(method: Any, context: Context, train: Corpus, folder: Path, assets: Inputs) -> None:
-    """Builds an index into `folder`, all of it or nothing."""
+def build(
+    method: Any, context: Context, train: Corpus, indices: Path, key: str, assets: Inputs
+) -> None:
+    """Builds the index of `key` in the folder `indices`, all of it or nothing."""
     start = time.perf_counter()
     index = method.build(context, train)
     if not isinstance(index, Index) or getattr(index, "n_train", None) != len(train):
         raise MethodError(f"{method.name} built no index of the {len(train)} examples")
-    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "index").mkdir(parents=True)
-    index.save(temporary / "index")
-    cost = {"seconds": round(time.perf_counter() - start, 3), "n_train": len(train)}
-    write_json(temporary / "built.json", {"cost": cost, "assets": dict(assets.used)})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    temporary = new_index(indices, key)
+    try:
+        index.save(temporary / "index")
+        cost = {"seconds": round(time.perf_counter() - start, 3), "n_train": len(train)}
+        keep_index(temporary, indices, key, {"cost": cost, "assets": dict(assets.used)})
+    finally:
+        remove(temporary)
 
 
 Extremes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

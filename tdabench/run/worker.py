@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -25,12 +24,11 @@ from typing import Any
 
 from tdabench.benchmark import BenchmarkContext, Built, Outcome
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, MethodError, MissingAsset, TdabenchError, unknown
-from tdabench.io import read_json, sync_folder, write_arrays, write_json
+from tdabench.errors import MethodError, MissingAsset, TdabenchError, unknown
+from tdabench.io import append_line, read_json, write_arrays
 from tdabench.method import Context, Index
 from tdabench.registry import configure, registry
 from tdabench.run.folder import RunFolder, tail
-from tdabench.run.log import append_line
 from tdabench.run.meter import (
     GlobalRandomness,
     Memory,
@@ -175,14 +173,14 @@ class Worker:
         and the bytes on disk are honest.
         """
         folder = self.folder.indices / self.job["index_key"]
-        cost = self._kept(folder, assets)
+        cost = self._kept(assets)
         if cost is not None:
             try:
                 return self._load(method, context, target, folder), cost
             except Exception as e:
                 traceback.print_exception(e)
                 print(f"the kept index {folder} cannot be loaded: it is built again", flush=True)
-        cost = self._build(method, context, train, target, folder, assets)
+        cost = self._build(method, context, train, target, assets)
         return self._load(method, context, target, folder), cost
 
     def _load(self, method: Any, context: Context, target: MeteredTarget, folder: Path) -> Index:
@@ -194,19 +192,19 @@ class Worker:
             raise MethodError(f"{name}.load returned {type(index).__name__}, expected an Index")
         return index
 
-    def _kept(self, folder: Path, assets: Inputs) -> dict[str, Any] | None:
-        """The cost of the index that lies in `folder`, if it is whole and of these assets."""
+    def _kept(self, assets: Inputs) -> dict[str, Any] | None:
+        """The cost of the kept index, if that is as it was written and made of these assets."""
+        built = self.folder.kept_index(self.job["index_key"])
+        if built is None:
+            return None
         try:
-            built = read_json(folder / "built.json")
             cost, made_of = built["cost"], dict(built["assets"])
-            if folder_bytes(folder / "index") != cost["index_bytes"]:
-                return None
-            if any(assets.content(k) != v for k, v in made_of.items()):
-                return None
-        except (DataError, KeyError, TypeError, ValueError):
-            return None  # vanished, or not as it was written
+        except (KeyError, TypeError, ValueError):
+            return None
+        if any(assets.content(k) != v for k, v in made_of.items()):
+            return None
         assets.used.update(made_of)
-        return cost
+        return dict(cost)
 
     def _build(
         self,
@@ -214,7 +212,6 @@ class Worker:
         context: Context,
         train: Any,
         target: MeteredTarget,
-        folder: Path,
         assets: Inputs,
     ) -> dict[str, Any]:
         name = self.job["method"]["name"]
@@ -226,9 +223,7 @@ class Worker:
         if covers != len(train):
             raise MethodError(f"{name} built an index of {covers} examples, not {len(train)}")
         self.event("phase", phase="save", key="")
-        temporary = folder.parent / f".{folder.name}-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "index").mkdir(parents=True)
+        temporary = self.folder.new_index(self.job["index_key"])
         with self._watched(f"{name}.save", target, temporary / "index"):
             index.save(temporary / "index")
         size = folder_bytes(temporary / "index")
@@ -239,10 +234,8 @@ class Worker:
             "bytes_per_example": size / len(train),
             "n_train": len(train),
         }
-        write_json(temporary / "built.json", {"cost": cost, "assets": dict(assets.used)})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
+        built = {"cost": cost, "assets": dict(assets.used)}
+        self.folder.keep_index(temporary, self.job["index_key"], built)
         return cost
 
     def _build_on(self, corpus: Corpus, method: Any, context: Context) -> Built:

@@ -23,7 +23,7 @@ import numpy as np
 
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, TdabenchError
-from tdabench.io import read_arrays, read_json, write_arrays, write_json
+from tdabench.io import check_free, read_arrays, read_json, write_arrays, write_json
 from tdabench.targets.target import Target
 from tdabench.truth.engines import Engine, InProcess, Pool, Result, Trainer
 from tdabench.truth.plan import TruthPlan, Unit
@@ -144,6 +144,8 @@ def claim(plan: TruthPlan, folder: Path) -> None:
                 "Choose another folder",
             )
     else:
+        names = ["units", "failed", "claims", "checkpoints", "truth.safetensors", path.name]
+        check_free(folder, names, mine=False, option="--work")
         plan.save(path)
 
 

@@ -7,19 +7,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError
+from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
-from tdabench.io import write_text
+from tdabench.io import open_own, write_text
 from tdabench.truth.store import Truth
 
 
 def export_lds(path: Path, out: Path) -> int:
     """Writes the truth in `path`, losses averaged over seeds; returns the number of groups."""
+    _check_place(out)
     truth = Truth.load(path)
     mean = truth.losses.astype(np.float64).mean(axis=1)
     lines = [
@@ -28,6 +30,23 @@ def export_lds(path: Path, out: Path) -> int:
     ]
     write_text(out, "\n".join(lines) + "\n")
     return len(lines)
+
+
+def _check_place(out: Path) -> None:
+    """Raises UsageError when something lies at `out` that `export_lds` did not write."""
+    if not os.path.lexists(out):
+        return
+    try:
+        with open_own(out, "rb") as f:
+            line = f.readline(1 << 26)
+        if {"train_subset", "test_loss"} == set(json.loads(line)):
+            return
+    except (OSError, DataError, ValueError, TypeError, RecursionError):
+        pass
+    raise UsageError(
+        f"{out} is there, and is not an exported truth",
+        "Remove it, or choose another file with --out",
+    )
 
 
 def import_lds(path: Path, train: Corpus, queries: Corpus) -> Truth:

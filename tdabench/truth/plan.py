@@ -12,7 +12,7 @@ import numpy as np
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, unknown
 from tdabench.groups import Groups
-from tdabench.io import fingerprint, read_arrays, write_arrays
+from tdabench.io import check_replaceable, fingerprint, read_arrays, write_arrays
 from tdabench.seeds import named_seed
 from tdabench.targets.target import Target
 from tdabench.targets.training import Recipe
@@ -162,6 +162,8 @@ class TruthPlan:
                 )
 
     def save(self, path: Path) -> None:
+        """Writes the plan. Raises UsageError when another kind of file is there."""
+        check_replaceable(path, "truth-plan")
         write_arrays(
             path,
             {"indptr": self.groups.indptr, "indices": self.groups.indices.astype(np.int32)},

@@ -12,7 +12,7 @@ import numpy as np
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError
 from tdabench.groups import Groups
-from tdabench.io import read_arrays, write_arrays
+from tdabench.io import check_replaceable, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
@@ -133,6 +133,8 @@ class Truth:
             )
 
     def save(self, path: Path) -> None:
+        """Writes the truth. Raises UsageError when a file is there that tdabench did not write."""
+        check_replaceable(path)
         write_arrays(
             path,
             {"losses": self.losses.astype(np.float32), **pack(self.groups)},

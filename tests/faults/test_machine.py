@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tdabench.io import read_arrays, read_json, sha256_file, write_arrays, write_json
 from tdabench.run import Options, Request, RunFolder, run
 from tests.faults.conftest import command, environment, one_line
 from tests.faults.test_offenders import TOYS
@@ -90,7 +91,10 @@ def test_a_full_disk_is_one_line_and_the_rerun_completes(toy_suite, tdabench, tm
 # --------------------------------------------------------------------------- kept indices
 
 
-@pytest.mark.parametrize("damage", ["vanished", "emptied", "cut", "altered", "unreadable record"])
+@pytest.mark.parametrize(
+    "damage",
+    ["vanished", "emptied", "cut", "altered", "negated", "forged", "linked", "unreadable record"],
+)
 def test_a_kept_index_that_is_not_whole_is_built_again(
     damage: str, toy_suite, toys, tmp_path: Path
 ):
@@ -107,12 +111,24 @@ def test_a_kept_index_that_is_not_whole_is_built_again(
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "altered":  # the same size: noticed by the hash when it is loaded
         file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    elif damage in ("negated", "forged"):  # whole in itself: nothing but the seal tells
+        arrays, meta = read_arrays(file)
+        write_arrays(file, {k: -v for k, v in arrays.items()}, meta)
+        if damage == "forged":
+            built = read_json(folder / "built.json")
+            built["files"][file.name] = [file.stat().st_size, sha256_file(file)]
+            write_json(folder / "built.json", built)
+    elif damage == "linked":
+        shutil.move(folder, tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
     else:
         (folder / "built.json").write_text("{")
     (out / "cells" / f"{first['key']}.json").unlink()
     again = run(request, out, options).records[0]
     assert again["status"] == "ok", again["reason"]
     assert again["metrics"] == first["metrics"]
+    if damage == "linked":
+        assert (tmp_path / "elsewhere" / "index" / file.name).exists()
 
 
 # --------------------------------------------------------------------------- other processes
@@ -205,5 +221,6 @@ def test_a_manifest_names_its_plugins_and_loads_none(toy_suite, tdabench, tmp_pa
     manifest["plugins"]["modules"] = [str(tmp_path / "evil.py")]
     (tmp_path / "evil.json").write_text(json.dumps(manifest))
     line = one_line(tdabench("run", "--from", tmp_path / "evil.json"), 2)
-    assert "It was made with --plugin" in line
+    assert "It was made with plugins that are not installed" in line
+    assert "--plugin /" not in line  # a stranger's text is never part of a command to paste
     assert not (tmp_path / "ran").exists()

@@ -204,10 +204,18 @@ def test_ranking_by_another_benchmark(plain_run):
         t.ranked_by("selektion")
 
 
-def test_cached_ranks_are_used_and_follow_the_content(plain_run, put_cell):
+@pytest.fixture
+def kept_ranks(tmp_path, monkeypatch):
+    """Where comparisons are kept: a cache of the test's own."""
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ranks"
+
+
+def test_cached_ranks_are_used_and_follow_the_content(plain_run, put_cell, kept_ranks):
     first = table(plain_run)
-    kept = sorted((plain_run / ".cache").glob("ranks-*.json"))
+    kept = sorted(kept_ranks.glob("ranks-*.json"))
     assert len(kept) == 3
+    assert not (plain_run / ".cache").exists()
     for path in kept:  # a marked cache shows whether it is read
         data = read_json(path)
         data["rank"] = {k: v + 100 for k, v in data["rank"].items()}
@@ -222,11 +230,23 @@ def test_cached_ranks_are_used_and_follow_the_content(plain_run, put_cell):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"rank": {"a": 1}}'])
-def test_a_damaged_cache_is_computed_again(plain_run, text):
+def test_a_damaged_cache_is_computed_again(plain_run, text, kept_ranks):
     expected = [r.cells["lds"].rank for r in table(plain_run).rows[:-1]]
-    for path in (plain_run / ".cache").glob("ranks-*.json"):
+    for path in kept_ranks.glob("ranks-*.json"):
         path.write_text(text)
     assert [r.cells["lds"].rank for r in table(plain_run).rows[:-1]] == expected
+
+
+def test_a_cache_that_lies_in_the_run_folder_is_not_read(plain_run, kept_ranks):
+    """It may have come with a stranger's run."""
+    first = table(plain_run)
+    (plain_run / ".cache").mkdir()
+    for path in kept_ranks.glob("ranks-*.json"):
+        data = read_json(path)
+        data["rank"] = {k: v + 100 for k, v in data["rank"].items()}
+        write_json(plain_run / ".cache" / path.name, data)
+        path.unlink()
+    assert table(plain_run).rows[0].cells["lds"].rank == first.rows[0].cells["lds"].rank
 
 
 def test_a_cached_board_loads_neither_scipy_nor_torch(plain_run):

@@ -284,9 +284,10 @@ def test_killed_outright_leaves_no_worker_and_no_half_file(toy_suite, toys, tmp_
     process.communicate(timeout=60)
     wait_for(lambda: not _is_working(job["work"]))
     (out / "cells").mkdir(exist_ok=True)
-    (out / "cells" / ".half.json.x.tmp").write_text("{")
+    half = out / "cells" / ".0123456789abcdef.json.x1y2z3_4.tmp"
+    half.write_text("{")
     assert measure(toy_suite, out, "slow")["slow"]["status"] == "ok"
-    assert not (out / "cells" / ".half.json.x.tmp").exists()
+    assert not half.exists()
 
 
 def _is_working(work: str) -> bool:
