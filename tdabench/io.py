@@ -341,7 +341,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    check_header(path)
+    read_header(path)
     try:
         with safe_open(str(path), framework="numpy") as f:
             header = f.metadata() or {}
@@ -367,17 +367,15 @@ MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 
 def carried(path: Path) -> dict[str, str]:
     """What the header of a safetensors file says besides its arrays. Raises DataError."""
-    check_header(path)
-    with open_input(path) as f:
-        found = json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
+    found = read_header(path).get("__metadata__", {})
     return found if isinstance(found, dict) else {}
 
 
-def check_header(path: Path) -> None:
-    """Raises DataError when a safetensors file claims more than it holds.
+def read_header(path: Path) -> dict[str, Any]:
+    """Returns the header of a safetensors file: an entry per array, and `__metadata__`.
 
-    Reads the header only. Done before the library does, so that no size which a stranger wrote
-    is ever allocated or mapped.
+    Raises DataError when the file claims more than it holds. Done before the library reads it,
+    so that no size which a stranger wrote is ever allocated or mapped.
     """
     try:
         size = os.stat(path).st_size
@@ -391,6 +389,7 @@ def check_header(path: Path) -> None:
         for name, entry in header.items():
             if name != "__metadata__":
                 _check_entry(name, entry, size - 8 - length)
+        return header
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
     except OSError as e:

@@ -237,10 +237,10 @@ complete_benchmarks = complete_from(lambda: _names("benchmarks"))
 complete_suites = complete_from(lambda: _names("suites"))
 
 
-def run_folders(root: Path = Path("runs")) -> list[Path]:
-    """Run folders below `root`, the one touched last first."""
-    found = [p.parent for p in root.glob("*/manifest.json")] if root.is_dir() else []
-    return sorted(found, key=lambda p: (p / "manifest.json").stat().st_mtime, reverse=True)
+def _runs() -> list[str]:
+    from tdabench.report.records import runs_in
+
+    return [str(p) for p in runs_in(Path("runs"))]
 
 
-complete_runs = complete_from(lambda: [str(p) for p in run_folders()])
+complete_runs = complete_from(_runs)

@@ -270,7 +270,7 @@ def command(
     finally:
         progress.close()
     if as_json:
-        emit_json({"run": str(result.folder), "cells": result.records})
+        emit_json({"run": str(result.folder), "cells": [dict(r) for r in result.records]})
     else:
         print_result(result)
     if result.interrupted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,20 +15,23 @@ from tdabench.cli.common import (
     emit_json,
     json_option,
     print_table,
-    run_folders,
 )
 from tdabench.errors import UsageError, clean, unknown
 
+if TYPE_CHECKING:
+    from tdabench.run.record import Record
+
 
 def _labels() -> list[str]:
-    folders = run_folders()
-    return sorted({r["method"]["label"] for r in _records(folders[0])}) if folders else []
+    from tdabench.report.records import find_runs
+
+    return sorted({r["method"]["label"] for r in _records(find_runs()[0])})
 
 
 @click.command(
     epilog="""\b
 Examples:
-  tdabench show trak                 the cells of a method in the run folder used last
+  tdabench show trak                 the cells of a method in the newest run
   tdabench show 3f9c                 a cell, by the beginning of its key
   tdabench show demo --run runs/pocket --json
 """
@@ -39,7 +42,7 @@ Examples:
     "folder",
     type=click.Path(path_type=Path),
     shell_complete=complete_runs,
-    help="Run folder.  [default: the one used last in runs/]",
+    help="Run folder.  [default: the newest in runs/]",
 )
 @click.option("--target", help="Only this target.")
 @click.option("--benchmark", help="Only this benchmark.")
@@ -49,10 +52,9 @@ def command(
 ) -> None:
     """Show one result, or one failure, in full: scores, cost, parameters, versions, log."""
     if folder is None:
-        known = run_folders()
-        if not known:
-            raise UsageError("there is no run folder in runs/", "Make one with: tdabench run")
-        folder = known[0]
+        from tdabench.report.records import find_runs
+
+        (folder,) = find_runs()
     records = _records(folder)
     chosen = [r for r in records if name is None or _answers(r, name)]
     if not chosen:
@@ -67,7 +69,7 @@ def command(
     if not chosen:
         raise UsageError(f"{folder} has no such cell of {name}", "See: tdabench show")
     if as_json:
-        return emit_json(chosen)
+        return emit_json([dict(r) for r in chosen])
     if name is None:
         return print_table(
             ["key", "method", "target", "benchmark", "seed", "status", "value"],
@@ -88,7 +90,7 @@ def command(
         print_record(record, folder, first=n == 0)
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
+def _records(folder: Path) -> list[Record]:
     from tdabench.run.folder import RunFolder
 
     run = RunFolder(folder)
@@ -97,14 +99,14 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return list(run.records())
 
 
-def _answers(record: dict[str, Any], name: str) -> bool:
+def _answers(record: Record, name: str) -> bool:
     method = record["method"]
     if name in (method["label"], method["name"], record["key"]):
         return True
     return len(name) >= 4 and record["key"].startswith(name)
 
 
-def print_record(r: dict[str, Any], folder: Path, first: bool = True) -> None:
+def print_record(r: Record, folder: Path, first: bool = True) -> None:
     out = console()
 
     def line(text: str = "") -> None:

@@ -19,7 +19,6 @@ from tdabench.cli.common import (
     json_option,
     own_data_options,
     plugin_options,
-    run_folders,
     warn,
     words,
 )
@@ -132,7 +131,9 @@ def command(
         )
     queries = _queries(plan.suite, plan.targets[0].target, prompt, response, queries_file, own,
                        checkpoint, device)  # fmt: skip
-    runs = [f for f in run_folders() if (f / "indices").is_dir()]
+    from tdabench.report.records import runs_in
+
+    runs = [f for f in runs_in(Path("runs")) if (f / "indices").is_dir()]
     found = list(trace(plan, queries, k, runs, say=_say, progress=_silent))
     if as_json:
         emit_json(_as_json(plan.suite, queries, found))

@@ -15,15 +15,8 @@ from typing import Any
 from tdabench.errors import UsageError, unknown
 from tdabench.io import cache_folder, fingerprint
 from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
-from tdabench.report.records import (
-    Record,
-    Run,
-    describe_machine,
-    find_runs,
-    finite,
-    machine_of,
-    read_run,
-)
+from tdabench.report.records import Run, find_runs, read_run
+from tdabench.run.record import Record, describe_machine, finite, machine_of
 
 CEILING, SHARE, TRUTH_SEEDS = "ceiling", "share_of_ceiling", "truth_seeds"
 TIMES = ("prepare", "build", "query")

@@ -11,9 +11,10 @@ from tdabench.errors import DataError, UsageError, unknown
 from tdabench.report.board import Board, Cell, Cost, Row, Table
 from tdabench.report.figures import records_of
 from tdabench.report.ranks import ALPHA, bootstrap_of
-from tdabench.report.records import Record, find_runs, finite, is_run
+from tdabench.report.records import find_runs, is_run
 from tdabench.report.terminal import metric, title
 from tdabench.report.text import clean, count, milliseconds, p_value, seconds
+from tdabench.run.record import Record, finite
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,8 +10,8 @@ import numpy as np
 
 from tdabench.errors import TdabenchError
 from tdabench.report.board import Board, Cell, Cost, Table
-from tdabench.report.records import Record, machine_of
 from tdabench.report.terminal import title
+from tdabench.run.record import Record, machine_of
 
 COST_LABELS = {
     "build": "build (s)",

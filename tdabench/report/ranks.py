@@ -18,7 +18,7 @@ import numpy as np
 
 from tdabench.errors import DataError, TdabenchError
 from tdabench.io import fingerprint, read_json, write_json
-from tdabench.report.records import Record, finite
+from tdabench.run.record import Record, finite
 
 if TYPE_CHECKING:
     from tdabench.stats import Bootstrap

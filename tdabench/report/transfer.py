@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tdabench.errors import DataError, unknown
 from tdabench.report.board import Board, Cell
-from tdabench.report.records import finite
 from tdabench.report.text import clean, number
+from tdabench.run.record import finite
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,8 +17,9 @@ import numpy as np
 
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.io import sha256_file
-from tdabench.report.records import Record, Run, finite
+from tdabench.report.records import Run
 from tdabench.report.text import clean
+from tdabench.run.record import Record, finite
 from tdabench.truth.store import Truth
 
 TOLERANCE = 1e-5  # float32 replicates, summed in another order on another machine

@@ -16,10 +16,11 @@ from tdabench.errors import UsageError
 from tdabench.registry import configuration
 from tdabench.run import environment
 from tdabench.run.execute import Executor, Interrupted, Options, Watcher, is_done
-from tdabench.run.folder import SCHEMA, RunFolder, now
+from tdabench.run.folder import RunFolder
 from tdabench.run.log import check_log
 from tdabench.run.plan import Cell, Plan, Request, make_plan
 from tdabench.run.progress import Silent
+from tdabench.run.record import SCHEMA, Record, now
 
 __all__ = [
     "Cell",
@@ -41,11 +42,11 @@ class Result:
 
     folder: Path
     plan: Plan
-    records: list[dict[str, Any]]
+    records: list[Record]
     interrupted: bool = False
 
     @property
-    def failed(self) -> list[dict[str, Any]]:
+    def failed(self) -> list[Record]:
         """Records that are neither ok nor skipped."""
         return [r for r in self.records if r["status"] not in ("ok", "skipped")]
 

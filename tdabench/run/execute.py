@@ -20,9 +20,10 @@ from typing import Any, Protocol
 from tdabench.io import cannot_write, open_own, write_json
 from tdabench.registry import configuration, registry
 from tdabench.run import environment
-from tdabench.run.folder import SCHEMA, RunFolder, now, tail
+from tdabench.run.folder import RunFolder, tail
 from tdabench.run.log import EventLog
 from tdabench.run.plan import Cell, Job, Plan
+from tdabench.run.record import Record
 
 POLL_SECONDS = 0.05
 MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
@@ -52,7 +53,7 @@ class Watcher(Protocol):
 
     def begin(self, total: int, cached: int) -> None: ...
     def job(self, title: str, phase: str, done: int, total: int) -> None: ...
-    def finished(self, record: dict[str, Any], cached: bool) -> None: ...
+    def finished(self, record: Record, cached: bool) -> None: ...
     def say(self, message: str) -> None: ...
     def close(self) -> None: ...
 
@@ -75,7 +76,7 @@ class _Running:
     peak: int = 0
 
 
-def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> dict | None:
+def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> Record | None:
     """The record that makes a cell not worth running again, if there is one."""
     record = folder.read(cell.key)
     if record is None:
@@ -106,11 +107,11 @@ class Executor:
         self.plan, self.folder, self.options, self.watcher = plan, folder, options, watcher
         self.queue: list[Job] = []
         self.running: list[_Running] = []
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, Record] = {}
         self.interrupts = 0
         self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
 
-    def run(self) -> dict[str, dict[str, Any]]:
+    def run(self) -> dict[str, Record]:
         """Records by cell key, cached ones included."""
         cached = {}
         if not self.options.force:
@@ -159,11 +160,11 @@ class Executor:
             self.watcher.say(f"warning: {self.log.complaint}")
             self.log.complaint = ""
 
-    def _relabelled(self, record: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    def _relabelled(self, record: Record, cell: Cell) -> Record:
         """A measurement that is on disk under another label is taken over, not repeated."""
         if record["method"]["label"] == cell.method.label:
             return record
-        record = {**record, "method": cell.method.as_dict()}
+        record = record.ended(record.status, method=cell.method.as_dict())
         self.folder.write(record)
         return record
 
@@ -233,8 +234,8 @@ class Executor:
             (work / "events.jsonl").touch()
         except OSError as e:
             raise cannot_write(e.filename or self.folder.path, e) from e
-        threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
-        write_json(work / "job.json", self._describe(job, id, work, log, threads))
+        write_json(work / "job.json", self._describe(job, id, work, log))
+        threads = self._threads
         count = str(threads)
         env = {
             **os.environ,
@@ -268,9 +269,9 @@ class Executor:
         )
         return _Running(job, id, process, work, log)
 
-    def _describe(self, job: Job, id: str, work: Path, log: Path, threads: int) -> dict[str, Any]:
+    def _describe(self, job: Job, id: str, work: Path, log: Path) -> dict[str, Any]:
         cells = [
-            {"key": c.key, "benchmark": c.benchmark.as_dict(), "record": self._skeleton(c, threads)}
+            {"key": c.key, "benchmark": c.benchmark.as_dict(), "record": dict(self._planned(c))}
             for c in job.cells
         ]
         return {
@@ -286,46 +287,10 @@ class Executor:
             "split": self.plan.request.split,
             "device": self.plan.request.device,
             "seed": job.seed,
-            "threads": threads,
+            "threads": self._threads,
             "method": {"name": job.method.name, "params": dict(job.method.params)},
             "index_key": job.index_key,
             "cells": cells,
-        }
-
-    def _skeleton(self, cell: Cell, threads: int) -> dict[str, Any]:
-        """A record with everything that is known before the cell runs."""
-        plan, target = self.plan, cell.target
-        return {
-            "schema": SCHEMA,
-            "key": cell.key,
-            "status": "interrupted",
-            "reason": "",
-            "log_tail": [],
-            "suite": {"name": plan.suite.name, "version": plan.suite.version},
-            "method": cell.method.as_dict(),
-            "target": {
-                "label": target.label,
-                **target.target.describe(),
-                "fingerprint": plan.fingerprints[target.label],
-            },
-            "benchmark": cell.benchmark.as_dict(),
-            "seed": cell.seed,
-            "split": plan.request.split,
-            "device": plan.request.device,
-            "corpus": plan.corpora,
-            "truth": cell.truth,
-            "primary": "",
-            "metrics": {},
-            "notes": [],
-            "cost": {},
-            "inputs": {},
-            "versions": environment.versions((cell.method.origin.distribution,)),
-            "hardware": environment.hardware(),
-            "threads": threads,
-            "concurrent": self.options.jobs,
-            "git": environment.git_commit(),
-            "started": now(),
-            "seconds": 0.0,
         }
 
     # ------------------------------------------------------------------ watching
@@ -448,15 +413,21 @@ class Executor:
 
     # ------------------------------------------------------------------ records
 
+    @property
+    def _threads(self) -> int:
+        """Threads per worker process."""
+        return self.options.threads or max(1, environment.cores() // self.options.jobs)
+
+    def _planned(self, cell: Cell) -> Record:
+        return Record.planned(self.plan, cell, self._threads, self.options.jobs)
+
     def _write(self, cell: Cell, status: str, reason: str, worker: _Running | None = None) -> None:
-        threads = self.options.threads or max(1, environment.cores() // self.options.jobs)
-        record = {**self._skeleton(cell, threads), "status": status, "reason": reason}
-        if worker is not None:
-            record["log_tail"] = tail(worker.log)
+        printed = [] if worker is None else tail(worker.log)
+        record = self._planned(cell).ended(status, reason=reason, log_tail=printed)
         self.folder.write(record)
         self._tell(record)
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _tell(self, record: Record) -> None:
         self.records[record["key"]] = record
         self._log(
             "cell",
@@ -470,7 +441,7 @@ class Executor:
             took=record["seconds"],
         )
         self.watcher.finished(record, cached=False)
-        for complaint in registry().tell(record, self.folder.path):
+        for complaint in registry().tell(dict(record), self.folder.path):
             self.watcher.say(f"warning: {complaint}")
 
 

@@ -26,7 +26,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,9 @@ from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.io import (
     append_line,
     cannot_write,
-    check_header,
     fingerprint,
     open_own,
+    read_header,
     read_json,
     remove,
     seal,
@@ -44,14 +43,13 @@ from tdabench.io import (
     sync_folder,
     write_json,
 )
+from tdabench.run.record import Record, is_record, now, slot
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock, two runs on one folder are the user's care
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
-STATUSES = ("ok", "failed", "skipped", "oom", "timeout", "interrupted")
 FOLDERS = ("cells", "indices", "logs", "manifests", "retrained", "superseded", "work")
 FILES = ("log.jsonl", "places.jsonl")
 LINKABLE = ("indices", "retrained")  # large, and of no use to anybody else
@@ -61,10 +59,6 @@ _TEMPORARY = re.compile(rf"\.(manifest\.json|{_KEY}\.(json|safetensors))\.[A-Za-
 _UNFINISHED = re.compile(rf"\.{_KEY}-[A-Za-z0-9_]{{8}}")
 _WORKER = re.compile("[0-9a-f]{12}")
 
-
-def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class RunFolder:
@@ -89,39 +83,39 @@ class RunFolder:
     def arrays_path(self, key: str) -> Path:
         return self.cells / f"{key}.safetensors"
 
-    def read(self, key: str) -> dict[str, Any] | None:
+    def read(self, key: str) -> Record | None:
         """The record of a cell, or None when there is none or it cannot be used.
 
         Then its cell is measured again. A record whose arrays are not whole is none, and neither
         is one that names another cell: keys become paths, and a folder may be a stranger's.
         """
         try:
-            record = read_json(self.record_path(key))
-            if not is_record(record) or record["key"] != key:
+            data = read_json(self.record_path(key))
+            if not is_record(data) or data["key"] != key:
                 return None
-            if record["status"] == "ok":
-                check_header(self.arrays_path(key))
+            if data["status"] == "ok":
+                read_header(self.arrays_path(key))
         except DataError:
             return None
-        return record
+        return Record(data, self.record_path(key))
 
     def damaged(self) -> list[Path]:
         """Files among the records that `read` takes for none."""
         return [p for p in sorted(self.cells.glob("*.json")) if self.read(p.stem) is None]
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[Record]:
         """Every readable record, by file name."""
         for path in sorted(self.cells.glob("*.json")):
             record = self.read(path.stem)
             if record is not None:
                 yield record
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any]) -> None:
         """Writes a record; one in the same place on the board but of another key steps aside."""
         self.supersede(record)
-        write_json(self.record_path(record["key"]), record)
+        write_json(self.record_path(record["key"]), dict(record))
 
-    def supersede(self, record: dict[str, Any]) -> None:
+    def supersede(self, record: Mapping[str, Any]) -> None:
         """Moves records of the same method label, target, benchmark and seed out of the way.
 
         Only records of that place are read, however many the folder holds.
@@ -453,36 +447,6 @@ def _hashes(folder: Path, expected: Mapping[str, Any] | None = None) -> dict[str
             same = expected is None or (expected.get(name) or [None])[0] == size
             out[name] = [size, sha256_file(path) if same else ""]
     return out
-
-
-_FIELDS = {
-    "method": dict, "target": dict, "benchmark": dict, "metrics": dict, "cost": dict,
-    "inputs": dict, "corpus": dict, "hardware": dict, "versions": dict, "notes": list,
-    "log_tail": list, "reason": str, "primary": str, "started": str,
-}  # fmt: skip
-
-
-def is_record(value: Any) -> bool:
-    """Whether `value` has the parts of a record, each of its kind."""
-    if not isinstance(value, dict) or value.get("status") not in STATUSES:
-        return False
-    if not isinstance(value.get("key"), str) or type(value.get("seed")) is not int:
-        return False
-    if any(not isinstance(value.get(k, kind()), kind) for k, kind in _FIELDS.items()):
-        return False
-    parts = [(value.get(k) or {}).get("name") for k in ("method", "target", "benchmark")]
-    return all(isinstance(n, str) for n in (*parts, (value.get("method") or {}).get("label")))
-
-
-def slot(record: dict[str, Any]) -> tuple[str, str, str, str, int]:
-    """A record's place on the board: method label, target, benchmark, queries, seed."""
-    return (
-        record["method"]["label"],
-        record["target"].get("label", record["target"]["name"]),
-        record["benchmark"]["name"],
-        record.get("split", "test"),
-        record["seed"],
-    )
 
 
 def file_name(text: str) -> str:

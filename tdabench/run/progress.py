@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from tdabench.errors import one_line
+from tdabench.run.record import Record
 
 
-def describe(record: dict[str, Any]) -> str:
+def describe(record: Record) -> str:
     """One line: what a cell gave, or why it gave nothing."""
     title = f"{record['method']['label']} · {record['target']['label']}"
     title += f" · {record['benchmark']['name']}"
@@ -38,7 +39,7 @@ class Silent:
     def job(self, title: str, phase: str, done: int, total: int) -> None:
         pass
 
-    def finished(self, record: dict[str, Any], cached: bool) -> None:
+    def finished(self, record: Record, cached: bool) -> None:
         pass
 
     def say(self, message: str) -> None:
@@ -59,7 +60,7 @@ class Lines(Silent):
         if cached:
             print(f"{cached} of {total} cells are on disk", file=sys.stderr, flush=True)
 
-    def finished(self, record: dict[str, Any], cached: bool) -> None:
+    def finished(self, record: Record, cached: bool) -> None:
         if cached:
             return
         self.count += 1
@@ -109,7 +110,7 @@ class Bars(Silent):
             total=total or None,
         )
 
-    def finished(self, record: dict[str, Any], cached: bool) -> None:
+    def finished(self, record: Record, cached: bool) -> None:
         if cached or self.all is None:
             return
         self.bars.advance(self.all)

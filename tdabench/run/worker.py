@@ -39,6 +39,7 @@ from tdabench.run.meter import (
     folder_bytes,
 )
 from tdabench.run.plan import jsonable
+from tdabench.run.record import Record
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget, truth_name
 from tdabench.run.top import top_examples
@@ -70,10 +71,10 @@ class Worker:
             self._last_progress = time.monotonic()
             self.event("progress", what=str(what)[:80], done=int(done), total=int(total))
 
-    def record(self, cell: Mapping[str, Any], status: str, **fields: Any) -> dict[str, Any]:
-        return {**cell["record"], "status": status, "job": self.job["id"], **fields}
+    def record(self, cell: Mapping[str, Any], status: str, **fields: Any) -> Record:
+        return Record(cell["record"]).ended(status, job=self.job["id"], **fields)
 
-    def finish(self, cell: Mapping[str, Any], record: dict[str, Any]) -> None:
+    def finish(self, cell: Mapping[str, Any], record: Record) -> None:
         self.folder.write(record)
         self.event("record", key=cell["key"], status=record["status"])
 
@@ -264,7 +265,7 @@ class Worker:
         cost: Mapping[str, Any],
         assets: Inputs,
         build: Callable[[Corpus], Built],
-    ) -> dict[str, Any]:
+    ) -> Record:
         who = self.job["method"]["name"]
         name = cell["benchmark"]["name"]
         split = self.job["split"]

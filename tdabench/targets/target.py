@@ -19,8 +19,8 @@ import numpy as np
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, unknown
 from tdabench.io import (
-    check_header,
     fingerprint,
+    read_header,
     read_json,
     safetensors_bytes,
     sha256_kept,
@@ -457,7 +457,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_header(path)
+    read_header(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:

@@ -312,7 +312,7 @@ def respell(rng: random.Random, data: bytes) -> bytes:
 
 
 def run_header(rng: random.Random, folder: Path, whole: Any) -> None:
-    from tdabench.report.records import Record
+    from tdabench.run.record import Record
     from tdabench.targets.target import read_weights
 
     data, arrays = whole

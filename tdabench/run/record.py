@@ -1,0 +1,302 @@
+"""The record of one cell: written by the run, read by every report.
+
+A record is a JSON object; docs/records.md names its fields. Files may be a stranger's: nothing
+about their content is taken for granted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tdabench.errors import DataError
+from tdabench.io import fingerprint, read_arrays, read_header
+from tdabench.run import environment
+
+if TYPE_CHECKING:
+    from tdabench.run.plan import Cell, Plan
+
+SCHEMA = 1
+STATUSES = ("ok", "failed", "skipped", "oom", "timeout", "interrupted")
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, eq=False)
+class Record(Mapping[str, Any]):
+    """One cell as stored: the JSON object, and properties that hold whatever it lacks.
+
+    `path` is its file, `run` the name of its run, where they are known. docs/records.md names
+    the fields.
+    """
+
+    data: Mapping[str, Any]
+    path: Path = Path()
+    run: str = ""
+
+    @classmethod
+    def planned(cls, plan: Plan, cell: Cell, threads: int, concurrent: int) -> Record:
+        """Returns the record of a cell before it runs, with everything that is known by then.
+
+        `threads` is the number of threads per worker process, `concurrent` the number of worker
+        processes at a time. The status is "interrupted" until `ended` says otherwise.
+        """
+        target = cell.target
+        return cls(
+            {
+                "schema": SCHEMA,
+                "key": cell.key,
+                "status": "interrupted",
+                "reason": "",
+                "log_tail": [],
+                "suite": {"name": plan.suite.name, "version": plan.suite.version},
+                "method": cell.method.as_dict(),
+                "target": {
+                    "label": target.label,
+                    **target.target.describe(),
+                    "fingerprint": plan.fingerprints[target.label],
+                },
+                "benchmark": cell.benchmark.as_dict(),
+                "seed": cell.seed,
+                "split": plan.request.split,
+                "device": plan.request.device,
+                "corpus": plan.corpora,
+                "truth": cell.truth,
+                "primary": "",
+                "metrics": {},
+                "notes": [],
+                "cost": {},
+                "inputs": {},
+                "versions": environment.versions((cell.method.origin.distribution,)),
+                "hardware": environment.hardware(),
+                "threads": threads,
+                "concurrent": concurrent,
+                "git": environment.git_commit(),
+                "started": now(),
+                "seconds": 0.0,
+            }
+        )
+
+    def ended(self, status: str, **facts: Any) -> Record:
+        """Returns this record with its status and what else became known, by field."""
+        return Record({**self.data, "status": status, **facts}, self.path, self.run)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def _part(self, name: str) -> Mapping[str, Any]:
+        part = self.data.get(name)
+        return part if isinstance(part, Mapping) else {}
+
+    @property
+    def key(self) -> str:
+        return str(self.data.get("key") or self.path.stem)
+
+    @property
+    def status(self) -> str:
+        status = str(self.data.get("status", "failed"))
+        return status if status in STATUSES else "failed"
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def reason(self) -> str:
+        return str(self.data.get("reason") or "")
+
+    @property
+    def method(self) -> Mapping[str, Any]:
+        return self._part("method")
+
+    @property
+    def label(self) -> str:
+        return str(self.method.get("label") or self.method.get("name") or "?")
+
+    @property
+    def target(self) -> Mapping[str, Any]:
+        return self._part("target")
+
+    @property
+    def benchmark(self) -> Mapping[str, Any]:
+        return self._part("benchmark")
+
+    @property
+    def benchmark_name(self) -> str:
+        return str(self.benchmark.get("label") or self.benchmark.get("name") or "?")
+
+    @property
+    def corpus(self) -> Mapping[str, Any]:
+        return self._part("corpus")
+
+    @property
+    def cost(self) -> Mapping[str, Any]:
+        return self._part("cost")
+
+    @property
+    def hardware(self) -> Mapping[str, Any]:
+        return self._part("hardware")
+
+    @property
+    def versions(self) -> Mapping[str, Any]:
+        return self._part("versions")
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return self._part("metrics")
+
+    @property
+    def notes(self) -> list[str]:
+        notes = self.data.get("notes")
+        return [str(n) for n in notes] if isinstance(notes, list) else []
+
+    @property
+    def seed(self) -> int:
+        seed = self.data.get("seed", 0)
+        return seed if isinstance(seed, int) else 0
+
+    @property
+    def primary(self) -> str:
+        return str(self.data.get("primary") or next(iter(self.metrics), ""))
+
+    def metric(self, name: str) -> Mapping[str, Any]:
+        metric = self.metrics.get(name)
+        return metric if isinstance(metric, Mapping) else {}
+
+    @property
+    def what(self) -> Mapping[str, Any]:
+        """All that two records of a column must share for their values to be comparable."""
+        return {
+            "version": self.benchmark.get("version"),
+            "params": self.benchmark.get("params"),
+            "truth": self.data.get("truth"),
+            "queries": self.corpus.get("queries"),
+        }
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """What decides how long things take: hardware, and how it was used."""
+        used = {k: self.data.get(k) for k in ("device", "threads", "concurrent")}
+        return {**self.hardware, **{k: v for k, v in used.items() if v is not None}}
+
+    @property
+    def arrays_path(self) -> Path:
+        return self.path.with_suffix(".safetensors")
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Stored arrays and their metadata. Raises DataError."""
+        return read_arrays(self.arrays_path)
+
+    def arrays_hash(self) -> str:
+        """The hash that the file of arrays carries, read from its header alone; "" if none."""
+        return str(self._carried.get("sha256", ""))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each stored array, read from the header alone."""
+        shapes = {
+            k: v["shape"]
+            for k, v in self._header.items()
+            if k != "__metadata__" and isinstance(v, Mapping) and isinstance(v.get("shape"), list)
+        }
+        return {k: tuple(v) for k, v in shapes.items() if all(type(n) is int for n in v)}
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata that lies beside the arrays (query ids among it), header only."""
+        try:
+            value = json.loads(self._carried.get("tdabench", "{}"))
+        except (ValueError, TypeError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def _header(self) -> Mapping[str, Any]:
+        """The header of the file of arrays; empty when there is none to be read."""
+        try:
+            return read_header(self.arrays_path)
+        except DataError:
+            return {}
+
+    @property
+    def _carried(self) -> Mapping[str, Any]:
+        """What that header says besides its arrays."""
+        metadata = self._header.get("__metadata__")
+        return metadata if isinstance(metadata, Mapping) else {}
+
+
+_FIELDS = {
+    "method": dict, "target": dict, "benchmark": dict, "metrics": dict, "cost": dict,
+    "inputs": dict, "corpus": dict, "hardware": dict, "versions": dict, "notes": list,
+    "log_tail": list, "reason": str, "primary": str, "started": str,
+}  # fmt: skip
+
+
+def is_record(value: Any) -> bool:
+    """Whether `value` has the parts of a record, each of its kind."""
+    if not isinstance(value, dict) or value.get("status") not in STATUSES:
+        return False
+    if not isinstance(value.get("key"), str) or type(value.get("seed")) is not int:
+        return False
+    if any(not isinstance(value.get(k, kind()), kind) for k, kind in _FIELDS.items()):
+        return False
+    parts = [(value.get(k) or {}).get("name") for k in ("method", "target", "benchmark")]
+    return all(isinstance(n, str) for n in (*parts, (value.get("method") or {}).get("label")))
+
+
+def slot(record: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
+    """A record's place on the board: method label, target, benchmark, queries, seed."""
+    return (
+        record["method"]["label"],
+        record["target"].get("label", record["target"]["name"]),
+        record["benchmark"]["name"],
+        record.get("split", "test"),
+        record["seed"],
+    )
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a finite float, or None: records are not trusted to hold numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+_DECIDES = ("cpu", "cores", "gpu", "device", "threads", "concurrent")
+
+
+def machine_of(machine: Mapping[str, Any]) -> str:
+    """A fingerprint of what decides times: processor, cores, accelerator, threads, jobs."""
+    return fingerprint([str(machine.get(k) or "") for k in _DECIDES])
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """One line for a reader: `Testor 9, 2 cores, 1 thread, 2 jobs at once`."""
+    cores, threads = machine.get("cores"), machine.get("threads")
+    jobs = machine.get("concurrent")
+    parts = [
+        str(machine.get("cpu") or "unknown processor"),
+        f"{cores} cores" if cores else "",
+        str(machine.get("gpu") or ""),
+        f"{threads} thread{'s' if threads != 1 else ''} a method" if threads else "",
+        f"{jobs} methods at once" if jobs and jobs != 1 else "",
+    ]
+    return ", ".join(p for p in parts if p)
