@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tdabench import stats
+from tdabench.cli.show import command as show
 from tdabench.errors import DataError, UsageError
 from tdabench.io import read_json, write_json
 from tdabench.report.board import Board
@@ -325,8 +328,11 @@ def test_finding_runs(make_run, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="there is no run under runs/"):
         find_runs()
     make_run("old", {"x": 1.0}, benchmarks=("lds",), manifest={"created": "2026-01-01"})
-    make_run("new", {"x": 1.0}, benchmarks=("lds",), manifest={"created": "2026-02-01"})
+    make_run("new", {"y": 1.0}, benchmarks=("lds",), manifest={"created": "2026-02-01"})
+    os.utime(tmp_path / "runs" / "old" / "manifest.json")  # resumed later: created decides
     assert [p.name for p in find_runs()] == ["new"]
+    shown = CliRunner().invoke(show, ["--json"], standalone_mode=False, catch_exceptions=False)
+    assert {r["method"]["label"] for r in json.loads(shown.output)} == {"y"}
     assert [p.name for p in find_runs([Path("runs")])] == ["old", "new"]
     assert [p.name for p in find_runs([Path("old"), Path("runs/old")])] == ["old"]
     with pytest.raises(UsageError, match="no run folder 'nope'"):
