@@ -2,212 +2,98 @@
 
     from tdabench.api import RepresentationMethod, hookimpl
 
-Names that need torch are loaded when first touched, so that importing a plugin costs nothing.
+Each name is listed once, as `import X as X`. Importing this module does not load torch: the names
+of `toolkit.gradients`, which does, are loaded when they are first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome
-from tdabench.data.examples import Corpus, Example
-from tdabench.data.files import read_jsonl, write_jsonl
-from tdabench.errors import (
-    DataError,
-    GuardError,
-    MethodError,
-    MissingAsset,
-    MissingExtra,
-    TdabenchError,
-    UsageError,
-    resumable,
-)
-from tdabench.groups import POOLINGS, Groups, Pooling, check_pooling, pool_scores
-from tdabench.hookspecs import hookimpl
-from tdabench.io import (
-    check_free,
-    check_replaceable,
-    fingerprint,
-    read_arrays,
-    read_json,
-    sha256_file,
-    write_arrays,
-    write_bytes,
-    write_json,
-    write_text,
-)
-from tdabench.method import Context, Index, TDAMethod
-from tdabench.rows import Rows, row_blocks, top_k_of
-from tdabench.seeds import named_seed
-from tdabench.toolkit.representation import (
-    RepresentationIndex,
-    RepresentationMethod,
-    Role,
-    transform_rows,
-)
+from tdabench.benchmark import Benchmark as Benchmark
+from tdabench.benchmark import BenchmarkContext as BenchmarkContext
+from tdabench.benchmark import Metric as Metric
+from tdabench.benchmark import Outcome as Outcome
+from tdabench.data.examples import Corpus as Corpus
+from tdabench.data.examples import Example as Example
+from tdabench.data.files import read_jsonl as read_jsonl
+from tdabench.data.files import write_jsonl as write_jsonl
+from tdabench.errors import DataError as DataError
+from tdabench.errors import GuardError as GuardError
+from tdabench.errors import MethodError as MethodError
+from tdabench.errors import MissingExtra as MissingExtra
+from tdabench.errors import TdabenchError as TdabenchError
+from tdabench.errors import UsageError as UsageError
+from tdabench.errors import resumable as resumable
+from tdabench.groups import POOLINGS as POOLINGS
+from tdabench.groups import Groups as Groups
+from tdabench.groups import check_pooling as check_pooling
+from tdabench.groups import pool_scores as pool_scores
+from tdabench.hookspecs import hookimpl as hookimpl
+from tdabench.io import check_free as check_free
+from tdabench.io import check_replaceable as check_replaceable
+from tdabench.io import fingerprint as fingerprint
+from tdabench.io import read_arrays as read_arrays
+from tdabench.io import read_json as read_json
+from tdabench.io import sha256_file as sha256_file
+from tdabench.io import write_arrays as write_arrays
+from tdabench.io import write_bytes as write_bytes
+from tdabench.io import write_json as write_json
+from tdabench.method import Context as Context
+from tdabench.method import Index as Index
+from tdabench.method import TDAMethod as TDAMethod
+from tdabench.registry import registry as registry
+from tdabench.rows import Rows as Rows
+from tdabench.rows import row_blocks as row_blocks
+from tdabench.run.sources import derive_suite as derive_suite
+from tdabench.run.sources import load_suite as load_suite
+from tdabench.run.suite import Suite as Suite
+from tdabench.seeds import named_seed as named_seed
+from tdabench.stats import bootstrap_queries as bootstrap_queries
+from tdabench.stats import spearman_rows as spearman_rows
+from tdabench.targets.batches import Batch as Batch
+from tdabench.targets.batches import Tokens as Tokens
+from tdabench.targets.batches import batch_places as batch_places
+from tdabench.targets.batches import over_batches as over_batches
+from tdabench.targets.batches import pad as pad
+from tdabench.targets.target import Target as Target
+from tdabench.targets.target import example_losses as example_losses
+from tdabench.targets.target import no_bars as no_bars
+from tdabench.targets.target import response_logits as response_logits
+from tdabench.targets.target import token_losses as token_losses
+from tdabench.targets.training import Recipe as Recipe
+from tdabench.targets.training import finetune as finetune
+from tdabench.toolkit.encode import encode_texts as encode_texts
+from tdabench.toolkit.encode import pooled_hidden_states as pooled_hidden_states
+from tdabench.toolkit.representation import RepresentationIndex as RepresentationIndex
+from tdabench.toolkit.representation import RepresentationMethod as RepresentationMethod
+from tdabench.toolkit.representation import Role as Role
+from tdabench.toolkit.representation import transform_rows as transform_rows
+from tdabench.toolkit.store import FeatureStore as FeatureStore
+from tdabench.truth.build import build as build_truth  # noqa: F401
+from tdabench.truth.build import finished as finished_units  # noqa: F401
+from tdabench.truth.build import read_row as unit_losses  # noqa: F401
+from tdabench.truth.plan import TruthPlan as TruthPlan
+from tdabench.truth.plan import check_disjoint as check_disjoint
+from tdabench.truth.store import Truth as Truth
 
 if TYPE_CHECKING:
-    from tdabench.registry import registry
-    from tdabench.run.sources import derive_suite, load_suite
-    from tdabench.run.suite import Suite
-    from tdabench.stats import bootstrap_queries, spearman_rows
-    from tdabench.targets.batches import Batch, Tokens, batch_places, over_batches, pad
-    from tdabench.targets.target import (
-        Target,
-        example_losses,
-        no_bars,
-        response_logits,
-        token_losses,
-    )
-    from tdabench.targets.training import Recipe, finetune
-    from tdabench.toolkit.encode import encode_texts, pooled_hidden_states
-    from tdabench.toolkit.gradients import (
-        GradientEngine,
-        Layer,
-        Workspace,
-        example_blocks,
-        layer_sums,
-        map_batches,
-        per_example,
-        second_moment,
-        select_layers,
-        stream_features,
-    )
-    from tdabench.toolkit.store import FeatureStore
-    from tdabench.truth.build import build as build_truth
-    from tdabench.truth.build import finished as finished_units
-    from tdabench.truth.build import read_row as unit_losses
-    from tdabench.truth.plan import TruthPlan, check_disjoint
-    from tdabench.truth.store import Truth
+    from tdabench.toolkit.gradients import GradientEngine as GradientEngine
+    from tdabench.toolkit.gradients import Layer as Layer
+    from tdabench.toolkit.gradients import Workspace as Workspace
+    from tdabench.toolkit.gradients import example_blocks as example_blocks
+    from tdabench.toolkit.gradients import layer_sums as layer_sums
+    from tdabench.toolkit.gradients import map_batches as map_batches
+    from tdabench.toolkit.gradients import per_example as per_example
+    from tdabench.toolkit.gradients import second_moment as second_moment
+    from tdabench.toolkit.gradients import select_layers as select_layers
+    from tdabench.toolkit.gradients import stream_features as stream_features
+else:
 
-_LAZY = {
-    "Batch": "tdabench.targets.batches",
-    "Tokens": "tdabench.targets.batches",
-    "batch_places": "tdabench.targets.batches",
-    "over_batches": "tdabench.targets.batches",
-    "pad": "tdabench.targets.batches",
-    "Target": "tdabench.targets.target",
-    "example_losses": "tdabench.targets.target",
-    "no_bars": "tdabench.targets.target",
-    "response_logits": "tdabench.targets.target",
-    "token_losses": "tdabench.targets.target",
-    "Recipe": "tdabench.targets.training",
-    "finetune": "tdabench.targets.training",
-    "encode_texts": "tdabench.toolkit.encode",
-    "pooled_hidden_states": "tdabench.toolkit.encode",
-    "GradientEngine": "tdabench.toolkit.gradients",
-    "Layer": "tdabench.toolkit.gradients",
-    "example_blocks": "tdabench.toolkit.gradients",
-    "layer_sums": "tdabench.toolkit.gradients",
-    "map_batches": "tdabench.toolkit.gradients",
-    "per_example": "tdabench.toolkit.gradients",
-    "second_moment": "tdabench.toolkit.gradients",
-    "Workspace": "tdabench.toolkit.gradients",
-    "select_layers": "tdabench.toolkit.gradients",
-    "stream_features": "tdabench.toolkit.gradients",
-    "FeatureStore": "tdabench.toolkit.store",
-    "Truth": "tdabench.truth.store",
-    "TruthPlan": "tdabench.truth.plan",
-    "build_truth": "tdabench.truth.build:build",
-    "check_disjoint": "tdabench.truth.plan",
-    "finished_units": "tdabench.truth.build:finished",
-    "unit_losses": "tdabench.truth.build:read_row",
-    "derive_suite": "tdabench.run.sources",
-    "Suite": "tdabench.run.suite",
-    "load_suite": "tdabench.run.sources",
-    "registry": "tdabench.registry",
-    "bootstrap_queries": "tdabench.stats",
-    "spearman_rows": "tdabench.stats",
-}
+    def __getattr__(name: str) -> Any:
+        if not name.startswith("_"):
+            from tdabench.toolkit import gradients
 
-__all__ = [
-    "POOLINGS",
-    "Batch",
-    "Benchmark",
-    "BenchmarkContext",
-    "Context",
-    "Corpus",
-    "DataError",
-    "Example",
-    "FeatureStore",
-    "GradientEngine",
-    "Groups",
-    "GuardError",
-    "Index",
-    "Layer",
-    "MethodError",
-    "Metric",
-    "MissingAsset",
-    "MissingExtra",
-    "Outcome",
-    "Pooling",
-    "Recipe",
-    "RepresentationIndex",
-    "RepresentationMethod",
-    "Role",
-    "Rows",
-    "Suite",
-    "TDAMethod",
-    "Target",
-    "TdabenchError",
-    "Tokens",
-    "Truth",
-    "TruthPlan",
-    "UsageError",
-    "Workspace",
-    "batch_places",
-    "bootstrap_queries",
-    "build_truth",
-    "check_disjoint",
-    "check_free",
-    "check_pooling",
-    "check_replaceable",
-    "derive_suite",
-    "encode_texts",
-    "example_blocks",
-    "example_losses",
-    "finetune",
-    "fingerprint",
-    "finished_units",
-    "hookimpl",
-    "layer_sums",
-    "load_suite",
-    "map_batches",
-    "named_seed",
-    "no_bars",
-    "over_batches",
-    "pad",
-    "per_example",
-    "pool_scores",
-    "pooled_hidden_states",
-    "read_arrays",
-    "read_json",
-    "read_jsonl",
-    "registry",
-    "response_logits",
-    "resumable",
-    "row_blocks",
-    "second_moment",
-    "select_layers",
-    "sha256_file",
-    "spearman_rows",
-    "stream_features",
-    "token_losses",
-    "top_k_of",
-    "transform_rows",
-    "unit_losses",
-    "write_arrays",
-    "write_bytes",
-    "write_json",
-    "write_jsonl",
-    "write_text",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
-
-        module, _, attribute = _LAZY[name].partition(":")
-        return getattr(importlib.import_module(module), attribute or name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            if name in gradients.__all__:
+                return getattr(gradients, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

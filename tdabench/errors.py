@@ -70,16 +70,18 @@ class MethodError(TdabenchError):
 
 
 class MissingExtra(TdabenchError):
-    """An optional package is not installed; `extra` is the extra that brings it.
+    """An optional package is not installed.
 
-    A method raises it from `build` or `load`; its cell becomes a `skipped` row that says why.
+    `extra` names the extra of tdabench that brings it; a plugin of another distribution gives
+    the `remedy` instead ("Install it with: pip install faiss-cpu"). A method raises it from
+    `build` or `load`; its cell becomes a `skipped` row that says why.
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, extra: str, remedy: str = "") -> None:
-        install = remedy or f"Install it with: pip install 'tdabench[{extra}]'"
-        super().__init__(f"{what} is not installed", install)
+    def __init__(self, what: str, extra: str = "", remedy: str = "") -> None:
+        install = f"Install it with: pip install 'tdabench[{extra}]'" if extra else ""
+        super().__init__(f"{what} is not installed", remedy or install)
         self.extra = extra
 
 

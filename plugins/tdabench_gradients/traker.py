@@ -138,7 +138,9 @@ def trak_package() -> Any:
     try:
         import trak
     except ImportError as e:
-        raise MissingExtra("the package traker", "", "Install it with: pip install traker") from e
+        raise MissingExtra(
+            "the package traker", remedy="Install it with: pip install traker"
+        ) from e
     if not hasattr(trak, "TRAKer"):
         raise MethodError(
             "the installed module `trak` is not TRAK but an unrelated program of that name",

@@ -242,7 +242,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdabench.api import Benchmark, Metric, Outcome, bootstrap_queries, hookimpl
+from tdabench.api import (
+    Benchmark,
+    BenchmarkContext,
+    Metric,
+    Outcome,
+    bootstrap_queries,
+    hookimpl,
+)
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,7 @@ class $cls(Benchmark):
 
     k: int = 10  # a parameter, set in a suite under [benchmarks.$name]
 
-    def run(self, context):
+    def run(self, context: BenchmarkContext) -> Outcome:
         _, best = context.index.top_k(context.queries, self.k)  # [query, k]
         tasks = np.array(context.train.tasks)
         hits = tasks[best] == np.array(context.queries.tasks)[:, None]

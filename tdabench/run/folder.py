@@ -60,7 +60,6 @@ _UNFINISHED = re.compile(rf"\.{_KEY}-[A-Za-z0-9_]{{8}}")
 _WORKER = re.compile("[0-9a-f]{12}")
 
 
-
 class RunFolder:
     """One folder of results."""
 

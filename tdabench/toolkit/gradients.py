@@ -35,6 +35,19 @@ from tdabench.toolkit.store import FeatureStore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = [  # what tdabench.api passes on
+    "GradientEngine",
+    "Layer",
+    "Workspace",
+    "example_blocks",
+    "layer_sums",
+    "map_batches",
+    "per_example",
+    "second_moment",
+    "select_layers",
+    "stream_features",
+]
+
 Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> [b]
 Visit = Callable[["Layer", Tensor, Tensor], None]  # (layer, x [b, t, in], delta [b, t, out])
 Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]

@@ -89,7 +89,7 @@ def test_the_last_lines_of_its_log_stay_with_a_failed_cell(faults):
 
 
 def test_a_missing_extra_is_skipped_with_its_remedy(faults):
-    assert "pip install 'tdabench[text]'" in faults[1]["lacks"]["reason"]
+    assert "pip install sentence-transformers" in faults[1]["lacks"]["reason"]
 
 
 def test_prints_land_in_the_log(faults):

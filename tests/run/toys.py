@@ -15,7 +15,7 @@ import numpy as np
 
 from tdabench.api import (
     Index,
-    TdabenchError,
+    MissingExtra,
     TDAMethod,
     hookimpl,
     read_arrays,
@@ -163,16 +163,12 @@ class Litters(Toy):
         Path("litter.txt").write_text("not fine")
 
 
-class NoExtra(TdabenchError):
-    extra = "text"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Lacks(Toy):
     name: ClassVar[str] = "lacks"
 
     def during_build(self, context):
-        raise NoExtra("needs sentence-transformers", "pip install 'tdabench[text]'")
+        raise MissingExtra("sentence-transformers", remedy="pip install sentence-transformers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -471,7 +471,7 @@ def test_missing_packages_and_assets_skip(run):
     @dataclass(frozen=True, kw_only=True)
     class NeedsPackage(Honest):
         def encode(self, context, examples, role):
-            raise MissingExtra("faiss", "search")
+            raise MissingExtra("FAISS", remedy="Install it with: pip install faiss-cpu")
 
     @dataclass(frozen=True, kw_only=True)
     class NeedsAsset(Honest):
@@ -479,7 +479,7 @@ def test_missing_packages_and_assets_skip(run):
             context.asset("encoder")
             return super().encode(context, examples, role)
 
-    assert "pip install 'tdabench[search]'" in run(NeedsPackage(), "prints-nothing").detail
+    assert "Install it with: pip install faiss-cpu" in run(NeedsPackage(), "prints-nothing").detail
     assert run(NeedsAsset(), "prints-nothing").status == "skipped"
     given = list(check_method(NeedsAsset(), ["prints-nothing"], {"encoder": Path(".")}))
     assert given[0].status == "passed"
