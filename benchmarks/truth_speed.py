@@ -30,7 +30,7 @@ from tdabench.run.truths import draw_plan
 from tdabench.targets.training import batch_order, make_optimizer
 from tdabench.truth import InProcess, Pool, Stacked, Unit
 from tdabench.truth.build import build_units, read_row
-from tdabench.truth.engines import Engine, Trainer
+from tdabench.truth.engines import Engine, UnitTrainer
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     queries = suite.queries("test")
     plan = draw_plan(suite, target, "lds")
     parts = (plan, target.target, suite.train, queries)
-    trainer = Trainer.of(*parts)
+    trainer = UnitTrainer.of(*parts)
     trainer.losses(Unit(0, 0))  # warm caches
     print(
         f"{plan.name}: {plan.groups.sizes[0]} examples, {plan.recipe.epochs} epochs, "

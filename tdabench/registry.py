@@ -68,9 +68,6 @@ class Plugin:
     suites: list[str] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "origin": None, **self.origin.__dict__} | {"origin": str(self)}
-
     def __str__(self) -> str:
         return str(self.origin)
 
@@ -213,14 +210,14 @@ class Registry:
     def _take_method(self, plugin: Plugin, cls: Any) -> None:
         from tdabench.method import TDAMethod
 
-        name = _checked(cls, TDAMethod)
+        name = _class_name(cls, TDAMethod)
         self._methods.setdefault(name, []).append(Entry(cls, plugin.origin))
         plugin.methods.append(name)
 
     def _take_benchmark(self, plugin: Plugin, cls: Any) -> None:
         from tdabench.benchmark import Benchmark
 
-        name = _checked(cls, Benchmark)
+        name = _class_name(cls, Benchmark)
         self._benchmarks.setdefault(name, []).append(Entry(cls, plugin.origin))
         plugin.benchmarks.append(name)
 
@@ -266,7 +263,7 @@ def _hooks(plugin: Any) -> list[str]:
     return sorted(marked)
 
 
-def _checked(cls: Any, base: Any) -> str:
+def _class_name(cls: Any, base: Any) -> str:
     """The name of a well-formed class; raises TypeError saying what is wrong with it."""
     if not isinstance(cls, type) or base not in cls.__mro__:
         raise TypeError(f"{cls!r} is not a subclass of {base.__name__}")

@@ -728,16 +728,11 @@ def precision_of(blocks: np.ndarray) -> float:
     return gained / float(blocks[:, 3].sum())
 
 
-def reciprocal_rank(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """1 / rank of the first relevant item, its expectation over orders of tied items.
+def reciprocal_of(blocks: np.ndarray) -> float:
+    """1 / rank of the first relevant item, from `tie_blocks`: its expectation over orders of ties.
 
     0 when nothing is relevant.
     """
-    return reciprocal_of(tie_blocks(scores, relevant))
-
-
-def reciprocal_of(blocks: np.ndarray) -> float:
-    """Reciprocal rank from `tie_blocks`."""
     if len(blocks) == 0:
         return 0.0
     above, _, size, in_block = blocks[0].tolist()
@@ -750,16 +745,11 @@ def reciprocal_of(blocks: np.ndarray) -> float:
     return expected
 
 
-def recall_at(scores: np.ndarray, relevant: np.ndarray, k: int) -> float:
-    """Share of the relevant items among the k best, its expectation over orders of tied items.
+def recall_of(blocks: np.ndarray, k: int) -> float:
+    """Share of the relevant items among the k best, from `tie_blocks`: its expectation over ties.
 
     NaN when nothing is relevant.
     """
-    return recall_of(tie_blocks(scores, relevant), k)
-
-
-def recall_of(blocks: np.ndarray, k: int) -> float:
-    """Recall at k from `tie_blocks`."""
     if len(blocks) == 0:
         return float("nan")
     above, _, size, in_block = blocks.T

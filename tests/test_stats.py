@@ -354,8 +354,8 @@ def test_retrieval_metrics_are_expectations_over_ties(seed: int) -> None:
         rr.append(1 / (1 + np.argmax(hits)))
         recall.append(hits[:2].sum() / hits.sum())
     assert stats.average_precision(scores, relevant) == pytest.approx(np.mean(ap))
-    assert stats.reciprocal_rank(scores, relevant) == pytest.approx(np.mean(rr))
-    assert stats.recall_at(scores, relevant, 2) == pytest.approx(np.mean(recall))
+    assert stats.reciprocal_of(stats.tie_blocks(scores, relevant)) == pytest.approx(np.mean(rr))
+    assert stats.recall_of(stats.tie_blocks(scores, relevant), 2) == pytest.approx(np.mean(recall))
 
 
 def test_average_precision_without_ties_equals_the_usual_one() -> None:
@@ -371,8 +371,8 @@ def test_retrieval_edges() -> None:
     assert stats.average_precision(scores, [True, False, False]) == 1
     assert stats.average_precision(scores, [False, False, True]) == pytest.approx(1 / 3)
     assert np.isnan(stats.average_precision(scores, [False] * 3))
-    assert np.isnan(stats.recall_at(scores, [False] * 3, 2))
-    assert stats.reciprocal_rank(scores, [False] * 3) == 0
-    assert stats.recall_at(scores, [True] * 3, 10) == 1
+    assert np.isnan(stats.recall_of(stats.tie_blocks(scores, [False] * 3), 2))
+    assert stats.reciprocal_of(stats.tie_blocks(scores, [False] * 3)) == 0
+    assert stats.recall_of(stats.tie_blocks(scores, [True] * 3), 10) == 1
     with pytest.raises(MethodError, match="NaN"):
         stats.average_precision([np.nan, 1.0], [True, False])

@@ -27,13 +27,13 @@ def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[
     for a in range(0, len(queries), step):
         part = queries[a : a + step]
         scores = np.asarray(index.score(part), dtype=np.float32)
-        yield slice(a, a + len(part)), checked(scores, (len(part), n_train))
+        yield slice(a, a + len(part)), checked_scores(scores, (len(part), n_train))
 
 
 def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
     """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
     scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
-    return checked(scores, (len(queries), len(groups)), "group scores")
+    return checked_scores(scores, (len(queries), len(groups)), "group scores")
 
 
 def scores_of_all(
@@ -50,7 +50,7 @@ def scores_of_all(
     return dict(zip(groups, np.split(together, ends, axis=1)))
 
 
-def checked(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
+def checked_scores(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
     """`scores` if they have `shape` and are finite; MethodError otherwise."""
     if scores.shape != shape:
         raise MethodError(f"the method returned {what} of shape {scores.shape}, expected {shape}")

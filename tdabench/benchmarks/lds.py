@@ -10,7 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
+from tdabench.benchmarks.common import (
+    ceiling_of,
+    checked_scores,
+    group_scores,
+    metric,
+    scores_of_all,
+)
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
@@ -56,7 +62,7 @@ class RanksGroups(Benchmark):
                 truths[name], more = usable(stored.truth(name), stored.query_ids)
                 notes += more
                 shape = (len(truths[name].query_ids), len(truths[name].groups))
-                scores[name] = checked(np.asarray(stored.arrays[key]), shape, "group scores")
+                scores[name] = checked_scores(np.asarray(stored.arrays[key]), shape, "group scores")
         return self._outcome(truths, scores, notes)
 
     def _outcome(

@@ -9,7 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import ceiling_of, checked, group_scores, metric, scores_of_all
+from tdabench.benchmarks.common import (
+    ceiling_of,
+    checked_scores,
+    group_scores,
+    metric,
+    scores_of_all,
+)
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
 from tdabench.seeds import named_seed
@@ -72,7 +78,7 @@ class Transfer(Benchmark):
             other = stored.truth(self.truth) if label == "source" else None
             truth, _ = usable(other or stored.other_truth(label, self.truth), stored.query_ids)
             shape = (len(truth.query_ids), len(truth.groups))
-            truths[label], scores[label] = truth, checked(array, shape, "group scores")
+            truths[label], scores[label] = truth, checked_scores(array, shape, "group scores")
         return self._outcome(truths, scores, stored.query_ids)
 
     def _outcome(

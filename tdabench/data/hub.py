@@ -36,7 +36,7 @@ PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Found:
+class Fetched:
     """A file or folder on this machine, and the source with its revision pinned."""
 
     path: Path
@@ -50,7 +50,7 @@ def find(
     near: Path = Path("."),
     data_dir: Path | None = None,
     files: Sequence[str] = MODEL_FILES,
-) -> Found:
+) -> Fetched:
     """What `source` names, fetched if need be. `kind` is "model" or "dataset".
 
     Paths are relative to `near`. In `data_dir` a repository `org/name` is looked for first, as
@@ -67,7 +67,7 @@ def find(
     if text == source:
         path = (near / Path(text).expanduser()).absolute()
         if path.exists():
-            return Found(path, str(path))
+            return Fetched(path, str(path))
         if kind != "model" or not _like_repository(text):
             raise DataError(
                 f"there is no {kind} at {path}",
@@ -83,7 +83,7 @@ def find(
         for place in (repository, parts[1], "") if inside else (repository, parts[1]):
             path = (data_dir / place / inside).absolute()
             if path.exists():
-                return Found(path, str(path))
+                return Fetched(path, str(path))
     return _from_hub(repository, inside, revision, kind, files)
 
 
@@ -95,7 +95,7 @@ def _like_repository(text: str) -> bool:
     return len(parts) == 2 or (len(parts) > 2 and bare.endswith(".gguf"))
 
 
-def _in_package(source: str) -> Found:
+def _in_package(source: str) -> Fetched:
     name, _, inside = source.removeprefix("package:").partition("/")
     spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -115,12 +115,12 @@ def _in_package(source: str) -> Found:
         which = f"{source} {version(name.replace('_', '-'))}"
     except PackageNotFoundError:
         which = source
-    return Found(path, which)
+    return Fetched(path, which)
 
 
 def _from_hub(
     repository: str, inside: str, revision: str, kind: str, files: Sequence[str]
-) -> Found:
+) -> Fetched:
     import huggingface_hub as hub
 
     what: dict[str, Any] = {"repo_id": repository, "repo_type": kind, "revision": revision or None}
@@ -137,7 +137,7 @@ def _from_hub(
     parts = path.parts
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision
     at = f"@{commit}" if commit else ""
-    return Found(path, f"hub:{repository}{'/' + inside if inside else ''}{at}")
+    return Fetched(path, f"hub:{repository}{'/' + inside if inside else ''}{at}")
 
 
 def _reachable(hub: Any, what: dict[str, Any]) -> bool:

@@ -42,7 +42,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class BoardCell:
     """One method on one benchmark: a value with its 95% interval, or why there is none."""
 
     status: str
@@ -101,7 +101,7 @@ class Row:
     plugin: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
     passed: Mapping[str, Any] = field(default_factory=dict)
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, BoardCell] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
     notes: tuple[str, ...] = ()
     log_tail: tuple[str, ...] = ()
@@ -400,10 +400,10 @@ def _ranks(
     return rank_column(entries, column.higher_is_better, cache)
 
 
-def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -> Cell:
+def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -> BoardCell:
     bad = [r for r in records if not r.ok]
     notes = tuple(dict.fromkeys(n for r in records for n in r.notes))
-    base = Cell(
+    base = BoardCell(
         status="ok",
         seeds=len(records),
         notes=notes,
@@ -447,7 +447,7 @@ def _share(records: Sequence[Record], value: float, ceiling: float | None) -> fl
 def _row(
     label: str,
     records: Mapping[str, Sequence[Record]],
-    cells: Mapping[str, Cell],
+    cells: Mapping[str, BoardCell],
     primary: str,
     where: Mapping[str, Run],
     machines: dict[str, str],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tdabench.errors import DataError, UsageError, unknown
-from tdabench.report.board import Board, Cell, Cost, Row, Table
+from tdabench.report.board import Board, BoardCell, Cost, Row, Table
 from tdabench.report.figures import records_of
 from tdabench.report.ranks import ALPHA, bootstrap_of
 from tdabench.report.records import find_runs, is_run
@@ -76,7 +76,7 @@ class _Side:
     name: str
     table: Table
     row: Row
-    cell: Cell
+    cell: BoardCell
     records: tuple[Record, ...]
 
 

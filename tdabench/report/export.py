@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tdabench.errors import unknown
-from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.board import COSTS, Board, BoardCell, Column, Row, Table
 from tdabench.report.overall import with_overall
 from tdabench.report.terminal import (
     context_line,
@@ -99,12 +99,12 @@ def _csv(tables: Sequence[Table]) -> str:
     writer.writerow([_formula_safe(h) for h in head])
     for t in tables:
         for row in t.rows:
-            main = row.cells.get(t.primary) or Cell("absent")
+            main = row.cells.get(t.primary) or BoardCell("absent")
             line: list[Any] = [t.suite, t.target, t.regime, t.n_train, t.primary]
             line += [main.rank, main.tied, row.label, row.name, row.version, row.family]
             line.append(json.dumps(row.params, sort_keys=True, ensure_ascii=False, default=str))
             for name in names:
-                c = row.cells.get(name) or Cell("absent")
+                c = row.cells.get(name) or BoardCell("absent")
                 line += [c.value, c.low, c.high, c.share, c.rank, c.tied, c.status, c.reason]
             line += [getattr(row.cost, k) for k in costs]
             line.append("; ".join(row.notes))
@@ -139,7 +139,7 @@ def _headers(table: Table, columns: Sequence[str]) -> list[str]:
 
 
 def _plain(table: Table, row: Row, key: str) -> str:
-    main = row.cells.get(table.primary) or Cell("absent")
+    main = row.cells.get(table.primary) or BoardCell("absent")
     if key == "rank":
         return "–" if main.rank is None else f"{main.rank}{'=' if main.tied else ''}"
     if key == "method":
@@ -157,11 +157,11 @@ def _plain(table: Table, row: Row, key: str) -> str:
     return said
 
 
-def _figure(cell: Cell) -> str:
+def _figure(cell: BoardCell) -> str:
     return metric(cell.value, 3)
 
 
-def _interval(cell: Cell) -> str:
+def _interval(cell: BoardCell) -> str:
     if cell.low is None or cell.high is None:
         return ""
     return f"[{metric(cell.low, 3)}, {metric(cell.high, 3)}]"
@@ -194,7 +194,7 @@ def _markdown(table: Table, columns: Sequence[str]) -> str:
     lines.append("| " + " | ".join(_md(h) for h in _headers(table, columns)) + " |")
     lines.append("|" + "|".join("--:" if c in right else ":--" for c in columns) + "|")
     for row in table.rows:
-        main = row.cells.get(table.primary) or Cell("absent", f"not run on {table.primary}")
+        main = row.cells.get(table.primary) or BoardCell("absent", f"not run on {table.primary}")
         cells = []
         for key in columns:
             if key not in names:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdabench.errors import TdabenchError
-from tdabench.report.board import Board, Cell, Cost, Table
+from tdabench.report.board import Board, BoardCell, Cost, Table
 from tdabench.report.terminal import title
 from tdabench.run.record import Record, machine_of
 
@@ -147,7 +147,7 @@ class Matrix:
         return self.values.size == 0 or not np.isfinite(self.values).any()
 
 
-def transfer_matrix(table: Table, column: str = "transfer", metric: str = "lds") -> Matrix:
+def transfer_heatmap(table: Table, column: str = "transfer", metric: str = "lds") -> Matrix:
     """LDS of each method [row] against each target's truth [column], from `lds[target]`."""
     found: dict[str, dict[str, float]] = {}
     for row in table.rows:
@@ -204,7 +204,7 @@ def by_task(
     return Matrix(tuple(rows), kept, mean, tuple(int(c) for c in most))
 
 
-def records_of(board: Board, cell: Cell | None) -> list[Record]:
+def records_of(board: Board, cell: BoardCell | None) -> list[Record]:
     """The records behind a cell, one a seed."""
     if cell is None:
         return []
@@ -212,7 +212,7 @@ def records_of(board: Board, cell: Cell | None) -> list[Record]:
     return [r for r in found if r is not None]
 
 
-def per_query(board: Board, cell: Cell | None) -> Values | None:
+def per_query(board: Board, cell: BoardCell | None) -> Values | None:
     """Query ids and a method's values on them [query], averaged over seeds; None if not stored."""
     if cell is None or not cell.ok:
         return None
@@ -272,7 +272,7 @@ def scaling(board: Board, table: Table) -> list[Lines]:
     return out
 
 
-def _grown(board: Board, cell: Cell | None, array: str, factor: float) -> dict[float, float]:
+def _grown(board: Board, cell: BoardCell | None, array: str, factor: float) -> dict[float, float]:
     """An array of the benchmark `cost` by corpus size, averaged over seeds."""
     found: dict[float, list[float]] = {}
     for record in records_of(board, cell) if cell is not None and cell.ok else ():
@@ -292,7 +292,7 @@ def budget(table: Table) -> list[Lines]:
 
     The best method that needs none is the level to compare with.
     """
-    series: dict[str, list[tuple[float, Cell]]] = {}
+    series: dict[str, list[tuple[float, BoardCell]]] = {}
     level: Curve | None = None
     for row in table.rows:
         cell, spent = row.cells.get(table.primary), row.cost.retrainings

@@ -30,7 +30,7 @@ from tdabench.data.examples import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.io import open_own, write_text
 from tdabench.report import figures
-from tdabench.report.board import Board, Cell, Table
+from tdabench.report.board import Board, BoardCell, Table
 from tdabench.report.examples import Texts, load_texts
 from tdabench.report.export import plain_cells
 from tdabench.report.terminal import context_line, default_columns, footnotes, title
@@ -148,7 +148,7 @@ class Source:
             if not m.empty:
                 out["tasks"][c.name] = _matrix(m)
         transfer = [c.name for c in table.columns if c.benchmark == "transfer"]
-        if transfer and not (m := figures.transfer_matrix(table, transfer[0])).empty:
+        if transfer and not (m := figures.transfer_heatmap(table, transfer[0])).empty:
             out["transfer"] = _matrix(m)
         return dict(_plain(out))
 
@@ -157,7 +157,7 @@ def render(source: Source, level: Level | None = None) -> tuple[str, list[str]]:
     """The page, and what of the records it does not carry."""
     level = level or Level(*LEVELS[0])
     board = source.board
-    pool = Pool(source.texts, level.characters)
+    pool = CarriedTexts(source.texts, level.characters)
     blobs: dict[str, str] = {}
     notes: list[str] = []
     tables = [
@@ -272,7 +272,7 @@ def _manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------- a table
 
 
-class Pool:
+class CarriedTexts:
     """Texts that the page carries, each once, shortened to `limit` characters."""
 
     def __init__(self, texts: Sequence[Texts], limit: int) -> None:
@@ -347,7 +347,7 @@ class Top:
 def _explorer(
     source: Source,
     place: int,
-    pool: Pool,
+    pool: CarriedTexts,
     blobs: dict[str, str],
     level: Level,
     notes: list[str],
@@ -423,7 +423,7 @@ def _stored_tops(board: Board, table: Table) -> Iterator[Top]:
             yield top
 
 
-def _top_of(board: Board, label: str, cell: Cell) -> Top | None:
+def _top_of(board: Board, label: str, cell: BoardCell) -> Top | None:
     records = figures.records_of(board, cell) if cell.ok else []
     if not records or not {"top_index", "top_score"} <= set(records[0].shapes()):
         return None

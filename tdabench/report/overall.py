@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tdabench.report.board import Cell, Column, Table
+from tdabench.report.board import BoardCell, Column, Table
 from tdabench.report.text import clean, listing
 
 OVERALL = "overall"
@@ -45,9 +45,9 @@ def with_overall(table: Table, names: Sequence[str] | None = None) -> Table:
             value = places[row.label]
             rank = 1 + sum(v < value - 1e-9 for v in values)
             tied = sum(abs(v - value) < 1e-9 for v in values) > 1
-            cell = Cell("ok", value=value, rank=rank, tied=tied, best=rank == 1)
+            cell = BoardCell("ok", value=value, rank=rank, tied=tied, best=rank == 1)
         else:
-            cell = Cell("absent", "no result on any benchmark")
+            cell = BoardCell("absent", "no result on any benchmark")
         filled.append(replace(row, cells={**row.cells, OVERALL: cell}))
     return replace(table, columns=(*table.columns, column), rows=tuple(filled))
 

@@ -291,7 +291,7 @@ def _tasks(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
 
 def _transfer(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     names = [c.name for c in table.columns if c.benchmark == "transfer"]
-    matrix = figures.transfer_matrix(table, names[0]) if names else None
+    matrix = figures.transfer_heatmap(table, names[0]) if names else None
     if matrix is None or matrix.empty:
         raise DataError("the records hold no transfer benchmark")
     return _heat(matrix, f"{_heading(table)} · LDS against the truth of each target", "LDS")

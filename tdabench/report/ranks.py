@@ -52,13 +52,6 @@ class Ranks:
     interval: Mapping[str, tuple[float, float]]
     untested: tuple[str, ...] = ()
 
-    def p_of(self, a: str, b: str) -> float | None:
-        """Adjusted p-value of a pair; None where it was not tested."""
-        if a == b or a not in self.labels or b not in self.labels:
-            return None
-        i, j = sorted((self.labels.index(a), self.labels.index(b)))
-        return self.p[i][j - i - 1]
-
 
 def rank_column(entries: Sequence[Entry], higher: bool, cache: Path | None = None) -> Ranks:
     """Ranks the methods of one column, from `cache` (a folder) where it holds the answer."""

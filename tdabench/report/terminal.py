@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tdabench.errors import unknown
-from tdabench.report.board import COSTS, Board, Cell, Column, Row, Table
+from tdabench.report.board import COSTS, Board, BoardCell, Column, Row, Table
 from tdabench.report.overall import OVERALL, rule, with_overall
 from tdabench.report.text import (
     clean,
@@ -210,8 +210,8 @@ def _some(labels: Sequence[str]) -> str:
     return listing(clean(x, 60) for x in labels) if len(labels) < 4 else f"{len(labels)} methods"
 
 
-def _primary(table: Table, row: Row) -> Cell:
-    return row.cells.get(table.primary) or Cell("absent", f"not run on {table.primary}")
+def _primary(table: Table, row: Row) -> BoardCell:
+    return row.cells.get(table.primary) or BoardCell("absent", f"not run on {table.primary}")
 
 
 def default_columns(table: Table) -> list[str]:
@@ -292,12 +292,12 @@ def title(column: Column) -> str:
     return column.name.upper() if column.name == "lds" else column.name
 
 
-def _rank(cell: Cell) -> Text:
+def _rank(cell: BoardCell) -> Text:
     rank = "-" if cell.rank is None else f"{cell.rank}{'=' if cell.tied else ''}"
     return Text(f" {rank}", "bold green" if cell.rank == 1 else "")
 
 
-def _value(cell: Cell | None, column: Column, digits: int, interval: bool) -> Text:
+def _value(cell: BoardCell | None, column: Column, digits: int, interval: bool) -> Text:
     if cell is None:
         return Text("–")
     if not cell.ok or cell.value is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tdabench.errors import DataError, unknown
-from tdabench.report.board import Board, Cell
+from tdabench.report.board import Board, BoardCell
 from tdabench.report.text import clean, number
 from tdabench.run.record import finite
 
@@ -61,7 +61,7 @@ def transfer_matrix(board: Board, method: str) -> TransferMatrix:
     return TransferMatrix(method, sources, targets, lds, ceiling)
 
 
-def _value(cell: Cell, name: str) -> float | None:
+def _value(cell: BoardCell, name: str) -> float | None:
     return finite((cell.metrics.get(name) or {}).get("value"))
 
 

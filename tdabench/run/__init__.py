@@ -28,8 +28,8 @@ __all__ = [
     "Options",
     "Plan",
     "Request",
-    "Result",
     "RunFolder",
+    "RunResult",
     "is_done",
     "make_plan",
     "run",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """Records of a run in the order of its cells, and whether Ctrl-C cut it short."""
 
     folder: Path
@@ -57,7 +57,7 @@ def run(
     options: Options | None = None,
     watcher: Watcher | None = None,
     plan: Plan | None = None,
-) -> Result:
+) -> RunResult:
     """Measures every cell of a request that is not on disk yet; returns all their records.
 
     Results go to `out`, by default runs/<suite>. Raises UsageError, DataError or GuardError
@@ -82,7 +82,7 @@ def run(
         except Interrupted:
             interrupted = True
     records = [executor.records[c.key] for c in plan.cells if c.key in executor.records]
-    return Result(folder.path, plan, records, interrupted)
+    return RunResult(folder.path, plan, records, interrupted)
 
 
 def make_manifest(

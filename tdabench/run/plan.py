@@ -130,10 +130,6 @@ class Cell:
     skip: str = ""
 
     @property
-    def slot(self) -> tuple[str, str, str, int]:
-        return (self.method.label, self.target.label, self.benchmark.name, self.seed)
-
-    @property
     def title(self) -> str:
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.method.label} · {self.target.label} · {self.benchmark.name}{seed}"

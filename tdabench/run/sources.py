@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tdabench.data.hub import Found, find
+from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.io import cache_folder, fingerprint, sha256_kept
 from tdabench.registry import registry
@@ -106,14 +106,14 @@ def _is_there(value: str, near: Path) -> bool:
     return value.startswith(FETCHED) or (near / value).exists()
 
 
-def fetched(value: str, near: Path, data_dir: Path | None, kind: str) -> Found:
+def fetched(value: str, near: Path, data_dir: Path | None, kind: str) -> Fetched:
     """`find`, but what has no prefix is a path and nothing else."""
     if value.startswith(FETCHED):
         return find(value, kind=kind, near=near, data_dir=data_dir)
     path = (near / value).absolute()
     if not path.exists():
         raise DataError(f"{path} is missing", "Correct the path in the suite")
-    return Found(path, str(path))
+    return Fetched(path, str(path))
 
 
 def _open_target(target: dict[str, Any], near: Path, data_dir: Path | None) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdabench.data.hub import Found, find
+from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, MissingExtra, UsageError
 from tdabench.io import cache_folder, fingerprint, read_json
 from tdabench.targets.target import TOKENIZER_FILES, load_pretrained, no_bars, read_weights
@@ -76,11 +76,11 @@ def open_model(
     return _assemble(places)
 
 
-def _without_base(places: Mapping[str, Found]) -> dict[str, Found]:
+def _without_base(places: Mapping[str, Fetched]) -> dict[str, Fetched]:
     return {k: v for k, v in places.items() if k != "base"}
 
 
-def _locate(source: str, near: Path, data_dir: Path | None) -> Found:
+def _locate(source: str, near: Path, data_dir: Path | None) -> Fetched:
     found = find(source, near=near, data_dir=data_dir)
     path = found.path
     if path.is_file() and path.suffix != ".gguf":
@@ -90,7 +90,7 @@ def _locate(source: str, near: Path, data_dir: Path | None) -> Found:
     if path.is_dir() and not (path / "config.json").exists() and not _is_adapter(path):
         packed = sorted(path.glob("*.gguf"))
         if len(packed) == 1:
-            return Found(packed[0], found.pinned)
+            return Fetched(packed[0], found.pinned)
         if packed:
             raise UsageError(
                 f"{path} holds {len(packed)} GGUF files", f"Name one: {packed[0].name}, …"
@@ -102,7 +102,7 @@ def _locate(source: str, near: Path, data_dir: Path | None) -> Found:
     return found
 
 
-def _assemble(places: Mapping[str, Found]) -> Opened:
+def _assemble(places: Mapping[str, Fetched]) -> Opened:
     key = fingerprint([1, *([k, str(v.path), _stamp(v.path)] for k, v in sorted(places.items()))])
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", places["base"].path.stem)[:40]
     folder = cache_folder() / "targets" / f"{name}-{key}"
@@ -370,10 +370,3 @@ def _for_layer(pattern: Mapping[str, Any] | None, name: str, default: Any) -> fl
         if re.fullmatch(rf"(?:.*\.)?(?:{key})", name):
             return float(value)
     return float(default)
-
-
-def config_summary(config: Mapping[str, Any]) -> str:
-    """`llama, 30 layers of 576`: what a model is, in a few words."""
-    layers = config.get("num_hidden_layers", config.get("n_layer", "?"))
-    width = config.get("hidden_size", config.get("n_embd", "?"))
-    return f"{config.get('model_type', 'model')}, {layers} layers of {width}"

@@ -11,7 +11,7 @@ and queries they run on, for tests of your own.
 """
 
 from tdabench.testing.kit import (
-    Result,
+    LawResult,
     check_law,
     check_method,
     find_law,
@@ -27,7 +27,7 @@ __all__ = [
     "DoesNotApply",
     "Law",
     "LawBroken",
-    "Result",
+    "LawResult",
     "TinyWorld",
     "check_law",
     "check_method",

@@ -23,7 +23,7 @@ Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
 
 
 @dataclass(frozen=True)
-class Result:
+class LawResult:
     """How one law went. `failed` and `unexpected` (a waiver that is not needed) are failures.
 
     `expected` is a failure that the method declares, with its reason in `detail`; `where` is
@@ -44,7 +44,7 @@ class Result:
         return self.status not in ("failed", "unexpected")
 
 
-def check_law(law: Law, case: Case) -> Result:
+def check_law(law: Law, case: Case) -> LawResult:
     """One law on one case, whatever it raises."""
     cls = type(case.method)
     waiver = cls.expected_failures.get(law.name)
@@ -65,7 +65,7 @@ def check_law(law: Law, case: Case) -> Result:
     elif waiver and status == "passed":
         status, detail = "unexpected", f"holds, though a failure is declared: {waiver}"
     seconds = time.perf_counter() - start
-    return Result(cls.name, law.name, status, detail, seconds, where, missing)
+    return LawResult(cls.name, law.name, status, detail, seconds, where, missing)
 
 
 def check_method(
@@ -73,7 +73,7 @@ def check_method(
     laws: Iterable[str] | None = None,
     assets: Mapping[str, Path] | None = None,
     architecture: str = "qwen2",
-) -> Iterator[Result]:
+) -> Iterator[LawResult]:
     """Results of the laws (all by default), one by one as they are known.
 
     Raises UsageError for a law that does not exist.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tdabench.targets.target import Target
 
-POOLINGS = ("mean", "position", "cls", "last")
+TOKEN_POOLINGS = ("mean", "position", "cls", "last")
 # A processor is fastest while activations stay in its cache, an accelerator when it is full.
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 16_384}
 _WINDOW = 16_384  # texts tokenised at a time, so that a corpus of any size fits
@@ -156,8 +156,10 @@ def _encode_ids(
     """(places in `ids`, pooled float32 [b, d]) batch by batch, longest first."""
     import torch
 
-    if pooling not in POOLINGS:
-        raise UsageError(f"unknown token pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
+    if pooling not in TOKEN_POOLINGS:
+        raise UsageError(
+            f"unknown token pooling {pooling!r}", f"One of: {', '.join(TOKEN_POOLINGS)}"
+        )
     budget = tokens_a_batch or TOKENS_A_BATCH.get(model.device.type, TOKENS_A_BATCH["cuda"])
     lengths = np.array([len(x) for x in ids], dtype=np.int64)
     some = np.flatnonzero(lengths)  # a text without tokens has nothing to pool

@@ -21,7 +21,7 @@ from tdabench.groups import Groups, check_pooling
 from tdabench.io import fingerprint, read_arrays, write_arrays, write_json
 from tdabench.method import Context, Index, TDAMethod, no_progress
 from tdabench.rows import Rows, check_rows, dots, is_sparse, row_blocks
-from tdabench.toolkit.scan import Found, scan, stream_groups
+from tdabench.toolkit.scan import ScanResult, scan, stream_groups
 from tdabench.toolkit.sharded import SCHEMA, Run, Shards, build_shards, in_turn
 from tdabench.toolkit.store import FeatureStore
 
@@ -137,8 +137,8 @@ class RepresentationIndex(Index):
         found = self.scan(queries, k, pooling=None)
         return found.values, found.ids
 
-    def scan(self, queries: Sequence[Example], k: int, pooling: str | None = "own") -> Found:
-        """The best k, and the whole corpus as one group, in one pass (`toolkit.scan.Found`).
+    def scan(self, queries: Sequence[Example], k: int, pooling: str | None = "own") -> ScanResult:
+        """The best k, and the whole corpus as one group, in one pass (`toolkit.scan.ScanResult`).
 
         `pooling` is the index's own by default; None leaves the corpus out.
         """

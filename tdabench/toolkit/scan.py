@@ -21,7 +21,7 @@ BLOCK_BYTES = 8 << 20  # of float32 rows at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ScanResult:
     """What a scan says of each query.
 
     `values` float32 and `ids` int64 [query, min(k, n)], best first, equal scores by index.
@@ -42,7 +42,7 @@ class Found:
         return self.whole.sums
 
     @classmethod
-    def merge(cls, parts: Sequence[Found], starts: Sequence[int], k: int) -> Found:
+    def merge(cls, parts: Sequence[ScanResult], starts: Sequence[int], k: int) -> ScanResult:
         """What one scan would have found of parts of a corpus, in order, that begin at `starts`.
 
         Raises UsageError for no parts.
@@ -68,7 +68,7 @@ def scan(
     temperature: float = 1.0,
     device: str | None = None,
     candidates: int | None = None,
-) -> Found:
+) -> ScanResult:
     """Scores q . z of all queries with all rows in one pass over `rows`.
 
     pooling     also pool the whole corpus this way ("softmax-abs", ...); None leaves zeros in
@@ -104,7 +104,7 @@ def scan(
     values, ids = best.result()
     if refined:
         values, ids = _rescore(queries, rows, ids, k)
-    return Found(values, ids, whole)
+    return ScanResult(values, ids, whole)
 
 
 def blocks(rows: Rows) -> Iterator[tuple[int, Any, np.ndarray | None]]:

@@ -20,7 +20,7 @@ import numpy as np
 from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
 from tdabench.io import fingerprint, read_json, write_json
 from tdabench.rows import Rows, row_blocks
-from tdabench.toolkit.scan import Found, scan
+from tdabench.toolkit.scan import ScanResult, scan
 from tdabench.toolkit.store import FeatureStore
 
 SCHEMA = 1
@@ -135,14 +135,14 @@ class Shards:
             out[mine] = self.store(int(s))[at[mine] - self.starts[s]]
         return out
 
-    def scan(self, queries: Any, k: int, **settings: Any) -> Found:
+    def scan(self, queries: Any, k: int, **settings: Any) -> ScanResult:
         """As `toolkit.scan.scan` over all rows; settings are those of `scan`."""
         task = partial(_scan_shard, queries=queries, k=k, settings=settings)
         shards = range(len(self.starts) - 1)
         parts = self.run(task, [self.path(s) for s in shards])
         if not parts:
             return scan(queries, np.empty(self.shape, dtype=np.float32), k, **settings)
-        return Found.merge(parts, [int(a) for a in self.starts[:-1]], k)
+        return ScanResult.merge(parts, [int(a) for a in self.starts[:-1]], k)
 
     def copy_to(self, folder: Path) -> None:
         """Copies all shards to `folder`."""
@@ -205,7 +205,7 @@ def _build_shard(
     return store.shape[1]
 
 
-def _scan_shard(path: Path, queries: Any, k: int, settings: dict[str, Any]) -> Found:
+def _scan_shard(path: Path, queries: Any, k: int, settings: dict[str, Any]) -> ScanResult:
     return scan(queries, FeatureStore.open(path, verify=False), k, **settings)
 
 

@@ -25,7 +25,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, TdabenchError
 from tdabench.io import check_free, read_arrays, read_json, write_arrays, write_json
 from tdabench.targets.target import Target
-from tdabench.truth.engines import Engine, InProcess, Pool, Result, Trainer
+from tdabench.truth.engines import Engine, InProcess, Pool, UnitResult, UnitTrainer
 from tdabench.truth.plan import TruthPlan, Unit
 from tdabench.truth.store import Truth
 
@@ -102,13 +102,13 @@ def build_units(
     if engine is None:
         workers = min(workers, len(todo))
         engine = Pool(workers) if workers > 1 else InProcess()
-    trainer = Trainer.of(plan, target, train, queries)
+    trainer = UnitTrainer.of(plan, target, train, queries)
     queue = _Queue(plan, folder, todo)
     failed = []
     try:
         while queue.left():
             for unit, result in engine.run(trainer, queue.take, note):
-                if isinstance(result, Result):
+                if isinstance(result, UnitResult):
                     store(plan, folder, unit, result)
                     reason = ""
                 elif queue.attempts[unit] <= retries:
@@ -149,7 +149,7 @@ def claim(plan: TruthPlan, folder: Path) -> None:
         plan.save(path)
 
 
-def store(plan: TruthPlan, folder: Path, unit: Unit, result: Result) -> None:
+def store(plan: TruthPlan, folder: Path, unit: Unit, result: UnitResult) -> None:
     """Writes a unit's checkpoints, then its row: the row is the sign that all of it is there."""
     for step, weights in result.checkpoints.items():
         write_arrays(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
+class UnitResult:
     """What one retraining gave: losses float32 [query], and the checkpoints that it kept.
 
     `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a way of
@@ -50,11 +50,11 @@ class Result:
 
 
 Take = Callable[[], Unit | None]
-Outcomes = Iterator[tuple[Unit, Result | str]]  # (unit, its result or the reason it failed)
+Outcomes = Iterator[tuple[Unit, UnitResult | str]]  # (unit, its result or the reason it failed)
 
 
 @dataclass
-class Trainer:
+class UnitTrainer:
     """What every unit of a plan shares: the target, and both corpora tokenised once."""
 
     plan: TruthPlan
@@ -64,7 +64,7 @@ class Trainer:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, plan: TruthPlan, target: Target, train: Corpus, queries: Corpus) -> Trainer:
+    def of(cls, plan: TruthPlan, target: Target, train: Corpus, queries: Corpus) -> UnitTrainer:
         plan.check(target, train, queries)
         return cls(plan, target, target.tokenize(train), target.tokenize(queries))
 
@@ -83,7 +83,7 @@ class Trainer:
         )  # fmt: skip
         return self.target.losses(model, self.queries)
 
-    def attempt(self, unit: Unit) -> Result | str:
+    def attempt(self, unit: Unit) -> UnitResult | str:
         """The unit's result, or why there is none."""
         kept: dict[int, dict[str, np.ndarray]] = {}
         parts: list[int] = []  # examples a pass, where memory ran out for more
@@ -96,7 +96,7 @@ class Trainer:
                 losses = self.losses(unit, keep if self.plan.recipe.keep else None, parts.append)
             if not np.isfinite(losses).all():
                 return f"{int((~np.isfinite(losses)).sum())} of its losses are not finite"
-            return Result(losses, kept, f"micro-batches of {parts[-1]}" if parts else "")
+            return UnitResult(losses, kept, f"micro-batches of {parts[-1]}" if parts else "")
         except (TdabenchError, RuntimeError, MemoryError) as e:
             return f"{type(e).__name__}: {e}"
 
@@ -116,7 +116,7 @@ def one_thread() -> Iterator[None]:
 class Engine(Protocol):
     """Does the units that `take` gives until it gives None and none is under way."""
 
-    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes: ...
+    def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes: ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class InProcess:
 
     device: str = "cpu"
 
-    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+    def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes:
         trainer = replace(trainer, device=self.device)
         while (unit := take()) is not None:
             yield unit, trainer.attempt(unit)
@@ -147,7 +147,7 @@ class Pool:
     workers: int
     devices: tuple[str, ...] = ("cpu",)
 
-    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+    def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes:
         from multiprocessing.connection import wait
 
         places = list(range(self.workers))
@@ -221,7 +221,7 @@ def _context() -> Any:
 class _Worker:
     """One process and the pipe to it."""
 
-    def __init__(self, trainer: Trainer, device: str) -> None:
+    def __init__(self, trainer: UnitTrainer, device: str) -> None:
         context = _context()
         self.pipe, theirs = context.Pipe()
         # Its far end is closed when this process ends, however it ends: the worker's sign to go.
@@ -260,7 +260,7 @@ class _Worker:
         self.lifeline.close()
 
 
-def _serve(pipe: Connection, lifeline: Connection, trainer: Trainer, device: str) -> None:
+def _serve(pipe: Connection, lifeline: Connection, trainer: UnitTrainer, device: str) -> None:
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -326,7 +326,7 @@ class Ray:
     lost: int = 5
     ahead: int = 2  # tasks handed over for each that the cluster has room for
 
-    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+    def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes:
         ray = _import_ray()
         ours = not ray.is_initialized()
         if ours:
@@ -411,17 +411,17 @@ def _ray_reason(error: Any) -> str:
 class _Shipped:
     """A trainer as it travels: with the target's files, for nodes that do not have them."""
 
-    trainer: Trainer
+    trainer: UnitTrainer
     files: Mapping[str, bytes]
 
     @classmethod
-    def of(cls, trainer: Trainer, device: str) -> _Shipped:
+    def of(cls, trainer: UnitTrainer, device: str) -> _Shipped:
         sent = replace(trainer, device=device)
         folder = trainer.target.folder
         paths = trainer.target.files(trainer.plan.start)
         return cls(sent, {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths})
 
-    def here(self) -> Trainer:
+    def here(self) -> UnitTrainer:
         """The trainer, its target's files on this machine."""
         t = self.trainer
         with contextlib.suppress(TdabenchError):
@@ -437,10 +437,10 @@ class _Shipped:
         return replace(t, target=target)
 
 
-_trainers: dict[str, Trainer] = {}  # of this Ray worker: processes are used again
+_trainers: dict[str, UnitTrainer] = {}  # of this Ray worker: processes are used again
 
 
-def _ray_task(shared: list[Any], key: str, unit: Unit) -> Result | str:
+def _ray_task(shared: list[Any], key: str, unit: Unit) -> UnitResult | str:
     import ray
 
     if key not in _trainers:

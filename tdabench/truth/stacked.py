@@ -18,7 +18,7 @@ from tdabench.errors import UsageError
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import SCRATCH, Target
 from tdabench.targets.training import Recipe, batch_order, make_optimizer
-from tdabench.truth.engines import Outcomes, Result, Take, Trainer, one_thread
+from tdabench.truth.engines import Outcomes, Take, UnitResult, UnitTrainer, one_thread
 from tdabench.truth.plan import TruthPlan, Unit
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Stacked:
     size: int
     device: str = "cpu"
 
-    def run(self, trainer: Trainer, take: Take, note: Callable[[str], None]) -> Outcomes:
+    def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes:
         check(trainer.plan)
         while units := self._next(trainer.plan, take):
             by_size: dict[int, list[Unit]] = {}
@@ -52,7 +52,7 @@ class Stacked:
             units.append(unit)
         return units
 
-    def _attempt(self, trainer: Trainer, units: list[Unit]) -> Outcomes:
+    def _attempt(self, trainer: UnitTrainer, units: list[Unit]) -> Outcomes:
         try:
             with one_thread():
                 rows = losses(trainer, units, self.device)
@@ -61,7 +61,7 @@ class Stacked:
         for unit, row in zip(units, rows):
             yield (
                 unit,
-                row if isinstance(row, str) else Result(row, made_by=f"stack of {len(units)}"),
+                row if isinstance(row, str) else UnitResult(row, made_by=f"stack of {len(units)}"),
             )
 
 
@@ -79,7 +79,9 @@ def check(plan: TruthPlan) -> None:
             raise UsageError(f"stacked training does not do {what}", "Leave out --stack")
 
 
-def losses(trainer: Trainer, units: Sequence[Unit], device: str = "cpu") -> list[np.ndarray | str]:
+def losses(
+    trainer: UnitTrainer, units: Sequence[Unit], device: str = "cpu"
+) -> list[np.ndarray | str]:
     """Retrains on the group of each unit: float32 [query] each, or the reason it failed."""
     import torch
 

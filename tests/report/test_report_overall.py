@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tdabench.cli.leaderboard import command
 from tdabench.errors import UsageError
-from tdabench.report.board import Board, Cell, Column, Cost, Row, Table
+from tdabench.report.board import Board, BoardCell, Column, Cost, Row, Table
 from tdabench.report.overall import OVERALL, rule, with_overall
 from tdabench.report.terminal import print_board
 
@@ -28,7 +28,7 @@ RANKS = {  # places by hand: a benchmark's ties share the mean of their places
 def table() -> Table:
     columns = tuple(Column(n, n, n) for n in ("lds", "tracing", "cost", "empty"))
     rows = tuple(
-        Row(label, cells={n: Cell("ok", value=1.0, rank=r) for n, r in ranks.items()})
+        Row(label, cells={n: BoardCell("ok", value=1.0, rank=r) for n, r in ranks.items()})
         for label, ranks in RANKS.items()
     )
     return Table("t", "", "", 1, columns, rows, "lds")
@@ -79,7 +79,7 @@ def test_one_benchmark_or_no_result_has_no_overall_rank() -> None:
 def test_methods_without_a_value_share_the_last_places() -> None:
     cells = {"x": {"lds": 1, "tracing": 1}, "y": {"lds": 2}, "z": {"lds": 3}}
     rows = tuple(
-        Row(k, cells={n: Cell("ok", value=0.0, rank=r) for n, r in v.items()})
+        Row(k, cells={n: BoardCell("ok", value=0.0, rank=r) for n, r in v.items()})
         for k, v in cells.items()
     )
     t = with_overall(replace(table(), rows=rows))
@@ -127,7 +127,7 @@ def test_many_benchmarks_are_shown_before_costs_where_room_is_short() -> None:
         Column(n, n, n, higher_is_better=n != "selection", ceiling=0.9 if n == "lds" else None)
         for n in names
     )
-    cells = {n: Cell("ok", value=0.5, low=0.4, high=0.6, rank=1, share=0.55) for n in names}
+    cells = {n: BoardCell("ok", value=0.5, low=0.4, high=0.6, rank=1, share=0.55) for n in names}
     row = Row(
         "method", cells=cells, cost=Cost(build_seconds=1.0, query_ms=2.0, bytes_per_example=3.0)
     )

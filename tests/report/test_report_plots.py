@@ -89,7 +89,7 @@ def test_curves_share_their_references(board):
 
 
 def test_transfer_matrix(board):
-    matrix = figures.transfer_matrix(board.table())
+    matrix = figures.transfer_heatmap(board.table())
     assert matrix.columns == ("qwen2-1m", "gpt2-2m")
     row = matrix.values[matrix.rows.index("bm25")]
     assert row.tolist() == pytest.approx([0.4, 0.04])

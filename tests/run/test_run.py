@@ -19,7 +19,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, read_json
-from tdabench.run import Options, Request, Result, RunFolder, make_plan, run
+from tdabench.run import Options, Request, RunFolder, RunResult, make_plan, run
 from tdabench.truth import Truth
 
 QUICK = Options(jobs=2, threads=1, timeout=300.0)
@@ -43,7 +43,7 @@ def measure(
     return by_label(run(Request(str(suite), tuple(methods.split(",")), **asked), out, options))
 
 
-def by_label(result: Result) -> dict[str, dict[str, Any]]:
+def by_label(result: RunResult) -> dict[str, dict[str, Any]]:
     return {r["method"]["label"]: r for r in result.records}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from tdabench.truth import build
-from tdabench.truth.engines import Trainer
+from tdabench.truth.engines import UnitTrainer
 
 
 def run(plan, parts, folder, log, pause):
     """Builds; each retraining is logged when it begins, and waits `pause` seconds."""
-    train = Trainer.losses
+    train = UnitTrainer.losses
 
     def logged(self, unit, *rest):
         with open(log, "a") as f:
@@ -18,5 +18,5 @@ def run(plan, parts, folder, log, pause):
         time.sleep(pause)
         return train(self, unit, *rest)
 
-    Trainer.losses = logged
+    UnitTrainer.losses = logged
     build(plan, *parts, folder)

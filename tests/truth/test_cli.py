@@ -163,16 +163,16 @@ def test_a_plan_file_builds_what_the_suite_would(suite, tmp_path):
 
 
 def test_status_tells_failures_and_damage(suite, tmp_path, monkeypatch):
-    from tdabench.truth.engines import Trainer
+    from tdabench.truth.engines import UnitTrainer
 
-    real, work = Trainer.losses, ["--work", tmp_path / "work"]
+    real, work = UnitTrainer.losses, ["--work", tmp_path / "work"]
 
     def fails(self, unit, *rest):
         if unit.name == "g00001-s00":
             raise RuntimeError("out of luck")
         return real(self, unit, *rest)
 
-    monkeypatch.setattr(Trainer, "losses", fails)
+    monkeypatch.setattr(UnitTrainer, "losses", fails)
     out = run("build", suite, "--workers", 1, *work, code=1)
     assert "5 of 6 retrainings, 1 failed" in out
     (row,) = (tmp_path / "work").glob("*/units/g00000-s00.safetensors")
@@ -181,7 +181,7 @@ def test_status_tells_failures_and_damage(suite, tmp_path, monkeypatch):
     assert "4/6 built here" in out
     assert "g00001-s00 failed: RuntimeError: out of luck" in out
     assert "the next build redoes them: g00000-s00" in out
-    monkeypatch.setattr(Trainer, "losses", real)
+    monkeypatch.setattr(UnitTrainer, "losses", real)
     assert "6 of 6" in run("build", suite, "--workers", 1, *work)
     assert "6/6 built here" in run("status", suite, *work)
 

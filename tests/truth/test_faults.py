@@ -20,7 +20,7 @@ from tdabench.io import read_arrays, read_json, write_arrays
 from tdabench.targets import Recipe
 from tdabench.truth import Pool, TruthPlan, Unit, build, collect, finished, survey
 from tdabench.truth.build import checkpoint_path, failure_path, unit_path
-from tdabench.truth.engines import Trainer, _context
+from tdabench.truth.engines import UnitTrainer, _context
 
 KILLS = 100 if os.environ.get("TDABENCH_LONG") else 5
 forked = pytest.mark.skipif(
@@ -176,14 +176,14 @@ def test_folders_are_merged_by_copying(plan, parts, serial, file_of, tmp_path):
 def test_a_failure_is_recorded_with_its_reason_and_tried_again_by_the_next_build(
     plan, parts, serial, file_of, tmp_path, monkeypatch
 ):
-    real, folder, notes = Trainer.losses, tmp_path / "b", []
+    real, folder, notes = UnitTrainer.losses, tmp_path / "b", []
 
     def fails(self, unit, *rest):
         if unit == Unit(2, 1):
             raise RuntimeError("no luck")
         return real(self, unit, *rest)
 
-    monkeypatch.setattr(Trainer, "losses", fails)
+    monkeypatch.setattr(UnitTrainer, "losses", fails)
     assert build(plan, *parts, folder, retries=2, note=notes.append) == [Unit(2, 1)]
     assert len([n for n in notes if "g00002-s01 failed and is tried again" in n]) == 2
     record = read_json(failure_path(folder, Unit(2, 1)))
@@ -191,14 +191,14 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again_by_the_next_build
     assert survey(plan, folder).failed == {Unit(2, 1): "RuntimeError: no luck"}
     with pytest.raises(DataError, match=r"1 of 6 .* missing, first g00002-s01; 1 failed"):
         collect(plan, folder)
-    monkeypatch.setattr(Trainer, "losses", real)
+    monkeypatch.setattr(UnitTrainer, "losses", real)
     assert build(plan, *parts, folder) == []
     assert survey(plan, folder).failed == {}
     assert file_of(folder) == serial
 
 
 def test_losses_that_are_not_finite_are_a_failure(plan, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "losses", lambda self, unit, *rest: np.array([1.0, np.nan]))
+    monkeypatch.setattr(UnitTrainer, "losses", lambda self, unit, *rest: np.array([1.0, np.nan]))
     assert len(build(plan, *parts, tmp_path / "b", shard=(0, 6), retries=0)) == 1
     assert survey(plan, tmp_path / "b").failed == {Unit(0, 0): "1 of its losses are not finite"}
 

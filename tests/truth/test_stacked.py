@@ -8,7 +8,7 @@ from tdabench.groups import Groups
 from tdabench.targets import Recipe
 from tdabench.truth import Stacked, Truth, TruthPlan, build, collect, survey
 from tdabench.truth.build import build_units
-from tdabench.truth.engines import Trainer
+from tdabench.truth.engines import UnitTrainer
 from tdabench.truth.stacked import losses
 
 KW = {"lr": 3e-3, "epochs": 1, "batch_size": 8}
@@ -48,14 +48,14 @@ def test_sgd_and_scratch_in_a_stack(parts):
     plan = TruthPlan.draw(
         "s", *parts, n_groups=2, fraction=0.25, n_seeds=1, recipe=recipe, start="scratch"
     )
-    trainer = Trainer.of(plan, *parts)
+    trainer = UnitTrainer.of(plan, *parts)
     for unit, row in zip(plan.units(), losses(trainer, plan.units())):
         np.testing.assert_allclose(row, trainer.losses(unit), atol=2e-4)
 
 
 def test_one_diverging_unit_leaves_the_others_alone(parts, tmp_path, monkeypatch):
     plan = plan_of(parts)
-    whole = Trainer.of(plan, *parts)
+    whole = UnitTrainer.of(plan, *parts)
     expected = losses(whole, plan.units()[:2])
     import tdabench.truth.stacked as stacked
 

@@ -15,7 +15,7 @@ from tdabench.groups import Groups
 from tdabench.io import read_arrays, write_arrays
 from tdabench.targets import Recipe, Target
 from tdabench.truth import Truth, TruthPlan, Unit, build, collect, finished
-from tdabench.truth.build import Trainer
+from tdabench.truth.build import UnitTrainer
 
 RECIPE = Recipe(lr=3e-3, epochs=1, batch_size=8)  # as the fixture `plan` has it
 
@@ -59,7 +59,7 @@ def test_with_order_pool_a_seed_orders_all_groups_alike(parts, tmp_path):
     model = target.fresh_model("base")
     finetune(model, tokens, RECIPE, seed, target.pad_id, members=keep)
     expected = target.losses(model, target.tokenize(queries))
-    np.testing.assert_array_equal(Trainer.of(plan, *parts).losses(unit), expected)
+    np.testing.assert_array_equal(UnitTrainer.of(plan, *parts).losses(unit), expected)
 
     # Leaving nothing out is the plain training, and what is left out is never read.
     whole, plain = target.fresh_model("base"), target.fresh_model("base")
@@ -98,7 +98,7 @@ def test_a_unit_is_a_finetuning_from_base_evaluated_on_every_query(plan, parts):
     from tdabench.targets import finetune
 
     target, train, queries = parts
-    trainer = Trainer.of(plan, *parts)
+    trainer = UnitTrainer.of(plan, *parts)
     unit = Unit(1, 0)
     members = target.tokenize(train.subset(plan.groups[1]))
     model = finetune(
