@@ -28,7 +28,6 @@ from tdabench.errors import resumable as resumable
 from tdabench.groups import POOLINGS as POOLINGS
 from tdabench.groups import Groups as Groups
 from tdabench.groups import check_pooling as check_pooling
-from tdabench.groups import pool_scores as pool_scores
 from tdabench.hookspecs import hookimpl as hookimpl
 from tdabench.io import check_free as check_free
 from tdabench.io import check_replaceable as check_replaceable
