@@ -29,9 +29,10 @@ from tdabench.data.files import read_corpus
 from tdabench.method import Context
 from tdabench.stats import spearman_rows
 from tdabench.targets.batches import Tokens
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.source import open_model
 from tdabench.targets.target import Target
-from tdabench.targets.training import Recipe, finetune
+from tdabench.targets.training import finetune
 from tdabench.toolkit.gradients import GradientEngine
 
 

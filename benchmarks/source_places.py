@@ -43,7 +43,7 @@ def main() -> None:
         context = Context(target=target.target, scratch=Path(scratch))
         ekfac = EKFAC(checkpoint="base", damping=0.001).build(context, suite.train)
         print(f"{args.target}: ekfac at the base {lds(ekfac):.3f}", flush=True)
-        method = SOURCE(share=0.25)
+        method = SOURCE()
         index = method.build(context, suite.train)
         times = {k: v.copy() for k, v in index.state.items() if k.endswith(".t")}
         end = index.state["end.theta"]

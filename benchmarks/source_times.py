@@ -36,7 +36,7 @@ def main() -> None:
     truth = tuning_truth(suite, target).for_queries([q.id for q in queries])
     with tempfile.TemporaryDirectory() as scratch:
         context = Context(target=target.target, scratch=Path(scratch))
-        index = SOURCE(share=0.25).build(context, suite.train)
+        index = SOURCE().build(context, suite.train)
         times = {k: v.copy() for k, v in index.state.items() if k.endswith(".t")}
         th = [
             float(index.state[f"{i}.t"][j]) * index.state[f"{i}.lambda.{layer.name}"].ravel()

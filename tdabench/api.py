@@ -55,12 +55,12 @@ from tdabench.targets.batches import Tokens as Tokens
 from tdabench.targets.batches import batch_places as batch_places
 from tdabench.targets.batches import over_batches as over_batches
 from tdabench.targets.batches import pad as pad
+from tdabench.targets.recipe import Recipe as Recipe
 from tdabench.targets.target import Target as Target
 from tdabench.targets.target import example_losses as example_losses
 from tdabench.targets.target import no_bars as no_bars
 from tdabench.targets.target import response_logits as response_logits
 from tdabench.targets.target import token_losses as token_losses
-from tdabench.targets.training import Recipe as Recipe
 from tdabench.targets.training import finetune as finetune
 from tdabench.toolkit.encode import encode_texts as encode_texts
 from tdabench.toolkit.encode import pooled_hidden_states as pooled_hidden_states

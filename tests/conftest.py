@@ -85,8 +85,9 @@ def build_target(folder: Path, corpus: Corpus, architecture: str = "qwen2") -> T
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+    from tdabench.targets.recipe import Recipe
     from tdabench.targets.target import save_weights
-    from tdabench.targets.training import Recipe, finetune
+    from tdabench.targets.training import finetune
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -58,7 +58,9 @@ def source_options(function: Any) -> Any:
             "--template", default="plain", show_default=True, help="With a target folder."
         ),
         click.option(
-            "--recipe", default="", help="Fine-tuning, e.g. lr=1e-3,epochs=2. Default: the truth's."
+            "--recipe",
+            default="",
+            help="What differs from the target's recipe, e.g. lr=1e-3,epochs=2.",
         ),
     ):
         function = option(function)
@@ -76,9 +78,8 @@ def open_source(
     recipe: str,
 ) -> Source:
     """Raises GuardError when the suite's test or tuning queries are among the examples."""
-    from tdabench.api import Target, Truth, check_disjoint, load_suite
+    from tdabench.api import Target, check_disjoint, load_suite
 
-    start: dict[str, Any] = {}
     queries: list[Corpus] = []
     if suite:
         loaded = load_suite(suite)
@@ -86,9 +87,6 @@ def open_source(
         chosen = declared.target
         corpus = corpus or str(loaded.corpus.train[0])
         queries = [loaded.queries("test")]
-        truth = declared.truths.get("lds")
-        if truth is not None and truth.exists():
-            start = dict(Truth.load(truth).plan.get("recipe", {}))
     else:
         folder = Path(target)
         if not folder.is_dir():
@@ -112,25 +110,7 @@ def open_source(
     for q in queries:
         check_disjoint(train, q)
         check_disjoint(dev, q)
-    return Source(chosen, train, dev, make_recipe(recipe, start))
-
-
-def make_recipe(text: str, start: Mapping[str, Any]) -> Recipe:
-    """`lr=1e-3,epochs=2` over the defaults in `start`."""
-    from tdabench.api import Recipe
-
-    known = {f.name: f for f in fields(Recipe)}
-    values = dict(start)
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        if key not in known:
-            raise UsageError(f"unknown recipe key {key!r}", f"Known: {', '.join(known)}")
-        kind: Any = type(known[key].default)
-        try:
-            values[key] = kind(value)
-        except ValueError as e:
-            raise UsageError(f"recipe {key} = {value!r} is not of the type {kind.__name__}") from e
-    return Recipe(**values)
+    return Source(chosen, train, dev, chosen.recipe.changed(recipe))
 
 
 def numbers(text: str) -> tuple[int, ...]:

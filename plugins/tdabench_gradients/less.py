@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch, GradientEngine, Layer
 
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
-
 
 @dataclass(frozen=True, kw_only=True)
 class LESS(GradientMethod):
@@ -35,12 +33,13 @@ class LESS(GradientMethod):
     checkpoint  where the warm-up starts: "base"
     lora_rank   r;  alpha  scale
     warmup      share of the training corpus to train on
-    epochs, lr, batch_size  of the warm-up; lr decays linearly to 0
+    epochs, batch_size  of the warm-up, which has few examples; lr decays linearly to 0
+    lr          of the warm-up; None is that of the target's recipe, as are Adam's b1, b2 and eps
     dim         sketch dimension (LoRA gradients of at most this size are kept whole)
     """
 
     name = "less"
-    version = 2
+    version = 3
     source = "Xia et al. 2024, arXiv 2402.04333"
     summary = "cosine of LoRA gradients and Adam updates along a warm-up"
 
@@ -50,16 +49,16 @@ class LESS(GradientMethod):
     alpha: float = 16.0
     warmup: float = 0.05
     epochs: int = 4
-    lr: float = 1e-3
+    lr: float | None = None
     batch_size: int = 16
     dim: int = 8192
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.warmup <= 1 or self.epochs < 1 or not self.lr > 0 or self.dim < 1:
-            raise UsageError(
-                f"{self.name}: warmup must be in (0, 1], and epochs, lr and dim positive"
-            )
+        if not 0 < self.warmup <= 1 or self.epochs < 1 or self.dim < 1:
+            raise UsageError(f"{self.name}: warmup must be in (0, 1], and epochs and dim positive")
+        if self.lr is not None and not self.lr > 0:
+            raise UsageError(f"{self.name}: lr must be positive, not {self.lr}")
         if self.lora_rank < 1 or self.batch_size < 1:
             raise UsageError(f"{self.name}: lora_rank and batch_size must be at least 1")
         if self.rank is not None or self.bias:
@@ -76,7 +75,8 @@ class LESS(GradientMethod):
 
         from tdabench.api import example_losses
 
-        engine = self.engine(context, {})
+        engine, recipe = self.engine(context, {}), context.target.recipe
+        peak = recipe.lr if self.lr is None else self.lr
         n = max(1, round(self.warmup * len(train)))
         rng = context.rng("less/warmup")
         # By id, so that the order of the corpus does not matter.
@@ -85,7 +85,9 @@ class LESS(GradientMethod):
         tokens = context.target.tokenize([by_id[int(i)] for i in chosen])
         lora = self._initial(context, engine)
         weights = [w.requires_grad_() for w in lora.values()]
-        adam = torch.optim.Adam(weights, lr=self.lr, betas=(_BETA1, _BETA2), eps=_EPS)
+        adam = torch.optim.Adam(
+            weights, lr=peak, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps
+        )
         total = self.epochs * -(-n // self.batch_size)
         step, state, rates = 0, {}, []
         with self._attached(engine, lora):
@@ -93,7 +95,7 @@ class LESS(GradientMethod):
                 order, rates_now = rng.permutation(n), []
                 for a in range(0, n, self.batch_size):
                     part = [tokens[int(i)] for i in order[a : a + self.batch_size]]
-                    adam.param_groups[0]["lr"] = self.lr * (total - step) / total
+                    adam.param_groups[0]["lr"] = peak * (total - step) / total
                     rates_now.append(adam.param_groups[0]["lr"])
                     for batch in context.target.batches(part):
                         losses = example_losses(engine.model, batch.to(context.device))
@@ -174,7 +176,7 @@ class LESS(GradientMethod):
             }
             for e in range(self.epochs)
         ]
-        rates = state["rates"]
+        rates, recipe = state["rates"], context.target.recipe
 
         def compute(batch: Batch) -> torch.Tensor:
             parts = []
@@ -182,9 +184,9 @@ class LESS(GradientMethod):
                 g = self.lora_gradients(engine, batch, kept, e)
                 if role == "train":
                     m, v = (self._flat(engine, kept, what, e) for what in ("m", "v"))
-                    m = _BETA1 * m + (1 - _BETA1) * g
-                    v = _BETA2 * v + (1 - _BETA2) * g.square()
-                    g = m / (v.sqrt() + _EPS)
+                    m = recipe.beta1 * m + (1 - recipe.beta1) * g
+                    v = recipe.beta2 * v + (1 - recipe.beta2) * g.square()
+                    g = m / (v.sqrt() + recipe.eps)
                 if sketch is not None:
                     whole, g = g, torch.zeros(len(g), dim, device=g.device)
                     sketch.add(whole, g)

@@ -37,7 +37,7 @@ QUERY_BYTES = 512 << 20  # of vectors [dim] held for a block of queries
 class MAGIC(Followed, TDAMethod):
     """score(q, z) = -d loss_q(theta_T) / d w_z: the metagradient (arXiv 2503.13751).
 
-    theta_T are the weights after training with the truth's recipe from `checkpoint` on the whole
+    theta_T are the weights after training with the target's recipe from `checkpoint` on the whole
     corpus, with each example's loss weighted by w_z. The derivative is exact up to rounding, by
     the chain rule backwards through every step of AdamW and its clipping. It takes one backward
     run *per query*, about 2.5 times as expensive as training. There is no dropout, as in the
@@ -45,15 +45,16 @@ class MAGIC(Followed, TDAMethod):
 
     precision  of the arithmetic: float32 or float64
 
-    The other parameters are the recipe's, with `share` (see `Followed`). States are kept every
-    sqrt(steps) steps; the segment between two states is trained again for each block of queries.
+    `recipe` and `share` say which run (see `Followed`). States are kept every sqrt(steps) steps;
+    the segment between two states is trained again for each block of queries.
     """
 
     name = "magic"
+    version = 2
     family = "trajectory"
     source = "Ilyas & Engstrom 2025, arXiv 2504.16430; Engstrom et al. 2025, arXiv 2503.13751"
     summary = "exact metagradient through the training run (slow: one backward run per query)"
-    grid = {"share": (1.0, 0.25)}
+    grid = {"share": (1.0, None)}
 
     pooling: str = "sum"
     temperature: float = 1.0
@@ -62,7 +63,7 @@ class MAGIC(Followed, TDAMethod):
 
     def __post_init__(self) -> None:
         check_pooling(self.name, self.pooling, self.temperature)
-        self.check_recipe()
+        self.check_followed()
         if self.precision not in ("float32", "float64"):
             raise UsageError(
                 f"{self.name}: unknown precision {self.precision!r}", "One of: float32, float64"
@@ -76,12 +77,13 @@ class MAGIC(Followed, TDAMethod):
         model = context.target.fresh_model(self.checkpoint).to(context.device)  # type: ignore[arg-type]
         dtype = {"float32": torch.float32, "float64": torch.float64}[self.precision]
         tokens = context.target.tokenize(train)
-        return Run(context, model, tokens, orders, self.recipe, self.share, dtype)
+        recipe, share = self.recipe_of(context), self.share_of(context)
+        return Run(context, model, tokens, orders, recipe, share, dtype)
 
     def build(self, context: Context, train: Sequence[Example]) -> MagicIndex:
         from tdabench_influence.training import batch_orders
 
-        orders = batch_orders(context, train, self.recipe, self.share)
+        orders = batch_orders(context, train, self.recipe_of(context), self.share_of(context))
         run = self.run(context, train, orders)
         every = max(1, math.isqrt(len(run)))
         kept = {0: run.start}

@@ -41,7 +41,7 @@ class SourceIndex(StreamingIndex):
                 pushed, carried = self._segment(i, carried)
                 for index, block in self.products(pushed):
                     out[a : a + step, index] += block
-        return self.finite(out / max(1.0, self.method.share * self.n_train))
+        return self.finite(out / max(1.0, self.method.share_of(self.context) * self.n_train))
 
     def _segment(self, i: int, gradients: Gradients) -> tuple[Gradients, Gradients]:
         """Computes (F g, S g) of each layer in segment i."""
@@ -62,7 +62,7 @@ class SourceIndex(StreamingIndex):
 class SOURCE(Followed, StreamingMethod):
     """score(q, z) = sum_l g_q(theta_T)^T S_L ... S_(l+1) F_l g_z(theta_l) / n (arXiv 2405.12186).
 
-    The run of the truth's recipe on the whole corpus is divided into `segments` with equal numbers
+    The run of the target's recipe on the whole corpus is divided into `segments` with equal numbers
     of steps. In segment l the curvature H_l and the gradients are held fixed at theta_l, in the
     middle of the segment; the weights then follow d(theta) = -lr p (H d(theta) + g_z / n), so that
 
@@ -74,7 +74,7 @@ class SOURCE(Followed, StreamingMethod):
     the model), and p_l represents Adam's preconditioner: one number per layer, the best fit to
     m / (sqrt(v) + eps).
 
-    Parameters: those of `ekfac` except damping and fisher, the recipe's (see `Followed`), and
+    Parameters: those of `ekfac` except damping and fisher, recipe and share (see `Followed`), and
 
     segments  number of segments with equal numbers of steps
     time  multiplies every t_l, since that one number makes t_l too small where gradients are
@@ -82,10 +82,11 @@ class SOURCE(Followed, StreamingMethod):
     """
 
     name = "source"
+    version = 2
     family = "trajectory"
     source = "Bae et al. 2024, arXiv 2405.12186"
     summary = "unrolled differentiation in segments, with EK-FAC curvature"
-    grid = {"share": (1.0, 0.25), "time": (1.0, 100.0)}
+    grid = {"share": (1.0, None), "time": (1.0, 100.0)}
     index_type = SourceIndex
 
     segments: int = 3
@@ -93,7 +94,7 @@ class SOURCE(Followed, StreamingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_recipe()
+        self.check_followed()
         if self.segments < 1:
             raise UsageError(f"{self.name}: segments must be at least 1, not {self.segments}")
         if not self.time > 0:
@@ -104,10 +105,11 @@ class SOURCE(Followed, StreamingMethod):
     def build(self, context: Context, train: Sequence[Example]) -> SourceIndex:
         from tdabench_influence.training import Run, batch_orders
 
-        orders = batch_orders(context, train, self.recipe, self.share)
+        recipe, share = self.recipe_of(context), self.share_of(context)
+        orders = batch_orders(context, train, recipe, share)
         model = context.target.fresh_model(self.checkpoint).to(context.device)  # type: ignore[arg-type]
         tokens = context.target.tokenize(train)
-        run = Run(context, model, tokens, orders, self.recipe, self.share)
+        run = Run(context, model, tokens, orders, recipe, share)
         ends = np.linspace(0, len(run), self.segments + 1).round().astype(int)
         middles = (ends[:-1] + ends[1:]) // 2
         state: State = {}
@@ -133,7 +135,7 @@ class SOURCE(Followed, StreamingMethod):
         """Computes t of each layer in a segment of the steps first … last - 1, which include k."""
         import torch
 
-        r = self.recipe
+        r = run.recipe
         rates = sum(r.lr_at(step, len(run)) for step in range(first, last))
         second = after.v / (1 - r.beta2 ** (k + 1))
         # v comes from clipped gradients and H from unclipped ones: undo the clipping.

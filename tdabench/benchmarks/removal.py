@@ -12,6 +12,7 @@ from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
+from tdabench.targets.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Removal(Benchmark):
     under that difference divided by its width: the mean extra rise in nats. `n` queries are
     drawn by a named seed. All models start anew and meet what they keep in the same order at the
     same steps (what is left out weighs nothing), so that differences come from the examples alone.
+    Training follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16").
     """
 
     name: ClassVar[str] = "removal"
@@ -37,9 +39,7 @@ class Removal(Benchmark):
     seeds: int = 1
     random_seeds: int = 3
     start: str = "base"
-    lr: float = 1e-3
-    epochs: int = 2
-    batch_size: int = 32
+    recipe: str = ""
     replicates: int = 1000
 
     def __post_init__(self) -> None:
@@ -47,11 +47,10 @@ class Removal(Benchmark):
             raise UsageError("removal: k, n, seeds and random_seeds must be at least 1")
         if not 0 < self.fraction <= 1:
             raise UsageError(f"removal.fraction must be in (0, 1], not {self.fraction}")
+        Recipe().changed(self.recipe)
 
     def run(self, context: BenchmarkContext) -> Outcome:
-        from tdabench.targets.training import Recipe
-
-        recipe = Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+        recipe = context.target.recipe.changed(self.recipe)
         trainer = Retrainer(context, recipe, self.start)
         n_train = len(context.train)
         pool = np.sort(_draw("pool", n_train, max(1, round(self.fraction * n_train))))

@@ -23,8 +23,9 @@ from tdabench.errors import DataError
 from tdabench.io import fingerprint, open_own, read_arrays, write_arrays
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
-from tdabench.targets.training import Recipe, finetune
+from tdabench.targets.training import finetune
 
 if TYPE_CHECKING:
     import torch

@@ -14,6 +14,7 @@ from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigr
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
+from tdabench.targets.recipe import Recipe
 
 MEASURES = ("loss", "exact_match", "f1")
 
@@ -30,11 +31,13 @@ class Selection(Benchmark):
     whole pool. Values are means over tasks; a task is the unit of the interval, since its
     queries share a retraining. `tasks` limits them to that many, drawn by a named seed (0: all).
     The headline is the mean of `measure` over the curve's points: every k counts, none is chosen
-    afterwards. A target too small to answer rightly is better told apart by "loss".
+    afterwards. A target too small to answer correctly is better judged by "loss". Training
+    follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16": a selection
+    may be smaller than a batch).
     """
 
     name: ClassVar[str] = "selection"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "quality of a model fine-tuned on the examples a method picks"
     source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
 
@@ -46,9 +49,7 @@ class Selection(Benchmark):
     seeds: int = 1
     random_seeds: int = 3
     start: str = "base"
-    lr: float = 1e-3
-    epochs: int = 4
-    batch_size: int = 16
+    recipe: str = ""
     max_new_tokens: int = 24
     replicates: int = 1000
 
@@ -61,11 +62,10 @@ class Selection(Benchmark):
             )
         if not self.k or min(self.k) < 1 or self.dev < 1 or self.seeds < 1:
             raise UsageError("selection: k, dev and seeds must be at least 1")
+        Recipe().changed(self.recipe)
 
     def run(self, context: BenchmarkContext) -> Outcome:
-        from tdabench.targets.training import Recipe
-
-        recipe = Recipe(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size)
+        recipe = context.target.recipe.changed(self.recipe)
         trainer = Retrainer(context, recipe, self.start, self.max_new_tokens)
         parts, notes = split_tasks(context.queries, self.dev, self.tasks)
         n = len(context.train)

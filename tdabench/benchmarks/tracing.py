@@ -136,7 +136,8 @@ class Tracing(Benchmark):
     ) -> np.ndarray:
         """Fall of each query's loss after a step on its best examples, less random: [query]."""
         from tdabench.seeds import named_seed
-        from tdabench.targets.training import Recipe, finetune
+        from tdabench.targets.recipe import Recipe
+        from tdabench.targets.training import finetune
 
         target = context.target
         recipe = Recipe(lr=self.lr, epochs=1, batch_size=self.tail_k, schedule="constant")

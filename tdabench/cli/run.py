@@ -301,10 +301,9 @@ def own_data(
 
     if not queries:
         raise UsageError("own data needs --queries", "Give --model, --train and --queries")
-    spec = {"groups": groups or 100, "fraction": fraction, "seeds": seeds,
-            "recipe": own_module.parse_recipe(recipe)}  # fmt: skip
+    spec = {"groups": groups or 100, "seeds": seeds}
     folder = out or Path("runs") / own_module.own_name(own)
-    suite = own_module.own_suite(own, queries, folder, spec if groups else None)
+    suite = own_module.own_suite(own, queries, folder, spec if groups else None, recipe, fraction)
     train, asked, (target,) = suite.train, suite.queries(), suite.targets
     check_disjoint(train, asked)
     planned = target.plans.get("lds")
@@ -338,17 +337,11 @@ def say_cost(
     """What the truth would cost here, from timing a step of it."""
     from tdabench.report.text import seconds
     from tdabench.run.own import unit_cost
-    from tdabench.targets import Recipe
 
-    recipe = planned.recipe if planned else spec["recipe"]
     groups, seeds = (planned.groups, planned.seeds) if planned else (spec["groups"], spec["seeds"])
-    size = round((planned.fraction if planned else spec["fraction"]) * len(train))
-    if size < 1:
-        raise UsageError(
-            f"a group of {size} of {len(train)} training examples is empty",
-            "Raise --truth-fraction",
-        )
-    cost = unit_cost(target.target, train, asked, Recipe(**recipe), size, device=device)
+    size = round((planned.fraction if planned else target.target.fraction) * len(train))
+    recipe = target.recipe_of("lds")
+    cost = unit_cost(target.target, train, asked, recipe, size, device=device)
     units = groups * seeds
     one = (
         f"one retraining on {size:,} examples takes about {seconds(cost.seconds)} on this machine "

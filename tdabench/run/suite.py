@@ -16,6 +16,7 @@ from tdabench.data.files import STREAM_BYTES, read_corpus
 from tdabench.data.layouts import Reading
 from tdabench.errors import DataError, UsageError, did_you_mean, unknown
 from tdabench.io import fingerprint, sha256_file
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 
 
@@ -23,7 +24,7 @@ from tdabench.targets.target import Target
 class PlanSpec:
     """How a truth of a suite is made: random groups of a fraction of the pool, seeds a group.
 
-    `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
+    `recipe` overrides fields of the target's recipe; `start` is a checkpoint, or "scratch".
     `order` and `groups_of` are those of `tdabench.truth.TruthPlan.draw`.
     """
 
@@ -47,6 +48,12 @@ class SuiteTarget:
     assets: Mapping[str, Path]
     main: bool = False
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
+
+    def recipe_of(self, truth: str) -> Recipe:
+        """The recipe that the truth of that name is made by: the target's, unless its plan says
+        otherwise."""
+        spec = self.plans.get(truth)
+        return Recipe.of(spec.recipe, self.target.recipe) if spec else self.target.recipe
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tdabench.errors import DataError, UsageError, did_you_mean
 from tdabench.io import cache_folder, check_free, fingerprint, open_own, write_text
 from tdabench.registry import NAME
 from tdabench.run.suite import CorpusFiles, PlanSpec, Published, Suite, SuiteTarget, Variant
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
@@ -332,13 +333,15 @@ def _target(t: _Table) -> SuiteTarget:
             truncate=t.take("truncate", str, "error"),
             dtype=t.take("dtype", str, "float32"),
             source=t.take("source", str, ""),
+            recipe=Recipe.of(t.take("recipe", dict, {})),
+            fraction=float(t.take("fraction", (int, float), 0.25)),
         )
     except UsageError as e:
         raise DataError(f"{t.file}: {t.where}: {e.message}", e.remedy) from e
     main = t.take("main", bool, False)
     truths, assets = t.paths("truths"), t.paths("assets")
     plans_table = t.table("plans")
-    plans = {key: _plan_spec(plans_table.table(key)) for key in plans_table.data}
+    plans = {key: _plan_spec(plans_table.table(key), target) for key in plans_table.data}
     plans_table.done()
     t.done()
     for key in plans:
@@ -347,10 +350,10 @@ def _target(t: _Table) -> SuiteTarget:
     return SuiteTarget(label, target, truths, assets, main, plans)
 
 
-def _plan_spec(t: _Table) -> PlanSpec:
+def _plan_spec(t: _Table, target: Target) -> PlanSpec:
     spec = PlanSpec(
         groups=t.take("groups", int),
-        fraction=float(t.take("fraction", (int, float))),
+        fraction=float(t.take("fraction", (int, float), target.fraction)),
         seeds=t.take("seeds", int),
         queries=t.take("queries", str, "test"),
         recipe=t.take("recipe", dict, {}),
@@ -365,6 +368,10 @@ def _plan_spec(t: _Table) -> PlanSpec:
         raise t.error("queries", f"{spec.queries!r} is neither test nor tuning")
     if spec.groups < 1 or spec.seeds < 1 or not 0 < spec.fraction <= 1:
         raise t.error("groups", "groups and seeds must be at least 1, fraction in (0, 1]")
+    try:
+        Recipe.of(spec.recipe, target.recipe)
+    except UsageError as e:
+        raise t.error("recipe", e.message, e.remedy) from e
     return spec
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget
-from tdabench.targets import Recipe
 from tdabench.truth import TruthPlan
 
 
@@ -39,10 +38,6 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
     """The plan that the suite declares. Deterministic: the same suite draws the same groups."""
 
     spec = target.plans[name]
-    try:
-        recipe = Recipe(**spec.recipe)
-    except TypeError as e:
-        raise UsageError(f"{suite.path}: plan {name!r}: {e}") from e
     return TruthPlan.draw(
         f"{suite.name}-{target.label}-{name}",
         target.target,
@@ -51,7 +46,7 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
         n_groups=spec.groups,
         fraction=spec.fraction,
         n_seeds=spec.seeds,
-        recipe=recipe,
+        recipe=target.recipe_of(name),
         start=spec.start,
         order=spec.order,
         groups_of=spec.groups_of,

@@ -137,7 +137,7 @@ def with_tuned(text: str, target: str, label: str, params: Mapping[str, Any], ld
     """
     name = f"[tuned.{toml_key(target)}.{toml_key(label)}]"
     table = f"{name}  # LDS on tuning {lds:.3f}\n" + "".join(
-        f"{toml_key(k)} = {toml_value(v)}\n" for k, v in params.items()
+        f"{toml_key(k)} = {toml_value(v)}\n" for k, v in params.items() if v is not None
     )
     old = re.compile(rf"^{re.escape(name)}[^\n]*\n(?:(?!\[)[^\n]+(?:\n|\Z))*", re.MULTILINE)
     if old.search(text):
@@ -155,7 +155,7 @@ def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:
     path = target.truths["tuning"]
     suite.verify(path)
     truth = Truth.load(path)
-    truth.check(suite.train, target.target)
+    truth.check(suite.train, target.target, target.recipe_of("tuning"))
     check_apart(suite, target, truth)
     return truth.for_queries(suite.queries("tuning").ids)
 

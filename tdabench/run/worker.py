@@ -278,7 +278,7 @@ class Worker:
             if name not in truths:
                 raise unknown(f"truth of the target {declared.label}", name, truths)
             found = Truth.load(truths[name])
-            found.check(train, target)
+            found.check(train, target, declared.recipe_of(name))
             if name not in self.kept_apart:
                 params = self.job["method"]["params"].values()
                 named = [p for v in params for p in (v if isinstance(v, list) else [v])]
@@ -387,7 +387,7 @@ class OtherTruths:
         if name not in self.files:
             raise unknown(f"truth of the target {self.declared.label}", name, self.files)
         found = Truth.load(self.files[name])
-        found.check(self.suite.train, self.declared.target)
+        found.check(self.suite.train, self.declared.target, self.declared.recipe_of(name))
         return found.for_queries(self.suite.queries(self.split).ids)
 
 

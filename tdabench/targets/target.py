@@ -35,6 +35,7 @@ from tdabench.targets.batches import (
     over_batches,
     pad,
 )
+from tdabench.targets.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 _WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own answer is many times as large
 
+_USUAL = [Recipe().as_dict(), 0.25]  # what no fingerprint says
+
 SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
 
 
@@ -73,6 +76,9 @@ class Target:
     that of the models methods score with; "auto" is float32, and bfloat16 on an accelerator for
     models beyond a billion weights. Training is in float32. `source` says where the folder comes
     from, with its revision pinned; it changes nothing.
+
+    `recipe` is how the target is fine-tuned, and `fraction` the share of the pool that it is
+    fine-tuned on: truths are made so, and methods that follow a training run follow that one.
     """
 
     name: str
@@ -84,6 +90,8 @@ class Target:
     truncate: str = "error"  # or "prompt-left": the prompt's first tokens go; "right": the last
     dtype: str = "float32"
     source: str = ""
+    recipe: Recipe = field(default_factory=Recipe)
+    fraction: float = 0.25
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -94,6 +102,8 @@ class Target:
             raise UsageError(
                 f"unknown truncation rule {self.truncate!r}", f"One of: {', '.join(TRUNCATIONS)}"
             )
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction = {self.fraction}", "A share of the pool, in (0, 1]")
         if SCRATCH in self.checkpoints:
             raise UsageError(f"no checkpoint may be called {SCRATCH!r}", "It means: no checkpoint")
 
@@ -108,8 +118,11 @@ class Target:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over all checkpoints, tokenizer, template and truncation rule."""
-        return self._fingerprint(sorted(set(self.checkpoints.values())))
+        """16 hex digits over all checkpoints, tokenizer, template, truncation rule, and how it is
+        fine-tuned where that is not the default."""
+        found = self._fingerprint(sorted(set(self.checkpoints.values())))
+        training = [self.recipe.as_dict(), self.fraction]
+        return found if training == _USUAL else fingerprint([found, training])
 
     def fingerprint_of(self, checkpoint: str) -> str:
         """The same over one checkpoint: what a truth that starts there depends on."""
@@ -147,6 +160,8 @@ class Target:
             "max_length": self.max_length,
             "truncate": self.truncate,
             "dtype": self.dtype,
+            "recipe": self.recipe.as_dict(),
+            "fraction": self.fraction,
         }
 
     def files(self, checkpoint: str) -> list[Path]:

@@ -1,121 +1,25 @@
-"""Fine-tuning: the recipe that a truth names, and the loop that follows it exactly."""
+"""Fine-tuning: the loop that follows a recipe exactly."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.errors import TdabenchError
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens, out_of_memory, pad
 from tdabench.targets.lora import LoRA
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import example_losses
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adamw", "sgd")
-PRECISIONS = ("float32", "bfloat16", "float16")
-
 OnCheckpoint = Callable[[int, "PreTrainedModel"], None]  # (steps done, the model as it is then)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a target is fine-tuned on a group.
-
-    A step minimises the mean over the batch of per-example losses (each the mean over response
-    tokens), so that every example weighs the same whatever its length. The seed of a run decides
-    the order of examples, and with `lora_rank` the adapters' first values. Dropout is off,
-    whatever the model's configuration says: it would be noise that no seed of ours rules.
-
-    Raises UsageError for a value that means nothing.
-    """
-
-    lr: float = 1e-3
-    epochs: int = 2
-    batch_size: int = 32
-    schedule: str = "linear"  # decay to 0; "cosine" decays to 0 too; or "constant"
-    warmup: float = 0.0  # share of steps
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip: float = 1.0  # gradient norm; 0 leaves it
-    # Recorded only where they differ from the default: truths made before them keep their keys.
-    optimizer: str = "adamw"  # or "sgd"
-    momentum: float = 0.0  # of sgd
-    max_steps: int = 0  # optimizer steps instead of epochs; 0: by epochs
-    lora_rank: int = 0  # train adapters of this rank and merge them; 0: every weight
-    lora_alpha: float = 16.0  # an adapter adds alpha / rank * B A
-    lora_targets: tuple[str, ...] = ()  # last parts of layer names; (): all linear but the output
-    micro_batch: int = 0  # most examples a forward pass (gradient accumulation); 0: the batch
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    precision: str = "float32"  # of the forward pass (autocast); weights stay float32
-    keep: tuple[int, ...] = ()  # after which steps to keep a checkpoint; 0: before the first
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
-        object.__setattr__(self, "keep", tuple(sorted({int(k) for k in self.keep})))
-        for what, value, known in (
-            ("schedule", self.schedule, SCHEDULES),
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise unknown(what, value, known)
-        for name, least in (
-            ("epochs", 1), ("batch_size", 1), ("max_steps", 0), ("micro_batch", 0),
-            ("lora_rank", 0), ("warmup", 0), ("weight_decay", 0), ("momentum", 0), ("clip", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UsageError(f"recipe: {name} = {getattr(self, name)}", f"At least {least}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"recipe: lr = {self.lr}", "A positive number")
-        if self.warmup > 1:
-            raise UsageError(f"recipe: warmup = {self.warmup}", "It is a share of all steps")
-        if self.momentum and self.optimizer != "sgd":
-            raise UsageError("recipe: momentum belongs to sgd", "AdamW has beta1")
-        if self.keep and self.keep[0] < 0:
-            raise UsageError(f"recipe: keep = {list(self.keep)}", "Steps count from 0")
-
-    def as_dict(self) -> dict[str, Any]:
-        """What is recorded: the fields up to `clip`, and the later ones that are not default."""
-        out: dict[str, Any] = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in _ALWAYS or value != f.default:
-                out[f.name] = list(value) if isinstance(value, tuple) else value
-        return out
-
-    def steps(self, n: int) -> int:
-        """Optimizer steps for `n` examples; the last batch of an epoch may be short."""
-        if n == 0:
-            return 0
-        return self.max_steps or self.epochs * -(-n // self.batch_size)
-
-    def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of step `step` (from 0) of `total`."""
-        warm = int(self.warmup * total)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        if self.schedule == "constant":
-            return self.lr
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-        return self.lr * (total - step) / max(1, total - warm)
-
-
-_ALWAYS = frozenset(
-    "lr epochs batch_size schedule warmup weight_decay beta1 beta2 eps clip".split()
-)
 
 
 def batch_order(n: int, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
@@ -225,7 +129,10 @@ def finetune(
                     on_backoff(most)
                 value, failed = gradient(kept, len(batch))
             if not np.isfinite(value):
-                raise TdabenchError(f"the training loss became {value} at step {step}")
+                raise TdabenchError(
+                    f"the training loss became {value} at step {step} of {total}",
+                    f"The recipe diverges: lower lr (it is {recipe.lr:g})",
+                )
             if recipe.clip:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(params, recipe.clip, foreach=True)

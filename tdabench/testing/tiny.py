@@ -77,7 +77,8 @@ def tiny_suite(folder: Path, world: TinyWorld | None = None) -> Path:
     import json
 
     from tdabench.groups import Groups
-    from tdabench.targets.training import Recipe, finetune
+    from tdabench.targets.recipe import Recipe
+    from tdabench.targets.training import finetune
     from tdabench.truth.store import Truth
 
     world = world or tiny_world()
@@ -148,8 +149,9 @@ def tiny_target(folder: Path, corpus: Corpus, architecture: str = "qwen2") -> Ta
         Qwen2Config,
     )
 
+    from tdabench.targets.recipe import Recipe
     from tdabench.targets.target import save_weights
-    from tdabench.targets.training import Recipe, finetune
+    from tdabench.targets.training import finetune
 
     if architecture not in ARCHITECTURES:
         raise unknown("architecture of the tiny target", architecture, ARCHITECTURES)

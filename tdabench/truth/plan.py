@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, GuardError, unknown
+from tdabench.errors import DataError, GuardError, UsageError, unknown
 from tdabench.groups import Groups
 from tdabench.io import check_replaceable, fingerprint, read_arrays, write_arrays
 from tdabench.seeds import named_seed
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
-from tdabench.targets.training import Recipe
 
 
 @dataclass(frozen=True, order=True)
@@ -78,9 +78,17 @@ class TruthPlan:
         """A plan over uniform groups. The draw depends on `name` and `seed` only.
 
         `groups_of` names another plan whose draw this one repeats: truths over the same groups
-        share their bootstrap's draws. Raises GuardError when a query is also a training example.
+        share their bootstrap's draws. Raises GuardError when a query is also a training example,
+        and UsageError when a group is smaller than a batch.
         """
         check_disjoint(train, queries)
+        size = max(1, round(fraction * len(train)))
+        if size < min(recipe.batch_size, len(train)):
+            raise UsageError(
+                f"groups of {size} examples ({fraction:g} of {len(train)}) are smaller than a "
+                f"batch of the recipe ({recipe.batch_size})",
+                "Raise the fraction, or lower batch_size in the recipe",
+            )
         rng = np.random.default_rng(named_seed(seed, f"groups-{groups_of or name}"))
         groups = Groups.random(n_groups, len(train), fraction, rng)
         return cls.of(

@@ -16,8 +16,9 @@ import numpy as np
 
 from tdabench.errors import UsageError
 from tdabench.targets.batches import Tokens
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import SCRATCH, Target
-from tdabench.targets.training import Recipe, batch_order, make_optimizer
+from tdabench.targets.training import batch_order, make_optimizer
 from tdabench.truth.engines import Outcomes, Take, UnitResult, UnitTrainer, one_thread
 from tdabench.truth.plan import TruthPlan, Unit
 

@@ -13,6 +13,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError
 from tdabench.groups import Groups
 from tdabench.io import check_replaceable, read_arrays, write_arrays
+from tdabench.targets.recipe import Recipe
 
 if TYPE_CHECKING:
     from tdabench.targets.target import Target
@@ -70,8 +71,9 @@ class Truth:
         index = [place[q] for q in ids]
         return Truth(self.losses[:, :, index], self.groups, tuple(ids), self.plan)
 
-    def check(self, train: Corpus, target: Target) -> None:
-        """Raises GuardError unless this truth was made on this corpus and from this target."""
+    def check(self, train: Corpus, target: Target, recipe: Recipe | None = None) -> None:
+        """Raises GuardError unless this truth was made on this corpus, from this target and, where
+        it names its recipe, by `recipe` (by default the target's)."""
         target_fingerprint = target.fingerprint_of(self.plan.get("start", "base"))
         for what, expected, found in (
             ("training corpus", self.plan.get("train"), train.fingerprint),
@@ -83,6 +85,15 @@ class Truth:
                     f"({expected}, here {found})",
                     "Rebuild it with: tdabench truth build",
                 )
+        declared = recipe or target.recipe
+        made = Recipe.of(self.plan.get("recipe") or declared.as_dict())
+        if differs := made.differs_from(declared):
+            raise GuardError(
+                f"the truth {self.plan.get('name', '')!r} was made by another recipe than "
+                f"{target.name} declares: {differs}",
+                "Declare the truth's under [targets.recipe] (or for this truth alone under its "
+                "plan), or rebuild it with: tdabench truth build",
+            )
         if self.groups.n_train != len(train):
             raise GuardError(
                 f"the truth's groups are over {self.groups.n_train} examples, "

@@ -11,6 +11,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError
 from tdabench.io import read_arrays
 from tdabench.seeds import named_seed
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 from tdabench.truth.build import build_units, unit_path
 from tdabench.truth.plan import TruthPlan, Unit
@@ -37,7 +38,8 @@ def verify_truth(
     DataError when a retraining fails.
     """
     truth = Truth.load(path)
-    truth.check(train, target)
+    made = Recipe.of(truth.plan.get("recipe", {}))
+    truth.check(train, target, made)  # the recipe is the plan's, compared next
     if not truth.is_of(plan):
         raise GuardError(
             f"{path} was not made by the plan {plan.name!r} as the suite declares it now",

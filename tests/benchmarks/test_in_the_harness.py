@@ -44,14 +44,14 @@ k = [6]
 dev = 1
 tasks = 2
 random_seeds = 1
-epochs = 1
+recipe = "epochs=1,batch_size=6"
 max_new_tokens = 2
 [benchmarks.removal]
 n = 2
 k = [3]
 fraction = 0.3
 random_seeds = 1
-epochs = 1
+recipe = "epochs=1,batch_size=6"
 [benchmarks.cost]
 queries = 3
 """

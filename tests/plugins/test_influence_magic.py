@@ -15,15 +15,16 @@ from tdabench_influence.training import Run, State
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, UsageError
 from tdabench.method import Context
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
-from tdabench.targets.training import Recipe, finetune
+from tdabench.targets.training import finetune
 from tdabench.testing import parametrize_with_laws
 
-ROUGH = {"batch_size": 8, "clip": 0.8, "weight_decay": 0.1, "eps": 1e-6}  # every branch is taken
+ROUGH = "batch_size=8,clip=0.8,weight_decay=0.1,eps=1e-6"  # every branch is taken
 
 
 @parametrize_with_laws(
-    [MAGIC(epochs=1, batch_size=36)],
+    [MAGIC(recipe="epochs=1,batch_size=36")],
     laws=["described", "parameters-are-checked", "shapes-and-finiteness", "batches-do-not-matter",
           "corpus-order-does-not-matter", "save-and-load-round-trip", "globals-are-untouched",
           "second-call-equals-the-first"],
@@ -74,7 +75,7 @@ def test_scores_equal_retraining_with_altered_weights(
     # GPT-2 keeps float64 throughout; Qwen2 normalises in float32.
     context = Context(target=make_target("gpt2"), scratch=tmp_path)
     train, queries = tiny_corpus[:20], tiny_queries[:4]
-    method = MAGIC(precision="float64", share=share, **ROUGH)
+    method = MAGIC(precision="float64", share=share, recipe=ROUGH)
     index = method.build(context, train)
     found = -index._metagradients(context.target.tokenize(queries), 0, len(queries))
     for i in (0, 7, 19):
@@ -92,7 +93,7 @@ def test_one_step_of_sgd_like_adam_by_hand(
 ) -> None:
     """A huge eps makes the first step -lr g / eps: d loss_q / d w_i = -lr / (n eps) g_q . g_i."""
     train, queries = tiny_corpus[:6], tiny_queries[:3]
-    method = MAGIC(epochs=1, batch_size=6, eps=1e6, clip=0.0, lr=1.0)
+    method = MAGIC(share=1.0, recipe="epochs=1,batch_size=6,eps=1e6,clip=0.0,lr=1.0")
     index = method.build(context, train)
     run, tokens = index.run, context.target.tokenize
     g = run.query_gradients(run.start.theta, tokens(train)).double()
@@ -105,7 +106,7 @@ def test_one_step_of_sgd_like_adam_by_hand(
 def test_segments_and_query_blocks_change_nothing(
     context: Context, tiny_corpus: Corpus, tiny_queries: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = MAGIC(**ROUGH)
+    method = MAGIC(share=1.0, recipe=ROUGH)
     index = method.build(context, tiny_corpus[:30])
     steps = len(index.run)
     assert steps == 8
@@ -134,10 +135,10 @@ def test_bad_settings_are_refused(context: Context, tiny_corpus: Corpus) -> None
     for settings, what in (
         ({"share": 0.0}, "share must be in"),
         ({"precision": "float16"}, "unknown precision"),
-        ({"epochs": 0}, "must be positive"),
+        ({"recipe": "epochs=0"}, "epochs = 0"),
         ({"pooling": "max"}, "unknown pooling"),
     ):
         with pytest.raises(UsageError, match=what):
             MAGIC(**settings)
     with pytest.raises(MethodError, match="diverged at step"):
-        MAGIC(lr=1e30, epochs=3, batch_size=4).build(context, tiny_corpus[:8])
+        MAGIC(share=1.0, recipe="lr=1e30,epochs=3,batch_size=4").build(context, tiny_corpus[:8])

@@ -20,11 +20,11 @@ from tdabench.testing import parametrize_with_laws
 from tdabench.toolkit.gradients import per_example, stream_features
 
 TWO = r"layers.[01].self_attn.v_proj"
-SGD = {"eps": 1e6, "clip": 0.0, "beta1": 0.0}  # lr m / (sqrt(v) + eps) is then lr g / eps
+SGD = "eps=1e6,clip=0,beta1=0"  # lr m / (sqrt(v) + eps) is then lr g / eps
 
 
 @parametrize_with_laws(
-    [SOURCE(segments=2, epochs=1, layers=TWO)],
+    [SOURCE(segments=2, recipe="epochs=1", layers=TWO)],
     laws=["described", "parameters-are-checked", "shapes-and-finiteness", "batches-do-not-matter",
           "corpus-order-does-not-matter", "save-and-load-round-trip", "globals-are-untouched",
           "second-call-equals-the-first", "model-is-untouched"],
@@ -80,7 +80,7 @@ def test_a_short_run_is_tracin_along_it(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
     train = tiny_corpus[:24]
-    method = SOURCE(segments=2, layers=TWO, batch_size=6, lr=1e-4, **SGD)
+    method = SOURCE(segments=2, layers=TWO, share=1.0, recipe=f"batch_size=6,lr=1e-4,{SGD}")
     index = method.build(tiny_context, train)
     q = gradients(tiny_context, tiny_queries, method, index.state["end.theta"])
     steps = 8
@@ -100,7 +100,7 @@ def test_a_long_last_segment_is_the_influence_function(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
 ) -> None:
     train = tiny_corpus[:24]
-    method = SOURCE(segments=1, layers=TWO, epochs=1)
+    method = SOURCE(segments=1, layers=TWO, share=1.0, recipe="epochs=1")
     built = method.build(tiny_context, train)
     state = {**built.state, "0.t": np.full(2, 1e12)}
     for key in [k for k in state if ".lambda." in k]:  # no eigenvalue near 0: nothing is damped
@@ -123,9 +123,9 @@ def test_agrees_with_the_exact_metagradient(
 ) -> None:
     """On a gentle run of plain gradient descent; it sees linear layers, MAGIC all weights."""
     train, queries = tiny_corpus[:24], tiny_queries[:6]
-    recipe = {**SGD, "lr": 2e4, "batch_size": 12, "epochs": 4}
-    exact = MAGIC(**recipe).build(tiny_context, train).score(queries)
-    got = SOURCE(layers=".", segments=2, **recipe).build(tiny_context, train).score(queries)
+    run = {"share": 1.0, "recipe": f"lr=2e4,batch_size=12,epochs=4,{SGD}"}
+    exact = MAGIC(**run).build(tiny_context, train).score(queries)
+    got = SOURCE(layers=".", segments=2, **run).build(tiny_context, train).score(queries)
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(got, exact)]
     assert np.mean(r) > 0.9
 
@@ -165,7 +165,7 @@ def test_bad_settings_are_refused(tiny_context: Context) -> None:
 def test_more_segments_than_steps(
     tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
 ) -> None:
-    method = SOURCE(segments=4, epochs=1, layers=TWO)
+    method = SOURCE(segments=4, share=1.0, recipe="epochs=1", layers=TWO)
     scores = method.build(tiny_context, tiny_corpus[:8]).score(tiny_queries[:2])
     assert np.isfinite(scores).all()
     assert scores.any()

@@ -19,7 +19,7 @@ from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.method import Index
 from tdabench.registry import configure, registry
-from tdabench.run.own import parse_recipe
+from tdabench.run.own import own_training
 from tdabench.run.sources import load_suite
 from tdabench.run.suite_file import read_suite, toml_text
 from tdabench.run.trace import extremes
@@ -319,10 +319,13 @@ def test_bad_bytes_as_a_process(own):
 
 
 def test_the_recipe_on_the_command_line():
-    assert parse_recipe(["lr=1e-4", "lora_rank=8", "lora_targets=q_proj,v_proj"]) == {
-        "lr": 1e-4, "epochs": 2, "batch_size": 32, "lora_rank": 8,
-        "lora_targets": ["q_proj", "v_proj"],
+    words = ["lr=1e-4", "lora_rank=8", "lora_targets=q_proj,v_proj"]
+    assert own_training(words, 0.5, 200) == {
+        "recipe": {"lr": 1e-4, "epochs": 2, "batch_size": 32, "lora_rank": 8,
+                   "lora_targets": ["q_proj", "v_proj"]},
+        "fraction": 0.5,
     }  # fmt: skip
+    assert own_training([], 0.25, 60)["recipe"]["batch_size"] == 15  # a group, where it is smaller
 
 
 # --------------------------------------------------------------------------- tracing

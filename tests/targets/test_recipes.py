@@ -1,5 +1,7 @@
 """Recipes: each field against a closed form, another spelling of it, or the library that has it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -263,3 +265,32 @@ def test_from_scratch(tiny_target):
     assert not torch.equal(one[q], other[q])
     assert not torch.equal(one[q], base[q])
     assert tiny_target.fingerprint_of("scratch") != tiny_target.fingerprint_of("base")
+
+
+def test_a_recipe_is_changed_by_words_and_says_what_differs():
+    base = Recipe(lr=2e-3, epochs=3)
+    assert base.changed("") == base
+    changed = base.changed("lr=1e-4, lora_targets=q_proj,v_proj,lora_rank=8")
+    assert changed == Recipe(lr=1e-4, epochs=3, lora_rank=8, lora_targets=("q_proj", "v_proj"))
+    assert changed.differs_from(base).startswith("lr 0.0001 (0.002), lora_rank 8 (0)")
+    assert base.differs_from(Recipe(lr=2e-3, epochs=3, keep=(5,))) == ""
+    assert Recipe().changed(str(base)) == base
+    assert str(Recipe()) == "the default recipe"
+    for text, what in (
+        ("lr", "not of the form NAME=VALUE"),
+        ("rate=1", "unknown field"),
+        ("lr=fast", "not of the type float"),
+        ("epochs=0", "epochs = 0"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            base.changed(text)
+
+
+def test_another_recipe_is_another_target_but_the_same_start(tiny_target):
+    other = replace(tiny_target, recipe=Recipe(lr=5e-4))
+    assert other.fingerprint != tiny_target.fingerprint
+    assert other.fingerprint_of("base") == tiny_target.fingerprint_of("base")
+    assert replace(tiny_target, fraction=0.5).fingerprint != tiny_target.fingerprint
+    assert other.describe()["recipe"]["lr"] == 5e-4
+    with pytest.raises(UsageError, match="fraction"):
+        replace(tiny_target, fraction=0.0)

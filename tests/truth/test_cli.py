@@ -142,7 +142,7 @@ def test_bad_requests_are_named(suite):
     with pytest.raises(UsageError, match="form i/n"):
         run("build", suite, "--shard", "x")
     suite.write_text(suite.read_text().replace("lr = 3e-3", "learning = 3"))
-    with pytest.raises(UsageError, match="learning"):
+    with pytest.raises(DataError, match="unknown field of the recipe 'learning'"):
         run("plan", suite)
 
 

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,11 @@ def test_queries_among_the_training_examples_are_refused(parts):
         )
 
 
+def test_groups_smaller_than_a_batch_are_refused(parts):
+    with pytest.raises(UsageError, match=r"groups of 6 examples .* smaller than a batch .* \(8\)"):
+        TruthPlan.draw("x", *parts, n_groups=1, fraction=0.1, n_seeds=1, recipe=RECIPE)
+
+
 def test_a_truth_is_of_one_corpus_and_one_target(plan, parts, tmp_path):
     target, train, queries = parts
     rng = np.random.default_rng(0)
@@ -238,6 +244,10 @@ def test_a_truth_is_of_one_corpus_and_one_target(plan, parts, tmp_path):
     assert truth.plan["recipe"] == RECIPE.as_dict()
     np.testing.assert_allclose(truth.values, -losses.mean(1).T, rtol=1e-6)
     assert truth.by_seed().shape == (2, len(queries), 3)
+    with pytest.raises(GuardError, match=r"another recipe .*: lr 0.003 \(0.001\), epochs 1 \(2\)"):
+        truth.check(train, target)  # which declares the default
+    truth.check(train, target, RECIPE)
+    target = replace(target, recipe=RECIPE)
     truth.check(train, target)
     with pytest.raises(GuardError, match="training corpus"):
         truth.check(train[:59], target)

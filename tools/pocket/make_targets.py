@@ -26,8 +26,9 @@ from tdabench.data import read_jsonl
 from tdabench.io import write_json, write_text
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import TEMPLATES, Target, save_weights
-from tdabench.targets.training import Recipe, finetune
+from tdabench.targets.training import finetune
 from tools.pocket import CORPUS, SUITE
 
 VOCABULARY = 1024
