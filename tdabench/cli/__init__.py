@@ -1,4 +1,4 @@
-"""The command line. Commands are loaded when used: help and completion import nothing heavy."""
+"""The command line. Commands load on use, so help and completion import nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import click
 
 from tdabench.errors import TdabenchError, did_you_mean, one_line
 
-# name: (module in this folder, one line of help). Static, so that `tdabench --help` loads none.
+# name: (module in this folder, one line of help). Static, so `tdabench --help` loads no command.
 COMMANDS = {
     "run": ("run", "Measure methods on a suite and print the board."),
     "trace": ("trace", "Show the training examples behind a model output."),
     "leaderboard": ("leaderboard", "Print the board of one or more run folders."),
     "show": ("show", "Show one result, or one failure, in full."),
-    "compare": ("compare", "Compare two runs or methods, paired."),
+    "compare": ("compare", "Compare two runs or methods with a paired test."),
     "report": ("report", "Write a run as an HTML page or a table."),
     "plot": ("plot", "Draw fidelity against cost."),
     "verify": ("verify", "Recompute a board from its records alone."),
@@ -32,18 +32,18 @@ COMMANDS = {
     "methods": ("methods", "List methods, or the parameters of one."),
     "benchmarks": ("benchmarks", "List benchmarks, or describe one."),
     "suites": ("suites", "List suites, or describe one."),
-    "plugins": ("plugins", "List plugins and what is wrong with the broken ones."),
+    "plugins": ("plugins", "List plugins, and why broken ones fail."),
     "truth": ("truth", "Build and verify ground truth by retraining."),
     "new": ("new", "Start a plugin from a template."),
-    "check": ("check", "Check that a method keeps the interface's promises."),
+    "check": ("check", "Check that a method meets the interface's contract."),
     "timing": ("timing", "Time the phases of methods."),
-    "doctor": ("doctor", "Look for what could go wrong on this machine."),
+    "doctor": ("doctor", "Check this machine for problems."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
 
 
 class LazyGroup(click.Group):
-    """Commands by the table above; a name that is not there may be a plugin's."""
+    """Loads commands from the table above; other names may belong to plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         here = Path(__file__).parent
@@ -80,9 +80,9 @@ class LazyGroup(click.Group):
 EPILOG = """\b
 Examples:
   tdabench run --methods airrep,trak     run two methods on the embedded suite
-  tdabench run                           run every bundled method; resumes where it stopped
-  tdabench leaderboard                   the board again
-  tdabench methods trak                  what a method is and what it can be set to
+  tdabench run                           run every default method; resumes after an interruption
+  tdabench leaderboard                   print the board again
+  tdabench methods trak                  describe a method and its parameters
 Plugins may add commands: tdabench plugins lists them.
 """
 
@@ -93,12 +93,12 @@ Plugins may add commands: tdabench plugins lists them.
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="tdabench", prog_name="tdabench")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error; works anywhere.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; may stand anywhere.")
 def cli(debug: bool) -> None:
     """Benchmark training-data-attribution methods on language models.
 
-    A method is scored against what retraining really did to the model, with intervals and a
-    noise ceiling, and its cost is measured beside it.
+    A method's scores are compared with the results of retraining the model, with intervals and a
+    noise ceiling, and its cost is measured as well.
     """
 
 
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     end = args.index("--") if "--" in args else len(args)
     debug = "--debug" in args[:end]
     args = [a for i, a in enumerate(args) if a != "--debug" or i >= end]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
+    if isinstance(sys.stdout, io.TextIOWrapper):  # unencodable text is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with one_interrupt():
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return closed_pipe()
     except SystemExit as e:
-        if "PacifyFlush" in type(sys.stdout).__name__:  # click met a closed pipe first
+        if "PacifyFlush" in type(sys.stdout).__name__:  # click noticed the closed pipe first
             return closed_pipe()
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except TdabenchError as e:
@@ -151,14 +151,15 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         lines = str(e).strip().splitlines() or [""]
-        say(f"unexpected {type(e).__name__}: {lines[0]}. Show where with: --debug")
+        say(f"unexpected {type(e).__name__}: {lines[0]}. Show the traceback with: --debug")
         return 1
 
 
 @contextlib.contextmanager
 def one_interrupt() -> Iterator[None]:
-    """Ctrl-C once: KeyboardInterrupt. A second one, while that winds up, ends the process at once
-    and silently, where it would otherwise land in some `finally` and show a traceback."""
+    """Raises KeyboardInterrupt on the first Ctrl-C; a second one ends the process silently.
+
+    Without this, the second one would land in some `finally` and show a traceback."""
 
     def first(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -177,13 +178,13 @@ def one_interrupt() -> Iterator[None]:
 
 
 def closed_pipe() -> int:
-    """The reader (head, less) has what it wanted: leave as a process that SIGPIPE ended."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at exit, and must not complain
+    """Exits like a process ended by SIGPIPE: the reader (head, less) has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at exit, which must not raise
     return 141
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
+    """Prints one line on stderr."""
     print(f"tdabench: {one_line(message)}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`tdabench benchmarks`: what methods are measured by."""
+"""`tdabench benchmarks`: lists and describes benchmarks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         return emit_json(rows)
     print_table(
-        ["benchmark", "truth", "what it asks", "plugin"],
+        ["benchmark", "truth", "what it measures", "plugin"],
         [(r["name"], r["truth"] or "-", r["summary"], r["plugin"]) for r in rows],
     )

@@ -1,4 +1,4 @@
-"""`tdabench check`: does a method keep the laws that every method keeps."""
+"""`tdabench check`: tests whether a method keeps the laws of the interface."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ Examples:
   tdabench check --plugin ./my_method.py mymethod      a file that is not installed
   tdabench check airrep --asset airrep=encoder/        a method that needs a file
   tdabench check mymethod --law batches-do-not-matter
-  tdabench check --laws                                what is checked, in words
+  tdabench check --laws                                list the laws
 """
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_methods)
 @click.option("--set", "settings", multiple=True, metavar="[NAME.]KEY=VALUE", help="A parameter.")
 @click.option(
-    "--asset", "assets", multiple=True, metavar="NAME=PATH", help="A file or folder it asks for."
+    "--asset", "assets", multiple=True, metavar="NAME=PATH", help="A file that the method requests."
 )
-@click.option("--law", "laws", multiple=True, metavar="LAW", help="Only this law. Repeatable.")
+@click.option("--law", "laws", multiple=True, metavar="LAW", help="Only this law; repeatable.")
 @click.option(
     "--architecture",
     default="qwen2",
     show_default=True,
-    help="Of the tiny target: qwen2, llama, gpt2 or gpt_neox.",
+    help="Architecture of the tiny target: qwen2, llama, gpt2 or gpt_neox.",
 )
 @click.option("--laws", "list_laws", is_flag=True, help="List the laws and stop.")
-@click.option("--traceback", is_flag=True, help="Show where a method raised.")
+@click.option("--traceback", is_flag=True, help="Show the tracebacks of methods.")
 @plugin_options
 @json_option
 def command(
@@ -63,9 +63,9 @@ def command(
     traceback: bool,
     as_json: bool,
 ) -> None:
-    """Check that methods keep the interface's promises, on a tiny model made on the spot.
+    """Check that methods meet the interface's contract, on a tiny model generated on the fly.
 
-    Exit code 1 when a law is broken; 2 when a method could not be checked at all.
+    The exit code is 1 if a law is broken, and 2 if a method could not be checked.
     """
     if list_laws:
         return print_laws(as_json)
@@ -102,7 +102,7 @@ def command(
 
 
 def given(name: str, names: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:
-    """The parameters among `KEY=VALUE` and `NAME.KEY=VALUE` that are meant for `name`."""
+    """Returns the parameters for `name` among `KEY=VALUE` and `NAME.KEY=VALUE`."""
     params = {}
     for text in settings:
         key, value = pair(text, "--set KEY=VALUE")
@@ -112,14 +112,14 @@ def given(name: str, names: tuple[str, ...], settings: tuple[str, ...]) -> dict[
         elif owner == name:
             params[rest] = value
         elif owner not in names:
-            raise UsageError(f"--set {text}: {owner!r} is not among the methods checked")
+            raise UsageError(f"--set {text}: {owner!r} is not one of the checked methods")
     return params
 
 
 def pair(text: str, form: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise UsageError(f"{text!r} is not of the form {form}")
+        raise UsageError(f"{text!r} does not have the form {form}")
     return key, value
 
 

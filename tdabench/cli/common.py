@@ -1,4 +1,4 @@
-"""What commands share: options, JSON output, names for completion, tables."""
+"""Shared parts of commands: options, JSON output, names for completion, tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from rich.console import Console
 
-# C1 controls, zero-width and directional characters, surrogates: JSON leaves them as they are.
+# C1 controls, zero-width and directional characters, surrogates: JSON leaves them unescaped.
 _ACTING = re.compile(
     "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
 )
@@ -27,7 +27,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 
 def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--plugin` and `--no-plugin`, which take effect before the command begins."""
+    """Adds `--plugin` and `--no-plugin`, which take effect before the command starts."""
 
     def add(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
         state = ctx.meta.setdefault("tdabench.plugins", {"modules": [], "disabled": []})
@@ -52,7 +52,7 @@ def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=add,
         expose_value=False,
         is_eager=True,
-        help="Add a plugin that is not installed: a module, or a Python file.",
+        help="Add a plugin that is not installed: a module or a Python file.",
     )(command)
 
 
@@ -62,39 +62,39 @@ OWN_DATA = (
     click.option("--train", metavar="FILE", help="Your own training examples (FILE#SPLIT)."),
     click.option("--template", metavar="NAME",
                  help="How the model is prompted: chat, plain, alpaca, question, none.  "
-                      "[default: chat where the tokenizer has one, else plain]"),
+                      "[default: chat if the tokenizer has a template, else plain]"),
     click.option("--max-length", type=click.IntRange(2), metavar="TOKENS",
-                 help="Most tokens of an example.  [default: 512, or what the model reads]"),
+                 help="Maximum tokens per example.  [default: 512, or the model's maximum]"),
     click.option("--truncate", default="prompt-left", show_default=True, metavar="RULE",
-                 help="Longer examples: prompt-left cuts the prompt, error refuses."),
+                 help="Longer examples: prompt-left cuts the prompt, error refuses them."),
     click.option("--dtype", default="auto", show_default=True, metavar="NAME",
-                 help="Of the model while scoring: float32, bfloat16, float16, auto."),
+                 help="Dtype of the model when scoring: float32, bfloat16, float16, auto."),
     click.option("--layout", default="auto", show_default=True, metavar="NAME",
-                 help="Of the files: native, flan, alpaca, chat, ultrachat, qa, text."),
+                 help="Layout of the files: native, flan, alpaca, chat, ultrachat, qa, text."),
     click.option("--field", "fields", multiple=True, metavar="ROLE=FIELD",
-                 help="Which field holds prompt, response, task or id; repeatable."),
+                 help="Field that holds prompt, response, task or id; repeatable."),
     click.option("--empty", default="error", show_default=True, metavar="RULE",
                  help="Rows without a response: error, keep or skip."),
     click.option("--add-checkpoint", "checkpoints", multiple=True, metavar="NAME=MODEL",
-                 help="Another checkpoint of the model to score at; repeatable."),
+                 help="Further checkpoint of the model to score at; repeatable."),
     click.option("--asset", "assets", multiple=True, metavar="NAME=SOURCE",
-                 help="What a method asks for, such as airrep=FOLDER; repeatable."),
+                 help="Asset that a method requests, such as airrep=FOLDER; repeatable."),
 )  # fmt: skip
 
 
 def data_dir_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--data-dir`, where files of the hub are looked for before the hub."""
+    """Adds `--data-dir`, a folder that is searched before the hub."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Where hub files lie on this machine: DIR/org/name or DIR/name "
+        help="Folder with hub files on this machine: DIR/org/name or DIR/name "
         "(also: TDABENCH_DATA_DIR).",
     )(command)
 
 
 def own_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of one's own model and data; the command gets them as the dict `own`."""
+    """Adds the options for one's own model and data, passed to the command as the dict `own`."""
     names = ["model", "train", "template", "max_length", "truncate", "dtype", "layout", "fields",
              "empty", "checkpoints", "assets", "data_dir"]  # fmt: skip
 
@@ -109,8 +109,10 @@ def own_data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_device(device: str) -> str:
-    """`auto` as cuda where torch sees one, else cpu. Loads torch only where there is a GPU, or
-    one is asked for. Raises UsageError for what is no device, or none of this machine."""
+    """Resolves `auto` to cuda if torch sees a GPU, else cpu.
+
+    Loads torch only if there is a GPU or one is requested. Raises UsageError for an unknown or
+    missing device."""
     if device != "auto":
         check_device(device)
         return device
@@ -123,7 +125,7 @@ def chosen_device(device: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises UsageError for what is no device, or none of this machine."""
+    """Raises UsageError for an unknown device, or one that this machine lacks."""
     kind, colon, number = device.partition(":")
     if kind not in ("cpu", "cuda", "mps", "xpu") or (colon and not re.fullmatch("[0-9]+", number)):
         raise UsageError(f"--device {device!r} is not a device", "cpu, cuda, cuda:1 or auto")
@@ -134,7 +136,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise UsageError(f"--device {device}: torch sees none here", "Leave it out") from e
+        raise UsageError(f"--device {device}: torch has no such device", "Leave it out") from e
 
 
 def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
@@ -146,7 +148,7 @@ def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> No
 
 
 def discovered() -> Any:
-    """The registry, having warned once on stderr about every broken plugin."""
+    """Returns the registry; warns once on stderr about every broken plugin."""
     from tdabench.registry import configuration, registry
 
     if not configuration()["disabled"]:
@@ -164,13 +166,13 @@ def warn(message: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """`value` on stdout as one JSON document; what could act on a terminal is escaped."""
+    """Prints `value` on stdout as one JSON document, with terminal control characters escaped."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
     click.echo(_ACTING.sub(lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 def words(text: str | None) -> tuple[str, ...] | None:
-    """A comma-separated option as a tuple; None stays None.
+    """Splits a comma-separated option into a tuple; None stays None.
 
     Raises UsageError for an empty list, which would otherwise mean "nothing".
     """
@@ -178,12 +180,12 @@ def words(text: str | None) -> tuple[str, ...] | None:
         return None
     found = tuple(w.strip() for w in text.split(",") if w.strip())
     if not found:
-        raise UsageError(f"{text!r} names nothing", "Give names separated by commas")
+        raise UsageError(f"{text!r} contains no name", "Give names separated by commas")
     return found
 
 
 def console(**options: Any) -> Console:
-    """A rich console on stdout; plain and as wide as needed when it is not a terminal."""
+    """Returns a rich console on stdout; plain and as wide as needed if it is not a terminal."""
     from rich.console import Console
 
     if not sys.stdout.isatty():
@@ -192,7 +194,7 @@ def console(**options: Any) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A plain table: aligned, no frame, nothing interpreted as markup."""
+    """Prints a plain table: aligned, without a frame, without markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -208,7 +210,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def complete_from(names: Callable[[], Iterable[str]]) -> Callable[..., list[CompletionItem]]:
-    """A click completion callback for one name, or the last of a comma-separated list."""
+    """Makes a click completion callback for one name, or the last of a comma-separated list."""
 
     def complete(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
@@ -218,7 +220,7 @@ def complete_from(names: Callable[[], Iterable[str]]) -> Callable[..., list[Comp
         try:
             known = list(names())
         except Exception:
-            return []  # a completion must never print an error into the prompt
+            return []  # completion must never print an error into the prompt
         chosen = [n for n in known if n.startswith(last) and n not in taken]
         return [CompletionItem(head + comma + n) for n in chosen]
 

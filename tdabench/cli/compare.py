@@ -1,4 +1,4 @@
-"""`tdabench compare`: is B better than A, by how much, and how sure is that."""
+"""`tdabench compare`: the difference between A and B, its interval and a verdict."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import click
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Run that holds the methods (default: the newest under runs/). May be repeated.",
+    help="Run that contains the methods (default: the newest under runs/). Repeatable.",
 )
 @click.option("--benchmark", metavar="NAME", help="Only this benchmark.")
 @click.option("--target", metavar="NAME", help="Only this target.")
 @click.option(
     "--fail-on",
     type=click.Choice(["regression"]),
-    help="Exit with 1 when B is worse than A on any benchmark, or fails where A has a value.",
+    help="Exit with 1 if B is worse than A on any benchmark, or fails where A has a value.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -36,10 +36,10 @@ def command(
     fail_on: str | None,
     as_json: bool,
 ) -> None:
-    """Compare B with A: effect, 95% interval, p-value and a verdict in words.
+    """Compare B with A: difference, 95% interval, p-value and verdict.
 
-    A and B are two method labels of a run, or two run folders (then every method that both hold
-    is compared). Methods are compared on paired bootstrap replicates.
+    A and B are two method labels of a run, or two run folders (which compares every method that
+    both contain). Methods are compared on paired bootstrap replicates.
 
     \b
     Examples:

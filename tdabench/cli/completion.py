@@ -1,4 +1,4 @@
-"""`tdabench completion`: the script that makes a shell complete commands and names."""
+"""`tdabench completion`: prints a script for shell completion of commands and names."""
 
 from __future__ import annotations
 

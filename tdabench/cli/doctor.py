@@ -1,4 +1,4 @@
-"""`tdabench doctor`: what could go wrong on this machine, and what to do about it."""
+"""`tdabench doctor`: checks this machine for problems and suggests remedies."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import click
 
 from tdabench.cli.common import emit_json, json_option, plugin_options, print_table, use_plugins
 
-# (distribution, what it is for)
+# (distribution, purpose)
 OPTIONAL = [
-    ("traker", "the cross-check of TRAK against its authors' code"),
+    ("traker", "comparison of TRAK with its authors' code"),
     ("sentence-transformers", "text encoders from the hub"),
-    ("kronfluence", "influence functions as its authors compute them"),
+    ("kronfluence", "influence functions by their authors' code"),
     ("dattri", "its methods and metrics, for comparison"),
-    ("bergson", "gradient indices as its authors build them"),
+    ("bergson", "gradient indices by their authors' code"),
     ("faiss-cpu", "approximate search"),
-    ("ray", "building truth on several machines"),
+    ("ray", "truth builds on several machines"),
     ("matplotlib", "plots"),
     ("datasets", "corpora from the hub"),
     ("pyarrow", "Parquet corpora"),
@@ -41,13 +41,13 @@ REQUIRED = (
     epilog="""\b
 Example:
   tdabench doctor
-Exits with 1 when something is wrong that keeps tdabench from working.
+Exits with 1 if a problem keeps tdabench from working.
 """
 )
 @plugin_options
 @json_option
 def command(as_json: bool) -> int:
-    """Look for what could go wrong on this machine."""
+    """Check this machine for problems."""
     from tdabench.registry import configuration
 
     if not configuration()["disabled"]:
@@ -105,10 +105,10 @@ def packages() -> list[Check]:
 
 
 def unrelated_trak() -> list[Check]:
-    """The PyPI package `trak` shares its import name with TRAK's `traker`, and is no kin.
+    """Detects the unrelated PyPI package `trak`, which has the import name of TRAK's `traker`.
 
-    Looked for among the distributions, and by what `import trak` would give: its folder must
-    hold traker's projectors.
+    Checks the installed distributions, and whether the folder that `import trak` would load
+    contains traker's projectors.
     """
     remedy = "pip uninstall trak && pip install --force-reinstall --no-deps traker"
     try:
@@ -138,13 +138,13 @@ def machine() -> list[Check]:
             "note" if 0 < available < 2 * 2**30 else "ok",
             "memory",
             f"{memory / 2**30:.1f} GiB, {available / 2**30:.1f} GiB free",
-            "A run may fail for want of memory" if 0 < available < 2 * 2**30 else "",
+            "A run may run out of memory" if 0 < available < 2 * 2**30 else "",
         ),
         (
             "note" if free < 2**30 else "ok",
             "disk",
             f"{free / 2**30:.1f} GiB free in {Path.cwd()}",
-            "Indices are large: use --no-keep-indices, or another --out" if free < 2**30 else "",
+            "Indices are large: use --no-keep-indices or another --out" if free < 2**30 else "",
         ),
     ]
     if gpu and find_spec("torch") is not None and "+cpu" in version("torch"):
@@ -155,34 +155,34 @@ def machine() -> list[Check]:
 
 
 def threads() -> list[Check]:
-    """A worker's threads must not spin while they wait: on a shared machine that starves them."""
+    """Checks that waiting threads do not spin, which starves workers on a shared machine."""
     from tdabench.run import environment as env
 
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy and policy.lower() != "passive":
         found = f"OMP_WAIT_POLICY={policy}: threads spin while they wait"
-        return [("note", "threads", found, "Unset it where other work shares the cores")]
+        return [("note", "threads", found, "Unset it if other work shares the cores")]
     try:
         load = os.getloadavg()[0]
     except (OSError, AttributeError):
         load = 0.0
     if load > env.cores() + 1:
-        found = f"load {load:.1f} on {env.cores()} cores: times will be those of a busy machine"
-        return [("note", "threads", found, "Scores do not change; measure costs when it is idle")]
-    return [("ok", "threads", f"{env.cores()} a worker with --jobs 1, load {load:.1f}", "")]
+        found = f"load {load:.1f} on {env.cores()} cores: times will be distorted"
+        return [("note", "threads", found, "Scores do not change; measure costs when idle")]
+    return [("ok", "threads", f"{env.cores()} per worker with --jobs 1, load {load:.1f}", "")]
 
 
 def limits() -> list[Check]:
-    """Limits that the shell or the system sets on this process."""
+    """Reports limits that the shell or the system sets on this process."""
     try:
         import resource
     except ImportError:
-        return [("ok", "limits", "none known on this system", "")]
+        return [("ok", "limits", "unknown on this system", "")]
 
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     size = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if size != resource.RLIM_INFINITY and size < 1 << 30:
-        found = f"no file may exceed {size / 2**20:.0f} MiB"
+        found = f"files are limited to {size / 2**20:.0f} MiB"
         return [("note", "limits", found, "ulimit -f unlimited")]
     if 0 < files < 256:
         return [("note", "limits", f"only {files} open files", "ulimit -n 1024")]
@@ -190,7 +190,7 @@ def limits() -> list[Check]:
 
 
 def run_folder() -> list[Check]:
-    """Whether what a run relies on works where its folder will be: write, sync, rename, lock."""
+    """Checks that write, sync, rename and lock work where the run folder will be."""
     folder = Path("runs") if Path("runs").is_dir() else Path.cwd()
     what = "run folder"
     try:
@@ -225,13 +225,13 @@ def _locks(handle: int) -> bool:
 
 
 def hub() -> list[Check]:
-    """How models and data of the Hugging Face hub are reached; nothing is asked of the network."""
+    """Reports how the Hugging Face hub is reached, without using the network."""
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    kept = f"what is downloaded is kept in {cache}"
+    kept = f"downloads are kept in {cache}"
     if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "ON", "YES", "TRUE"):
-        kept = f"offline (HF_HUB_OFFLINE): only what is in {cache} can be used"
+        kept = f"offline (HF_HUB_OFFLINE): only files in {cache} are available"
     if os.environ.get("HF_TRUST_REMOTE_CODE"):
-        return [("note", "hub", "HF_TRUST_REMOTE_CODE is set; tdabench runs no code of models", "")]
+        return [("note", "hub", "HF_TRUST_REMOTE_CODE is set; tdabench never runs model code", "")]
     return [("ok", "hub", kept, "")]
 
 
@@ -240,7 +240,7 @@ def found_plugins() -> list[Check]:
 
     if not registry().plugins:
         remedy = "Install tdabench: pip install -e ."
-        return [("wrong", "plugins", "none is registered", remedy)]
+        return [("wrong", "plugins", "no plugin is registered", remedy)]
     checks: list[Check] = []
     for p in registry().plugins:
         if p.status == "broken":
@@ -264,7 +264,7 @@ def suites() -> list[Check]:
             suite = read_suite(entry.value)
             for path in suite.hashes:
                 suite.verify(path)
-            found: Any = f"version {suite.version}, {len(suite.hashes)} files as declared"
+            found: Any = f"version {suite.version}, {len(suite.hashes)} files match their hashes"
             checks.append(("ok", f"suite {name}", found, ""))
         except TdabenchError as e:
             checks.append(("wrong", f"suite {name}", e.message, e.remedy))

@@ -27,22 +27,22 @@ FORMATS = ("table", "json", "csv", "md", "latex")
     help="rank, method, family, share, build, query, bytes, prepare or a benchmark; "
     "--sort=-KEY reverses.",
 )
-@click.option("--columns", metavar="A,B", help="Show these columns, whatever the width.")
+@click.option("--columns", metavar="A,B", help="Show these columns at any width.")
 @click.option("--benchmark", metavar="NAME", help="Rank by this benchmark, or by `overall`.")
 @click.option(
     "--overall",
     metavar="A,B",
-    help="Benchmarks whose places the overall rank averages.  [default: all but cost]",
+    help="Benchmarks whose ranks the overall rank averages.  [default: all but cost]",
 )
-@click.option("--intervals", is_flag=True, help="Every benchmark's interval.")
+@click.option("--intervals", is_flag=True, help="Show the interval of every benchmark.")
 @click.option(
     "--transfer",
     metavar="METHOD",
-    help="A method's source x target matrix instead of the board (benchmark transfer).",
+    help="Show a method's source x target matrix instead of the board (benchmark transfer).",
 )
 @click.option("--target", metavar="NAME", help="Only this target.")
-@click.option("--wide", is_flag=True, help="Every column, whatever the width.")
-@click.option("--no-cache", is_flag=True, help="Compare the methods again.")
+@click.option("--wide", is_flag=True, help="Show every column at any width.")
+@click.option("--no-cache", is_flag=True, help="Compare the methods again, without the cache.")
 def command(
     folders: tuple[Path, ...],
     form: str,
@@ -59,8 +59,8 @@ def command(
 ) -> None:
     """Print the leaderboard of a run, or of several runs merged.
 
-    DIR is a run folder or a folder of runs; without one, the newest run under runs/. In a pipe
-    the table is printed in full and without colour.
+    DIR is a run folder or a folder of runs (default: the newest run under runs/). In a pipe the
+    table is printed in full and without colour.
 
     \b
     Examples:

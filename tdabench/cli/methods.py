@@ -1,4 +1,4 @@
-"""`tdabench methods`: what can be measured, and how it can be set."""
+"""`tdabench methods`: lists methods and their parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tdabench.cli.common import (
 @click.command(
     epilog="""\b
 Examples:
-  tdabench methods            every method that the installed plugins bring
+  tdabench methods            every method of the installed plugins
   tdabench methods trak       one method, with its parameters
   tdabench methods --json
 """
@@ -41,13 +41,13 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         return emit_json(rows)
     print_table(
-        ["method", "family", "what it is", "plugin"],
+        ["method", "family", "description", "plugin"],
         [(r["name"], r["family"], r["summary"], r["plugin"]) for r in rows],
     )
 
 
 def describe(entry: Any) -> dict[str, Any]:
-    """A method or benchmark class as JSON: what it says of itself, and its parameters."""
+    """Returns a method or benchmark class as JSON: its declarations and parameters."""
     cls = entry.cls
     return {
         "name": cls.name,
@@ -63,7 +63,7 @@ def describe(entry: Any) -> dict[str, Any]:
 
 
 def parameters(cls: Any) -> list[dict[str, Any]]:
-    """Name, type and default of each field of a method or benchmark."""
+    """Returns name, type and default of each field of a method or benchmark."""
     from tdabench.run.plan import jsonable
 
     hints = typing.get_type_hints(cls)

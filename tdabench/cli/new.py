@@ -1,4 +1,4 @@
-"""`tdabench new`: an installable plugin, with its tests, that works before it is edited."""
+"""`tdabench new`: writes an installable plugin with tests, which works before it is edited."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="MIT",
             show_default=True,
         ),
-        click.option("--author", default="", metavar="NAME", help="Goes into the licence."),
+        click.option("--author", default="", metavar="NAME", help="Name in the licence."),
     ):
         function = option(function)
     return function
@@ -53,7 +53,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @command.command()
 @_options
 def method(name: str, folder: Path | None, licence: str, author: str) -> None:
-    """Write a package with the method NAME: a working one, to be made your own."""
+    """Write a package with a working method NAME, to be adapted."""
     folder = write(METHOD, "method", name, folder, licence, author)
     click.echo(
         f"Wrote {folder}: the method is in src/{module_of(name)}/__init__.py. Next:\n"
@@ -66,7 +66,7 @@ def method(name: str, folder: Path | None, licence: str, author: str) -> None:
 @command.command()
 @_options
 def benchmark(name: str, folder: Path | None, licence: str, author: str) -> None:
-    """Write a package with the benchmark NAME: a working one, to be made your own."""
+    """Write a package with a working benchmark NAME, to be adapted."""
     folder = write(BENCHMARK, "benchmark", name, folder, licence, author)
     click.echo(
         f"Wrote {folder}: the benchmark is in src/{module_of(name)}/__init__.py. Next:\n"
@@ -84,22 +84,22 @@ def write(
 ) -> Path:
     """Fills in the template and writes it; returns the folder.
 
-    Raises UsageError for a name that cannot be one, or is taken, and for a folder in use.
+    Raises UsageError for an invalid or taken name, and for a folder in use.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot name a {kind}",
-            "Use small letters, digits and single dashes, a letter first: my-method",
+            f"{name!r} is not a valid name for a {kind}",
+            "Use lower-case letters, digits and single dashes, starting with a letter: my-method",
         )
     try:
         author.encode()
     except UnicodeEncodeError as e:
-        raise UsageError(f"--author {author!r} is not text that a file can hold") from e
+        raise UsageError(f"--author {author!r} cannot be encoded in a file") from e
     from tdabench.registry import registry
 
     taken = (registry().methods if kind == "method" else registry().benchmarks).get(name)
     if taken is not None:
-        raise UsageError(f"{taken.origin} already brings a {kind} named {name!r}", "Choose another")
+        raise UsageError(f"{taken.origin} already has a {kind} named {name!r}", "Choose another")
     folder = folder or Path(f"tdabench-{name}")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} exists and is not empty", "Choose another with: --folder DIR")
@@ -147,7 +147,7 @@ dependencies = ["tdabench"]
 [project.optional-dependencies]
 test = ["pytest>=8", "pytest-benchmark>=4"]
 
-# What makes tdabench find it: a name, and the module that holds the hooks.
+# tdabench finds the plugin by this entry: a name, and the module with the hooks.
 [project.entry-points.tdabench]
 $name = "$module"
 
@@ -171,17 +171,17 @@ from tdabench.api import RepresentationMethod, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class $cls(RepresentationMethod):
-    """Cosine of word counts: replace `encode` by a representation of your own."""
+    """Cosine of word counts: replace `encode` with your own representation."""
 
     name = "$name"
-    version = 1  # raise it whenever scores change
+    version = 1  # increase it when scores change
     family = "text"
     summary = "cosine of hashed word counts"
 
     width: int = 512  # a parameter: tdabench run --methods $name --set $name.width=1024
 
     def encode(self, context, examples, role):
-        """Features [example, width]; `role` is "train" or "query"; a score is their product."""
+        """Returns features [example, width], whose products are scores; `role`: train or query."""
         rows = np.zeros((len(examples), self.width), dtype=np.float32)
         for row, example in zip(rows, examples):
             for word in example.text.lower().split():
@@ -194,7 +194,7 @@ def tdabench_methods():
     return [$cls]
 ''',
     "tests/test_laws.py": '''\
-"""The laws that every method keeps, and what is particular to this one."""
+"""The laws that every method keeps, and tests of this method."""
 
 import numpy as np
 from $module import $cls
@@ -221,12 +221,12 @@ The training-data-attribution method `$name`, for [tdabench](https://tdabench.re
 
 ```
 pip install -e .
-tdabench check $name                        # does it keep the interface's promises?
-tdabench run --methods $name,tfidf          # how good is it?
-pytest                                      # the same promises, and its own tests
+tdabench check $name                        # tests the interface's contract
+tdabench run --methods $name,tfidf          # measures the method
+pytest                                      # the same contract, and its own tests
 ```
 
-| parameter | default | what it does |
+| parameter | default | meaning |
 |---|---|---|
 | `width` | 512 | number of hash buckets |
 
@@ -257,7 +257,7 @@ class $cls(Benchmark):
     """Share of the k best-scored training examples that have the query's task."""
 
     name = "$name"
-    version = 1  # raise it whenever values change
+    version = 1  # increase it when values change
     summary = "same-task precision among the top k"
 
     k: int = 10  # a parameter, set in a suite under [benchmarks.$name]
@@ -311,9 +311,9 @@ tdabench run --methods tfidf,random --benchmarks $name
 pytest
 ```
 
-| parameter | default | what it does |
+| parameter | default | meaning |
 |---|---|---|
-| `k` | 10 | how many of the best-scored examples are looked at |
+| `k` | 10 | number of best-scored examples to inspect |
 
 Cite: …
 """,

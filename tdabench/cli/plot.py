@@ -1,4 +1,4 @@
-"""`tdabench plot`: the board's numbers as PNG, SVG or PDF."""
+"""`tdabench plot`: draws the board's numbers as PNG, SVG or PDF."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def command(
     """Draw fidelity against cost with the Pareto front, LDS by task, transfer, selection and
     removal curves, growth of cost, and value against label budget.
 
-    Needs the extra `plots`. Of many methods, line plots show the ten that rank first. Prints the
-    files it wrote; what the records do not hold is named on stderr.
+    Needs the extra `plots`. With many methods, line plots show the ten that rank first. Prints the
+    files that it wrote, and names on stderr the plots that the records do not allow.
 
     \b
     Examples:

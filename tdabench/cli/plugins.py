@@ -1,4 +1,4 @@
-"""`tdabench plugins`: who brings what, and what is wrong with the broken ones."""
+"""`tdabench plugins`: lists what each plugin provides, and why broken ones fail."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tdabench.cli.common import emit_json, json_option, plugin_options, print_ta
     epilog="""\b
 Examples:
   tdabench plugins
-  tdabench plugins --plugin ./my_method.py      see how a file of yours is taken
+  tdabench plugins --plugin ./my_method.py      check a plugin file
   tdabench run --no-plugin broken               leave one out
 """
 )
 @plugin_options
 @json_option
 def command(as_json: bool) -> None:
-    """List plugins and what is wrong with the broken ones."""
+    """List plugins, and why broken ones fail."""
     from tdabench.cli.common import use_plugins
     from tdabench.registry import configuration, registry
 
@@ -59,4 +59,4 @@ def command(as_json: bool) -> None:
         table += [("", "", "", f"! {problem}") for problem in p.problems]
     print_table(["plugin", "from", "status", "brings"], table)
     for line in registry().clashes:
-        click.echo(f"! {line}: neither can be used until one is left out with --no-plugin")
+        click.echo(f"! {line}: neither can be used; leave one out with --no-plugin")

@@ -1,4 +1,4 @@
-"""`tdabench report`: a run as one HTML file."""
+"""`tdabench report`: writes a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ import click
     type=float,
     default=18.0,
     show_default=True,
-    help="Carry less rather than be larger.",
+    help="Largest size; contents are reduced to fit.",
 )
 def command(
     folders: tuple[Path, ...], out: Path | None, suite: str | None, open_it: bool, max_mb: float
 ) -> None:
     """Write a report: one HTML file that needs no network and no server.
 
-    Sortable board, interactive plots, scores by task, the run's manifest, and for every query
-    the training examples that methods find most helpful and most harmful.
+    The page has a sortable board, interactive plots, scores by task, the run's manifest, and for
+    every query the training examples that methods score as most helpful and most harmful.
 
     \b
     Examples:

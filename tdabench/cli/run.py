@@ -1,4 +1,4 @@
-"""`tdabench run`: measure methods on a suite and print the board."""
+"""`tdabench run`: measures methods on a suite and prints the board."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int:
-    """`4G` or `500M` as bytes."""
+    """Converts `4G` or `500M` to bytes."""
     if value is None:
         return 0
     text = value.strip().lower().removesuffix("b").removesuffix("i")
@@ -42,7 +42,7 @@ def memory_size(ctx: click.Context, param: click.Parameter, value: str | None) -
         if not 0 < number < 2**60:
             raise ValueError
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a size like 4G or 500M") from None
+        raise click.BadParameter(f"{value!r} is not a size such as 4G or 500M") from None
     return int(number)
 
 
@@ -56,14 +56,14 @@ Examples:
   tdabench run --model ./my-model --train train.jsonl --queries q.jsonl
   tdabench run --model org/name --train train.jsonl --queries q.jsonl --truth-groups 50
   tdabench run --dry-run
-Finished cells are never measured twice: run the same command again to go on.
+Finished cells are never measured twice: run the same command again to resume.
 """
 )
 @click.option(
     "--suite",
     metavar="NAME|FILE",
     shell_complete=complete_suites,
-    help="A suite's name, or a TOML file.  [default: pocket]",
+    help="Name of a suite, or a TOML file.  [default: pocket]",
 )
 @click.option(
     "--methods",
@@ -112,13 +112,13 @@ Finished cells are never measured twice: run the same command again to go on.
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Worker processes at a time. More than one disturbs the timings.",
+    help="Worker processes at a time. More than one distorts timings.",
 )
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
     default=0,
-    help="Threads of a worker.  [default: cores / jobs]",
+    help="Threads per worker.  [default: cores / jobs]",
 )
 @click.option(
     "--timeout",
@@ -126,49 +126,49 @@ Finished cells are never measured twice: run the same command again to go on.
     default=7200.0,
     show_default=True,
     metavar="SECONDS",
-    help="Most time for one build or benchmark; 0: no limit.",
+    help="Time limit for one build or benchmark; 0 for no limit.",
 )
 @click.option(
     "--memory",
     callback=memory_size,
     metavar="SIZE",
-    help="Most memory of a worker, such as 4G.  [default: 90% of what is free]",
+    help="Memory limit per worker, such as 4G.  [default: 90% of free memory]",
 )
 @click.option(
-    "--device", help="cpu, cuda, cuda:1 …  [default: cuda if there is one; the manifest's]"
+    "--device", help="cpu, cuda, cuda:1 …  [default: cuda if available, or the manifest's]"
 )
 @click.option(
     "--retry-failed/--no-retry-failed",
     default=True,
     show_default=True,
-    help="Whether cells that failed are tried again.",
+    help="Whether to retry failed cells.",
 )
 @click.option(
     "--keep-indices/--no-keep-indices",
     default=True,
     show_default=True,
-    help="Keep built indices, so that another benchmark need not build.",
+    help="Keep built indices for later benchmarks.",
 )
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Append one line of JSON an event to this file, beside the run folder's log.jsonl.",
+    help="Append one line of JSON per event to this file, too (like log.jsonl in the run folder).",
 )
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="Print no progress on stderr.")
 @own_data_options
 @click.option("--queries", metavar="FILE", help="Your own query examples (FILE#SPLIT).")
 @click.option(
     "--truth-groups",
     type=click.IntRange(1),
     metavar="N",
-    help="Retrain your own model on N random groups first. The cost is said before it starts.",
+    help="Retrain your own model on N random groups first; the estimated cost is printed before.",
 )
 @click.option("--truth-seeds", type=click.IntRange(1), default=1, show_default=True,
-              help="Retrainings a group; two give a noise ceiling.")  # fmt: skip
+              help="Retrainings per group; two give a noise ceiling.")  # fmt: skip
 @click.option("--truth-fraction", type=click.FloatRange(0, 1, min_open=True), default=0.25,
-              show_default=True, help="Share of the training examples in a group.")  # fmt: skip
+              show_default=True, help="Fraction of the training examples per group.")  # fmt: skip
 @click.option("--recipe", "recipe", multiple=True, metavar="KEY=VALUE",
-              help="How the groups are trained: lr=1e-4, epochs=1, lora_rank=8 …")  # fmt: skip
+              help="Training recipe of the groups: lr=1e-4, epochs=1, lora_rank=8 …")  # fmt: skip
 @plugin_options
 @json_option
 def command(
@@ -201,8 +201,8 @@ def command(
 ) -> int:
     """Measure methods on a suite and print the board.
 
-    Each method runs in a process of its own: a crash, a hang or a memory blow-up is a failed
-    row, not the end of the run.
+    Each method runs in its own process: a crash, a hang or excessive memory use is a failed row,
+    and the run continues.
     """
     from tdabench import run as running
     from tdabench.run.progress import watcher
@@ -213,7 +213,7 @@ def command(
     truth_plan = None
     if own["model"] or own["train"] or queries or truth_groups:
         if suite or replay:
-            raise UsageError("--suite and --from have data of their own", "Leave out one of them")
+            raise UsageError("--suite and --from define their own data", "Leave out one of them")
         suite, out, truth_plan = own_data(
             own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
             device or "cpu",
@@ -258,7 +258,7 @@ def command(
     for line in plan.suite.missing:
         warn(line)
     if plan.suite.sources:
-        # What was fetched is pinned: whoever reads or replays this run finds the same files.
+        # Fetched files are pinned, so that readers and replays of this run find the same files.
         request = plan.request = dataclasses.replace(request, suite=str(plan.suite.path))
     folder = running.RunFolder(out or Path("runs") / plan.suite.name)
     if dry_run:
@@ -274,7 +274,7 @@ def command(
     else:
         print_result(result)
     if result.interrupted:
-        say("interrupted. The same command goes on from here")
+        say("interrupted. The same command resumes from here")
         return 130
     return 1 if result.failed else 0
 
@@ -290,9 +290,9 @@ def own_data(
     quiet: bool,
     device: str,
 ) -> tuple[str, Path, dict[str, Any] | None]:
-    """Writes the suite of one's own data; says what it holds and what its truth would cost.
+    """Writes the suite of one's own data; reports its contents and the cost of its truth.
 
-    Returns the suite's file, the run folder, and the plan of a truth that is not there yet.
+    Returns the suite's file, the run folder, and the plan of a truth that does not exist yet.
     """
     from tdabench.run import own as own_module
     from tdabench.run.environment import multiplies_bfloat16
@@ -317,15 +317,17 @@ def own_data(
         f"{target.target.max_length} tokens",
     ]
     if long:
-        facts.append(f"{long:,} of {seen:,} examples are longer and cut ({target.target.truncate})")
+        facts.append(
+            f"{long:,} of {seen:,} examples exceed it and are cut ({target.target.truncate})"
+        )
     say("; ".join(facts))
     if device == "cpu" and own["dtype"] in ("auto", "float32") and multiplies_bfloat16():
-        say("this processor multiplies bfloat16 (AMX): --dtype bfloat16 scores with less precision "
-            "and faster, --recipe precision=bfloat16 trains so")  # fmt: skip
+        say("this processor multiplies bfloat16 (AMX): --dtype bfloat16 scores faster with less "
+            "precision, --recipe precision=bfloat16 trains with it")  # fmt: skip
     if not any(train.tasks) or not any(asked.tasks):
-        say("no task labels, so no classification (map them: --field task=NAME)")
+        say("no task labels, so no classification (map them with --field task=NAME)")
     if there:
-        say(f"its truth is there: {target.truths['lds']}")
+        say(f"its truth exists: {target.truths['lds']}")
     else:
         say_cost(suite, target, train, asked, spec, planned, device)
     return str(read_suite(suite.path).path), folder, (spec if planned and not there else None)
@@ -334,7 +336,7 @@ def own_data(
 def say_cost(
     suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned: Any, device: str
 ) -> None:
-    """What the truth would cost here, from timing a step of it."""
+    """Estimates the cost of the truth on this machine by timing one step."""
     from tdabench.report.text import seconds
     from tdabench.run.own import unit_cost
 
@@ -350,14 +352,14 @@ def say_cost(
     )
     whole = f"{groups} groups x {seeds} seed{'s' * (seeds > 1)}: {seconds(units * cost.seconds)}"
     if planned:
-        say(f"{one}. The truth of {whole}. It goes on where it stopped")
+        say(f"{one}. Ground truth: {whole}. It resumes where it stopped")
     else:
-        say(f"{one}. A truth of {whole}. None is asked for (--truth-groups N): running what "
-            "needs none")  # fmt: skip
+        say(f"{one}. Ground truth: {whole}. No ground truth requested (--truth-groups N); running "
+            "only benchmarks that need none")  # fmt: skip
 
 
 def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> bool:
-    """Does the retrainings of the suite's truth that are missing; False when some failed."""
+    """Runs the missing retrainings of the suite's truth; returns False if some failed."""
     from tdabench.cli.truth import devices_of, local_engine
     from tdabench.report.text import seconds
     from tdabench.run.sources import load_suite
@@ -388,7 +390,7 @@ def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> 
         engine=local_engine(workers, device), on_unit=on_unit, note=say,
     )  # fmt: skip
     if failed:
-        say(f"{len(failed)} retrainings failed: there is no truth. The same command tries again")
+        say(f"{len(failed)} retrainings failed; the truth is incomplete. Rerun to retry")
         return False
     collect(plan, work).save(target.truths["lds"])
     return True
@@ -401,7 +403,7 @@ def say(message: str) -> None:
 
 
 def recorded_request(path: Path) -> dict[str, Any]:
-    """The request in a manifest."""
+    """Returns the request in a manifest."""
     from tdabench.io import read_json
 
     manifest = read_json(path / "manifest.json" if path.is_dir() else path)
@@ -411,8 +413,9 @@ def recorded_request(path: Path) -> dict[str, Any]:
 
 
 def recorded_plugins(path: Path) -> str:
-    """The `--plugin` options a manifest was made with. They are named, never followed: a
-    manifest is a stranger's file, and a plugin is code."""
+    """Returns the `--plugin` options of a manifest, which are named but never loaded.
+
+    A manifest is an untrusted file, and a plugin is code."""
     from tdabench.io import read_json
 
     found = read_json(path / "manifest.json" if path.is_dir() else path).get("plugins")
@@ -456,7 +459,7 @@ def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: 
 
 
 def print_result(result: Any) -> None:
-    """The board of the cells of this run, from their records."""
+    """Prints the board of this run's cells, from their records."""
     from tdabench.report.board import Board
     from tdabench.report.published import print_published
     from tdabench.report.terminal import print_board

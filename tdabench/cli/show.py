@@ -1,4 +1,4 @@
-"""`tdabench show`: one record in full."""
+"""`tdabench show`: prints one record in full."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _labels() -> list[str]:
     epilog="""\b
 Examples:
   tdabench show trak                 the cells of a method in the newest run
-  tdabench show 3f9c                 a cell, by the beginning of its key
+  tdabench show 3f9c                 a cell, by a prefix of its key
   tdabench show demo --run runs/pocket --json
 """
 )
@@ -67,7 +67,7 @@ def command(
         and (benchmark is None or r["benchmark"]["name"] == benchmark)
     ]
     if not chosen:
-        raise UsageError(f"{folder} has no such cell of {name}", "See: tdabench show")
+        raise UsageError(f"{folder} has no such cell for {name}", "See: tdabench show")
     if as_json:
         return emit_json([dict(r) for r in chosen])
     if name is None:
@@ -143,8 +143,8 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
             )
     if "index_bytes" in cost:
         line(
-            f"index: {_bytes(cost['index_bytes'])}, {cost['bytes_per_example']:,.0f} bytes "
-            f"an example of {cost['n_train']:,}"
+            f"index: {_bytes(cost['index_bytes'])}, {cost['bytes_per_example']:,.0f} bytes per "
+            f"example, {cost['n_train']:,} examples"
         )
     method = r["method"]
     line("parameters:")
@@ -164,7 +164,7 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
     )
     line(f"record: {folder / 'cells' / r['key']}.json")
     if r["log_tail"]:
-        line("last lines of its log:")
+        line("last lines of the log:")
         for text in r["log_tail"]:
             line(f"  | {text}")
 

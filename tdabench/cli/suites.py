@@ -1,4 +1,4 @@
-"""`tdabench suites`: what there is to run on."""
+"""`tdabench suites`: lists and describes suites."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
     if as_json:
         return emit_json(rows)
     print_table(
-        ["suite", "version", "targets", "what it is", "plugin"],
+        ["suite", "version", "targets", "description", "plugin"],
         [
             (r["name"], r["version"], ", ".join(r["targets"]), r["summary"], r["plugin"])
             for r in rows
@@ -74,7 +74,7 @@ def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
 
 
 def describe(suite: Any) -> dict[str, Any]:
-    """A suite with its files opened and their hashes checked."""
+    """Describes a suite; opens its files and checks their hashes."""
     for path in suite.hashes:
         suite.verify(path)
     train, queries = suite.train, suite.queries()
@@ -135,11 +135,11 @@ def print_suite(s: dict[str, Any]) -> None:
         f"methods: {', '.join(s['methods']) or 'all'}",
         *([f"variants: {', '.join(s['variants'])}"] if s["variants"] else []),
         f"benchmarks: {', '.join(s['benchmarks'])}",
-        f"file: {s['path']} ({s['hashed_files']} hashed files, all as declared; "
+        f"file: {s['path']} ({s['hashed_files']} hashed files, all verified; "
         f"{s['folder_bytes'] / 1e6:.1f} MB)",
         *(f"{name}: {pinned}" for name, pinned in s["sources"].items()),
         *(f"{t['label']}: {t['source']}" for t in s["targets"] if t["source"]),
-        *([f"published rows beside ours: {len(s['published'])}"] if s["published"] else []),
+        *([f"published rows: {len(s['published'])}"] if s["published"] else []),
         "",
     ]
     console().print("\n".join(lines), markup=False, soft_wrap=True)

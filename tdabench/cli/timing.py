@@ -1,4 +1,4 @@
-"""`tdabench timing`: prints the timing reports that pytest-benchmark saved, and compares them."""
+"""`tdabench timing`: prints and compares timing reports of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ Examples:
     "--fail-above",
     type=click.FloatRange(min=0),
     metavar="PERCENT",
-    help="Exit with 1 when a call of the last file is this much slower than of the first.",
+    help="Exit with 1 if a call in the last file is this much slower than in the first.",
 )
 @json_option
 def command(
     files: tuple[Path, ...], phase: str | None, fail_above: float | None, as_json: bool
 ) -> None:
-    """Print timing reports; with several, how each compares with the first.
+    """Print timing reports; with several, compare each with the first.
 
-    A call is called slower or faster when its median moved by 10% or more (or by the figure
-    of --fail-above) and the middle halves of the two measurements do not overlap.
+    A call is slower or faster if its median changed by at least 10% (or by --fail-above) and the
+    interquartile ranges of the two measurements do not overlap.
     """
     reports = [read_report(f) for f in files]
     calls = [key for key in dict.fromkeys(k for r in reports for k in r) if phase in (None, key[2])]
     if not calls:
-        raise UsageError("these reports hold no timed calls", "Make one: tdabench timing --help")
+        raise UsageError("these reports contain no timed calls", "See: tdabench timing --help")
     limit = 1 + (10.0 if fail_above is None else fail_above) / 100
     rows = []
     for key in calls:
@@ -75,20 +75,20 @@ def command(
 
 
 def read_report(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
-    """Timed calls of a pytest-benchmark JSON file, by (method, training examples, phase).
+    """Reads timed calls of a pytest-benchmark JSON file by (method, training examples, phase).
 
-    Raises DataError for a file that is something else.
+    Raises DataError for any other file.
     """
     from tdabench.io import read_json
 
     report = read_json(path)
     found: dict[tuple[str, int, str], dict[str, Any]] = {}
     try:
-        machine = report["machine_info"].get("cpu", {}).get("brand_raw") or "an unnamed processor"
+        machine = report["machine_info"].get("cpu", {}).get("brand_raw") or "unknown processor"
         for b in report["benchmarks"]:
             info, stats = b["extra_info"], b["stats"]
             if "phase" not in info or "method" not in info:
-                continue  # somebody else's benchmark
+                continue  # another benchmark
             key = (info["method"], int(info["n_train"]), info["phase"])
             found[key] = {
                 "method": key[0],
@@ -105,14 +105,14 @@ def read_report(path: Path) -> dict[tuple[str, int, str], dict[str, Any]]:
             }
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise DataError(
-            f"{path} is not a report of pytest-benchmark ({type(e).__name__}: {e})",
+            f"{path} is not a pytest-benchmark report ({type(e).__name__}: {e})",
             "Write one with: pytest benchmarks/ --benchmark-json FILE",
         ) from e
     return found
 
 
 def compared(first: dict[str, Any], row: dict[str, Any], limit: float) -> dict[str, Any]:
-    """Ratio of the medians, and a verdict."""
+    """Returns the ratio of the medians, and a verdict."""
     ratio = row["median"] / first["median"] if first["median"] else float("inf")
     verdict = "same"
     if ratio >= limit and row["q1"] > first["q3"]:
@@ -123,9 +123,9 @@ def compared(first: dict[str, Any], row: dict[str, Any], limit: float) -> dict[s
 
 
 def print_rows(rows: list[dict[str, Any]], several: bool) -> None:
-    header = ["method", "train", "phase", "median", "middle half", "a second", "bytes/ex", "peak"]
+    header = ["method", "train", "phase", "median", "quartiles", "a second", "bytes/ex", "peak"]
     if several:
-        header += ["against the first", "file"]
+        header += ["relative to first", "file"]
     table = []
     for r in rows:
         items = r["n_train"] if r["phase"] == "build" else r["n_queries"]

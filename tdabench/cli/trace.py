@@ -1,4 +1,4 @@
-"""`tdabench trace`: which training examples made the model say this?"""
+"""`tdabench trace`: finds the training examples behind a model output."""
 
 from __future__ import annotations
 
@@ -43,38 +43,36 @@ Examples:
   tdabench trace "What is the capital of France?" --response Paris --methods airrep,bm25,trak
   tdabench trace --queries questions.jsonl --methods tfidf --json
   tdabench trace "Who wrote it?" --model ./my-model --train train.jsonl --methods tfidf,trak
-Indices are taken from a run of the suite, or built once and kept.
+Indices come from a run of the suite, or are built once and cached.
 """
 )
 @click.argument("prompt", required=False)
-@click.option("--response", help="What the model said.  [default: what the target says now]")
+@click.option("--response", help="The output to explain.  [default: the target's greedy answer]")
 @click.option(
     "--queries",
     "queries_file",
     type=click.Path(path_type=Path),
-    help="A file of prompts with their responses, instead of a prompt.",
+    help="File of prompts and responses, instead of a prompt.",
 )
 @click.option(
     "--suite",
     metavar="NAME|FILE",
     shell_complete=complete_suites,
-    help="Whose training corpus and target.  [default: pocket]",
+    help="Suite with training corpus and target.  [default: pocket]",
 )
 @click.option("--target", metavar="LABEL", help="Target.  [default: the suite's main one]")
 @click.option(
     "--methods",
     metavar="A,B",
     shell_complete=complete_methods,
-    help=f"Methods to set side by side.  [default: {DEFAULT}]",
+    help=f"Methods to show side by side.  [default: {DEFAULT}]",
 )
 @click.option("--set", "sets", multiple=True, metavar="METHOD.PARAM=VALUE", help="Set a parameter.")
 @click.option(
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True,
-    help="Examples to show on either side.",
+    help="Examples to show per side.",
 )  # fmt: skip
-@click.option(
-    "--checkpoint", help="Which of the target's checkpoints answers.  [default: its last]"
-)
+@click.option("--checkpoint", help="Checkpoint of the target that answers.  [default: its last]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @own_data_options
 @plugin_options
@@ -93,10 +91,10 @@ def command(
     own: dict[str, Any],
     as_json: bool,
 ) -> int:
-    """The most helpful and most harmful training examples for a model output.
+    """Show the most helpful and most harmful training examples for a model output.
 
     Several methods are shown side by side. Positive scores help: training on the example lowers
-    the loss of the response. Scores of two methods are on scales of their own.
+    the loss of the response. Each method has its own scale.
     """
     from tdabench.run import make_plan
     from tdabench.run.plan import Request
@@ -117,7 +115,7 @@ def command(
         suite=suite or "pocket",
         methods=words(methods or DEFAULT),
         targets=words(target),
-        benchmarks=("cost",),  # any that needs no truth: only the indices are wanted
+        benchmarks=("cost",),  # any benchmark without a truth: only indices are needed
         sets=sets,
         device=device,
     )
@@ -149,7 +147,7 @@ def _say(message: str) -> None:
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Progress nobody watches."""
+    """Discards progress."""
 
 
 def _queries(
@@ -167,7 +165,7 @@ def _queries(
 
     if file is not None:
         if response is not None:
-            raise UsageError("--response belongs to a prompt", "The file has responses of its own")
+            raise UsageError("--response belongs to a prompt", "The file has its own responses")
         return read_corpus(file, reading_of(own), stream=False)
     assert prompt is not None
     if response is None:
@@ -179,7 +177,7 @@ def _queries(
         response = answer(target, prompt, name, device)
         if not response:
             raise UsageError(
-                f"{target.name} (checkpoint {name}) answers nothing to this prompt",
+                f"{target.name} (checkpoint {name}) gives no answer to this prompt",
                 "Give the output to explain with --response",
             )
         _say(f"{target.name} (checkpoint {name}) answers: {_clean(response, 300)}")
@@ -233,7 +231,7 @@ def _as_json(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> d
 
 
 def _print_lines(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
-    """One tab-separated line an example, for grep and cut."""
+    """Prints one tab-separated line per example, for grep and cut."""
     print("query", "method", "side", "rank", "score", "id", "prompt", "response", sep="\t")
     for q, query in enumerate(queries):
         for f in found:
@@ -249,7 +247,7 @@ def _print_lines(suite: Suite, queries: Sequence[Example], found: list[Traced]) 
 
 
 def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
-    """A table a side, a column a method; below each other where the terminal is narrow."""
+    """Prints a table per side and a column per method, stacked if the terminal is narrow."""
     from rich.table import Table
     from rich.text import Text
 
@@ -284,7 +282,7 @@ def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> Non
     )  # fmt: skip
     if times:
         out.print(Text(f"{len(suite.train):,} training examples of {suite.name}; {times}. "
-                       "Each method has a scale of its own.", "dim"))  # fmt: skip
+                       "Each method has its own scale.", "dim"))  # fmt: skip
     _print_failures(found)
 
 

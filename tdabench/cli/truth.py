@@ -1,4 +1,4 @@
-"""`tdabench truth`: plan, build, look at, verify and move ground truth."""
+"""`tdabench truth`: plans, builds, inspects, verifies and converts ground truth."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def command() -> None:
     """Ground truth by retraining: plan, build, status, verify, export, import.
 
-    A truth is one loss per (group, seed, query). A suite declares how each of its truths is made;
-    a build does one retraining a unit, keeps every finished one, and goes on where it stopped.
+    A truth is one loss per (group, seed, query). A suite declares how each of its truths is built.
+    A build runs one retraining per unit, keeps every finished one, and resumes where it stopped.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def plan(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    """What would be retrained: groups, seeds, recipe, number of retrainings.
+    """Show what a build would retrain: groups, seeds, recipe, number of retrainings.
 
     \b
     Example:
@@ -88,7 +88,7 @@ def _shard(text: str) -> tuple[int, int]:
     try:
         i, n = (int(x) for x in text.split("/"))
     except ValueError:
-        raise UsageError(f"--shard {text!r} is not of the form i/n", "For example 3/8") from None
+        raise UsageError(f"--shard {text!r} lacks the form i/n", "For example 3/8") from None
     if not 1 <= i <= n:
         raise UsageError(f"--shard {text!r}: i must be from 1 to n")
     return i - 1, n
@@ -97,25 +97,27 @@ def _shard(text: str) -> tuple[int, int]:
 @command.command()
 @selection
 @click.option("--workers", default="auto", show_default=True,
-              help="Processes, one thread each; auto: as cores and memory allow.")  # fmt: skip
-@click.option("--shard", default="1/1", show_default=True, help="Do only the i-th of n parts.")
+              help="Processes of one thread each; auto: limited by cores and memory.")  # fmt: skip
+@click.option("--shard", default="1/1", show_default=True, help="Build only the i-th of n parts.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path),
-              help="Build this plan file instead of what the suite declares.")  # fmt: skip
+              help="Build this plan file instead of the suite's plan.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("truth-builds"),
-              show_default=True, help="Where finished retrainings are kept.")  # fmt: skip
+              show_default=True, help="Folder for finished retrainings.")  # fmt: skip
 @click.option("--in-place", is_flag=True, help="Write the finished truth into the suite's folder.")
 @click.option("--retries", type=click.IntRange(0), default=1, show_default=True,
-              help="Further attempts at a retraining that fails.")  # fmt: skip
+              help="Further attempts at a failed retraining.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True,
-              help="cpu, or cuda: workers take the GPUs in turn.")  # fmt: skip
+              help="cpu, or cuda: workers are assigned to GPUs in turn.")  # fmt: skip
 @click.option("--stack", type=click.IntRange(1), default=1, show_default=True,
-              help="Train this many at once: for small targets on a GPU.")  # fmt: skip
+              help="Train this many targets at once, for small targets on a GPU.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="This machine, or a Ray cluster (extra ray).")  # fmt: skip
-@click.option("--address", default="", help="Ray: the cluster (default: $RAY_ADDRESS, or here).")
-@click.option("--cpus", default=1.0, show_default=True, help="Ray: cores a retraining is given.")
-@click.option("--gpus", default=0.0, show_default=True, help="Ray: GPUs; 0.25 shares one by four.")
-@click.option("--memory", default=0.0, help="Ray: GiB of a node a retraining is given.")
+@click.option("--address", default="", help="Ray: address (default: $RAY_ADDRESS, or local).")
+@click.option("--cpus", default=1.0, show_default=True, help="Ray: cores per retraining.")
+@click.option(
+    "--gpus", default=0.0, show_default=True, help="Ray: GPUs per retraining (0.25: shared)."
+)
+@click.option("--memory", default=0.0, help="Ray: GiB of memory per retraining.")
 def build(
     suite: str,
     targets: tuple[str, ...],
@@ -135,12 +137,12 @@ def build(
     gpus: float,
     memory: float,
 ) -> None:
-    """Does the missing retrainings; writes the truth once all of them are there.
+    """Run the missing retrainings; write the truth once all are finished.
 
-    Stop it at any moment: finished retrainings are kept, and the same command goes on. To
-    spread a build over machines, give each a --shard and copy the work folders together, or
-    let several build in one shared folder, or use a Ray cluster. Exits with 1 when a retraining
-    failed for good; the next build tries it again.
+    A build can be stopped at any time: finished retrainings are kept, and the same command
+    resumes. To spread a build over machines, give each a --shard and copy the work folders
+    together, or let several build in one shared folder, or use a Ray cluster. Exits with 1 if a
+    retraining failed repeatedly; the next build retries it.
 
     \b
     Examples:
@@ -153,12 +155,12 @@ def build(
 
     part = _shard(shard)
     if stack > 1 and engine == "ray":
-        raise UsageError("--stack is for this machine, not for --engine ray", "Leave one out")
+        raise UsageError("--stack does not work with --engine ray", "Leave one out")
     jobs: list[tuple[Suite, SuiteTarget, str, TruthPlan, Path | None]] = []
     if plan_file:
         s, t, queries, p = plan_from_file(suite, targets, plan_file)
         if in_place:
-            raise UsageError("--in-place goes with a plan of the suite", "Leave out --plan")
+            raise UsageError("--in-place needs a plan of the suite", "Leave out --plan")
         jobs.append((s, t, queries, p, None))
     else:
         for s, t, name in planned_truths(suite, targets, truths):
@@ -206,7 +208,7 @@ def build(
 def _workers(
     asked: str, device: str, plan: TruthPlan, target: SuiteTarget, todo: int, engine: str
 ) -> int:
-    """The number of processes: as asked, or as many as cores and free memory allow."""
+    """Returns the number of processes: as given, or as many as cores and free memory allow."""
     if asked != "auto":
         try:
             count = int(asked)
@@ -228,7 +230,7 @@ def _workers(
 
 
 def devices_of(device: str) -> tuple[str, ...]:
-    """`cuda` as every one there is. Raises UsageError for what torch does not have."""
+    """Expands `cuda` to every GPU. Raises UsageError for a device that torch does not have."""
     if device == "cpu":
         return ("cpu",)
     check_device(device)
@@ -252,7 +254,7 @@ def _watch(plan: TruthPlan, done: int, total: int, workers: int) -> _Lines:
 
 
 class _Lines:
-    """Progress for logs: a line on stderr every ten seconds, and one a failure or note."""
+    """Progress for logs: a line on stderr every ten seconds, and one per failure or note."""
 
     def __init__(self, name: str, done: int, total: int, workers: int) -> None:
         self.name, self.done, self.total, self.workers = name, done, total, workers
@@ -266,7 +268,7 @@ class _Lines:
         pass
 
     def unit(self, unit: Any, reason: str) -> None:
-        """A unit came to its end."""
+        """Reports a finished unit."""
         self.done += not reason
         self.fresh += 1
         if reason:
@@ -275,12 +277,12 @@ class _Lines:
         self.show()
 
     def note(self, line: str) -> None:
-        """Something that the build did about a fault."""
+        """Reports how the build handled a fault."""
         self.retried += "tried again" in line
         self.say(line)
 
     def counts(self) -> str:
-        """Retries and failures, where there are any."""
+        """Returns the counts of retries and failures, if any."""
         parts = [(self.retried, "retried"), (self.failed, "failed")]
         return "".join(f", {n} {what}" for n, what in parts if n)
 
@@ -339,7 +341,7 @@ class _Bar(_Lines):
 
 
 def duration(seconds: float) -> str:
-    """About how long: 40 s, 12 min, 3.5 h."""
+    """Formats an approximate duration: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -352,9 +354,9 @@ def duration(seconds: float) -> str:
 def status(
     suite: str, targets: tuple[str, ...], truths: tuple[str, ...], as_json: bool, work: Path
 ) -> None:
-    """Which truths are there, how noisy they are, and how far a build has come.
+    """Show which truths exist, how noisy they are, and the progress of builds.
 
-    Of a build under way it says what is done, damaged, and failed with its reason.
+    For a build in progress it lists finished, damaged and failed units, the latter with reasons.
     """
     from tdabench.run.truths import draw_plan, planned_truths, work_folder
     from tdabench.truth import Truth, survey
@@ -380,7 +382,7 @@ def status(
             except TdabenchError as e:
                 row["state"] = str(e)
         else:
-            row["state"] = "not there"
+            row["state"] = "missing"
         rows.append(row)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -395,7 +397,7 @@ def status(
         if "build" in r:
             click.echo(f"  {r['build']}")
         if r["damaged"]:
-            click.echo(f"  damaged, the next build redoes them: {', '.join(r['damaged'])}")
+            click.echo(f"  damaged, rebuilt by the next build: {', '.join(r['damaged'])}")
         for unit, reason in r["failed"].items():
             click.echo(f"  {unit} failed: {reason}")
 
@@ -405,7 +407,7 @@ def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
 
     same = truth.is_of(plan)
     out: dict[str, Any] = {
-        "state": "complete" if same else "complete, but not as the suite plans it now",
+        "state": "complete" if same else "complete, but not by the suite's present plan",
         "groups": len(truth.groups),
         "seeds": truth.n_seeds,
         "queries": len(truth.query_ids),
@@ -421,9 +423,9 @@ def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
 @click.option("--units", type=click.IntRange(1), default=4, show_default=True,
               help="Retrainings to repeat for each truth.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Draws which retrainings.")
+@click.option("--seed", default=0, show_default=True, help="Seed for the choice of retrainings.")
 @click.option("--tolerance", default=1e-3, show_default=True,
-              help="Largest mean difference of losses that counts as the same.")  # fmt: skip
+              help="Largest mean difference of losses that counts as equal.")  # fmt: skip
 def verify(
     suite: str,
     targets: tuple[str, ...],
@@ -434,11 +436,11 @@ def verify(
     seed: int,
     tolerance: float,
 ) -> None:
-    """Retrains a random sample of a shipped truth and reports how well it agrees.
+    """Retrain a random sample of a shipped truth and report how well it agrees.
 
-    On the machine type that made the truth the losses are the same to the bit; elsewhere they
-    differ by rounding, which training amplifies. The yardstick is what another seed changes.
-    Exits with 1 when a truth does not agree.
+    On the type of machine that built the truth the losses are identical to the bit. Elsewhere they
+    differ by rounding, which training amplifies. The reference is the difference between seeds.
+    Exits with 1 if a truth does not agree.
     """
     import tempfile
 
@@ -473,9 +475,9 @@ def verify(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON lines file.")
 def export(file: Path, out: Path) -> None:
-    """Writes a truth as JSON lines: `train_subset` and `test_loss` (mean over seeds) a group.
+    """Write a truth as JSON lines: `train_subset` and `test_loss` (mean over seeds) per group.
 
-    This is the layout of the truth that AirRep's authors publish.
+    AirRep's authors publish their truth in this layout.
     """
     from tdabench.truth.exchange import export_lds
 
@@ -489,7 +491,7 @@ def export(file: Path, out: Path) -> None:
 @click.option("--queries", required=True, type=click.Path(path_type=Path), help="JSON lines.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def import_(file: Path, train: Path, queries: Path, out: Path) -> None:
-    """Reads a published `lds.jsonl` (train_subset, test_loss) into a truth file."""
+    """Convert a published `lds.jsonl` (train_subset, test_loss) to a truth file."""
     from tdabench.data import read_jsonl
     from tdabench.truth.exchange import import_lds
 

@@ -1,4 +1,4 @@
-"""`tdabench tune`: choose a method's parameters on the tuning truth."""
+"""`tdabench tune`: chooses a method's parameters on the tuning truth."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tdabench.errors import UsageError
     "grids",
     multiple=True,
     metavar="PARAM=A,B,…",
-    help="Values to try; repeat for more parameters. Default: the method's own.",
+    help="Values to try; repeat for more parameters. Default: the method's grid.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the method.")
-@click.option("--top", default=15, show_default=True, help="Rows to print.")
+@click.option("--top", default=15, show_default=True, help="Number of rows to print.")
 @click.option("--write", is_flag=True, help="Write the best into the suite file.")
 @json_option
 @plugin_options
@@ -38,9 +38,9 @@ def command(
 ) -> None:
     """Choose a method's parameters on tuning queries and tuning groups.
 
-    METHOD is a method, or a variant of the suite. Tries every combination against the suite's
-    tuning truth, which shares neither queries, groups nor retrainings with the test truth, and
-    prints the best with the lines to put into the suite; --write puts them there.
+    METHOD is a method, or a variant of the suite. Tries every combination on the suite's tuning
+    truth, which has no queries, groups or retrainings in common with the test truth, and prints
+    the best with lines for the suite file; --write adds them to it.
 
     \b
     Examples:
@@ -59,11 +59,11 @@ def command(
     for text in grids:
         name, equals, values = text.partition("=")
         if not equals or not values:
-            raise UsageError(f"--grid {text!r} is not of the form PARAMETER=A,B,…")
+            raise UsageError(f"--grid {text!r} does not have the form PARAMETER=A,B,…")
         grid[name.strip()] = [v.strip() for v in values.split(",")]
     grid = grid or {k: v for k, v in default_grid(cls).items() if k not in fixed}
     if not grid:
-        raise UsageError(f"{method} names no values worth trying", "Give some with --grid")
+        raise UsageError(f"{method} declares no values to try", "Give some with --grid")
 
     def told(trial: Trial) -> None:
         click.echo(f"  {_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", err=True)

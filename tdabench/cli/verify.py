@@ -1,4 +1,4 @@
-"""`tdabench verify`: compute every metric again from what a run stores."""
+"""`tdabench verify`: recomputes every metric from the stored scores of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A truth that records name, where the suite's own is not installed. May be repeated.",
+    help="Truth file that records name, if the suite's is not installed. Repeatable.",
 )
 @click.option("--suite", metavar="NAME|FILE", help="Suite whose truths to use.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -25,8 +25,8 @@ def command(
 ) -> None:
     """Recompute every metric of a run from its stored scores and the truth.
 
-    Needs neither the methods nor a model: a board sent in by someone else can be checked. Exits
-    with 1 and names what does not match; results that store too little are named as unchecked.
+    Needs neither the methods nor a model, so a board from someone else can be checked. Names what
+    does not match and exits with 1; results that store too little are reported as unchecked.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def command(
                 click.echo(f"{check.status}: {check.name}: {clean(problem, 500)}")
         agreed = sum(c.status == "agrees" for c in checks)
         unchecked = sum(c.status == "unchecked" for c in checks)
-        rest = f", {unchecked} could not be computed again" if unchecked else ""
+        rest = f", {unchecked} could not be recomputed" if unchecked else ""
         click.echo(f"{agreed} of {len(checks)} results agree, {len(bad)} differ{rest}.")
     if bad:
         sys.exit(1)

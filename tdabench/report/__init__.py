@@ -1,5 +1,5 @@
-"""From records to understanding: boards, exports, plots and the browser report.
+"""Boards, exports, plots and the HTML report, computed from records.
 
-Everything shown is computed from records; nothing here scores or trains. This package loads
-neither torch nor scipy until a comparison has to be computed, so a cached board prints at once.
+Nothing here scores or trains. This package loads neither torch nor scipy until a comparison has to
+be computed, so a cached board prints immediately.
 """

@@ -1,7 +1,7 @@
-"""The table behind every output: computed from records, never typed in.
+"""The table behind every output, computed from records.
 
-`Board.from_runs` gives one `Table` a target and training corpus. A table has a column per
-benchmark and a row per method label; a row keeps its failures with their reasons.
+`Board.from_runs` returns one `Table` per target and training corpus. A table has one column per
+benchmark and one row per method label; failed rows stay, with their reasons.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COSTS = (*TIMES, "bytes")
 
 @dataclass(frozen=True)
 class Column:
-    """A benchmark with its version, parameters and truth: what makes values comparable."""
+    """A benchmark with its version, parameters and truth: values are comparable if all agree."""
 
     name: str
     benchmark: str
@@ -43,7 +43,7 @@ class Column:
 
 @dataclass(frozen=True)
 class BoardCell:
-    """One method on one benchmark: a value with its 95% interval, or why there is none."""
+    """One method on one benchmark: a value with its 95% interval, or the reason for its absence."""
 
     status: str
     reason: str = ""
@@ -68,7 +68,7 @@ class BoardCell:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method cost, in seconds, milliseconds a query and bytes; None where not measured."""
+    """Cost of a method in seconds, milliseconds per query and bytes; None if not measured."""
 
     prepare_seconds: float | None = None
     retrainings: float | None = None
@@ -81,7 +81,7 @@ class Cost:
     machine: str = ""
 
     def of(self, what: str) -> float | None:
-        """By the names that `--sort` and `--columns` know: prepare, build, query, bytes."""
+        """Returns a cost by its name in `--sort` and `--columns`: prepare, build, query, bytes."""
         return {
             "prepare": self.prepare_seconds,
             "build": self.build_seconds,
@@ -92,7 +92,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One method label: a cell a column, and its cost."""
+    """One method label: one cell per column, and its cost."""
 
     label: str
     name: str = ""
@@ -109,7 +109,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All methods on one target and training corpus. `primary` is the column that ranks."""
+    """All methods on one target and training corpus. `primary` is the ranking column."""
 
     target: str
     regime: str
@@ -132,13 +132,13 @@ class Table:
         return len(self.machines) <= 1
 
     def ranked_by(self, name: str) -> Table:
-        """The same table with another primary column, rows in its order."""
+        """Returns the same table with another primary column and its order of rows."""
         return replace(self, primary=name, rows=tuple(_by_rank(self.rows, self.column(name))))
 
     def sorted_by(self, key: str) -> Table:
-        """Rows by `rank`, `method`, `family`, `share`, a cost or a benchmark; `-key` reverses.
+        """Sorts rows by `rank`, `method`, `family`, `share`, a cost or a benchmark; `-` reverses.
 
-        Fidelity sorts best first and costs smallest first; rows without the value come last.
+        Fidelity sorts best first and costs smallest first; rows without the value are last.
         Raises UsageError for an unknown key, and for times measured on several machines.
         """
         name = key.removeprefix("-")
@@ -177,7 +177,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """Tables over one or several runs, and what a reader must know about mixing them."""
+    """Tables over one or several runs, and warnings about mixing them."""
 
     tables: tuple[Table, ...]
     runs: tuple[Run, ...]
@@ -192,10 +192,10 @@ class Board:
         targets: Sequence[str] | None = None,
         cache: bool = True,
     ) -> Board:
-        """Reads run folders (or folders of runs; none: the newest run under `runs/`).
+        """Reads run folders, or folders of runs; without any, the newest run under `runs/`.
 
-        `methods` and `targets` keep only those labels. With `cache`, the result of comparing
-        methods is kept in the user's cache. Raises UsageError or DataError.
+        `methods` and `targets` select labels. With `cache`, the result of comparing methods is
+        kept in the user's cache. Raises UsageError or DataError.
         """
         runs = tuple(read_run(f) for f in find_runs(folders))
         records, warnings = _merge(runs)
@@ -224,20 +224,20 @@ class Board:
 
     @cached_property
     def records(self) -> Mapping[tuple[str, str], Record]:
-        """Every record by run name and cell key."""
+        """Every record, by run name and cell key."""
         return {(r.run, r.key): r for run in self.runs for r in run.records}
 
     def table(self, target: str | None = None) -> Table:
-        """The only table, or that of `target`. Raises UsageError when that is not one."""
+        """Returns the table of `target`, or the only table. Raises UsageError if not unique."""
         found = [t for t in self.tables if target in (None, t.target)]
         if len(found) == 1:
             return found[0]
         names = [t.target for t in self.tables]
         if not names:
-            raise UsageError("these runs hold no records", "Make some with: tdabench run")
+            raise UsageError("these runs contain no records", "Create some with: tdabench run")
         if not found:
             raise unknown("target", str(target), names)
-        raise UsageError(f"these runs hold {len(found)} tables", "Choose with --target NAME")
+        raise UsageError(f"these runs contain {len(found)} tables", "Choose with --target NAME")
 
 
 def _target_name(record: Record) -> str:
@@ -245,13 +245,13 @@ def _target_name(record: Record) -> str:
 
 
 def _table_key(record: Record) -> tuple[str, ...]:
-    """Values are comparable within one target (weights included) and one training corpus."""
+    """Returns the key of a table: one target (weights included) and one training corpus."""
     train = record.corpus.get("train")
     return (_target_name(record), str(record.target.get("fingerprint")), fingerprint(train))
 
 
 def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
-    """Records with the label each is shown under, one a (table, label, benchmark, seed)."""
+    """Returns records with their displayed labels, one per (table, label, benchmark, seed)."""
     warnings: list[str] = []
     kept: dict[tuple[Any, ...], Record] = {}
     for run in runs:
@@ -349,7 +349,7 @@ def _table(
 
 
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
-    """LDS first, then as the manifests list them, then as found."""
+    """Orders benchmarks: LDS first, then as the manifests list them, then as found."""
     found = [r.benchmark_name for r, _ in members]
     named = [run.manifest.get("benchmarks") for run in where.values()]
     listed = [str(b) for names in named if isinstance(names, list) for b in names]
@@ -358,7 +358,7 @@ def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, 
 
 
 def _column(name: str, record: Record, old: Column | None) -> Column:
-    """A column described by its first record that succeeded."""
+    """Describes a column by its first successful record."""
     if old is not None and (old.metric or not record.ok):
         return old
     metric = record.metric(record.primary)
@@ -437,7 +437,7 @@ def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -
 
 
 def _share(records: Sequence[Record], value: float, ceiling: float | None) -> float | None:
-    """As the benchmark recorded it; else the value over the column's ceiling."""
+    """Returns the recorded share of the ceiling; else the value over the column's ceiling."""
     recorded = pooled(records, SHARE).get("value")
     if recorded is not None:
         return float(recorded)
@@ -477,7 +477,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[str, str]) -> Cost:
-    """Averaged over seeds. `machines` collects a letter a machine that times come from."""
+    """Averages costs over seeds. `machines` collects one letter per machine behind the times."""
     if not records:
         return Cost()
 
@@ -514,7 +514,7 @@ def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[st
 
 
 def _by_rank(rows: Iterable[Row], column: Column) -> list[Row]:
-    """Ranked rows best first, then those without a value, by label."""
+    """Returns ranked rows, best first, then rows without a value, by label."""
     sign = -1.0 if column.higher_is_better else 1.0
 
     def place(row: Row) -> tuple[Any, ...]:
@@ -527,7 +527,7 @@ def _by_rank(rows: Iterable[Row], column: Column) -> list[Row]:
 
 
 def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
-    """What differs between the records shown that a reader should know."""
+    """Lists relevant differences between the shown records."""
     out = []
     found: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -544,7 +544,7 @@ def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
             out.append(f"records differ in {what}: {', '.join(values)}")
     suites = {str(r.suite.get("fingerprint")) for r in runs}
     if len(suites) > 1:
-        out.append(f"the runs are of {len(suites)} versions of the suite")
+        out.append(f"the runs use {len(suites)} versions of the suite")
     machines = {k: v for t in tables for k, v in t.machines.items()}
     if len(machines) > 1:
         out.append(

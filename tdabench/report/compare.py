@@ -1,4 +1,4 @@
-"""Two methods, or two runs of the same methods: the difference, its interval and a verdict."""
+"""Compares two methods, or two runs: the difference, its interval and a verdict."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """B against A on one benchmark. `effect` is B - A, `verdict` is of B.
+    """B compared with A on one benchmark. `effect` is B - A, `verdict` is about B.
 
-    `verdict`: better, worse, tied (not told apart at 5%), untested (no paired replicates) or
-    lost (A has a value and B failed). `p` is adjusted by Holm's procedure over all differences
-    of one comparison; the interval is of each difference alone.
+    `verdict`: better, worse, tied (no significant difference at 5%), untested (no paired
+    replicates) or lost (A has a value and B failed). `p` is adjusted by Holm's procedure over all
+    differences of one comparison; the interval is not adjusted.
     """
 
     target: str
@@ -44,14 +44,14 @@ class Difference:
     cost_a: Cost
     cost_b: Cost
     reason: str = ""
-    crossover: str = ""  # of the benchmark cost: from which corpus size the other is cheaper
+    crossover: str = ""  # for the benchmark cost: the corpus size from which one is cheaper
 
     @property
     def regressed(self) -> bool:
         return self.verdict in ("worse", "lost")
 
     def words(self) -> str:
-        """One sentence: what was found, how large, and how sure."""
+        """Returns one sentence with the verdict, the effect, its interval and p."""
         a, b, where = clean(self.a, 60), clean(self.b, 60), clean(self.benchmark, 60)
         if self.verdict == "lost" or self.effect is None:
             return f"{b} has no result on {where}, {a} has: {clean(self.reason, 200)}."
@@ -63,7 +63,7 @@ class Difference:
         span = f"95% interval {_signed(self.low)} to {_signed(self.high)}" if known else ""
         facts = ", ".join(s for s in (span, sure) if s)
         if self.verdict == "tied":
-            return f"{b} and {a} are not told apart on {where} ({facts})."
+            return f"{b} and {a} do not differ significantly on {where} ({facts})."
         return f"{b} is {self.verdict} than {a} on {where} by {size} ({facts})."
 
 
@@ -87,17 +87,17 @@ def compare(
     benchmark: str | None = None,
     target: str | None = None,
 ) -> list[Difference]:
-    """Differences of B from A: two method labels of a run, or two run folders.
+    """Computes the differences of B from A: two method labels of a run, or two run folders.
 
-    Two folders are compared on every method and benchmark that A holds. Raises UsageError for an
-    unknown name, DataError when the two were not measured alike or share nothing.
+    Two folders are compared on every method and benchmark in A. Raises UsageError for an unknown
+    name, and DataError if the two were measured differently or have nothing in common.
     """
     if not folders and _is_folder(a) and _is_folder(b):
         pairs = _pairs_of_runs(Path(a), Path(b), benchmark, target)
     else:
         pairs = _pairs_of_labels(a, b, Board.from_runs(folders), benchmark, target)
     if not pairs:
-        raise DataError(f"{a} and {b} share no benchmark with results", "See: tdabench leaderboard")
+        raise DataError(f"{a} and {b} have no benchmark in common", "See: tdabench leaderboard")
     return _adjusted([_difference(*pair) for pair in pairs])
 
 
@@ -143,7 +143,7 @@ def _pairs_of_runs(
                 continue
             if table_a.target_fingerprint != table_b.target_fingerprint:
                 raise DataError(
-                    f"the two runs are of different targets named {clean(table_a.target, 60)}",
+                    f"the two runs use different targets named {clean(table_a.target, 60)}",
                     "Rerun both with: tdabench run",
                 )
             rows = {r.label: r for r in table_b.rows}
@@ -178,8 +178,8 @@ def _difference(a: _Side, b: _Side) -> Difference:
         )
     if a.records and b.records and a.records[0].what != b.records[0].what:
         raise DataError(
-            f"{clean(a.name, 60)} and {clean(b.name, 60)} were not measured alike on "
-            f"{clean(column.name, 60)}: its version, parameters or truth differ",
+            f"{clean(a.name, 60)} and {clean(b.name, 60)} were measured differently on "
+            f"{clean(column.name, 60)}: version, parameters or truth differ",
             "Rerun both with: tdabench run",
         )
     empty = Difference(
@@ -197,7 +197,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         higher_is_better=column.higher_is_better,
         cost_a=a.row.cost,
         cost_b=b.row.cost,
-        reason="a record carries no bootstrap replicates",
+        reason="a record has no bootstrap replicates",
         crossover=_crossover(a, b) if column.benchmark == "cost" else "",
     )
     if b.cell.value is None or not b.cell.ok:
@@ -221,9 +221,9 @@ def _difference(a: _Side, b: _Side) -> Difference:
 
 
 def _crossover(a: _Side, b: _Side) -> str:
-    """From which corpus size one method has cost less in all, preparing and building.
+    """Finds the corpus size from which one method costs less in total, with preparation.
 
-    With two or more records of each, one per seed, the size has a 95% interval over them.
+    With at least two records of each, one per seed, the size has a 95% interval over them.
     """
     import numpy as np
 
@@ -238,21 +238,21 @@ def _crossover(a: _Side, b: _Side) -> str:
             continue
         said = f"{first} costs less than {second}"
         if size == 0:
-            return f"Preparing and building, {said} at any size (extrapolated)."
+            return f"For preparation and build together, {said} at any size (extrapolated)."
         span = crossover_interval(cheap, costly)
         if span is None:
             known = "extrapolated; for an interval, measure with --seed 0 --seed 1 --seed 2"
         else:
             low, high = span
-            to = "without an upper end" if high is None else f"to {count(high)}"
+            to = "without an upper bound" if high is None else f"to {count(high)}"
             runs = f"{len(cheap)} and {len(costly)} measurements"
             known = f"95% interval {count(low)} {to}, over {runs}; extrapolated"
-        return f"Preparing and building, {said} from {count(size)} examples on ({known})."
+        return f"For preparation and build together, {said} from {count(size)} examples ({known})."
     return ""
 
 
 def _cost_lines(side: _Side) -> list[tuple[float, float]]:
-    """(seconds before any example, seconds per example) of each record of the benchmark cost."""
+    """Returns (fixed seconds, seconds per example) of each record of the benchmark cost."""
     from tdabench.benchmarks.cost import EXTRAPOLATED
 
     lines = []
@@ -267,7 +267,7 @@ def _cost_lines(side: _Side) -> list[tuple[float, float]]:
 
 
 def _adjusted(found: list[Difference]) -> list[Difference]:
-    """Holm over everything asked for at once, so that many benchmarks raise no false alarm."""
+    """Applies Holm's correction over all differences, so that many benchmarks are safe to test."""
     from tdabench.stats import holm
 
     tested = [d.p for d in found if d.p is not None]
@@ -282,7 +282,7 @@ def _adjusted(found: list[Difference]) -> list[Difference]:
 
 
 def print_comparison(found: Sequence[Difference], console: Console) -> None:
-    """Both values, the difference with its interval, the cost of each, and the verdicts."""
+    """Prints both values, the difference with its interval, both costs, and the verdicts."""
     from rich.text import Text
 
     from tdabench.report.terminal import emit, hang
@@ -315,7 +315,7 @@ def _costs(found: Sequence[Difference]) -> list[str]:
             continue
         a, b = d.cost_a, d.cost_b
         if a.machine and b.machine and a.machine != b.machine:
-            out[d.a, d.b] = f"{clean(d.a, 60)}, {clean(d.b, 60)}: times are from two machines."
+            out[d.a, d.b] = f"{clean(d.a, 60)}, {clean(d.b, 60)}: times come from two machines."
             continue
         parts = []
         for what, said in (("build", seconds), ("query", milliseconds)):

@@ -1,7 +1,7 @@
-"""The texts behind a run: query tasks, and the examples a method points to.
+"""The texts behind a run: query tasks, and the examples that a method ranks highest.
 
-A run stores ids only. The texts come from the suite it was made of, and only where the corpus
-still has the fingerprint that the records name.
+A run stores only ids. The texts come from its suite, and only if the corpus still has the
+fingerprint that the records name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tdabench.report.records import Run
 
 @dataclass(frozen=True)
 class Texts:
-    """Queries by id and training examples by place; empty with a `reason` when not to be had."""
+    """Queries by id and training examples by position; empty with a `reason` if unavailable."""
 
     queries: Mapping[str, Example] = field(default_factory=dict)
     train: Corpus | None = None
@@ -29,12 +29,12 @@ class Texts:
 
 
 def load_texts(run: Run, suite: str | Path | None = None) -> Texts:
-    """The corpora of a run's records, from `suite` or the suite that the run names."""
+    """Loads the corpora of a run's records from `suite`, or from the suite that the run names."""
     request = run.manifest.get("request")
     asked = request.get("suite") if isinstance(request, Mapping) else None
     name = suite or asked or run.suite.get("name")
     if not name:
-        return Texts(reason="the run names no suite")
+        return Texts(reason="the run does not name a suite")
     try:
         from tdabench.run.sources import load_suite
 
@@ -48,5 +48,5 @@ def load_texts(run: Run, suite: str | Path | None = None) -> Texts:
     wanted = {str(r.corpus.get(part)) for r in run.records for part in ("train", "queries")}
     queries = {e.id: e for c in corpora if c.fingerprint in wanted for e in c}
     if train.fingerprint not in wanted:
-        return Texts(queries, None, f"the suite {name} has another training corpus now")
-    return Texts(queries, train, "" if queries else f"the suite {name} has other queries now")
+        return Texts(queries, None, f"the suite {name} now has another training corpus")
+    return Texts(queries, train, "" if queries else f"the suite {name} now has other queries")

@@ -1,8 +1,8 @@
-"""The same table as JSON, CSV, Markdown and LaTeX.
+"""Exports a table as JSON, CSV, Markdown or LaTeX.
 
-JSON and CSV carry everything at full precision; Markdown and LaTeX are for reading, in the
-terminal's columns. Strings are quoted for each syntax: CSV cells that a spreadsheet would run
-as a formula are prefixed, Markdown and LaTeX specials escaped.
+JSON and CSV contain everything at full precision; Markdown and LaTeX have the terminal's columns.
+Strings are quoted for each syntax: CSV cells that a spreadsheet would evaluate as a formula are
+prefixed, and Markdown and LaTeX specials are escaped.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def export(
     target: str | None = None,
     overall: Sequence[str] | None = None,
 ) -> str:
-    """`board` as text in a format of FORMATS, ending in a newline. Raises UsageError."""
+    """Returns `board` as text in a format of FORMATS, with a final newline. Raises UsageError."""
     if form not in FORMATS:
         raise unknown("format", form, FORMATS)
     tables = [board.table(target)] if target else list(board.tables)
     tables = [with_overall(t, overall) for t in tables]
     tables = [(t.ranked_by(benchmark) if benchmark else t).sorted_by(sort) for t in tables]
     if form == "json":
-        # ASCII: no direction mark or control character of a label reaches a terminal raw.
+        # ASCII, so that direction marks and control characters in labels never reach a terminal.
         return json.dumps(as_json(board, tables), indent=2) + "\n"
     if form == "csv":
         return _csv(tables)
@@ -62,7 +62,7 @@ def export(
 
 
 def as_json(board: Board, tables: Sequence[Table]) -> dict[str, Any]:
-    """Everything a table holds, as plain values; what is not finite becomes null."""
+    """Returns the contents of a table as plain values; non-finite numbers become null."""
     value = {
         "schema": SCHEMA,
         "runs": [{"run": r.name, **{k: r.manifest.get(k) for k in _MANIFEST}} for r in board.runs],
@@ -86,7 +86,7 @@ _MANIFEST = ("suite", "command", "created", "tdabench", "git", "python", "packag
 
 
 def _csv(tables: Sequence[Table]) -> str:
-    """One line a (target, method); columns of benchmarks that a table lacks stay empty."""
+    """Writes one line per (target, method); columns of benchmarks missing in a table stay empty."""
     names = list(dict.fromkeys(c.name for t in tables for c in t.columns))
     parts = ("", "_low", "_high", "_share", "_rank", "_tied", "_status", "_reason")
     costs = list(asdict(Row("").cost))
@@ -113,7 +113,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 
 def _formula_safe(value: Any) -> Any:
-    """Text that a spreadsheet would evaluate is prefixed with an apostrophe."""
+    """Prefixes text that a spreadsheet would evaluate with an apostrophe."""
     if not isinstance(value, str):
         return value
     text = clean(value, 10_000)
@@ -168,7 +168,7 @@ def _interval(cell: BoardCell) -> str:
 
 
 def plain_cells(table: Table, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table as cleaned text, failures with their reasons."""
+    """Returns header and rows of the table as cleaned text, failures with their reasons."""
     names = {c.name for c in table.columns}
     rows = []
     for row in table.rows:
@@ -214,7 +214,7 @@ def _markdown(table: Table, columns: Sequence[str]) -> str:
             cells[-1] += f" *{_md(clean(f'{main.status}: {main.reason}', 200))}*"
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"- {_md(clean(n, 600))}" for n in footnotes(table)]
-    bold = "- Bold: the best, and what is not told apart from it."
+    bold = "- Bold: the best, and methods that do not differ significantly from it."
     return "\n".join([*lines, "", bold, *notes, ""])
 
 
@@ -252,7 +252,7 @@ def _tex(text: str) -> str:
 
 
 def _latex(table: Table, columns: Sequence[str]) -> str:
-    """A booktabs table: the best of a column in bold, a mark on what is not told apart from it."""
+    """Writes a booktabs table: the best of a column is bold, and ties with it are marked."""
     names = {c.name for c in table.columns}
     spec = "".join("r" if c in ("share", *COSTS) else "l" for c in columns)
     lines = [
@@ -291,7 +291,7 @@ def _latex(table: Table, columns: Sequence[str]) -> str:
         if (c := r.cells.get(table.primary)) is not None and not c.ok
     ]
     caption = (
-        f"{context_line(table).plain}. Bold: best; $^{{=}}$: not told apart from it at 5\\% "
+        f"{context_line(table).plain}. Bold: best; $^{{=}}$: no significant difference at 5\\% "
         "(paired bootstrap, Holm)."
     )
     said = caption.split("$^", 1)

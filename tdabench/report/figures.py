@@ -1,4 +1,4 @@
-"""What the plots show, as plain numbers: one source for matplotlib and for the browser."""
+"""The numbers behind the plots, shared by matplotlib and the browser."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tdabench.run.record import Record, machine_of
 
 COST_LABELS = {
     "build": "build (s)",
-    "query": "query (ms a query)",
-    "bytes": "storage (bytes an example)",
+    "query": "query (ms per query)",
+    "bytes": "storage (bytes per example)",
     "prepare": "prepare (s)",
 }
-# Tails of metrics that are no method's, and how their lines are called.
+# Suffixes of metrics of baselines, and the names of their lines.
 REFERENCES = {"random": "random examples", "oracle": "the task's own", "full": "whole pool"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at (cost, value); `front` when nothing is both cheaper and at least as good."""
+    """A method at (cost, value); `front` if no other method is cheaper and at least as good."""
 
     label: str
     family: str
@@ -37,14 +37,14 @@ class Point:
 
 
 def pareto(costs: Sequence[float], values: Sequence[float], higher: bool = True) -> list[bool]:
-    """Which (cost, value) pairs no other pair beats: lower cost, better value, one strictly."""
+    """Marks (cost, value) pairs that no other beats: lower cost, better value, one strictly."""
     sign = 1.0 if higher else -1.0
     points = [(c, sign * v) for c, v in zip(costs, values, strict=True)]
     return [not any(c <= a and v >= b and (c < a or v > b) for c, v in points) for a, b in points]
 
 
 def cost_points(table: Table, cost: str, column: str | None = None) -> list[Point]:
-    """Value against `cost` (build, query, bytes, prepare) of every method that has both."""
+    """Returns value against `cost` (build, query, bytes, prepare) of every method with both."""
     name = column or table.primary
     found = [
         (row, cell, x)
@@ -63,9 +63,9 @@ def cost_points(table: Table, cost: str, column: str | None = None) -> list[Poin
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: `x`, the value there, and its interval where it was recorded.
+    """One line: `x`, the value there, and its interval if it was recorded.
 
-    A `reference` is no method: what random examples give, say. With one point it is a level.
+    A `reference` is a baseline, such as random examples. With one point it is a level.
     """
 
     label: str
@@ -78,13 +78,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Lines:
-    """A plot of lines, those of the methods in the board's order, references last."""
+    """A plot of lines: methods in the board's order, then references."""
 
     title: str
     x: str
     y: str
     lines: tuple[Curve, ...]
-    log: bool = False  # whether y grows in factors, as a cost does
+    log: bool = False  # whether y is best shown as ratios, as for a cost
 
 
 _AT = re.compile(r"(?P<name>.+)@(?P<k>\d+(?:\.\d+)?)")
@@ -92,10 +92,10 @@ _OF = re.compile(r"(?P<name>[^\[\]]+)\[(?P<of>.+)\]")
 
 
 def curves(table: Table, column: str) -> list[Lines]:
-    """A plot a measure of `column`: a line a method from its metrics `measure@k`, and references.
+    """Makes one plot per measure of `column`: a line per method from its metrics `measure@k`.
 
-    Metrics `measure_random@k` (also oracle, full) are the same for every method and drawn once.
-    Only measures with two k or more, and not the same everywhere, make a curve.
+    Metrics `measure_random@k` (also oracle, full) are the same for every method and drawn once, as
+    references. Only measures with at least two k, and different values, make a curve.
     """
     out: dict[str, dict[tuple[bool, str], Curve]] = {}
     for row in table.rows:
@@ -135,7 +135,7 @@ def curves(table: Table, column: str) -> list[Lines]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """values [row, column], NaN where there is none."""
+    """values [row, column], NaN where missing."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -148,7 +148,7 @@ class Matrix:
 
 
 def transfer_heatmap(table: Table, column: str = "transfer", metric: str = "lds") -> Matrix:
-    """LDS of each method [row] against each target's truth [column], from `lds[target]`."""
+    """Returns the LDS of each method [row] on each target's truth [column], from `lds[target]`."""
     found: dict[str, dict[str, float]] = {}
     for row in table.rows:
         cell = row.cells.get(column)
@@ -177,10 +177,10 @@ def by_task(
     column: str | None = None,
     read: Callable[[str, str], Values | None] | None = None,
 ) -> Matrix:
-    """Mean per-query value of each method [row] over the queries of each task [column].
+    """Averages each method's [row] per-query values over the queries of each task [column].
 
-    `tasks` maps query ids to tasks. Methods whose arrays cannot be read are left out. `read`
-    (column, label) gives values that the caller has read already.
+    `tasks` maps query ids to tasks. Methods whose arrays cannot be read are left out. `read(column,
+    label)` returns values that the caller has already read.
     """
     name = column or table.primary
     rows, sums, counts = [], [], []
@@ -205,7 +205,7 @@ def by_task(
 
 
 def records_of(board: Board, cell: BoardCell | None) -> list[Record]:
-    """The records behind a cell, one a seed."""
+    """Returns the records behind a cell, one per seed."""
     if cell is None:
         return []
     found = (board.records.get((run, key)) for run in cell.runs for key in cell.keys)
@@ -213,7 +213,7 @@ def records_of(board: Board, cell: BoardCell | None) -> list[Record]:
 
 
 def per_query(board: Board, cell: BoardCell | None) -> Values | None:
-    """Query ids and a method's values on them [query], averaged over seeds; None if not stored."""
+    """Returns query ids and a method's values [query], averaged over seeds; None if not stored."""
     if cell is None or not cell.ok:
         return None
     stacked, ids = [], None
@@ -233,19 +233,19 @@ def per_query(board: Board, cell: BoardCell | None) -> Values | None:
     return ([str(i) for i in ids], np.mean(stacked, axis=0)) if ids and stacked else None
 
 
-# By name of the plot: the array of a cost record, its factor, and the board's own figure.
+# By plot name: the array of a cost record, its factor, and the board's own figure.
 _GROWTH: dict[str, tuple[str, float, Callable[[Cost], float | None]]] = {
     "build (s)": ("build_seconds", 1.0, lambda c: c.build_seconds),
-    "query (ms a query)": ("query_seconds", 1e3, lambda c: c.query_ms),
+    "query (ms per query)": ("query_seconds", 1e3, lambda c: c.query_ms),
     "index (bytes)": ("index_bytes", 1.0, lambda c: c.index_bytes),
 }
 
 
 def scaling(board: Board, table: Table) -> list[Lines]:
-    """Cost against the number of training examples: from the benchmark `cost`, which builds on
-    parts of a corpus, or else from runs on corpora of different size.
+    """Plots cost against the number of training examples.
 
-    Times are left out where they come from several machines.
+    The costs come from the benchmark `cost`, which builds on parts of a corpus, or else from runs
+    on corpora of different sizes. Times are left out if they come from several machines.
     """
     others = [t for t in board.tables if (t.suite, t.target) == (table.suite, table.target)]
     column = next((c.name for c in table.columns if c.benchmark == "cost"), "")
@@ -273,7 +273,7 @@ def scaling(board: Board, table: Table) -> list[Lines]:
 
 
 def _grown(board: Board, cell: BoardCell | None, array: str, factor: float) -> dict[float, float]:
-    """An array of the benchmark `cost` by corpus size, averaged over seeds."""
+    """Returns an array of the benchmark `cost` by corpus size, averaged over seeds."""
     found: dict[float, list[float]] = {}
     for record in records_of(board, cell) if cell is not None and cell.ok else ():
         try:
@@ -288,9 +288,9 @@ def _grown(board: Board, cell: BoardCell | None, array: str, factor: float) -> d
 
 
 def budget(table: Table) -> list[Lines]:
-    """Value against the retrainings spent on labels, a line a method run with two budgets or more.
+    """Plots value against the number of retrainings for labels, for methods with several budgets.
 
-    The best method that needs none is the level to compare with.
+    The reference level is the best method without labels.
     """
     series: dict[str, list[tuple[float, BoardCell]]] = {}
     level: Curve | None = None
@@ -300,7 +300,7 @@ def budget(table: Table) -> list[Lines]:
             continue
         if spent:
             series.setdefault(row.name, []).append((spent, cell))
-        elif level is None:  # rows stand in order of rank
+        elif level is None:  # rows are in order of rank
             y = (cell.value,)
             level = Curve(f"no retraining: {row.label}", (0.0,), y, (cell.low,), (cell.high,), True)
     lines = []
@@ -323,7 +323,7 @@ def budget(table: Table) -> list[Lines]:
     return [
         Lines(
             f"{value} against label budget",
-            "retrainings spent on labels",
+            "retrainings for labels",
             value,
             (*lines, *([level] if level else [])),
         )

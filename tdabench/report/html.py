@@ -1,13 +1,12 @@
-"""`tdabench report`: one HTML file that holds everything and asks nothing of any network.
+"""`tdabench report`: one self-contained HTML file that makes no network requests.
 
 The page is a template with a style, a script and the data as JSON. Data reaches the page as
-text only: strings are cleaned here, `<` is escaped in the JSON, and the script writes nothing
-but text nodes. A content security policy forbids every request and every other script.
+text only: strings are cleaned here, `<` is escaped in the JSON, and the script writes only text
+nodes. A content security policy forbids every request and every other script.
 
-Per-query values and top examples are 16-bit numbers in base64, which the page decodes when it
-shows them; that keeps a large report small and quick to open. Where it would still be too
-large, fewer examples a query, shorter texts and then fewer queries are carried, and the page
-says so.
+Per-query values and top examples are 16-bit numbers in base64, decoded when shown, which keeps a
+large report small and quick to open. If it is still too large, it contains fewer examples per
+query, shorter texts and then fewer queries, and the page says so.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from tdabench.report.text import clean
 MAX_BYTES = 18 << 20
 MARK = '<meta name="generator" content="tdabench report">'  # in the page's template
 TOP = ("top_index", "top_score", "bottom_index", "bottom_score")
-# What is given up first when a report would be too large: (examples a side, characters a text,
-# queries in the explorer).
+# Reductions of a report that would be too large, in order: (examples per side, characters per
+# text, queries in the explorer).
 LEVELS = (
     (10, 1200, 2000),
     (10, 400, 2000),
@@ -53,7 +52,7 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Level:
-    """How much the explorer carries."""
+    """How much the explorer contains."""
 
     k: int
     characters: int
@@ -63,7 +62,7 @@ class Level:
 def write_report(
     board: Board, path: Path, *, suite: str | None = None, max_bytes: int = MAX_BYTES
 ) -> list[str]:
-    """Writes the report and returns what was left out to keep it within `max_bytes`."""
+    """Writes the report and returns what was left out to stay within `max_bytes`."""
     check_place(path)
     source = Source(board, [load_texts(run, suite) for run in board.runs])
     page = ""
@@ -73,13 +72,13 @@ def write_report(
         if len(page.encode()) <= max_bytes:
             break
     else:
-        notes.append(f"the report is {len(page.encode()) / 2**20:.0f} MB; nothing more can go")
+        notes.append(f"the report is {len(page.encode()) / 2**20:.0f} MB; it cannot be reduced")
     write_text(path, page)
     return notes
 
 
 def check_place(path: Path) -> None:
-    """Raises UsageError when something lies at `path` that is not a report."""
+    """Raises UsageError if `path` exists and is not a report."""
     if not os.path.lexists(path):
         return
     try:
@@ -89,12 +88,12 @@ def check_place(path: Path) -> None:
     except (OSError, DataError):
         pass
     raise UsageError(
-        f"{path} is there, and is not a report", "Remove it, or write elsewhere with --out"
+        f"{path} exists and is not a report", "Remove it, or write elsewhere with --out"
     )
 
 
 class Source:
-    """What the page is made of, read from the records once."""
+    """The contents of the page, read from the records once."""
 
     def __init__(self, board: Board, texts: Sequence[Texts]) -> None:
         self.board, self.texts = board, texts
@@ -104,7 +103,7 @@ class Source:
         self._tops = [list(_stored_tops(board, table)) for table in board.tables]
 
     def values(self, place: int, column: str, label: str) -> figures.Values | None:
-        """A method's per-query values in a column of the table at `place`."""
+        """Returns a method's per-query values in a column of the table at `place`."""
         key = (place, column, label)
         if key not in self._values:
             row = next(r for r in self.board.tables[place].rows if r.label == label)
@@ -112,7 +111,7 @@ class Source:
         return self._values[key]
 
     def table(self, place: int) -> dict[str, Any]:
-        """All that the page shows of a table but the explorer, ready for JSON."""
+        """Returns the page's contents for a table, except the explorer, ready for JSON."""
         return self._tables[place]
 
     def tops(self, place: int) -> list[Top]:
@@ -154,7 +153,7 @@ class Source:
 
 
 def render(source: Source, level: Level | None = None) -> tuple[str, list[str]]:
-    """The page, and what of the records it does not carry."""
+    """Renders the page; also returns what was left out of it."""
     level = level or Level(*LEVELS[0])
     board = source.board
     pool = CarriedTexts(source.texts, level.characters)
@@ -207,7 +206,7 @@ def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> s
         ),
         "FALLBACK": fallback,
     }
-    # One pass over the template: what is inserted is never searched for placeholders again.
+    # One pass over the template, so that inserted text is not searched for placeholders.
     out, rest = [], _asset("report.html")
     while "{{" in rest:
         before, _, rest = rest.partition("{{")
@@ -217,7 +216,7 @@ def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> s
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand inside <script>: nothing in it can end the element.
+    """Returns JSON that is safe inside <script>: nothing in it can end the element.
 
     `value` has been through `_plain` or `clean`.
     """
@@ -226,7 +225,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any, limit: int = 4000) -> Any:
-    """`value` as JSON holds it: strings cleaned, numbers finite and of sensible length."""
+    """Returns `value` for JSON: strings cleaned, numbers finite and of sensible length."""
     if isinstance(value, str):
         return clean(value, limit, keep_newlines=True)
     if isinstance(value, bool) or value is None:
@@ -245,7 +244,7 @@ def _plain(value: Any, limit: int = 4000) -> Any:
 
 
 def _fallback(board: Board) -> str:
-    """The boards as static tables, for a browser without scripts."""
+    """Renders the boards as static tables, for a browser without scripts."""
     out = []
     for table in board.tables:
         header, rows = plain_cells(table, default_columns(table))

@@ -1,4 +1,4 @@
-"""One rank over several benchmarks, by a rule that is stated and can be changed."""
+"""One rank over several benchmarks, by a stated rule that users can change."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ NOT_COUNTED = ("cost",)  # a price, not a quality
 
 
 def counted(table: Table) -> list[str]:
-    """The columns that count unless the user names some: every benchmark with a value but cost."""
+    """Returns the columns that count by default: every benchmark with a value except cost."""
     filled = {name for row in table.rows for name, cell in row.cells.items() if cell.ok}
     return [c.name for c in table.columns if c.benchmark not in NOT_COUNTED and c.name in filled]
 
 
 def with_overall(table: Table, names: Sequence[str] | None = None) -> Table:
-    """The table with the column `overall`: a method's mean place over the columns `names`.
+    """Returns the table with the column `overall`: a method's mean rank over the columns `names`.
 
-    Methods that a column's paired test does not tell apart share the mean of their places, and
-    those without a value there share the last ones. Smaller is better. Unchanged when fewer than
-    two columns count and none was named. Raises UsageError for a column that is not there.
+    Methods without a significant difference in a column share the mean of their ranks, and methods
+    without a value there share the last ranks. Smaller is better. The table is unchanged if fewer
+    than two columns count and no names are given. Raises UsageError for an unknown column.
     """
     chosen = [table.column(n).name for n in names] if names else counted(table)
     rows = [r for r in table.rows if any(c.ok for c in r.cells.values())]
@@ -53,12 +53,12 @@ def with_overall(table: Table, names: Sequence[str] | None = None) -> Table:
 
 
 def rule(table: Table) -> str:
-    """The rule in words, or nothing where the table has no overall rank."""
+    """Describes the rule in words; empty if the table has no overall rank."""
     column = next((c for c in table.columns if c.name == OVERALL), None)
     if column is None:
         return ""
     names = listing(clean(n, 40) for n in column.params["of"])
     return (
-        f"overall: mean place on {names}; methods not told apart share places, and no value "
-        "is last. Others: --overall A,B. Order by it: --benchmark overall."
+        f"overall: mean rank on {names}; ties share ranks, and a missing "
+        "value ranks last. Change with --overall A,B; order by it with --benchmark overall."
     )

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-# Okabe and Ito's palette, told apart with any kind of colour vision; grey is for references.
+# Okabe and Ito's palette, safe for colour-blind readers; grey is for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#000000")
-MOST_LINES = 10  # more cannot be told apart
+MOST_LINES = 10  # more are hard to distinguish
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -39,9 +39,9 @@ def draw(
 ) -> tuple[list[Path], list[str]]:
     """Draws plots of `kinds` (keys of KINDS; empty: all that the records allow) into `folder`.
 
-    Returns the files written and, by a line each, what could not be drawn and why. Raises
-    MissingExtra without matplotlib, UsageError for an unknown kind or format, DataError when
-    one kind was asked for and the records do not hold it.
+    Returns the written files, and one line per plot that could not be drawn, with the reason.
+    Raises MissingExtra without matplotlib, UsageError for an unknown kind or format, DataError if
+    a single kind was requested and the records do not allow it.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -52,7 +52,7 @@ def draw(
     if benchmark:
         tables = [t.ranked_by(benchmark) for t in tables]
     if not tables:
-        raise UsageError("these runs hold no records", "Make some with: tdabench run")
+        raise UsageError("these runs contain no records", "Create some with: tdabench run")
     written, missing = [], []
     for kind in kinds or KINDS:
         for table in tables:
@@ -78,7 +78,7 @@ def _bytes(figure: Figure, form: str) -> bytes:
     import matplotlib
 
     out = io.BytesIO()
-    # Text stays text in SVG and PDF; no date, so that the same records give the same file.
+    # Text remains text in SVG and PDF; no date, so that the same records give the same file.
     stamp: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "tdabench"}
@@ -104,15 +104,16 @@ def _axes(figure: Figure, down: int = 1, across: int = 1, place: int = 1) -> Axe
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Beside the axes, where it can hide nothing."""
+    """Places the legend beside the axes, where it hides nothing."""
     figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
 
 
 def _log_x(axes: Axes, values: Sequence[float], ticks: bool = False, always: bool = False) -> None:
-    """A logarithmic x axis with plain numbers; within a factor of five it stays linear, unless
-    it is `always` logarithmic.
+    """Makes the x axis logarithmic with plain numbers.
 
-    With `ticks`, the (few) values themselves are marked.
+    Within a factor of five it stays linear, unless `always` is set.
+
+    With `ticks`, these few values are marked.
     """
     low, high = min(values), max(values)
     if low <= 0 or (high < 5 * low and not always):
@@ -129,7 +130,7 @@ def _plain(value: float, _: Any = None) -> str:
 
 
 def _plain_ticks(axis: Any, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5 where it spans few factors of ten."""
+    """Sets plain numbers on a logarithmic axis, at 1, 2 and 5 if it spans few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     subs = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
@@ -139,7 +140,7 @@ def _plain_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def _text(text: str, limit: int = 40) -> str:
-    """Plain text for matplotlib, which would read `$…$` as mathematics."""
+    """Escapes text for matplotlib, which reads `$…$` as mathematics."""
     return shorten(clean(text, 200), limit).replace("$", r"\$")
 
 
@@ -158,7 +159,7 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
             raise DataError("times come from several machines and are not comparable")
         points = [p for p in figures.cost_points(table, cost) if p.x > 0]
         if not points:
-            raise DataError(f"no method has both a value and its {cost} cost")
+            raise DataError(f"no method has both a value and a {cost} cost")
         figure = _blank(7.4, 4.2)
         axes = _axes(figure)
         families = _families(points)
@@ -216,8 +217,8 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[figures.Point]) -> None:
-    """Labels beside the points where there is room; those on the Pareto front come first."""
-    figure.draw_without_rendering()  # lays out: only now is it known where points stand
+    """Labels the points where there is room, those on the Pareto front first."""
+    figure.draw_without_rendering()  # runs the layout: only now are positions known
     unit = figure.dpi / 72
     at = {p.label: axes.transData.transform((p.x, p.y)) / unit for p in points}
     size = 3.5
@@ -252,7 +253,7 @@ def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
     figure = _blank(max(5.0, 2.6 + 0.5 * n_columns), max(2.4, 1.6 + 0.28 * n_rows))
     axes = _axes(figure)
     axes.grid(False)
-    top = max(0.1, float(np.nanmax(np.abs(matrix.values))))  # nothing is not painted as much
+    top = max(0.1, float(np.nanmax(np.abs(matrix.values))))  # missing values have no colour
     image = axes.imshow(matrix.values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
     names = [_text(c, 18) for c in matrix.columns]
     if matrix.counts:
@@ -281,10 +282,10 @@ def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:
 
 def _tasks(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     if not tasks:
-        raise DataError("the queries have no task labels at hand")
+        raise DataError("no task labels are available for the queries")
     matrix = figures.by_task(board, table, tasks)
     if matrix.empty:
-        raise DataError("no method has per-query values of labelled queries")
+        raise DataError("no method has per-query values for labelled queries")
     name = title(table.column(table.primary))
     return _heat(matrix, f"{_heading(table)} · {_text(name)} by task (queries)", _text(name))
 
@@ -293,12 +294,12 @@ def _transfer(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     names = [c.name for c in table.columns if c.benchmark == "transfer"]
     matrix = figures.transfer_heatmap(table, names[0]) if names else None
     if matrix is None or matrix.empty:
-        raise DataError("the records hold no transfer benchmark")
-    return _heat(matrix, f"{_heading(table)} · LDS against the truth of each target", "LDS")
+        raise DataError("the records contain no transfer benchmark")
+    return _heat(matrix, f"{_heading(table)} · LDS on the truth of each target", "LDS")
 
 
 def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
-    """Panels side by side with one legend, each line in one colour throughout."""
+    """Draws panels side by side with one legend, with the same colour per line in all panels."""
     labels = list(dict.fromkeys(c.label for p in plots for c in p.lines if not c.reference))
     shown = labels[:MOST_LINES]
     left_out = f" ({len(shown)} of {len(labels)} methods)" if len(shown) < len(labels) else ""
@@ -350,21 +351,21 @@ def _lines(plots: Sequence[figures.Lines], heading: str) -> Figure:
 def _curves(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     found = [p for column in table.columns for p in figures.curves(table, column.name)]
     if not found:
-        raise DataError("the records hold no curves (selection or removal at two k or more)")
+        raise DataError("the records contain no curves (selection or removal with at least two k)")
     return _lines(found, _heading(table))
 
 
 def _scaling(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     found = figures.scaling(board, table)
     if not found:
-        raise DataError("the records hold no cost benchmark, and no corpora of different size")
+        raise DataError("the records contain no cost benchmark and no corpora of different sizes")
     return _lines(found, _heading(table))
 
 
 def _budget(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
     found = figures.budget(table)
     if not found:
-        raise DataError("no method was run with two budgets of retrainings")
+        raise DataError("no method was run with two label budgets")
     return _lines(found, _heading(table))
 
 

@@ -1,4 +1,4 @@
-"""Rows that others published on a suite's truth, set beside ours. Never ranked, never a record."""
+"""Rows that others published on a suite's truth, shown beside ours; never ranked or recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdabench.report.text import clean, number
 
 
 def published_rows(board: Board) -> list[dict[str, Any]]:
-    """The rows that the manifests of a board's runs carry; a stranger's file may hold anything."""
+    """Returns the published rows in the runs' manifests, which are untrusted files."""
     out: dict[str, dict[str, Any]] = {}
     for run in board.runs:
         listed = run.manifest.get("published")
@@ -30,7 +30,7 @@ def published_rows(board: Board) -> list[dict[str, Any]]:
 
 
 def print_published(board: Board, console: Console) -> None:
-    """A line a published row: what was published, and what was measured here under that name."""
+    """Prints one line per published row: its value, and the value measured here for that method."""
     rows = published_rows(board)
     if not rows or not board.tables:
         return

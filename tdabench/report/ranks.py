@@ -1,9 +1,9 @@
-"""Which methods can be told apart: ranks from the bootstrap replicates that records carry.
+"""Ranks with ties, from the bootstrap replicates in records.
 
-The comparing is done by `tdabench.stats`; this module reads what it needs from the records and
-keeps the answer in the user's cache, under a key made of what went in, so that a board prints at
-once thereafter and loads no statistics package. Not in the run folder: that may be a stranger's,
-and an answer found there would be believed.
+`tdabench.stats` compares methods; this module reads its inputs from the records and caches the
+result in the user's cache, under a key derived from the inputs, so that later boards print
+immediately and load no statistics package. The cache is not in the run folder, which may be
+untrusted, while cached results are trusted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in one column: its value and its records, one a seed."""
+    """One method in one column: its value and its records, one per seed."""
 
     label: str
     value: float
@@ -41,7 +41,7 @@ class Ranks:
     """Ranks from 1 and whether they are shared; Holm-adjusted p of each pair of `labels`.
 
     `labels` are the tested methods, best first; `p[i][j - i - 1]` is the pair (i, j), i < j.
-    `interval` is that of a value averaged over several seeds. `untested` methods carry no
+    `interval` is the interval of a value averaged over several seeds. `untested` methods have no
     replicates (or unpaired ones) and are ranked by value alone.
     """
 
@@ -54,7 +54,7 @@ class Ranks:
 
 
 def rank_column(entries: Sequence[Entry], higher: bool, cache: Path | None = None) -> Ranks:
-    """Ranks the methods of one column, from `cache` (a folder) where it holds the answer."""
+    """Ranks the methods of one column, using the folder `cache` if it has the result."""
     entries = sorted(entries, key=lambda e: e.label)
     stored = [[e.label, e.value, [r.arrays_hash() for r in e.records]] for e in entries]
     key = fingerprint([_VERSION, ALPHA, higher, stored])
@@ -63,7 +63,7 @@ def rank_column(entries: Sequence[Entry], higher: bool, cache: Path | None = Non
         return kept
     ranks = _compute(entries, higher)
     if path and entries:
-        with contextlib.suppress(TdabenchError):  # a read-only folder only costs the cache
+        with contextlib.suppress(TdabenchError):  # in a read-only folder there is no cache
             write_json(path, asdict(ranks))
     return ranks
 
@@ -87,7 +87,7 @@ def _read(path: Path, labels: set[str]) -> Ranks | None:
 
 
 def bootstrap_of(records: Sequence[Record], value: float) -> Bootstrap | None:
-    """A method's stored replicates, averaged over its seeds; None where they are not stored."""
+    """Returns a method's replicates, averaged over seeds; None if they are not stored."""
     from tdabench.stats import Bootstrap
 
     found = []
@@ -134,7 +134,7 @@ def _compute(entries: Sequence[Entry], higher: bool) -> Ranks:
     untested = [e.label for e in entries if e.label not in drawn]
     rank: dict[str, int] = {}
     leader: dict[int, str] = {}
-    for i, label in enumerate(labels):  # each group's rank counts the untested above its best
+    for i, label in enumerate(labels):  # each group's rank counts untested methods above its best
         assert ranking is not None
         best = leader.setdefault(ranking.ranks[i], label)
         rank[label] = ranking.ranks[i] + sum(value[u] > value[best] for u in untested)
@@ -160,9 +160,9 @@ def _compute(entries: Sequence[Entry], higher: bool) -> Ranks:
 
 
 def pooled(records: Sequence[Record], metric: str) -> dict[str, Any]:
-    """A method's metric over its seeds: the mean value, and the interval where there is one seed.
+    """Averages a metric over seeds; returns the mean, and the interval if there is one seed.
 
-    Empty when any record lacks the metric.
+    The result is empty if any record lacks the metric.
     """
     found = [r.metric(metric) for r in records]
     values = [v for m in found if (v := finite(m.get("value"))) is not None]
@@ -180,10 +180,10 @@ def pooled(records: Sequence[Record], metric: str) -> dict[str, Any]:
 
 
 def comparable(a: Sequence[Record], b: Sequence[Record]) -> None:
-    """Raises DataError unless two cells measured the same thing."""
+    """Raises DataError unless two cells measured the same quantity."""
     if a[0].what != b[0].what:
         raise DataError(
-            f"{a[0].label} and {b[0].label} were not measured alike on {a[0].benchmark_name}: "
-            "its version, parameters or truth differ",
+            f"{a[0].label} and {b[0].label} were measured differently on {a[0].benchmark_name}: "
+            "version, parameters or truth differ",
             "Rerun both with: tdabench run",
         )

@@ -1,8 +1,8 @@
-"""The board in a terminal: one line of context, a row a method, failures and the next command.
+"""The board in a terminal: one line of context, one row per method, failures, the next command.
 
 Columns that do not fit are dropped in a fixed order and named below the table. In a pipe the
-whole table is printed, without colour and without regard to any width, so that scripts see
-the same text everywhere.
+whole table is printed, without colour and independent of any width, so that scripts always see
+the same text.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tdabench.report.text import (
 
 BAR = 10
 GAP = 2
-MANY = 3  # with more benchmarks beside the ranking one, a narrow terminal loses costs first
+MANY = 3  # with more benchmarks beside the ranking one, a narrow terminal drops costs first
 _NAMES = {"bytes": "bytes/ex", "share": "of ceiling"}
 _ASCII = str.maketrans("█░·–…−×→↓", "#.--~-x>v")
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One column as laid out: its header, alignment and the text of each row."""
+    """One column in the layout: its header, alignment and the text of each row."""
 
     key: str
     header: str
@@ -59,17 +59,17 @@ def print_board(
     intervals: bool = False,
     overall: Sequence[str] | None = None,
 ) -> None:
-    """Prints every table of `board` (or that of `target`).
+    """Prints every table of `board`, or only the table of `target`.
 
-    `columns` names what to show (rank, method, share, build, query, bytes, prepare, family and
-    benchmarks), whatever the width; `wide` shows everything; `intervals` every benchmark's
-    interval and not the ranking one's alone; `overall` names the benchmarks that the overall
-    rank averages (see `tdabench.report.overall`). Raises UsageError for a name that is not there.
+    `columns` names the columns to show (rank, method, share, build, query, bytes, prepare, family
+    and benchmarks), at any width; `wide` shows all; `intervals` shows the interval of every
+    benchmark and not only of the ranking one; `overall` names the benchmarks that the overall rank
+    averages (see `tdabench.report.overall`). Raises UsageError for an unknown name.
     """
     tables = [board.table(target)] if target else list(board.tables)
     if not tables:
-        console.print("These runs hold no records yet. Next: tdabench run", highlight=False)
-    with console.capture() as whole:  # a name that is not there leaves stdout empty
+        console.print("These runs contain no records yet. Next: tdabench run", highlight=False)
+    with console.capture() as whole:  # an unknown name leaves stdout empty
         for i, table in enumerate(tables):
             if i:
                 emit(console, Text())
@@ -138,7 +138,7 @@ def _print_table(
 
 
 def context_line(table: Table) -> Text:
-    """`pocket · target qwen2-1m · 2,000 train · 400 queries · … · noise ceiling 0.87`."""
+    """Returns `pocket · target qwen2-1m · 2,000 train · 400 queries · … · noise ceiling 0.87`."""
     column = table.column(table.primary)
     regime = f" ({table.regime})" if table.regime and table.regime not in table.target else ""
     parts = [table.suite, f"target {table.target}{regime}"]
@@ -157,7 +157,7 @@ def context_line(table: Table) -> Text:
 
 
 def footnotes(table: Table, everything: bool = True) -> list[str]:
-    """Prepare phases, what a tie means, failures in other columns, and notes of the rows."""
+    """Lists prepare phases, the meaning of ties, failures in other columns, and notes of rows."""
     out = []
     for row in table.rows:
         cost = row.cost
@@ -171,14 +171,16 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
     ties = [c.rank for r in table.rows if (c := _primary(table, r)).ok and c.tied]
     if ties:
         marks = listing(dict.fromkeys(f"{r}=" for r in ties[:2] + ties[-1:]))
-        out.append(f"{marks}: not told apart at 5% (paired bootstrap, Holm over all pairs).")
+        out.append(
+            f"{marks}: no significant difference at 5% (paired bootstrap, Holm over all pairs)."
+        )
     for row in table.rows:
         cell = _primary(table, row)
         if cell.ok and cell.spread is not None:
             name = clean(title(table.column(table.primary)), 40)
             out.append(
-                f"{clean(row.label, 60)}: {cell.seeds} seeds of its own, {name} differs by "
-                f"{number(cell.spread, 3)} (standard deviation) between them."
+                f"{clean(row.label, 60)}: over {cell.seeds} seeds of the method, {name} varies by "
+                f"{number(cell.spread, 3)} (standard deviation)."
             )
     if any(not c.higher_is_better for c in table.columns):
         out.append("↓: lower is better.")
@@ -206,7 +208,7 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
 
 
 def _some(labels: Sequence[str]) -> str:
-    """Up to three labels by name, more by their number."""
+    """Returns up to three labels by name, or else their number."""
     return listing(clean(x, 60) for x in labels) if len(labels) < 4 else f"{len(labels)} methods"
 
 
@@ -215,7 +217,7 @@ def _primary(table: Table, row: Row) -> BoardCell:
 
 
 def default_columns(table: Table) -> list[str]:
-    """What a table shows unless told otherwise; benchmarks nobody has a value on are left out."""
+    """Returns the default columns of a table, without benchmarks that have no values."""
     filled = {name for row in table.rows for name, cell in row.cells.items() if cell.ok}
     others = [c.name for c in table.columns if c.name != table.primary and c.name in filled]
     others.sort(key=lambda name: name != OVERALL)  # a terminal drops columns from the right
@@ -224,10 +226,10 @@ def default_columns(table: Table) -> list[str]:
 
 
 def _fit(shown: list[_Shown], table: Table, width: int) -> tuple[list[_Shown], list[str]]:
-    """Drops columns, least needed first, until the table fits; then cuts long labels.
+    """Drops columns, the least important first, until the table fits; then cuts long labels.
 
-    The bar of the share goes before any column does; the costs before benchmarks where there are
-    many of these (`MANY`), and after them where there are few.
+    The bar of the share is dropped before any column. Costs are dropped before benchmarks if there
+    are many of these (`MANY`), and otherwise after them.
     """
 
     def needed(columns: list[_Shown]) -> int:
@@ -288,7 +290,7 @@ def _column(
 
 
 def title(column: Column) -> str:
-    """`LDS`; other benchmarks by their name."""
+    """Returns `LDS`; other benchmarks by name."""
     return column.name.upper() if column.name == "lds" else column.name
 
 
@@ -309,7 +311,7 @@ def _value(cell: BoardCell | None, column: Column, digits: int, interval: bool) 
 
 
 def metric(value: float | None, digits: int = 2) -> str:
-    """A metric's value; large ones without decimals."""
+    """Formats a metric's value; large ones without decimals."""
     return count(value) if value is not None and abs(value) >= 1000 else number(value, digits)
 
 
@@ -338,7 +340,7 @@ def _cost(row: Row, key: str, table: Table) -> str:
 
 
 def machine_letter(table: Table, machine: str) -> str:
-    """`a`, `b`, … in the order of `table.machines`; marks times that cannot be compared."""
+    """Returns `a`, `b`, … in the order of `table.machines`, to mark times as not comparable."""
     places = list(table.machines)
     return chr(ord("a") + places.index(machine)) if machine in places[:26] else "?"
 
@@ -356,7 +358,7 @@ def _line(cells: Sequence[Text], columns: Sequence[_Shown]) -> Text:
 
 
 def hang(console: Console, prefix: Text, body: Text, indent: int = 2) -> None:
-    """Prints `prefix` and a paragraph; in a terminal its further lines are indented."""
+    """Prints `prefix` and a paragraph; in a terminal, its continuation lines are indented."""
     if not console.is_terminal:
         emit(console, prefix + body)
         return
@@ -375,7 +377,7 @@ def hang(console: Console, prefix: Text, body: Text, indent: int = 2) -> None:
 
 
 def emit(console: Console, text: Text) -> None:
-    """Prints one line as it is; in an encoding without box characters, in ASCII."""
+    """Prints one line unchanged, or in ASCII if the encoding has no box characters."""
     text = text.copy()
     text.rstrip()
     if console.options.ascii_only:

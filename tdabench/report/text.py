@@ -1,8 +1,8 @@
-"""Strings from data and plugins, made safe to show.
+"""Makes strings from data and plugins safe to show.
 
-A label, a reason or an example may hold terminal escapes, right-to-left overrides, markup or
-megabytes. `clean` (of tdabench.errors) makes what is invisible or directional visible as an
-escape; the exports then quote for their own syntax.
+A label, a reason or an example may contain terminal escapes, right-to-left overrides, markup or
+megabytes of text. `clean` (of tdabench.errors) shows invisible and directional characters as
+escapes; the exports then quote for their own syntax.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from tdabench.errors import clean as clean
 
 
 def shorten(text: str, width: int) -> str:
-    """`text` in at most `width` characters, with an ellipsis where it was cut."""
+    """Shortens `text` to at most `width` characters, with an ellipsis where it is cut."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`0.38`, `-0.02`; `–` where there is none."""
+    """Formats a number: `0.38`, `-0.02`; `–` if it is missing."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"
@@ -26,7 +26,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration in the unit that reads best: `0.4 ms`, `3.2 s`, `41 min`, `2.5 h`."""
+    """Formats a duration in the most readable unit: `0.4 ms`, `3.2 s`, `41 min`, `2.5 h`."""
     if value is None:
         return "–"
     for size, unit in ((3600.0, "h"), (60.0, "min"), (1.0, "s")):
@@ -36,12 +36,12 @@ def seconds(value: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A time a query: `0.03 ms`, `12 ms`, `1.2 s`."""
+    """Formats a time per query: `0.03 ms`, `12 ms`, `1.2 s`."""
     return "–" if value is None else seconds(value / 1e3)
 
 
 def count(value: float | None) -> str:
-    """`2,000`; bytes and sizes that may be fractions keep one decimal below ten."""
+    """Formats a count: `2,000`; fractional sizes keep one decimal below ten."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
@@ -60,6 +60,6 @@ def p_value(p: float) -> str:
 
 
 def listing(words: Iterable[str], last: str = "and") -> str:
-    """`a, b and c`."""
+    """Joins items: `a, b and c`."""
     *head, tail = list(words) or [""]
     return f"{', '.join(head)} {last} {tail}" if head else tail

@@ -1,4 +1,4 @@
-"""The source x target matrix of a method: scores from one model against retraining another."""
+"""The source x target matrix of a method: scores from one model against retraining of another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """LDS by (source, target), the in-model diagonal included, and each target's noise ceiling."""
+    """LDS by (source, target), including the in-model diagonal, and each target's noise ceiling."""
 
     method: str
     sources: tuple[str, ...]
@@ -26,9 +26,9 @@ class TransferMatrix:
 
 
 def transfer_matrix(board: Board, method: str) -> TransferMatrix:
-    """From the records of the benchmark `transfer`, one row a source that the method ran on.
+    """Builds the matrix from records of the benchmark `transfer`, one row per source.
 
-    Raises UsageError for an unknown method, DataError when it has no such record.
+    Raises UsageError for an unknown method, DataError if it has no such record.
     """
     rows = {t.target: next((r for r in t.rows if r.label == method), None) for t in board.tables}
     if not any(rows.values()):
@@ -54,7 +54,7 @@ def transfer_matrix(board: Board, method: str) -> TransferMatrix:
     if not lds:
         raise DataError(
             f"{method} has no result on transfer",
-            "Make them with: tdabench run --benchmarks transfer --target all",
+            "Create them with: tdabench run --benchmarks transfer --target all",
         )
     sources = tuple(dict.fromkeys(s for s, _ in lds))
     targets = tuple(dict.fromkeys([*sources, *(t for _, t in lds)]))
@@ -66,7 +66,7 @@ def _value(cell: BoardCell, name: str) -> float | None:
 
 
 def print_transfer(matrix: TransferMatrix, console: Console) -> None:
-    """A row a source, a column a target; the last row is what each target allows at best."""
+    """Prints one row per source and one column per target; the last row has the ceilings."""
     from rich.text import Text
 
     from tdabench.report.terminal import emit

@@ -1,8 +1,8 @@
-"""Is what a run claims what its stored scores give? Every metric is computed again.
+"""Verifies that a run's results follow from its stored scores by recomputing every metric.
 
-A record is checked against its own files (hash, ids, shapes) and against its benchmark: from
-the stored scores and the truth it names, found by content, the benchmark computes the outcome
-again, and metrics, per-query values and replicates must agree. No method and no model is run.
+A record is checked against its own files (hash, ids, shapes) and against its benchmark: from the
+stored scores and the truth that the record names, found by content, the benchmark recomputes the
+outcome; metrics, per-query values and replicates must agree. No method and no model is run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = 1e-5  # float32 replicates, summed in another order on another machi
 
 @dataclass(frozen=True)
 class Check:
-    """One record: `status` is agrees, differs, or unchecked (with `problems` saying why)."""
+    """One record: `status` is agrees, differs, or unchecked (with the reason in `problems`)."""
 
     run: str
     label: str
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass
 class Truths:
-    """Truth files by the hash of their content, opened once."""
+    """Truth files by the hash of their contents, opened once."""
 
     paths: dict[str, Path] = field(default_factory=dict)
     opened: dict[str, Truth] = field(default_factory=dict)
@@ -54,14 +54,14 @@ class Truths:
 
     def add(self, path: Path, target: str = "") -> None:
         if not path.is_file():
-            raise UsageError(f"there is no truth file {path}")
+            raise UsageError(f"truth file {path} does not exist")
         content = sha256_file(path)[:16]
         self.paths.setdefault(content, path)
         if target:
             self.owners.setdefault(content, set()).add(target)
 
     def add_suite(self, name: str) -> None:
-        """Every truth that a suite declares and has on disk. Raises TdabenchError."""
+        """Adds every truth that a suite declares and has on disk. Raises TdabenchError."""
         from tdabench.run.sources import load_suite
 
         for target in load_suite(name).targets:
@@ -70,10 +70,10 @@ class Truths:
                     self.add(path, target.label)
 
     def of(self, record: Record, kind: str, label: str = "") -> Truth:
-        """The truth of a kind that a record names, checked against its corpus.
+        """Returns the truth of a kind that a record names, checked against its corpus.
 
-        `label` names another target than the record's own. Where a suite declares the truth, it
-        must be declared for that target.
+        `label` names another target than the record's own. If a suite declares the truth, it
+        must be declared for this target.
         """
         from tdabench.run.suite import truth_name
 
@@ -88,7 +88,7 @@ class Truths:
         wanted = str(named or "")
         if wanted not in self.paths:
             raise DataError(
-                f"the truth {wanted or '(none)'} is not at hand", "Give it with --truth FILE"
+                f"the truth {wanted or '(unnamed)'} is not available", "Give it with --truth FILE"
             )
         if wanted not in self.opened:
             self.opened[wanted] = Truth.load(self.paths[wanted])
@@ -96,19 +96,19 @@ class Truths:
         planned, found = truth.plan.get("train"), record.corpus.get("train")
         if planned is not None and planned != found:
             raise DataError(
-                f"its truth was made on another training corpus ({planned}, here {found})"
+                f"its truth was built on another training corpus ({planned}, here {found})"
             )
         target = label or str(record.target.get("label") or record.target.get("name"))
         owners = self.owners.get(wanted, set())
         if owners and target not in owners:
-            raise DataError(f"its truth is that of another target ({', '.join(sorted(owners))})")
+            raise DataError(f"its truth belongs to another target ({', '.join(sorted(owners))})")
         return truth
 
 
 def verify_runs(
     runs: Sequence[Run], truths: Iterable[Path] = (), suite: str | None = None
 ) -> list[Check]:
-    """Checks every record that claims a result. Raises UsageError for a truth that is not there."""
+    """Checks every record that has a result. Raises UsageError for a missing truth file."""
     known = Truths()
     for path in truths:
         known.add(path)
@@ -127,7 +127,7 @@ def verify_runs(
 
 
 def _suite_of(run: Run) -> Any:
-    """What the user asked for (a name or a file), else the suite's name."""
+    """Returns the suite that the user requested (a name or a file), else the run's suite."""
     request = run.manifest.get("request")
     asked = request.get("suite") if isinstance(request, Mapping) else None
     return asked or run.suite.get("name")
@@ -159,10 +159,10 @@ def _check(record: Record, truths: Truths) -> Check:
 
 
 def _files(record: Record) -> list[str]:
-    """What is wrong with the record and its arrays as files."""
+    """Lists problems of the record and its arrays as files."""
     out = []
     if record.key != record.path.stem:
-        out.append(f"its key {clean(record.key, 40)} is not its file's name")
+        out.append(f"its key {clean(record.key, 40)} is not the name of its file")
     arrays, meta = record.arrays()
     key = meta.get("key")
     if key is not None and key != record.key:
@@ -176,12 +176,12 @@ def _files(record: Record) -> list[str]:
         if name in arrays and not np.isfinite(arrays[name]).all():
             out.append(f"its {name} hold NaN or infinity")
     if finite(record.metric(record.primary).get("value")) is None:
-        out.append(f"it claims no finite {clean(record.primary, 40) or 'primary metric'}")
+        out.append(f"it has no finite {clean(record.primary, 40) or 'primary metric'}")
     return out
 
 
 def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
-    """What the stored scores give otherwise, and why they could not be used if they could not."""
+    """Lists results that the stored scores contradict, and reasons why scores were unusable."""
     from tdabench.benchmark import Stored
     from tdabench.registry import registry
 
@@ -199,7 +199,7 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
         try:
             return truths.of(record, kind, label)
         except DataError as e:
-            if "not at hand" in e.message:
+            if "not available" in e.message:
                 missing.append(str(e))
             raise
 
@@ -215,7 +215,7 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
     except TdabenchError as e:
         return ([], missing[0]) if missing else ([str(e)], "")
     if again is None:
-        return [], f"{name} does not store what computing it again would need"
+        return [], f"{name} does not store enough to recompute it"
     out = []
     for metric, value in again.metrics.items():
         claimed = record.metric(metric)
@@ -224,14 +224,14 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
             here = None if here is None or not math.isfinite(here) else float(here)
             if not _close(here, there):
                 what = metric if part == "value" else f"{metric} ({part} end of its interval)"
-                out.append(f"{what} is {_said(there)} in the record, its scores give {_said(here)}")
+                out.append(f"{what} is {_said(there)} in the record, {_said(here)} from its scores")
     extra = set(map(str, record.metrics)) - set(again.metrics)
-    out += [f"{clean(m, 40)} is claimed, and follows from nothing stored" for m in sorted(extra)]
+    out += [f"{clean(m, 40)} does not follow from stored scores" for m in sorted(extra)]
     replicates = again.replicates if again.replicates is not None else np.empty(0)
     for what, new in (("per_query", again.per_query), ("replicates", replicates)):
         old = arrays.get(what, np.empty(0))
         if old.shape != np.shape(new) or not np.allclose(old, new, TOLERANCE, TOLERANCE):
-            out.append(f"its stored {what} are not what its scores give")
+            out.append(f"its stored {what} do not follow from its scores")
     return out, ""
 
 

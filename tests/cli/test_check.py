@@ -54,7 +54,7 @@ def test_json_and_parameters(noisy, capsys):
     for wrong, said in (
         (["--set", "widht=4"], "Did you mean 'width'"),
         (["--set", "width"], "KEY=VALUE"),
-        (["--set", "other.width=3"], "not among the methods"),
+        (["--set", "other.width=3"], "not one of the"),
         (["--law", "print-nothing"], "Did you mean 'prints-nothing'"),
         (["--asset", "x"], "NAME=PATH"),
     ):

@@ -78,10 +78,10 @@ def test_files_that_are_no_reports(report, tmp_path, capsys):
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "y.json").write_text("not json")
     for file, said in (
-        (str(tmp_path / "x.json"), "is not a report of pytest-benchmark"),
+        (str(tmp_path / "x.json"), "is not a pytest-benchmark report"),
         (str(tmp_path / "y.json"), "is not valid JSON"),
         (str(tmp_path / "z.json"), "is missing"),
-        (report("e.json", {}), "hold no timed calls"),
+        (report("e.json", {}), "contain no timed calls"),
     ):
         assert main(["timing", file]) == 2
         assert said in capsys.readouterr().err

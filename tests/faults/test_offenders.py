@@ -111,7 +111,7 @@ def test_a_failed_cell_keeps_its_last_lines_for_show(found, capsys):
 
     assert main(["show", "quits", "--run", str(found[0] / "run")]) == 0
     shown = capsys.readouterr().out
-    assert "last lines of its log:" in shown
+    assert "last lines of the log:" in shown
     assert "| SystemExit: enough" in shown
 
 

@@ -190,7 +190,7 @@ def test_the_file_stays_within_its_size(told, tmp_path):
     limit = full.stat().st_size - 100
     assert "1 texts are cut at 400 characters" in write_report(board, small, max_bytes=limit)
     assert small.stat().st_size <= limit
-    assert "nothing more can go" in write_report(board, small, max_bytes=1000)[-1]
+    assert "it cannot be reduced" in write_report(board, small, max_bytes=1000)[-1]
 
 
 def test_without_texts_the_page_says_why(plain_run):

@@ -51,7 +51,7 @@ def test_the_overall_rank_is_the_mean_place() -> None:
         "e": (None, None, False),  # no value at all
     }
     assert t.columns[-1].params["of"] == ["lds", "tracing"]  # a cost is no quality
-    assert "mean place on lds and tracing" in rule(t)
+    assert "mean rank on lds and tracing" in rule(t)
     assert [r.label for r in t.ranked_by(OVERALL).rows] == ["a", "c", "b", "d", "e"]
 
 
@@ -98,13 +98,13 @@ def test_the_board_states_the_rule_and_shows_intervals_on_request(plain_run) -> 
     assert head.split()[:3] == ["rank", "method", "LDS"]
     assert "overall" in head
     assert head.count("[95%]") == 1
-    assert "overall: mean place on lds, transfer and selection" in text
+    assert "overall: mean rank on lds, transfer and selection" in text
     wide = printed(plain_run, intervals=True)
     head = next(line for line in wide.splitlines() if line.startswith("rank"))
     assert head.count("[95%]") == 3  # the overall rank has none
     best = printed(plain_run, benchmark=OVERALL, overall=["selection"])
     assert "ranked by overall" in best
-    assert "overall: mean place on selection;" in best
+    assert "overall: mean rank on selection;" in best
 
 
 def test_the_command_takes_the_rule(plain_run) -> None:
@@ -112,7 +112,7 @@ def test_the_command_takes_the_rule(plain_run) -> None:
     args = [str(plain_run), "--overall", "lds,selection", "--benchmark", OVERALL, "--intervals"]
     done = run(command, args)
     assert done.exit_code == 0, done.output
-    assert "overall: mean place on lds and selection" in done.output
+    assert "overall: mean rank on lds and selection" in done.output
     data = json.loads(run(command, [*args, "--json"]).output)
     (found,) = data["tables"]
     assert found["primary"] == OVERALL

@@ -127,7 +127,7 @@ def test_scaling_and_budget_need_two_points(make_run):
     alone, both = Board.from_runs([a]), Board.from_runs([a, b])
     assert figures.scaling(alone, alone.tables[0]) == []
     found = {p.y: p.lines for p in figures.scaling(both, both.tables[0])}
-    assert list(found) == ["build (s)", "query (ms a query)", "index (bytes)"]
+    assert list(found) == ["build (s)", "query (ms per query)", "index (bytes)"]
     assert found["build (s)"][0].x == (100, 200)
     c = make_run("c", {"airrep": 0.6}, benchmarks=("lds",), change=cheap)
     d = make_run("d", {"bm25": 0.5}, benchmarks=("lds",))
@@ -159,7 +159,7 @@ def test_scaling_is_what_the_cost_benchmark_measured(make_run, put_cell, tmp_pat
     cost_arrays(folder, put_cell)
     board = Board.from_runs([folder])
     plots = {p.y: p for p in figures.scaling(board, board.table())}
-    query = plots["query (ms a query)"]
+    query = plots["query (ms per query)"]
     assert query.log
     assert [c.label for c in query.lines] == ["x", "y"]
     assert query.lines[0].x == (50, 100, 200)
@@ -228,7 +228,7 @@ def test_hostile_labels_are_drawn_as_text(make_run, tmp_path):
 
 
 def test_one_kind_that_is_not_there_is_an_error(board, tmp_path):
-    with pytest.raises(DataError, match="two budgets"):
+    with pytest.raises(DataError, match="two label budgets"):
         draw(board, ["budget"], tmp_path)
     with pytest.raises(UsageError, match="unknown plot 'pie'"):
         draw(board, ["pie"], tmp_path)

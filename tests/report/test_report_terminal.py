@@ -72,7 +72,7 @@ def test_140_columns_show_everything(board):
     assert "Not shown" not in text
     assert "qwen2-1m (instruct) · 200 train · 40 queries · 60 groups" in text
     assert "airrep's prepare phase: 4,800 retrainings, 41 min (once)." in text
-    assert "not told apart at 5%" in text
+    assert "no significant difference at 5%" in text
     assert "tdabench show demo" in text
 
 

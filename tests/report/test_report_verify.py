@@ -41,7 +41,7 @@ def test_without_the_truth_nothing_is_said_to_agree(honest):
     folder, _ = honest
     found = check(folder)
     assert {c.status for c in found.values()} == {"unchecked"}
-    assert "not at hand" in found["a"].problems[0]
+    assert "not available" in found["a"].problems[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_metric_that_was_added_is_named(honest):
     data = read_json(path)
     data["metrics"]["wonder"] = {"value": 1.0}
     write_json(path, data)
-    assert "wonder is claimed" in check(folder, truth)["b"].problems[0]
+    assert "wonder does not follow from stored scores" in check(folder, truth)["b"].problems[0]
 
 
 @pytest.mark.parametrize("name", ["per_query", "replicates", "group_scores"])
@@ -126,11 +126,11 @@ def test_a_record_moved_under_another_key_is_named(honest):
     r = next(r for r in read_run(folder).records if r.label == "b")
     r.path.rename(r.path.with_stem("0" * 16))
     r.arrays_path.rename(r.arrays_path.with_stem("0" * 16))
-    assert "is not its file's name" in check(folder, truth)["b"].problems[0]
+    assert "is not the name of its file" in check(folder, truth)["b"].problems[0]
 
 
 def test_a_missing_truth_file_is_a_usage_error(honest):
-    with pytest.raises(UsageError, match="there is no truth file"):
+    with pytest.raises(UsageError, match="does not exist"):
         check(honest[0], Path("nope"))
 
 

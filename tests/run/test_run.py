@@ -267,7 +267,7 @@ def test_interrupted_once_records_and_goes_on_later(toy_suite, toys, tmp_path, b
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert "The same command goes on from here" in err
+    assert "The same command resumes from here" in err
     statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
     assert statuses == {"toy": "ok", "slow": "interrupted"}
     found = measure(toy_suite, out, "toy,slow")

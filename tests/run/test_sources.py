@@ -256,7 +256,7 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
     assert main(["run", *own, "--methods", "random", "--template", "plain", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert "lds" in captured.out
-    assert "its truth is there" in captured.err
+    assert "its truth exists" in captured.err
     assert main(["truth", "status", "runs/model-train/suite"]) == 0
     assert "complete" in capsys.readouterr().out
 
@@ -280,7 +280,7 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
         (["--recipe", "rate=1"], "unknown field of the recipe 'rate'"),
         (["--device", "gpu0"], "--device 'gpu0' is not a device"),
         (["--truth-fraction", "0.001"], "a group of 0 of 60 training examples is empty"),
-        (["--suite", "pocket"], "--suite and --from have data of their own"),
+        (["--suite", "pocket"], "--suite and --from define their own data"),
     ],
 )
 def test_a_mistake_with_own_data_is_one_line(own, change, message, capsys):

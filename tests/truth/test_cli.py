@@ -71,7 +71,7 @@ def test_plan_build_status_verify(suite, tmp_path):
     work = ["--work", tmp_path / "work"]
 
     (row,) = json.loads(run("status", suite, "--json", *work))
-    assert (row["state"], row["built"]) == ("not there", 0)
+    assert (row["state"], row["built"]) == ("missing", 0)
 
     (row,) = json.loads(run("build", suite, "--json", "--shard", "2/3", *work))
     assert (row["done"], row["of"]) == (2, 6)
@@ -101,7 +101,7 @@ def test_verify_notices_losses_that_are_not_so(suite, tmp_path):
 def test_a_truth_of_another_plan_is_said_so(suite, tmp_path):
     run("build", suite, "--in-place", "--work", tmp_path / "work")
     suite.write_text(suite.read_text().replace("epochs = 1", "epochs = 2"))
-    assert "not as the suite plans it" in run("status", suite)
+    assert "not by the suite's present plan" in run("status", suite)
     with pytest.raises(GuardError, match="not made by the plan"):
         run("verify", suite, "--units", 1)
 

@@ -9,7 +9,7 @@
     query: ["query", "query_ms", (v) => seconds(v / 1000)],
     bytes: ["bytes/ex", "bytes_per_example", count],
   };
-  const AXES = { build: "build (s)", query: "query (ms a query)", bytes: "bytes an example", prepare: "prepare (s)" };
+  const AXES = { build: "build (s)", query: "query (ms per query)", bytes: "bytes per example", prepare: "prepare (s)" };
 
   // ------------------------------------------------------------------ elements
 
@@ -27,7 +27,7 @@
   const h = (tag, attributes, ...children) => build((t) => document.createElement(t), tag, attributes, children);
   const s = (tag, attributes, ...children) =>
     build((t) => document.createElementNS("http://www.w3.org/2000/svg", t), tag, attributes, children);
-  // Text of strangers: isolated, in its own direction.
+  // Untrusted text: isolated, in its own direction.
   const said = (text, attributes) => h("bdi", { dir: "auto", ...attributes }, text);
   let ids = 0;
   const unique = (name) => `${name}-${++ids}`;
@@ -105,7 +105,7 @@
     });
     return [...have, ...lack];
   }
-  // Sorting redraws the header: the button that was pressed gets the focus back.
+  // Sorting redraws the header, so the pressed button gets the focus back.
   function redraw(table, parts, key) {
     const had = table.contains(document.activeElement);
     table.replaceChildren(...parts);
@@ -145,14 +145,14 @@
       ["method", `${row.name} (version ${row.version})`], ["plugin", row.plugin], ["family", row.family],
       ["parameters", Object.keys(row.params).length ? row.params : null],
       ["build", known(row.cost.build_seconds) ? `${seconds(row.cost.build_seconds)}, peak memory ${bytes(row.cost.build_peak_bytes)}` : null],
-      ["query", known(row.cost.query_ms) ? `${seconds(row.cost.query_ms / 1000)} a query, peak memory ${bytes(row.cost.query_peak_bytes)}` : null],
+      ["query", known(row.cost.query_ms) ? `${seconds(row.cost.query_ms / 1000)} per query, peak memory ${bytes(row.cost.query_peak_bytes)}` : null],
       ["index", known(row.cost.index_bytes) ? bytes(row.cost.index_bytes) : null],
       ["prepare", known(row.cost.prepare_seconds) ? `${seconds(row.cost.prepare_seconds)}${known(row.cost.retrainings) ? `, ${count(row.cost.retrainings)} retrainings` : ""} (once)` : null],
     ]));
     const measured = Object.entries(row.cells).filter(([, cell]) => Object.keys(cell.metrics || {}).length);
     parts.push(h("div", { class: "sides" }, measured.map(([name, cell]) => h("div", null, h("h3", null, said(name)), facts(Object.entries(cell.metrics).map(([k, m]) => [k, metric(m)])),
       (cell.notes || []).map((note) => h("p", { class: "soft" }, said(note)))))));
-    if (row.log_tail.length) parts.push(h("h3", null, "End of its log"), h("pre", { tabindex: "0", dir: "auto" }, row.log_tail.join("\n")));
+    if (row.log_tail.length) parts.push(h("h3", null, "End of the log"), h("pre", { tabindex: "0", dir: "auto" }, row.log_tail.join("\n")));
     return h("tr", { class: "details" }, h("td", { colspan: width }, h("div", { class: "inner" }, parts)));
   }
 
@@ -219,7 +219,7 @@
     const machines = several ? h("ul", { class: "notes" }, table.machines.map((m, i) => h("li", null, `${String.fromCharCode(97 + i)}: `, said(m)))) : null;
     return section("board", "Board", controls, status, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Board" }, element), machines,
       h("ul", { class: "notes" }, table.footnotes.map((n) => h("li", null, said(n)))),
-      h("p", { class: "soft" }, "Brackets hold 95% intervals. Methods that share a rank (=) are not told apart at 5% by a paired bootstrap, Holm-corrected over all pairs; a coloured figure is the best or not told apart from it. Press a method for its parameters, metrics and log."));
+      h("p", { class: "soft" }, "Brackets contain 95% intervals. Methods that share a rank (=) do not differ significantly at 5% in a paired bootstrap, Holm-corrected over all pairs; coloured figures are the best and those that do not differ significantly from it. Select a method for its parameters, metrics and log."));
   }
 
   // ------------------------------------------------------------------ plots
@@ -259,7 +259,7 @@
   }
   const short = (v) => (Math.abs(v) >= 1e5 ? v.toExponential(0).replace("e+", "e") : Math.abs(v) >= 100 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(3)));
 
-  // Axes with a grid; returns the drawing, and functions from values to places.
+  // Axes with a grid; returns the drawing, and functions from values to positions.
   function axes(label, xs, ys, xName, yName, logY = false) {
     const W = 640, H = 400, left = 60, right = 18, top = 14, bottom = 46;
     const log = Math.min(...xs) > 0 && (logY || Math.max(...xs) >= 5 * Math.min(...xs));
@@ -305,7 +305,7 @@
       const field = COSTS[state.x][1];
       const points = table.rows.filter((r) => r.cells[state.y] && r.cells[state.y].status === "ok" && known(r.cost[field]) && r.cost[field] > 0)
         .map((r) => ({ label: r.label, family: r.family, x: r.cost[field], ...pick(r.cells[state.y]) }));
-      if (!points.length) return holder.replaceChildren(h("p", null, "No method has both."));
+      if (!points.length) return holder.replaceChildren(h("p", null, "No method has both values."));
       const sign = column.higher_is_better ? 1 : -1;
       for (const p of points) p.front = !points.some((q) => q.x <= p.x && sign * q.y >= sign * p.y && (q.x < p.x || sign * q.y > sign * p.y));
       const families = [...new Set(points.map((p) => p.family))];
@@ -343,10 +343,10 @@
     return h("figure", null, h("h3", null, "Fidelity against cost"), h("div", { class: "controls" },
       choice("Cost", has.map((k) => [k, AXES[k]]), state.x, (v) => { state.x = v; draw(); }),
       choice("Value", table.columns.map((c) => [c.name, c.title]), state.y, (v) => { state.y = v; draw(); })), holder,
-    h("figcaption", null, "The dashed line joins methods that nothing else beats at lower cost. Hover or tab to a point for its figures."));
+    h("figcaption", null, "The dashed line joins methods that no cheaper method beats. Hover over or tab to a point for its figures."));
   }
 
-  // Lines in colours that stay theirs; of many methods the first few are drawn until asked for.
+  // Lines keep their colours; with many methods, only the first few are drawn at first.
   const FIRST_LINES = 8;
   function linePlot(plot) {
     const names = plot.lines.filter((l) => !l.reference).map((l) => l.label);
@@ -357,7 +357,7 @@
     function draw() {
       const drawn = plot.lines.filter((l) => l.reference || !off.has(l.label));
       const wide = drawn.filter((l) => l.x.length > 1);
-      if (!wide.length) return holder.replaceChildren(h("p", null, "No line is chosen."));
+      if (!wide.length) return holder.replaceChildren(h("p", null, "No line is selected."));
       const ys = drawn.flatMap((l) => [...l.y, ...(l.x.length > 1 && !plot.log ? [...l.low, ...l.high] : [])]).filter(known);
       const a = axes(plot.title, wide.flatMap((l) => l.x), ys, plot.x, plot.y, plot.log);
       for (const line of drawn) {
@@ -420,12 +420,12 @@
   function plots(table) {
     const parts = [scatter(table), ...table.lines.map(linePlot)].filter(Boolean);
     if (table.transfer) parts.push(h("figure", null, h("h3", null, "Transfer"), heat("LDS of scores computed on this target, against each target's truth", table.transfer, "method")));
-    return section("plots", "Plots", parts.length ? h("div", { class: "plots" }, parts) : h("p", null, "The records hold nothing to plot."));
+    return section("plots", "Plots", parts.length ? h("div", { class: "plots" }, parts) : h("p", null, "The records contain nothing to plot."));
   }
 
   function tasks(table) {
     const names = Object.keys(table.tasks);
-    if (!names.length) return section("tasks", "By task", h("p", { class: "soft" }, "The queries have no task labels at hand. ", said(data.reason)));
+    if (!names.length) return section("tasks", "By task", h("p", { class: "soft" }, "No task labels are available for the queries. ", said(data.reason)));
     const holder = h("div");
     const draw = (name) => holder.replaceChildren(heat(`Mean value by task of the query (number of queries): ${name}`, table.tasks[name], "method"));
     const first = names.includes(table.primary) ? table.primary : names[0];
@@ -441,12 +441,12 @@
       also.length ? h("span", { class: "badge same" }, "also: ", said(also.join(", "))) : null, h("span", { class: "soft" }, said(e.id)), text(e));
   }
   function text(e) {
-    if (e.prompt === undefined) return h("div", { class: "soft" }, "its text is not at hand");
+    if (e.prompt === undefined) return h("div", { class: "soft" }, "text not available");
     return h("div", { class: "text", tabindex: e.prompt.length + e.response.length > 700 ? "0" : null, dir: "auto" }, `${e.prompt}\n→ ${e.response}`);
   }
   function explorer(table) {
     const ex = table.explorer;
-    if (!ex.queries.length) return section("explorer", "Query explorer", h("p", null, "The records hold no per-query values."));
+    if (!ex.queries.length) return section("explorer", "Query explorer", h("p", null, "The records contain no per-query values."));
     const state = { place: 0, chosen: new Set(ex.tops.slice(0, 3).map((t) => t.method)), filter: "" };
     const list = h("select", { size: "16", "aria-label": "Queries", onchange: () => show(+list.value) });
     const shown = h("div", { "aria-live": "polite" });
@@ -490,8 +490,8 @@
       const rows = methods.map((m) => [m, ...columns.map((c) => { const v = ex.values.find((x) => x.column === c.name && x.method === m); return v ? fixed(share(v.blob, i, v.scale)) : "–"; })]);
       const tops = ex.tops.filter((t) => state.chosen.has(t.method)).map((t) => ({ method: t.method, top: entries(t, "top"), bottom: entries(t, "bottom") }));
       const shared = (side, index, method) => tops.filter((t) => t.method !== method && t[side].some((x) => x.index === index)).map((t) => t.method);
-      // The lowest scores of a method that never goes below zero harm nothing.
-      const lowest = (t) => (t.bottom.length && t.bottom.every((x) => x.score >= 0) ? "Lowest scores (none is negative)" : "Most harmful");
+      // A method without negative scores names no harmful examples.
+      const lowest = (t) => (t.bottom.length && t.bottom.every((x) => x.score >= 0) ? "Lowest scores (none negative)" : "Most harmful");
       const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, t[side].map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
       shown.replaceChildren(
         h("div", { class: "card" }, h("h3", null, "Query ", said(e.id), " ", e.task ? h("span", { class: "badge" }, said(e.task)) : null), text(e)),
@@ -500,7 +500,7 @@
           h("tbody", null, rows.map((r) => h("tr", null, r.map((c, j) => h(j ? "td" : "th", j ? { class: "num" } : { scope: "row" }, said(c))))))))),
         ex.tops.length
           ? h("div", { class: "sides" }, tops.map((t) => h("div", { class: "card" }, h("h3", null, said(t.method)), part(t, "top", "Most helpful"), part(t, "bottom", lowest(t)))))
-          : h("p", { class: "soft" }, "These records store no top examples, so only values are shown."));
+          : h("p", { class: "soft" }, "These records contain no top examples, so only values are shown."));
     }
     const choices = ex.tops.length ? h("fieldset", { class: "choices" }, h("legend", null, "Methods side by side"), ex.tops.map((t) => {
       const id = unique("m");
@@ -508,7 +508,7 @@
       return h("span", null, box, " ", h("label", { for: id }, said(t.method)));
     })) : null;
     const result = section("explorer", "Query explorer",
-      h("p", { class: "soft" }, "For a query, the training examples that methods score highest and lowest. Positive means: training on it lowers the query's loss."),
+      h("p", { class: "soft" }, "The training examples that methods score highest and lowest for a query. Positive: training on the example lowers the query's loss."),
       data.reason ? h("p", { class: "soft" }, said(`Texts: ${data.reason}`)) : null, choices,
       h("div", { class: "explorer" }, h("div", null, h("div", { class: "controls" },
         h("label", null, "Find ", h("input", { type: "search", placeholder: "text, task or id", oninput: (ev) => { state.filter = ev.target.value; fill(); } })),
@@ -538,7 +538,7 @@
     const warnings = [...data.warnings, ...data.notes];
     const parts = [warnings.length ? h("ul", { class: "notes" }, warnings.map((w) => h("li", null, said(w)))) : null];
     if (table) parts.push(board(table), plots(table), tasks(table), explorer(table));
-    else parts.push(h("p", null, "These runs hold no records."));
+    else parts.push(h("p", null, "These runs contain no records."));
     main.replaceChildren(...parts.filter(Boolean), manifest());
     const sections = [...main.querySelectorAll("section")].map((x) => [x.id, x.querySelector("h2").textContent]);
     document.getElementById("sections").replaceChildren(h("ul", null, sections.map(([id, title]) => h("li", null, h("a", { href: `#${id}` }, title)))));
