@@ -1,4 +1,4 @@
-"""What a benchmark is: it asks an index for scores and returns per-query values."""
+"""The benchmark contract: a benchmark asks an index for scores and returns per-query values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a benchmark, with its 95% interval and how to read it."""
+    """One number of a benchmark, with its 95% interval, direction and unit."""
 
     value: float
     low: float | None = None
@@ -38,13 +38,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark found.
+    """The result of a benchmark.
 
-    `metrics[primary]` is the number a leaderboard shows. `per_query` [query] are its per-query
-    values; `replicates` [replicate] are the primary metric in each bootstrap replicate, drawn
-    with seeds that depend on the benchmark's data only, so that two methods' replicates are
-    paired. `arrays` go beside the record (scores from which the metric can be recomputed);
-    `notes` are shown with the row ("3 queries with constant scores counted as 0").
+    `metrics[primary]` is the number on leaderboards. `per_query` [query] are its per-query values;
+    `replicates` [replicate] are the primary metric in each bootstrap replicate, drawn with seeds
+    that depend only on the benchmark's data, so that two methods' replicates are paired. `arrays`
+    are stored with the record (scores from which the metric can be recomputed); `notes` are shown
+    with the row ("3 queries with constant scores counted as 0").
     """
 
     primary: str
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Built:
-    """An index built during a benchmark, and what building it cost."""
+    """An index built during a benchmark, and the cost of building it."""
 
     index: Index
     seconds: float
@@ -68,14 +68,14 @@ class Built:
 
 @dataclass(frozen=True)
 class BenchmarkContext:
-    """What the harness lends to a benchmark.
+    """The resources that the harness gives to a benchmark.
 
     `index` is the method's index on `train`, wrapped so that the harness meters every call.
-    `truth(name)` opens a truth file the suite declares, checked against corpus and target.
-    `build(corpus)` builds the same method on another corpus, metered as a build phase is.
-    `other_truths[label](name)` opens a truth of another target of the suite, made on the same
-    corpus and checked against it. `assets` are the suite's files by name. `cache` is a folder
-    that the cells of a run share: what lies there is named by everything it depends on.
+    `truth(name)` opens a truth file of the suite, checked against corpus and target.
+    `build(corpus)` builds the same method on another corpus, metered like a build phase.
+    `other_truths[label](name)` opens a truth of another target of the suite on the same corpus,
+    checked against it. `assets` are the suite's files by name. `cache` is a folder that the cells
+    of a run share; its files are named by everything they depend on.
     """
 
     index: Index
@@ -94,22 +94,24 @@ class BenchmarkContext:
     progress: Progress = no_progress
 
     def built_on(self, corpus: Corpus) -> Built:
-        """`build(corpus)`, or a UsageError where the harness offers none."""
+        """Calls `build(corpus)`; raises UsageError if the harness does not offer it."""
         if self.build is None:
-            raise UsageError("this benchmark builds the method on other corpora, not offered here")
+            raise UsageError(
+                "this benchmark builds the method on other corpora: not available here"
+            )
         return self.build(corpus)
 
     def rng(self, name: str) -> np.random.Generator:
-        """A generator that depends on the seed and on `name` only."""
+        """Returns a generator that depends only on the seed and on `name`."""
         return np.random.default_rng(named_seed(self.seed, name))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a record keeps of an outcome, for computing it again without the method.
+    """The stored part of an outcome, for recomputing it without the method.
 
-    `arrays` are those of the outcome, `truth(name)` opens the truth that the record names, and
-    `other_truth(label, name)` that of another target, where the record names one.
+    `arrays` are the arrays of the outcome; `truth(name)` opens the truth that the record names, and
+    `other_truth(label, name)` a truth of another target that the record names.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -119,35 +121,35 @@ class Stored:
 
 
 class Benchmark(ABC):
-    """Class variables: `name`, `version` (raise it when values change), `summary`, `source`.
+    """Class variables: `name`, `version` (increase it when values change), `summary`, `source`.
 
-    Subclass as a frozen dataclass; fields are the parameters a suite may set.
+    Subclass it as a frozen dataclass; its fields are the parameters that a suite may set.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    truth_kind: ClassVar[str | None] = None  # the suite's truth it needs, e.g. "lds"
+    truth_kind: ClassVar[str | None] = None  # the truth that it needs, such as "lds"
 
     @abstractmethod
     def run(self, context: BenchmarkContext) -> Outcome:
-        """Scores the queries through `context.index` and compares with what is known."""
+        """Scores the queries through `context.index` and compares scores with the ground truth."""
 
     @property
     def params(self) -> dict[str, Any]:
-        """Parameters as resolved: every field with its value."""
+        """Resolved parameters: every field with its value."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Self:
-        """Constructs the benchmark from parameters by name, as `TDAMethod.from_params` does."""
+        """Constructs the benchmark from parameters by name, like `TDAMethod.from_params`."""
         return construct(cls, params)
 
     def recompute(self, stored: Stored) -> Outcome | None:
-        """The outcome again, from what its record stores; `tdabench verify` compares the two.
+        """Recomputes the outcome from the stored arrays; `tdabench verify` compares the two.
 
-        A benchmark whose `run` measures arrays and derives all else from them by one function
-        gives its outcome again by calling that function. None where it does not store enough.
+        A benchmark whose `run` measures arrays and derives everything else from them in one
+        function can call that function here. Returns None if the record does not store enough.
         """
         return None

@@ -1,4 +1,4 @@
-"""The benchmarks that tdabench brings, registered in the way any plugin's are."""
+"""The bundled benchmarks, registered like the benchmarks of any plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classification: do the highest-scoring training examples come from the query's own task?"""
+"""Classification: whether the highest-scoring training examples come from the query's task."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tdabench.errors import DataError, UsageError
 class Classification(Benchmark):
     """Source classification (AirRep, arXiv 2505.18513).
 
-    The query's predicted task is that of its highest-scoring training example (`accuracy`), and
+    The query's predicted task is the task of its highest-scoring training example (`accuracy`), or
     the majority task of its `k` highest-scoring ones (`accuracy_knn`). Tied scores count by
-    expectation: items tied at the edge of the top k share the places left, tasks with equal
-    votes share the prediction. `chance` is what constant scores get. Labels say what a query is
-    about, not what its loss depends on: a method may be faithful and score low here.
+    expectation: items tied at the edge of the top k share the remaining places, and tasks with
+    equal votes share the prediction. `chance` is the value of constant scores. Labels describe what
+    a query is about, not what its loss depends on: a faithful method may score low here.
     """
 
     name: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
-    summary: ClassVar[str] = "task of the highest-scoring training examples against the query's"
+    summary: ClassVar[str] = "whether the highest-scoring training examples have the query's task"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
 
     k: int = 10
@@ -62,7 +62,7 @@ class Classification(Benchmark):
             notes.append(f"{len(context.queries) - len(labelled)} queries have no task label")
         strange = int((wanted < 0).sum())
         if strange:
-            notes.append(f"{strange} queries are of a task that no training example has: wrong")
+            notes.append(f"{strange} queries have a task without training examples: wrong")
         return self._outcome(arrays, tuple(queries.ids), tuple(notes))
 
     def recompute(self, stored: Stored) -> Outcome:
@@ -98,15 +98,15 @@ class Classification(Benchmark):
 
 
 def votes(scores: np.ndarray, label: np.ndarray, k: int, n_labels: int) -> np.ndarray:
-    """How many of the k best items have each label, by expectation: float64 [query, label].
+    """Counts labels among the k best items, by expectation: float64 [query, label].
 
-    scores [query, train]; label [train], -1 for none. Items tied at the edge of the k best share
-    the places left.
+    scores [query, train]; label [train], -1 for no label. Items tied at the edge of the k best
+    share the remaining places.
     """
     k = min(k, scores.shape[1])
     kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
     above, at = scores > kth, scores == kth
-    # Weight of an item: 1 above the k-th score; those tied with it share the places left.
+    # Weight of an item: 1 above the k-th score; items tied with it share the remaining places.
     share = (k - above.sum(axis=1)) / at.sum(axis=1)
     weight = above + at * share[:, None]  # [query, train]
     member = label[:, None] == np.arange(n_labels)  # [train, label]
@@ -114,16 +114,17 @@ def votes(scores: np.ndarray, label: np.ndarray, k: int, n_labels: int) -> np.nd
 
 
 def share_of(votes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Votes [query, label] for the label `wanted` [query], none for -1: float64 [query].
+    """Returns the share of votes [query, label] for the label `wanted` [query] (-1: no label).
 
-    Of one vote, that is the chance that the best item, ties broken at random, has the label.
+    float64 [query]. With one vote, this is the probability that the best item, with ties broken at
+    random, has the label.
     """
     mine = votes[np.arange(len(votes)), np.maximum(wanted, 0)]
     return np.where(wanted >= 0, mine, 0.0)
 
 
 def elected(votes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Chance that the vote names `wanted` [query], labels with equal votes sharing it."""
+    """Returns the probability that `wanted` [query] wins the vote, shared between equal votes."""
     close = np.isclose(votes, votes.max(axis=1, keepdims=True), rtol=0, atol=1e-9)
     best = (wanted >= 0) & close[np.arange(len(votes)), np.maximum(wanted, 0)]
     return best / close.sum(axis=1)

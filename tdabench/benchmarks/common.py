@@ -1,4 +1,4 @@
-"""What several benchmarks share: asking an index for scores, and stating a metric."""
+"""Helpers shared by benchmarks: scores from an index, and metrics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tdabench.stats import Bootstrap, Ceiling
     from tdabench.truth.store import Truth
 
-BLOCK = 16 << 20  # scores held at a time
+BLOCK = 16 << 20  # number of scores held at a time
 
 
 def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """`index.score` over blocks of queries, checked: (slice of the queries, [block, train])."""
+    """Yields checked blocks of `index.score`: (slice of the queries, [block, train])."""
     step = max(1, BLOCK // max(1, n_train))
     for a in range(0, len(queries), step):
         part = queries[a : a + step]
@@ -31,7 +31,7 @@ def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[
 
 
 def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
-    """`index.score_groups`, checked: float32 [query, group], no NaN or infinity."""
+    """Returns checked `index.score_groups`: float32 [query, group], finite."""
     scores = np.asarray(index.score_groups(queries, groups), dtype=np.float32)
     return checked_scores(scores, (len(queries), len(groups)), "group scores")
 
@@ -39,9 +39,9 @@ def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:
 def scores_of_all(
     score: Callable[[Groups], np.ndarray], groups: Mapping[str, Groups]
 ) -> dict[str, np.ndarray]:
-    """Scores [query, group] of several sets of groups, by name, from one call of `score`.
+    """Returns scores [query, group] of several sets of groups, by name, from one call.
 
-    A group's score does not depend on the others asked for, and queries are encoded once.
+    A group's score does not depend on other requested groups, and queries are encoded once.
     """
     if not groups:
         return {}
@@ -51,7 +51,7 @@ def scores_of_all(
 
 
 def checked_scores(scores: np.ndarray, shape: tuple[int, ...], what: str = "scores") -> np.ndarray:
-    """`scores` if they have `shape` and are finite; MethodError otherwise."""
+    """Returns `scores` if they have `shape` and are finite; raises MethodError otherwise."""
     if scores.shape != shape:
         raise MethodError(f"the method returned {what} of shape {scores.shape}, expected {shape}")
     bad = ~np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
@@ -61,7 +61,7 @@ def checked_scores(scores: np.ndarray, shape: tuple[int, ...], what: str = "scor
 
 
 def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) -> Ceiling | None:
-    """`stats.noise_ceiling` of a truth, from the run's cache where a cell has computed it.
+    """Returns `stats.noise_ceiling` of a truth, from the run's cache if it is there.
 
     It depends on the truth alone and takes longer than the LDS itself.
     """
@@ -77,20 +77,20 @@ def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) 
             arrays, meta = read_arrays(path)
             return stats.Ceiling.of_arrays(arrays, meta) if arrays else None
         except (DataError, KeyError, TypeError):
-            path.unlink(missing_ok=True)  # damaged: it is only a cache
+            path.unlink(missing_ok=True)  # a damaged cache is ignored
     ceiling = stats.noise_ceiling(truth.by_seed(), replicates)
     write_arrays(path, *(ceiling.as_arrays() if ceiling is not None else ({}, {})))
     return ceiling
 
 
 def pack(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays [n, 4] of different lengths (`stats.tie_blocks`) as two to store under `name`."""
+    """Packs arrays [n, 4] of different lengths (`stats.tie_blocks`) into two, under `name`."""
     ends = np.cumsum([len(r) for r in rows], dtype=np.int64)
     return {name: np.concatenate(rows).astype(np.int32), f"{name}_end": ends}
 
 
 def unpack(name: str, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What `pack` stored."""
+    """Returns the arrays that `pack` stored."""
     return np.split(arrays[name].astype(np.int64), arrays[f"{name}_end"][:-1])
 
 
@@ -100,7 +100,7 @@ def metric(
     higher_is_better: bool = True,
     unit: str = "",
 ) -> Metric:
-    """A Metric from a statistic's replicates, its interval cut to the range the metric can take."""
+    """Makes a Metric from a statistic's replicates, with its interval clipped to its range."""
     low, high = boot.interval() or (None, None)
     if clip and low is not None and high is not None:
         low, high = max(clip[0], low), min(clip[1], high)

@@ -1,4 +1,4 @@
-"""Cost: how time, memory and storage grow with the corpus, and what much larger ones would take."""
+"""Cost: how time, memory and storage grow with the corpus, and estimates for larger ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
 
 EXTRAPOLATED = (10**6, 10**9)
-# Arrays of a record, [size] but for the last, which is [query]; seconds are of one query.
+# Arrays of a record, all [size] except the last, [query]; seconds are per query.
 STORED = (
     "sizes", "build_seconds", "query_seconds", "index_bytes", "peak_bytes", "single_query_seconds",
 )  # fmt: skip
@@ -24,12 +24,12 @@ STORED = (
 class Cost(Benchmark):
     """Builds the method on growing parts of the corpus and queries each.
 
-    The parts are nested and drawn by a named seed. Build seconds and index bytes are the
-    harness's own measurements. Query seconds are the fastest of `repeats` calls for `queries`
-    queries at once; `single_query_seconds` are of queries one at a time, on the whole corpus.
-    `*_exponent` is the slope of log cost over log size: 1 is linear. `*_at_1e6` and `*_at_1e9`
-    are extrapolations, not measurements (see `Growth.at`), for this machine and this target.
-    What a method prepared before it saw any corpus is in each record's cost, not here.
+    The parts are nested and drawn by a named seed. The harness measures build seconds and index
+    bytes. Query seconds are the fastest of `repeats` calls for `queries` queries at once;
+    `single_query_seconds` are for queries one at a time, on the whole corpus. `*_exponent` is the
+    slope of log cost over log size: 1 is linear. `*_at_1e6` and `*_at_1e9` are extrapolations, not
+    measurements (see `Growth.at`), for this machine and this target. The work that a method does
+    before any corpus is in each record's cost, not here.
     """
 
     name: ClassVar[str] = "cost"
@@ -43,7 +43,7 @@ class Cost(Benchmark):
 
     def __post_init__(self) -> None:
         if len(self.fractions) < 2 or not all(0 < f <= 1 for f in self.fractions):
-            raise UsageError("cost.fractions needs two or more sizes in (0, 1]")
+            raise UsageError("cost.fractions needs at least two sizes in (0, 1]")
         if self.queries < 1 or self.repeats < 1:
             raise UsageError("cost: queries and repeats must be at least 1")
 
@@ -51,7 +51,7 @@ class Cost(Benchmark):
         n = len(context.train)
         sizes = sorted({max(1, round(f * n)) for f in self.fractions})
         if len(sizes) < 2:
-            raise DataError(f"{n} training examples are too few to see growth")
+            raise DataError(f"{n} training examples are too few to measure growth")
         order = np.random.default_rng(named_seed(0, "cost")).permutation(n)
         queries = context.queries[: self.queries]
 
@@ -128,7 +128,7 @@ class Growth:
 
     fixed: float
     per_example: float
-    exponent: float | None  # None when some measurement is 0
+    exponent: float | None  # None if a measurement is 0
     largest: tuple[float, float]  # (n, cost)
 
     STEEP: ClassVar[float] = 1.15
@@ -138,7 +138,7 @@ class Growth:
         """Fits both laws to cost [size] at n [size]; neither term of the line may be negative."""
         from scipy.optimize import nnls
 
-        # Relative errors count alike: the smallest size is as well measured as the largest.
+        # Relative errors have equal weight: small sizes are measured as well as large ones.
         scale = 1 / np.maximum(cost, 1e-12)
         design = np.stack([np.ones_like(n), n], axis=1)
         if cost.max() > 0:
@@ -151,10 +151,10 @@ class Growth:
         return cls(float(fixed), float(slope), exponent, (float(n[-1]), float(cost[-1])))
 
     def at(self, n: float) -> float:
-        """Cost at a size beyond those measured.
+        """Estimates the cost at a size beyond the measured ones.
 
-        Along the line; along the power law from the largest size when growth is steeper than
-        linear (exponent above `STEEP`), which a line would understate.
+        Follows the line, or the power law from the largest size if growth is steeper than linear
+        (exponent above `STEEP`), which a line would underestimate.
         """
         if self.exponent is not None and self.exponent > self.STEEP:
             return self.largest[1] * (n / self.largest[0]) ** self.exponent
@@ -164,10 +164,10 @@ class Growth:
 def crossover(
     prepare_a: float, per_example_a: float, prepare_b: float, per_example_b: float
 ) -> float | None:
-    """Examples from which a's total cost is below b's; 0 if always, None if never.
+    """Returns the size from which a's total cost is below b's; 0 if always, None if never.
 
-    Totals are prepare + per_example * n, in the same unit: where a method that prepares at
-    length (AirRep's retrainings) has earned it back against one that does not.
+    Totals are prepare + per_example * n, in the same unit. From this size on, a method with a long
+    preparation (such as AirRep's retrainings) is cheaper than one without.
     """
     if prepare_a <= prepare_b and per_example_a <= per_example_b:
         return 0.0
@@ -179,21 +179,21 @@ def crossover(
 def crossover_interval(
     a: np.ndarray, b: np.ndarray, level: float = 0.95
 ) -> tuple[float, float | None] | None:
-    """Confidence interval of the size from which a's total cost is below b's.
+    """Computes a confidence interval of the size from which a's total cost is below b's.
 
-    a [measurement, 2] and b [measurement, 2] hold (prepare, per_example) of repeated measurements,
-    those of `a` with the smaller mean per_example. Returns (low, high) in examples, high None where
-    the measurements do not bound it, and None with fewer than two measurements of either. The
-    interval is Fieller's: the sizes at which Welch's t-test does not tell the two totals from each
-    other, so it holds for two or three measurements, too. The uncertainty is that of the
-    measurements; that growth goes on along the line is assumed.
+    a [measurement, 2] and b [measurement, 2] hold (prepare, per_example) of repeated measurements;
+    `a` has the smaller mean per_example. Returns (low, high) in examples, with high None if the
+    measurements do not bound it, and None with fewer than two measurements of either. The interval
+    is Fieller's: the sizes at which Welch's t-test finds no significant difference between the two
+    totals, so it holds for two or three measurements, too. It covers the uncertainty of the
+    measurements and assumes that growth continues along the line.
     """
     from scipy import stats
 
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if len(a) < 2 or len(b) < 2:
         return None
-    d0, d1 = b.mean(0) - a.mean(0)  # b's total less a's is d0 + d1 * n
+    d0, d1 = b.mean(0) - a.mean(0)  # b's total minus a's is d0 + d1 * n
     at = -d0 / d1
     parts = [np.cov(x.T) / len(x) for x in (a, b)]  # covariance [2, 2] of each mean
     point = np.array([1.0, at])

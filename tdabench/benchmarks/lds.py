@@ -1,4 +1,4 @@
-"""LDS: do group scores rank groups as retraining on them does?"""
+"""LDS: whether group scores rank groups in the same order as retraining on them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tdabench.truth.store import Truth
 
 @dataclass(frozen=True)
 class RanksGroups(Benchmark):
-    """A benchmark that ranks the groups of one truth, and beside it of those that `also` names.
+    """A benchmark that ranks the groups of one truth, and of further truths that `also` names.
 
-    A further truth (groups of another size, say) gives `name[truth]` beside its own ceiling and
-    does not enter the headline; one that the target lacks is noted.
+    A further truth (such as groups of another size) adds `name[truth]` and its own ceiling without
+    changing the headline value; one that the target lacks is noted.
     """
 
     truth: str = ""
@@ -37,7 +37,7 @@ class RanksGroups(Benchmark):
 
     @abstractmethod
     def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
-        """What is compared with the truth of `groups`: float32 [query, group]."""
+        """Computes the scores to compare with the truth of `groups`: float32 [query, group]."""
 
     def run(self, context: BenchmarkContext) -> Outcome:
         truth, notes = usable(context.truth(self.truth), context.queries)
@@ -93,8 +93,8 @@ class LDS(RanksGroups):
 
     For each query, Spearman's correlation over groups between the method's group scores and
     minus the query's loss after retraining on the group, averaged over training seeds; then the
-    mean over queries. `truth` names the suite's truth, `replicates` the bootstrap's size, `also`
-    further truths to show beside it, such as groups of other sizes.
+    mean over queries. `truth` names the suite's truth, `replicates` is the number of bootstrap
+    replicates, and `also` names further truths to report, such as groups of other sizes.
     """
 
     name: ClassVar[str] = "lds"
@@ -110,10 +110,9 @@ class LDS(RanksGroups):
 
 
 def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[str]]:
-    """The truth of these queries (or of those with these ids), without groups that failed, and
-    notes on both.
+    """Returns a truth for these queries (or query ids) without failed groups, and notes on both.
 
-    Raises DataError when it lacks a query, or when fewer than two groups are left to rank.
+    Raises DataError if it lacks a query, or if fewer than two groups are left to rank.
     """
     ids = queries.ids if isinstance(queries, Corpus) else list(queries)
     truth = truth.for_queries(ids)
@@ -139,7 +138,7 @@ def rank_outcome(
     replicates: int,
     context: BenchmarkContext | None = None,
 ) -> Outcome:
-    """Scores [query, group] against a truth as an Outcome whose primary metric is `name`."""
+    """Compares scores [query, group] with a truth; the Outcome's primary metric is `name`."""
     from tdabench import stats
 
     notes = []
@@ -154,8 +153,8 @@ def rank_outcome(
         "constant_queries": Metric(float(flat), higher_is_better=False),
         "truth_seeds": Metric(float(truth.n_seeds)),
     }
-    # What chance adds to the value, by where it comes from; the method's own seeds are not here
-    # but in the spread between cells.
+    # Chance components of the value by source. The method's own seeds are not included: they
+    # show in the spread between cells.
     found = stats.variance_sources(boot, scores, truth.by_seed())
     parts = {"queries": found.queries, "groups": found.groups, "truth_seeds": found.truth_seeds}
     metrics |= {
@@ -172,9 +171,9 @@ def rank_outcome(
         metrics["share_of_ceiling"] = metric(ceiling.share(boot))
         arrays["ceiling_per_query"] = ceiling.per_query.astype(np.float32)
     elif truth.n_seeds < 2:
-        notes.append("one seed a group: the truth's noise, and so a ceiling, cannot be known")
+        notes.append("one seed per group: the truth's noise, and therefore a ceiling, is unknown")
     else:
-        notes.append("the truth's seeds do not agree with each other: no ceiling to compare with")
+        notes.append("the truth's seeds do not agree with each other, so there is no ceiling")
     return Outcome(
         primary=name,
         metrics=metrics,

@@ -1,4 +1,4 @@
-"""LOO: do scores rank what leaving examples out does?"""
+"""LOO: whether scores predict the effect of leaving examples out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tdabench.groups import Groups
 
 @dataclass(frozen=True)
 class LOO(RanksGroups):
-    """Leave-one-out and leave-k-out: as LDS, with groups that are the pool less k examples.
+    """Leave-one-out and leave-k-out: like LDS, with groups that are the pool minus k examples.
 
-    The truth's groups name what was *kept*. With `score = "removed"` a method is asked for the
-    group score of what was left out, which counts negatively: leaving out what helps raises the
-    loss. With `"kept"` it is asked for the score of what was kept. For additive methods the two
-    rank alike, but a removal of one in thousands is lost in the rounding of the kept sum.
-    The loss of the whole pool is a constant of the query and changes no rank. `also` names further
-    truths (another k), as in LDS.
+    The truth's groups name the *kept* examples. With `score = "removed"` a method is asked for the
+    group score of the removed examples, which counts negatively: leaving out helpful examples
+    raises the loss. With `"kept"` it is asked for the score of the kept examples. For additive
+    methods the two rank alike, but a removal of one in thousands is lost in the rounding of the
+    kept sum. The loss of the whole pool is a constant per query and changes no rank. `also` names
+    further truths (another k), as in LDS.
     """
 
     name: ClassVar[str] = "loo"
@@ -48,11 +48,11 @@ class LOO(RanksGroups):
         out = super().run(context)
         groups = context.truth(self.truth).groups
         sizes = ", ".join(map(str, np.unique(groups.n_train - groups.sizes)))
-        return replace(out, notes=(f"left out at a time: {sizes}", *out.notes))
+        return replace(out, notes=(f"examples left out at a time: {sizes}", *out.notes))
 
 
 def complement(groups: Groups) -> Groups:
-    """What each group leaves out."""
+    """Returns the examples that each group leaves out."""
     everything = np.arange(groups.n_train)
     return Groups.of(
         (np.setdiff1d(everything, g, assume_unique=True) for g in groups), groups.n_train

@@ -1,4 +1,4 @@
-"""Noise: are planted bad examples found?"""
+"""Noise: whether a method finds planted bad examples."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from tdabench.errors import DataError
 class Noise(Benchmark):
     """Finding planted examples, by average precision (DATE-LM, arXiv 2507.09424).
 
-    Training examples carry `planted`: a kind of defect, or nothing. Queries carry it too:
+    The field `planted` of a training example names a kind of defect, or is empty. Queries have it,
+    too:
 
-    - A query *of* a kind (an answer in the unsafe style, say) looks for the examples that
-      taught it: those of its kind should score highest. Also measured among look-alikes only
-      (`lookalike` = the kind: benign examples of the same form), the homogeneous pair, where
-      the form alone does not give them away.
-    - A clean query with a task looks for what harms it: among the training examples of its
-      task, those planted should score lowest.
+    - A query *of* a kind (such as an answer in the unsafe style) searches for the examples that
+      taught it: examples of its kind should score highest. This is also measured among look-alikes
+      only (`lookalike` = the kind: benign examples of the same form), the homogeneous variant, in
+      which the form alone does not reveal them.
+    - A clean query with a task searches for the examples that harm it: among the training examples
+      of its task, the planted ones should score lowest.
 
-    Per query, average precision with ties by expectation; then the mean over queries.
-    `chance` is what constant scores get.
+    The value is average precision per query, with ties by expectation, averaged over queries.
+    `chance` is the value of constant scores.
     """
 
     name: ClassVar[str] = "noise"
     version: ClassVar[int] = 1
-    summary: ClassVar[str] = "average precision of finding planted wrong and unsafe examples"
+    summary: ClassVar[str] = "average precision in finding planted wrong and unsafe examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424"
 
     asset: str = "noise"
@@ -47,7 +48,7 @@ class Noise(Benchmark):
         form = np.array([e.meta.get("lookalike", "") for e in train])
         task = np.array(train.tasks)
 
-        found: list[np.ndarray] = []  # a query's tie blocks, among those it chooses from
+        found: list[np.ndarray] = []  # a query's tie blocks among its candidates
         pairs: dict[str, list[np.ndarray]] = {}  # by kind: the same among look-alikes
         among_of, names, ids = [], [], []
         for rows, scores in score_blocks(index, queries, len(train)):
@@ -58,7 +59,7 @@ class Noise(Benchmark):
                 else:
                     relevant, among, sign = kind != "", task == q.task, -1.0
                 if not (relevant & among).any() or (relevant | ~among).all():
-                    continue  # nothing to find, or nothing else to choose
+                    continue  # nothing to find, or no other candidate
                 found.append(stats.tie_blocks(sign * s[among], relevant[among]))
                 pair = relevant | (form == of)
                 if of and (form == of).any():
@@ -75,7 +76,7 @@ class Noise(Benchmark):
         for of, blocks in pairs.items():
             arrays |= pack(f"places[{of}_homogeneous]", blocks)
         left = len(queries) - len(ids)
-        notes = (f"{left} queries have nothing planted to find",) if left else ()
+        notes = (f"{left} queries have no planted examples to find",) if left else ()
         return self._outcome(arrays, tuple(ids), notes)
 
     def recompute(self, stored: Stored) -> Outcome:

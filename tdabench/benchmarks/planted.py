@@ -1,4 +1,4 @@
-"""Where a benchmark whose corpus has something planted in it finds that corpus."""
+"""Finds the corpus of a benchmark that needs planted examples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tdabench.method import Index
 
 
 def planted(context: BenchmarkContext, asset: str, mark: str) -> tuple[Index, Corpus, Corpus]:
-    """Index, training examples and queries of a benchmark that needs the field `mark`.
+    """Returns index, training examples and queries of a benchmark that needs the field `mark`.
 
     The suite's asset of that name is a JSON Lines file with the splits `pool` and `queries`; the
-    method is built on its pool. A suite whose own examples carry the field needs no asset.
-    Raises DataError when there is neither.
+    method is built on its pool. A suite whose own examples have the field needs no asset.
+    Raises DataError if there is neither.
     """
     if asset in context.assets:
         path = context.assets[asset]

@@ -1,4 +1,4 @@
-"""Removal: does a query's loss rise when what a method ranks highest is left out?"""
+"""Removal: whether a query's loss rises without the examples that a method ranks highest."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class Removal(Benchmark):
     """Counterfactual removal (arXiv 2202.00622; also called brittleness).
 
     The target is trained from `start` on a fixed random part of the corpus (`fraction`), then
-    again without the k examples of it that score highest for a query. The rise of that query's
-    loss, less the rise after removing k at random, is drawn over k from 0; the value is the area
-    under that difference divided by its width: the mean extra rise in nats. `n` queries are
-    drawn by a named seed. All models start anew and meet what they keep in the same order at the
-    same steps (what is left out weighs nothing), so that differences come from the examples alone.
+    again without the k examples of this part that score highest for a query. The rise of that
+    query's loss, minus the rise after removing k random examples, is plotted over k from 0; the
+    value is the area under this curve divided by its width: the mean extra rise in nats. `n`
+    queries are drawn by a named seed. All models start from the same weights and see the kept
+    examples in the same order at the same steps (removed examples have weight zero), so that
+    differences come from the examples alone.
     Training follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16").
     """
 
     name: ClassVar[str] = "removal"
     version: ClassVar[int] = 2
-    summary: ClassVar[str] = "rise of a query's loss when its top-k are left out of training"
+    summary: ClassVar[str] = "rise of a query's loss when its top k are left out of training"
     source: ClassVar[str] = "Ilyas et al. 2022, arXiv 2202.00622"
 
     n: int = 8
@@ -57,7 +58,7 @@ class Removal(Benchmark):
         ks = sorted(set(self.k))
         if ks[-1] >= len(pool):
             raise DataError(
-                f"removing {ks[-1]} of {len(pool)} examples leaves nothing to train on",
+                f"removing {ks[-1]} of {len(pool)} examples leaves no training examples",
                 "Lower removal.k or raise removal.fraction",
             )
         chosen = np.sort(_draw("queries", len(context.queries), self.n))
@@ -66,7 +67,7 @@ class Removal(Benchmark):
         order = _best_first(scores[:, pool])  # [query, pool]
 
         def losses(removed: np.ndarray, whose: slice | int) -> np.ndarray:
-            """Mean over seeds of the loss without `removed` (places in the pool)."""
+            """Averages the loss without `removed` (pool positions) over seeds."""
             kept = np.delete(pool, removed)
             part = queries if isinstance(whose, slice) else queries.subset([whose])
             runs = [trainer.run(kept, part, s, among=pool) for s in range(self.seeds)]
@@ -83,7 +84,7 @@ class Removal(Benchmark):
             for s in range(self.random_seeds):
                 random[j] += (losses(away[s][:k], slice(None)) - before) / self.random_seeds
             for q in range(len(queries)):
-                context.progress("retraining without the top", j * len(queries) + q, top.size)
+                context.progress("retraining without the top k", j * len(queries) + q, top.size)
                 top[j, q] = losses(order[q, :k], q)[0] - before[q]
 
         notes = (f"{len(queries)} queries, {trainer.done} models trained here",)
@@ -122,19 +123,19 @@ class Removal(Benchmark):
 
 
 def area(ks: list[int], rise: np.ndarray) -> np.ndarray:
-    """Mean height over 0..max k of the line through (0, 0) and (k, rise): [k, query] -> [query]."""
+    """Averages the line through (0, 0) and (k, rise) over 0..max k: [k, query] -> [query]."""
     x = np.array([0, *ks], dtype=np.float64)
     y = np.concatenate([np.zeros((1, rise.shape[1])), rise])
     return ((y[1:] + y[:-1]) / 2 * np.diff(x)[:, None]).sum(axis=0) / x[-1]
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:
-    """Places of each row by falling score; ties in a fixed random order: int64 as `scores`."""
+    """Sorts each row by falling score, ties in a fixed random order: int64 like `scores`."""
     tie = _draw("ties", scores.shape[1], scores.shape[1])
     return np.stack([np.lexsort((tie, -row)) for row in scores])
 
 
 def _draw(name: str, n: int, size: int) -> np.ndarray:
-    """`size` of n numbers, depending on `name` only, the same for every method."""
+    """Draws `size` of n numbers, depending only on `name`, the same for every method."""
     rng = np.random.default_rng(named_seed(0, f"removal-{name}"))
     return rng.permutation(n)[: min(size, n)]

@@ -1,8 +1,8 @@
-"""Retraining during a benchmark: fine-tune on chosen examples, evaluate, keep the result.
+"""Retraining during a benchmark: fine-tune on selected examples, evaluate, keep the result.
 
-What a selection or a removal is worth shows only after training on it, so that it cannot be
-shipped for methods not yet written. Results are kept under a name that covers everything they
-depend on: the same choice made by two methods, or made again, is trained once.
+The value of a selection or a removal is known only after training on it, so it cannot be shipped
+for methods not yet written. Results are kept under a name that covers everything they depend on:
+the same selection by two methods, or made again, is trained once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Retrained:
-    """Mean response-token loss of each query [query]; greedy responses if they were asked for."""
+    """Mean response-token loss of each query [query]; greedy responses if requested."""
 
     losses: np.ndarray
     responses: tuple[str, ...] | None
@@ -65,11 +65,11 @@ class Retrainer:
         seed: int,
         among: Sequence[int] | np.ndarray | None = None,
     ) -> Retrained:
-        """Trains on the examples at `indices` (order carries no meaning) and evaluates.
+        """Trains on the examples at `indices` (in any order) and evaluates.
 
-        With `among`, a larger set, the seed orders that set, and what is not chosen weighs
-        nothing: models of one seed then differ by what they lack, not by the order of the rest.
-        What another process is training at the moment is waited for.
+        With `among`, a larger set, the seed orders that set, and unselected examples have weight
+        zero: models of one seed then differ by the missing examples, not by the order of the rest.
+        If another process is training the same model, this call waits for it.
         """
         result = self._run(indices, queries, seed, among, wait=True)
         assert result is not None
@@ -81,10 +81,10 @@ class Retrainer:
         queries: Corpus,
         among: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Trains those of (indices, seed) that no other process is at work on.
+        """Trains those of (indices, seed) that no other process is training.
 
-        Called before `run` on what every method needs alike, so that workers which come to it at
-        the same time share it out instead of doing it all twice.
+        Called before `run` for models that every method needs, so that concurrent workers share
+        them instead of each training all.
         """
         for indices, seed in runs:
             self._run(indices, queries, seed, among, wait=False)
@@ -120,7 +120,7 @@ class Retrainer:
         with _turn(path, wait) as mine:
             if not mine:
                 return None
-            kept = _read(path, key)  # what was waited for
+            kept = _read(path, key)  # the result that was waited for
             if kept is not None:
                 return kept
             result = self._train(chosen, pool, queries, seed)
@@ -156,15 +156,15 @@ def _read(path: Path, key: str) -> Retrained | None:
         responses = meta["responses"]
         return Retrained(arrays["losses"], tuple(responses) if responses is not None else None)
     except (DataError, KeyError):
-        path.unlink(missing_ok=True)  # damaged: it is only a cache
+        path.unlink(missing_ok=True)  # a damaged cache is ignored
         return None
 
 
 @contextmanager
 def _turn(path: Path, wait: bool) -> Iterator[bool]:
-    """Whether this process is the one to make `path`; with `wait` it will be, in its turn.
+    """Tells whether this process is the one to make `path`; with `wait`, waits for its turn.
 
-    Where there are no locks every process is: at worst the same is made twice.
+    Without locks every process is: at worst the same file is made twice.
     """
     if fcntl is None:
         yield True
@@ -182,13 +182,13 @@ def _turn(path: Path, wait: bool) -> Iterator[bool]:
         try:
             yield True
         finally:
-            lock.unlink(missing_ok=True)  # who waits on it finds the result next
+            lock.unlink(missing_ok=True)  # a waiting process finds the result next
 
 
 def greedy(
     model: PreTrainedModel, target: Target, queries: Sequence[Example], max_new_tokens: int
 ) -> list[str]:
-    """The model's greedy response to each prompt, up to the end-of-text token, stripped."""
+    """Generates the model's greedy response to each prompt, up to end-of-text, stripped."""
     import torch
 
     prompts = target.tokenize(queries, role="prompt")
@@ -200,7 +200,7 @@ def greedy(
         width = max(len(prompts[i]) for i in part)
         ids = torch.full((len(part), width), target.pad_id)
         real = torch.zeros((len(part), width), dtype=torch.long)
-        for row, i in enumerate(part):  # padded on the left: all responses begin at `width`
+        for row, i in enumerate(part):  # left padding: all responses begin at `width`
             ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].ids)
             real[row, width - len(prompts[i]) :] = 1
         new_ids = _continue(model, ids.to(model.device), real.to(model.device), max_new_tokens, eos)
@@ -215,10 +215,10 @@ def greedy(
 def _continue(
     model: PreTrainedModel, ids: torch.Tensor, real: torch.Tensor, steps: int, eos: int
 ) -> torch.Tensor:
-    """At most `steps` greedy tokens after each row of ids [b, t], until all rows met `eos`.
+    """Generates at most `steps` greedy tokens after each row of ids [b, t], until all reach `eos`.
 
-    A plain loop, since transformers' generate() would obey a generation config that a target may
-    carry (penalties, sampling), and responses are to be greedy for every target alike.
+    A plain loop, since transformers' generate() obeys a generation config that a target may have
+    (penalties, sampling), and responses must be greedy for every target.
     """
     import torch
 
@@ -245,14 +245,14 @@ def _continue(
 
 
 def exact_match(response: str, wanted: str) -> float:
-    """1 when the two are the same but for case and surrounding or repeated spaces."""
+    """Returns 1 if the two are equal up to case and surrounding or repeated spaces."""
     return float(response.casefold().split() == wanted.casefold().split())
 
 
 def unigram_f1(response: str, wanted: str) -> float:
-    """F1 of the words of two texts as bags, case folded, punctuation apart from words.
+    """Computes F1 of two texts as bags of words, case-folded, with punctuation separated.
 
-    Texts without any words are compared as a whole.
+    Texts without words are compared as a whole.
     """
     a, b = (Counter(re.findall(r"\w+", t.casefold())) for t in (response, wanted))
     if not a or not b:

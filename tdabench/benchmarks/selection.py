@@ -1,4 +1,4 @@
-"""Selection: is a model fine-tuned on what a method picks any better for it?"""
+"""Selection: whether fine-tuning on the examples that a method selects improves a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEASURES = ("loss", "exact_match", "f1")
 class Selection(Benchmark):
     """Targeted data selection (LESS, arXiv 2402.04333; AirRep, arXiv 2505.18513).
 
-    For each task, `dev` queries guide the choice of k training examples; the target is
+    For each task, `dev` queries guide the selection of k training examples; the target is
     fine-tuned on them from `start` and measured on the task's other queries: loss, exact match
     and unigram F1 of greedy responses. `rule` is "min-rank" (the examples whose best rank over
     the dev queries is lowest) or "mean" (highest mean score). Beside the method stand random
@@ -38,7 +38,7 @@ class Selection(Benchmark):
 
     name: ClassVar[str] = "selection"
     version: ClassVar[int] = 2
-    summary: ClassVar[str] = "quality of a model fine-tuned on the examples a method picks"
+    summary: ClassVar[str] = "quality of a model fine-tuned on the examples that a method selects"
     source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
 
     k: tuple[int, ...] = (100,)
@@ -74,7 +74,7 @@ class Selection(Benchmark):
         unseen_all = context.queries.subset(place)
         tasks = [e.task for e in unseen_all]
 
-        # quality[who, k] is [measure, query]: the mean over runs of loss, exact match and F1.
+        # quality[source, k] is [measure, query]: loss, exact match and F1, averaged over runs.
         quality: dict[tuple[str, int], np.ndarray] = {}
         anything = [permutation(np.arange(n), f"random-{s}") for s in range(self.random_seeds)]
         everything = [(np.arange(n), s) for s in range(self.seeds)]
@@ -112,7 +112,7 @@ class Selection(Benchmark):
         )
         arrays: dict[str, np.ndarray] = {
             "picked": picked,
-            # Tasks by their place in the order of names, by which the bootstrap draws them.
+            # Tasks by position in the order of names, by which the bootstrap draws them.
             "task": np.unique(tasks, return_inverse=True)[1],
             **{f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()},
         }
@@ -178,7 +178,7 @@ class Selection(Benchmark):
 
 
 def measure(run: Retrained, queries: Corpus) -> np.ndarray:
-    """Loss, exact match and F1 of a retrained model: float64 [3, query]."""
+    """Computes loss, exact match and F1 of a retrained model: float64 [3, query]."""
     assert run.responses is not None
     pairs = [(r, q.response) for r, q in zip(run.responses, queries)]
     exact = [exact_match(r, w) for r, w in pairs]
@@ -188,9 +188,9 @@ def measure(run: Retrained, queries: Corpus) -> np.ndarray:
 def split_tasks(
     queries: Corpus, dev: int, limit: int
 ) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
-    """(task, dev queries, unseen queries) of each task that has both, and notes.
+    """Returns (task, dev queries, unseen queries) of each task with both, and notes.
 
-    Raises DataError when there is none.
+    Raises DataError if there is none.
     """
     tasks = sorted(set(queries.tasks) - {""})
     parts = []
@@ -202,7 +202,7 @@ def split_tasks(
             parts.append((task, sorted(own[:dev]), sorted(own[dev:])))
     notes = []
     if len(parts) < len(tasks):
-        notes.append(f"{len(tasks) - len(parts)} tasks have no more than {dev} queries: left out")
+        notes.append(f"{len(tasks) - len(parts)} tasks have at most {dev} queries and are left out")
     if not parts:
         raise DataError(
             f"no task has more than {dev} queries", "Selection needs task labels, or a lower dev"
@@ -214,10 +214,10 @@ def split_tasks(
 
 
 def choose(context: BenchmarkContext, dev: Corpus, rule: str, k: int) -> np.ndarray:
-    """The k training examples that the rule picks for the dev queries, best first: int64 [k].
+    """Selects k training examples by the rule for the dev queries, best first: int64 [k].
 
-    Ties are broken by a fixed random order, so that a method that scores all alike picks at
-    random and not the corpus's first lines.
+    Ties are broken by a fixed random order, so that a method with constant scores selects at
+    random and not the first lines of the corpus.
     """
     from tdabench import stats
 
@@ -231,5 +231,5 @@ def choose(context: BenchmarkContext, dev: Corpus, rule: str, k: int) -> np.ndar
 
 
 def permutation(items: np.ndarray, name: str) -> np.ndarray:
-    """`items` in an order that depends on `name` only, the same for every method."""
+    """Permutes `items` in an order that depends only on `name`, the same for every method."""
     return np.random.default_rng(named_seed(0, f"selection-{name}")).permutation(items)

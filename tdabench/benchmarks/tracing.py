@@ -1,4 +1,4 @@
-"""Tracing: are the training examples that state a fact found from a question that asks it?"""
+"""Tracing: whether a method finds the training examples that state a fact asked by a query."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from tdabench.errors import DataError
 class Tracing(Benchmark):
     """Fact tracing (arXiv 2205.11482; tail-patch: TrackStar, arXiv 2410.17413).
 
-    Training examples and queries carry `fact`: one or more fact names, separated by spaces. An
-    example supports a query when they share one. Values are the reciprocal rank of the first
-    supporting example (`mrr`), the share of a query's supporting examples among the k best
+    The field `fact` of training examples and queries holds one or more fact names, separated by
+    spaces. An example supports a query if they share one. Values are the reciprocal rank of the
+    first supporting example (`mrr`), the share of a query's supporting examples among the k best
     (`recall@k`: not the share of queries with a hit) and average precision; ties count by
-    expectation. `tail_patch` is the fall of the query's loss, in nats, after one optimizer step
-    on its `tail_k` best examples together, less that after as many random ones; it is measured
-    for the first `tail_queries` queries (0: not at all). Lexical decoys are ordinary examples of
-    other facts with the query's words: `decoy` names the facts an example was made to mimic, and
-    `decoy_rate` is the share of queries whose best example is a decoy of theirs.
+    expectation. `tail_patch` is the decrease of the query's loss, in nats, after one optimizer step
+    on its `tail_k` best examples together, minus the decrease after as many random ones; it is
+    measured for the first `tail_queries` queries (0: not at all). Lexical decoys are ordinary
+    examples of other facts with the query's words: `decoy` names the facts that an example was
+    made to mimic, and `decoy_rate` is the share of queries whose best example is one of their
+    decoys.
     """
 
     name: ClassVar[str] = "tracing"
@@ -73,7 +74,7 @@ class Tracing(Benchmark):
                 best.append(np.argsort(-s, kind="stable")[: self.tail_k])
         if not asked:
             raise DataError(
-                "no query asks a fact that a training example states", "See docs/benchmarks/tracing"
+                "no query asks for a fact in the training examples", "See docs/benchmarks/tracing"
             )
         chosen = queries.subset(asked)
         arrays = {**pack("places", found), "n_train": np.array([len(train)])}
@@ -83,7 +84,7 @@ class Tracing(Benchmark):
             tried = chosen[: self.tail_queries]
             arrays["tail_patch"] = self._tail_patch(context, train, tried, best)
         left = len(queries) - len(asked)
-        notes = (f"{left} queries ask facts that nothing states: left out",) if left else ()
+        notes = (f"{left} queries ask for unstated facts: left out",) if left else ()
         return self._outcome(arrays, tuple(chosen.ids), notes)
 
     def recompute(self, stored: Stored) -> Outcome:
@@ -134,7 +135,7 @@ class Tracing(Benchmark):
     def _tail_patch(
         self, context: BenchmarkContext, train: Corpus, queries: Corpus, best: list[np.ndarray]
     ) -> np.ndarray:
-        """Fall of each query's loss after a step on its best examples, less random: [query]."""
+        """Computes the loss decrease after a step on the best examples, minus random: [query]."""
         from tdabench.seeds import named_seed
         from tdabench.targets.recipe import Recipe
         from tdabench.targets.training import finetune

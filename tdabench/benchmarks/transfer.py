@@ -1,4 +1,4 @@
-"""Transfer: do scores computed on one target rank what retraining another shows?"""
+"""Transfer: whether scores computed on one target predict retraining of another."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Transfer(Benchmark):
     """Cross-model generalisation (AirRep, arXiv 2505.18513).
 
     The index is built on the cell's target, the source. Its group scores are compared with the
-    truth of every other target of the suite that was made on the same corpus; the value is the
-    mean of their LDS. `lds[label]`, `ceiling[label]` are each target's own; `lds[source]` is the
-    in-model diagonal where the source has that truth. `targets` limits the others to some.
+    truth of every other target of the suite on the same corpus; the value is the mean of their
+    LDS. `lds[label]` and `ceiling[label]` belong to each target; `lds[source]` is the in-model
+    diagonal, if the source has that truth. `targets` selects some of the others.
     """
 
     name: ClassVar[str] = "transfer"
     version: ClassVar[int] = 2
-    summary: ClassVar[str] = "LDS of one target's scores against the truths of other targets"
+    summary: ClassVar[str] = "LDS of one target's scores on the truths of other targets"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
 
     truth: str = "lds"
@@ -84,7 +84,7 @@ class Transfer(Benchmark):
     def _outcome(
         self,
         truths: Mapping[str, Truth],
-        scores: Mapping[str, np.ndarray],  # of each truth's groups: [query, group]
+        scores: Mapping[str, np.ndarray],  # for each truth's groups: [query, group]
         query_ids: tuple[str, ...],
         notes: Sequence[str] = (),
         context: BenchmarkContext | None = None,

@@ -1,4 +1,4 @@
-"""Examples, corpora, the file formats they come in, and where files come from."""
+"""Examples, corpora, file formats and sources of files."""
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.data.files import read_corpus, read_jsonl

@@ -1,4 +1,4 @@
-"""Examples and corpora: what is attributed to, and what is explained."""
+"""Examples and corpora: training items, and queries to explain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdabench.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training or query item. `meta` holds what is neither text nor task (fact, template)."""
+    """One training or query item. `meta` holds further fields (such as fact, template)."""
 
     id: str
     prompt: str
@@ -24,12 +24,12 @@ class Example:
 
     @property
     def text(self) -> str:
-        """Prompt and response on two lines: what a text method sees of the whole example."""
+        """Prompt and response on two lines, as text methods see the whole example."""
         return f"{self.prompt}\n{self.response}"
 
 
 class Corpus(Sequence[Example]):
-    """An ordered set of examples with unique ids; its fingerprint covers order and content."""
+    """An ordered set of examples with unique ids; its fingerprint covers order and contents."""
 
     def __init__(self, examples: Iterable[Example], name: str = "corpus") -> None:
         self.name = name
@@ -59,7 +59,7 @@ class Corpus(Sequence[Example]):
         return f"Corpus({self.name!r}, {len(self)} examples, {self.fingerprint})"
 
     def subset(self, indices: Iterable[int]) -> Corpus:
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in that order."""
         return Corpus((self._examples[int(i)] for i in indices), self.name)
 
     @property
@@ -80,6 +80,6 @@ class Corpus(Sequence[Example]):
 
 
 def content_line(e: Example) -> bytes:
-    """What of an example a fingerprint covers."""
+    """Returns the parts of an example that a fingerprint covers."""
     line = json.dumps([e.id, e.prompt, e.response, e.task], ensure_ascii=False)
     return line.encode("utf-8", "surrogatepass") + b"\n"

@@ -1,7 +1,7 @@
 """Corpora from files: JSON lines, CSV, Parquet and Hugging Face datasets.
 
-A file that is small is held in memory. A large one stays on disk: `FileCorpus` keeps where each
-line begins, and reads an example when it is asked for, so that a corpus may exceed memory.
+A small file is held in memory. A large one stays on disk: `FileCorpus` stores where each line
+begins and reads examples on demand, so that a corpus may exceed memory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tdabench.io import cache_folder, fingerprint, read_json, write_json, write_
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl", ".json")
 TABLES = (".csv", ".tsv")
-STREAM_BYTES = 128 << 20  # a file beyond this is streamed
+STREAM_BYTES = 128 << 20  # larger files are streamed
 PACKED_BYTES = 32 << 20  # the same for compressed formats
-MAX_LINE = 64 << 20  # bytes: a few kilobytes of gzip can claim to be one line of gigabytes
+MAX_LINE = 64 << 20  # bytes: a few kilobytes of gzip can expand to one line of gigabytes
 
 
 def read_corpus(
@@ -41,12 +41,12 @@ def read_corpus(
     prefix: str = "",
     stream: bool | None = None,
 ) -> Corpus:
-    """The examples in a file, or in a folder of files or of a Hugging Face dataset.
+    """Reads the examples in a file, a folder of files or a folder of a Hugging Face dataset.
 
-    By suffix: .jsonl (.json, .ndjson), .csv, .tsv, each also with .gz, and .parquet. Ids that rows
-    lack are `prefix` (the file's name) and the row's number. `stream` says whether the corpus
-    stays on disk; by default, when the file is large. Raises DataError naming the line or row of
-    anything malformed.
+    Formats by suffix: .jsonl (.json, .ndjson), .csv, .tsv, each also with .gz, and .parquet. A row
+    without an id gets `prefix` (the file's name) and its number. `stream` says whether the corpus
+    stays on disk; by default large files do. Raises DataError naming the line or row of malformed
+    data.
     """
     path, reading = Path(path), reading or Reading()
     prefix = prefix or path.name.partition(".")[0] or "row"
@@ -69,21 +69,20 @@ def read_jsonl(path: Path, split: str | None = None, name: str = "") -> Corpus:
     """Reads `{"id", "prompt", "response", "task", …}` lines, plain or gzipped.
 
     With `split`, keeps the lines whose field `split` equals it. Further string fields go to
-    `Example.meta`; other layouts are recognised. Raises DataError naming the line for anything
-    malformed.
+    `Example.meta`; other layouts are recognised. Raises DataError naming the malformed line.
     """
     return read_corpus(Path(path), Reading(split=split), name, stream=False)
 
 
 def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
-    """Writes examples as the lines that `read_jsonl` reads."""
+    """Writes examples as lines that `read_jsonl` reads."""
     fields = ("id", "prompt", "response", "task")
     rows = [{**e.meta, **{k: getattr(e, k) for k in fields}} for e in examples]
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def read_examples(path: Path, reading: Reading, prefix: str) -> Iterator[Example]:
-    """The examples of `read_corpus`, one at a time."""
+    """Yields the examples of `read_corpus`, one at a time."""
     layout: Layout | None = None
     for n, (place, row) in enumerate(read_rows(path, reading.split), start=1):
         try:
@@ -108,7 +107,7 @@ def _check_some(path: Path, reading: Reading, n: int) -> None:
 
 
 def read_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line n", row) of every row. `split` picks one of a Hugging Face DatasetDict."""
+    """Yields ("file, line n", row) of every row. `split` selects within a DatasetDict."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -124,7 +123,7 @@ def read_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, dict[
                 yield f"{path}, line {n}", _row(path, n, raw)
         else:
             raise DataError(
-                f"{path}: files ending in {path.suffix or 'nothing'!r} are not read",
+                f"{path}: files ending in {path.suffix or 'nothing'!r} are not supported",
                 "Give .jsonl, .csv, .tsv (each also .gz), .parquet or a dataset's folder",
             )
     except FileNotFoundError as e:
@@ -138,7 +137,7 @@ def _open(path: Path) -> Any:
 
 
 def _all_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(number, offset, line) of every line."""
+    """Yields (number, offset, line) of every line."""
     n = offset = 0
     with _open(path) as f:
         while raw := f.readline(MAX_LINE + 1):
@@ -150,7 +149,7 @@ def _all_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """The same of every line that is not blank."""
+    """Yields the same for every line that is not blank."""
     return (line for line in _all_lines(path) if line[2].strip())
 
 
@@ -159,19 +158,19 @@ def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
         row = json.loads(raw.decode("utf-8-sig" if n == 1 else "utf-8"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
-    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
         whole = n == 1 and raw.lstrip()[:1] in (b"[", b"{") and path.suffix == ".json"
         where = f"{e.msg}, column {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else str(e)
         raise DataError(
             f"{path}, line {n}: not valid JSON ({where})",
-            "One object a line is read, not one document: jq -c '.[]' makes lines"
+            "Give one object per line, not one document: jq -c '.[]' makes lines"
             if whole
-            else "Mend the line or remove it",
+            else "Fix or remove the line",
         ) from e
     if not isinstance(row, dict):
         raise DataError(
             f"{path}, line {n}: expected an object, found {type(row).__name__}",
-            "One object a line is read" if isinstance(row, list) else "",
+            "Give one object per line" if isinstance(row, list) else "",
         )
     return row
 
@@ -218,7 +217,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A dataset saved by `datasets`, or a folder of data files (those of `split`, if named so)."""
+    """Reads a dataset saved by `datasets`, or a folder of data files (`split` matches names)."""
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         try:
             import datasets
@@ -247,7 +246,7 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str,
     ]
     named = [p for p in files if split and p.name.startswith(split)]
     if not files:
-        raise DataError(f"the folder {path} holds no data files", "Give .jsonl, .csv or .parquet")
+        raise DataError(f"the folder {path} has no data files", "Give .jsonl, .csv or .parquet")
     for file in named or files:
         for place, row in read_rows(file):
             yield place, ({**row, "split": split} if named else row)
@@ -257,11 +256,11 @@ def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str,
 
 
 class FileCorpus(Corpus):
-    """A corpus whose examples stay in a file of JSON lines; an example is read when asked for.
+    """A corpus whose examples stay in a file of JSON lines and are read on demand.
 
-    In memory it holds nothing that grows with the corpus: the offsets of its lines lie in a
-    mapped file. Slices and subsets are ordinary corpora, in memory. Other formats are first
-    written out as lines, in the cache. A file that changes while it is in use is noticed.
+    Its memory does not grow with the corpus: line offsets are in a memory-mapped file. Slices and
+    subsets are ordinary corpora in memory. Other formats are first converted to lines in the
+    cache. Changes to a file in use are detected.
     """
 
     def __init__(self, meta: dict[str, Any], folder: Path, reading: Reading, name: str) -> None:
@@ -271,7 +270,7 @@ class FileCorpus(Corpus):
 
     @classmethod
     def of(cls, path: Path, reading: Reading, name: str, prefix: str) -> FileCorpus:
-        """Reads the file once, checking every row, unless the cache knows it already."""
+        """Reads the file once and checks every row, unless it is in the cache."""
         stamp = [str(path.resolve()), _stamp(path), reading.as_list(), prefix, 1]
         folder = cache_folder() / "corpora" / fingerprint(stamp)
         if (folder / "index.json").exists():
@@ -343,7 +342,7 @@ class FileCorpus(Corpus):
         return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: another process opens its own."""
+        """Omits open files: another process opens its own."""
         return {k: self.__dict__[k] for k in ("name", "meta", "folder", "reading", "path")}
 
     def _read(self, i: int) -> Example:
@@ -382,7 +381,7 @@ def _native(row: dict[str, Any]) -> Example:
 
 
 def _write_lines(examples: Iterable[Example], file: Path) -> int:
-    """Writes examples as native lines; returns how many. All of them or no file."""
+    """Writes examples as native lines and returns their number; writes all of them or no file."""
     n = 0
     fd, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
     try:
@@ -411,9 +410,10 @@ def _size(path: Path) -> int:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder and of the folders in it: no deeper, lest `/` be walked.
+    """Lists the file, or the files of a folder and its subfolders, one level deep.
 
-    Raises DataError when they cannot be listed.
+    Deeper folders are ignored, so that `/` is not traversed. Raises DataError if they cannot be
+    listed.
     """
     if path.is_file():
         return [path]
@@ -424,5 +424,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What tells a file from a later state of it."""
+    """Returns a stamp that changes when the file changes."""
     return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in _files(path)]

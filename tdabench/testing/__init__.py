@@ -1,4 +1,4 @@
-"""The conformance kit: what every method must keep, as executable laws on a tiny offline model.
+"""The conformance kit: laws that every method must keep, executable on a tiny offline model.
 
     from tdabench.testing import parametrize_with_laws
 
@@ -6,8 +6,8 @@
     def test_laws(method, law):
         law(method)
 
-`tdabench check NAME` runs the same laws and prints a table. `tiny_world()` is the model, corpus
-and queries they run on, for tests of your own.
+`tdabench check NAME` runs the same laws and prints a table. `tiny_world()` returns the model,
+corpus and queries that they run on, for your own tests.
 """
 
 from tdabench.testing.kit import (

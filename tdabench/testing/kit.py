@@ -26,9 +26,9 @@ Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
 class LawResult:
     """How one law went. `failed` and `unexpected` (a waiver that is not needed) are failures.
 
-    `expected` is a failure that the method declares, with its reason in `detail`; `where` is
-    the traceback of an exception that was no verdict of the law; `missing` says that it was
-    skipped for want of an optional package or an asset.
+    `expected` is a failure that the method declares, with its reason in `detail`; `where` is the
+    traceback of an exception other than a broken law; `missing` means skipped because an optional
+    package or an asset is missing.
     """
 
     method: str
@@ -45,7 +45,7 @@ class LawResult:
 
 
 def check_law(law: Law, case: Case) -> LawResult:
-    """One law on one case, whatever it raises."""
+    """Checks one law on one case and catches any exception."""
     cls = type(case.method)
     waiver = cls.expected_failures.get(law.name)
     start, where = time.perf_counter(), ""
@@ -63,7 +63,7 @@ def check_law(law: Law, case: Case) -> LawResult:
     if waiver and status == "failed" and not where:
         status, detail = "expected", waiver
     elif waiver and status == "passed":
-        status, detail = "unexpected", f"holds, though a failure is declared: {waiver}"
+        status, detail = "unexpected", f"the law holds, but a failure is declared: {waiver}"
     seconds = time.perf_counter() - start
     return LawResult(cls.name, law.name, status, detail, seconds, where, missing)
 
@@ -74,9 +74,9 @@ def check_method(
     assets: Mapping[str, Path] | None = None,
     architecture: str = "qwen2",
 ) -> Iterator[LawResult]:
-    """Results of the laws (all by default), one by one as they are known.
+    """Yields the results of the laws (all by default), one by one.
 
-    Raises UsageError for a law that does not exist.
+    Raises UsageError for an unknown law.
     """
     chosen = [find_law(name) for name in laws] if laws is not None else list(LAWS.values())
     world = replace(tiny_world(architecture), assets=dict(assets or {}))
@@ -89,17 +89,17 @@ def check_method(
 
 
 def find_law(name: str) -> Law:
-    """The law of that name. Raises UsageError with the nearest names."""
+    """Returns the law of that name. Raises UsageError with the nearest names."""
     if name not in LAWS:
         raise unknown("law", name, LAWS)
     return LAWS[name]
 
 
 def run_benchmark(benchmark: Benchmark, method: TDAMethod | str, **context: Any) -> Outcome:
-    """The benchmark's outcome for a method, or a method's name, on the tiny world.
+    """Returns the benchmark's outcome for a method, or a method's name, on the tiny world.
 
-    Checks that the outcome is whole: its primary metric is there and finite, with a value and an
-    id for every query it tells of. `context` sets further fields of `BenchmarkContext`.
+    Checks that the outcome is complete: its primary metric exists and is finite, with a value and
+    an id per query. `context` sets further fields of `BenchmarkContext`.
     """
     from tdabench.benchmark import BenchmarkContext
     from tdabench.registry import registry
@@ -125,7 +125,7 @@ def run_benchmark(benchmark: Benchmark, method: TDAMethod | str, **context: Any)
         case.close()
     assert outcome.primary in outcome.metrics, f"no metric {outcome.primary!r}"
     assert np.isfinite(outcome.metrics[outcome.primary].value), "the primary metric is not finite"
-    assert len(outcome.per_query) == len(outcome.query_ids), "one value a query id, please"
+    assert len(outcome.per_query) == len(outcome.query_ids), "per_query and query_ids differ"
     return outcome
 
 
@@ -133,7 +133,7 @@ def run_benchmark(benchmark: Benchmark, method: TDAMethod | str, **context: Any)
 
 
 class BoundLaw:
-    """A law as a test calls it: `law(method)`. Skips where the law does not apply."""
+    """A law that a test calls as `law(method)`. Skips if the law does not apply."""
 
     def __init__(self, law: Law, cases: dict[TDAMethod, Case], assets: Mapping[str, Path]) -> None:
         self.law, self.cases, self.assets = law, cases, assets
@@ -142,13 +142,13 @@ class BoundLaw:
         return self.law.name
 
     def __call__(self, method: TDAMethod) -> None:
-        """Raises LawBroken, or whatever the method raised."""
+        """Raises LawBroken, or any exception of the method."""
         import pytest
 
         __tracebackhide__ = True
         if method not in self.cases:
             for case in self.cases.values():
-                case.close()  # tests run method by method: one case at a time is enough
+                case.close()  # tests run method by method, so one case is enough
             self.cases.clear()
             self.cases[method] = Case(method, replace(tiny_world(), assets=dict(self.assets)))
         try:
@@ -162,15 +162,15 @@ def parametrize_with_laws(
     assets: Mapping[str, Path] | None = None,
     laws: Iterable[str] | None = None,
 ) -> Callable[[Any], Any]:
-    """A decorator that runs a test once for every method and law.
+    """Decorates a test to run once for every method and law.
 
         @parametrize_with_laws([MyMethod(), MyMethod(width=64)])
         def test_laws(method, law):
             law(method)
 
-    Classes stand for their defaults. Failures that a method declares in `expected_failures` are
-    strict xfails with the reason; laws that do not apply, and methods whose optional package or
-    asset is missing, are skipped.
+    A class means an instance with its defaults. Failures that a method declares in
+    `expected_failures` are strict xfails with the reason; laws that do not apply, and methods whose
+    optional package or asset is missing, are skipped.
     """
     import pytest
 
@@ -192,7 +192,7 @@ def parametrize_with_laws(
 
 
 def _label(method: TDAMethod) -> str:
-    """The name with those parameters that are not at their defaults."""
+    """Returns the name with the parameters that differ from their defaults."""
     plain = type(method)().params
     changed = [f"{k}={v}" for k, v in method.params.items() if v != plain[k]]
     return "-".join([type(method).name, *changed])

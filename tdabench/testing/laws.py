@@ -1,8 +1,8 @@
 """The laws that every method keeps, each a function of one `Case`.
 
-A law returns when it holds, raises `LawBroken` with what was seen when it does not, and
-`DoesNotApply` where it has nothing to say. Scores are compared up to `Case.tolerance` times the
-largest score, since batching and order change the last bits of a float.
+A law returns if it holds, raises `LawBroken` with the observation if it does not, and raises
+`DoesNotApply` if it is not applicable. Scores are compared up to `Case.tolerance` times the largest
+score, since batching and order change the last bits of a float.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tdabench.testing.tiny import TinyWorld, tiny_world
 
 
 class LawBroken(AssertionError):
-    """A method broke a law; the message says what was seen and how to mend it."""
+    """A method broke a law; the message states the observation and the remedy."""
 
 
 class DoesNotApply(Exception):
-    """A law has nothing to say about this method, for the reason given."""
+    """A law is not applicable to this method, for the given reason."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Law:
 
     @property
     def doc(self) -> str:
-        """What the law demands: the first paragraph of the function's docstring."""
+        """The law's requirement: the first paragraph of the function's docstring."""
         return " ".join((self.function.__doc__ or "").split("\n\n")[0].split())
 
     def __call__(self, case: Case) -> None:
@@ -69,7 +69,7 @@ def law(function: Callable[[Case], None]) -> Callable[[Case], None]:
 
 
 class Case:
-    """One method on the tiny world. What several laws look at is built once."""
+    """One method on the tiny world. Objects that several laws use are built once."""
 
     def __init__(self, method: TDAMethod, world: TinyWorld | None = None, tolerance: float = 1e-3):
         self.method = method
@@ -83,7 +83,7 @@ class Case:
     # ------------------------------------------------------------------ making things
 
     def fresh(self) -> TDAMethod:
-        """Another instance with the same parameters."""
+        """Returns another instance with the same parameters."""
         return type(self.method)(**self.method.params)
 
     def new_folder(self, name: str) -> Path:
@@ -93,7 +93,7 @@ class Case:
         return self.world.context(self.new_folder("scratch"), seed)
 
     def build(self, train: Corpus | None = None, seed: int = 0) -> Index:
-        """A new index, by a new instance with its own scratch folder."""
+        """Builds a new index with a new instance and its own scratch folder."""
         return self.fresh().build(self.context(seed), self.train if train is None else train)
 
     @property
@@ -141,7 +141,7 @@ class Case:
         off = np.abs(a - b)
         if not (off <= limit).all():
             raise LawBroken(
-                f"{what}: {int((~(off <= limit)).sum())} of {off.size} scores differ, by up to "
+                f"{what}: {int((~(off <= limit)).sum())} of {off.size} scores differ by up to "
                 f"{np.nanmax(off):.3g} where the largest is {np.abs(b).max():.3g}. {why}"
             )
 
@@ -156,23 +156,23 @@ def described(case: Case) -> None:
 
     cls = type(case.method)
     if not NAME.fullmatch(cls.name):
-        raise LawBroken(f"the name {cls.name!r} may hold letters, digits, '.', '_', '-' only")
+        raise LawBroken(f"the name {cls.name!r} may contain only letters, digits, '.', '_', '-'")
     if not isinstance(cls.version, int) or isinstance(cls.version, bool) or cls.version < 1:
-        raise LawBroken(f"version = {cls.version!r}: give an integer from 1, raised with scores")
+        raise LawBroken(f"version = {cls.version!r}: give an integer from 1, increased with scores")
     if not cls.summary.strip() or "\n" in cls.summary:
-        raise LawBroken("summary is empty or longer than a line: `tdabench methods` prints it")
+        raise LawBroken("summary is empty or longer than one line; `tdabench methods` prints it")
     if not cls.family.strip():
-        raise LawBroken("family is empty: tables group methods by it")
+        raise LawBroken("family is empty; tables group methods by it")
     unknown = set(cls.expected_failures) - set(LAWS)
     if unknown:
         raise LawBroken(f"expected_failures names laws that do not exist: {sorted(unknown)}")
     if not all(str(reason).strip() for reason in cls.expected_failures.values()):
-        raise LawBroken("expected_failures gives no reason for one of its laws")
+        raise LawBroken("expected_failures has a law without a reason")
 
 
 @law
 def import_is_light(case: Case) -> None:
-    """Importing the plugin loads neither torch nor transformers, which help would wait for."""
+    """Importing the plugin loads neither torch nor transformers, which would slow down help."""
     module = type(case.method).__module__
     code = (
         "import importlib, json, sys\n"
@@ -200,8 +200,8 @@ def import_is_light(case: Case) -> None:
 def construction_does_no_work(case: Case) -> None:
     """Constructing the method opens no file, draws no random number and takes no time.
 
-    Parameters are all there is to a method: two instances with the same ones are equal, and
-    none can be changed.
+    A method consists of its parameters: two instances with the same parameters are equal, and
+    parameters cannot be changed.
     """
     from tdabench.run.meter import GlobalRandomness
 
@@ -215,9 +215,9 @@ def construction_does_no_work(case: Case) -> None:
             seconds.append(time.perf_counter() - start)
     opened = [p for what, p in log if not p.endswith((".py", ".pyc", ".so", ".pth"))]
     if opened:
-        raise LawBroken(f"constructing it opened {opened[0]}. Do the work in build")
+        raise LawBroken(f"constructing it opened {opened[0]}. Move this work to build")
     if min(seconds) > 0.05:
-        raise LawBroken(f"constructing it took {min(seconds):.2f} s. Do the work in build")
+        raise LawBroken(f"constructing it took {min(seconds):.2f} s. Move this work to build")
     try:
         random_state.check("constructing it")
     except MethodError as e:
@@ -241,7 +241,7 @@ def parameters_are_checked(case: Case) -> None:
     """Every parameter has a default and survives JSON; unknown names and wrong types are refused.
 
     `tdabench run --methods NAME` constructs the method without parameters, and its record
-    writes them down.
+    stores them.
     """
     cls = type(case.method)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def parameters_are_checked(case: Case) -> None:
     except UsageError:
         pass
     else:
-        raise LawBroken("it accepts a parameter that does not exist")
+        raise LawBroken("it accepts an unknown parameter")
     for f in fields:
         if isinstance(f.default, (int, float)):
             try:
@@ -278,7 +278,7 @@ def parameters_are_checked(case: Case) -> None:
 
 @law
 def shapes_and_finiteness(case: Case) -> None:
-    """Scores are finite floats [query, train] and [query, group], for none or one query, too."""
+    """Scores are finite floats [query, train] and [query, group], also for zero or one query."""
     from tdabench.run.meter import checked
 
     name, index, n = type(case.method).name, case.index, len(case.train)
@@ -297,7 +297,7 @@ def shapes_and_finiteness(case: Case) -> None:
 
 @law
 def top_k_agrees_with_score(case: Case) -> None:
-    """top_k returns the k largest scores in order, with their indices, or all there are."""
+    """top_k returns the k largest scores in order with their indices, or all if there are fewer."""
     n = len(case.train)
     for k in (1, 5, n, n + 3):
         values, ids = case.index.top_k(case.queries, k)
@@ -307,9 +307,9 @@ def top_k_agrees_with_score(case: Case) -> None:
         if any(len(set(row)) < len(row) for row in np.asarray(ids).tolist()):
             raise LawBroken(f"top_k of {k} returned an example twice")
         own = np.take_along_axis(case.scores, np.asarray(ids), axis=1)
-        case.same(values, own, "top_k against score at its indices", "They must agree.")
+        case.same(values, own, "top_k compared with score at its indices", "They must agree.")
         best = -np.sort(-case.scores, axis=1)[:, : shape[1]]
-        case.same(values, best, "top_k against the largest scores", "They must agree, in order.")
+        case.same(values, best, "top_k compared with the best scores", "They must agree, in order.")
 
 
 # --------------------------------------------------------------------------- what must not matter
@@ -317,14 +317,13 @@ def top_k_agrees_with_score(case: Case) -> None:
 
 @law
 def batches_do_not_matter(case: Case) -> None:
-    """Queries scored one at a time get the scores they get together.
+    """Queries scored one at a time get the same scores as together.
 
-    Padding that is not masked, a model's mean loss over the batch and statistics of the batch
-    all break this.
+    Unmasked padding, a model's mean loss over the batch and statistics of the batch break this law.
     """
     alone = np.vstack([case.index.score([q]) for q in case.queries])
     why = "Mask padding, and sum per-example losses instead of averaging over the batch."
-    case.same(alone, case.scores, "one query at a time against all together", why)
+    case.same(alone, case.scores, "one query at a time compared with all together", why)
 
 
 @law
@@ -332,7 +331,7 @@ def query_order_does_not_matter(case: Case) -> None:
     """Queries in another order get the same scores."""
     order = np.random.default_rng(1).permutation(len(case.queries))
     shuffled = case.index.score(case.queries.subset(order))
-    why = "Return results in the order of the input, also after sorting by length."
+    why = "Return results in the order of the input, even after sorting by length."
     case.same(shuffled, case.scores[order], "queries in another order", why)
 
 
@@ -341,19 +340,19 @@ def corpus_order_does_not_matter(case: Case) -> None:
     """Permuting the training corpus permutes the scores."""
     order = np.random.default_rng(2).permutation(len(case.train))
     shuffled = case.build(case.train.subset(order)).score(case.queries)
-    why = "Random draws must depend on names and ids, not on places."
+    why = "Random draws must depend on names and ids, not on positions."
     case.same(shuffled, case.scores[:, order], "a permuted corpus", why)
 
 
 @law
 def order_in_a_group_does_not_matter(case: Case) -> None:
-    """A group's score depends on its members and not on their places in the corpus."""
+    """A group's score depends on its members and not on their positions in the corpus."""
     n = len(case.train)
     order = np.random.default_rng(3).permutation(n)
-    place = np.argsort(order)  # example i of the corpus stands at place[i] of the permuted one
+    place = np.argsort(order)  # example i of the corpus is at place[i] of the permuted corpus
     groups = Groups.of([place[g] for g in case.groups], n)
     shuffled = case.build(case.train.subset(order)).score_groups(case.queries, groups)
-    why = "score_groups must treat its members alike."
+    why = "score_groups must treat all members alike."
     case.same(shuffled, case.group_scores, "the same groups of a permuted corpus", why)
     back = case.index.score_groups(case.queries, case.groups[::-1])
     case.same(back[:, ::-1], case.group_scores, "the groups in another order", why)
@@ -366,23 +365,23 @@ def order_in_a_group_does_not_matter(case: Case) -> None:
 def group_of_one_equals_score(case: Case) -> None:
     """The score of a group of one example is that example's score."""
     single = case.index.score_groups(case.queries, Groups.singletons(len(case.train)))
-    case.same(single, case.scores, "groups of one against score", "They are the same question.")
+    case.same(single, case.scores, "groups of one compared with score", "They must be equal.")
 
 
 @law
 def groups_follow_the_declared_pooling(case: Case) -> None:
-    """Group scores are the pooling of example scores that the index declares: sums add.
+    """Group scores are the pooling of example scores that the index declares.
 
     An index that overrides score_groups with something else sets `pooling = "own"`.
     """
     pooling = case.index.pooling
     if pooling == "own":
-        raise DoesNotApply("it declares group scores of its own")
+        raise DoesNotApply("it declares its own group scores")
     if pooling not in POOLINGS:
         raise LawBroken(f"pooling is {pooling!r}: one of {', '.join(POOLINGS)}, or 'own'")
     pooled = pool_scores(case.scores, case.groups, pooling, case.index.temperature)
-    why = "Set pooling = 'own' on an index whose groups are no pooling of example scores."
-    case.same(case.group_scores, pooled, f"score_groups against the {pooling} of score", why)
+    why = "Set pooling = 'own' on an index whose group scores are not a pooling of example scores."
+    case.same(case.group_scores, pooled, f"score_groups compared with the {pooling} of score", why)
 
 
 # --------------------------------------------------------------------------- the same every time
@@ -390,7 +389,7 @@ def groups_follow_the_declared_pooling(case: Case) -> None:
 
 @law
 def same_seed_same_scores(case: Case) -> None:
-    """Two builds with one seed give the same scores, whatever the global generators hold."""
+    """Two builds with one seed give the same scores, for any state of the global generators."""
     found = []
     for seed in (1, 2):
         with watch.global_seeds(seed):
@@ -401,11 +400,11 @@ def same_seed_same_scores(case: Case) -> None:
 
 @law
 def second_call_equals_the_first(case: Case) -> None:
-    """Scoring twice gives the same scores: a call changes nothing in the index."""
+    """Scoring twice gives the same scores: a call does not change the index."""
     index = case.build()
     first = np.array(index.score(case.queries))
     groups = np.array(index.score_groups(case.queries, case.groups))
-    why = "Something is changed in place (a damping added twice, say): work on copies."
+    why = "Something is changed in place (such as a damping added twice); work on copies."
     case.same(index.score(case.queries), first, "a second call of score", why, 1e-5)
     again = index.score_groups(case.queries, case.groups)
     case.same(again, groups, "a second call of score_groups", why, 1e-5)
@@ -413,9 +412,9 @@ def second_call_equals_the_first(case: Case) -> None:
 
 @law
 def save_and_load_round_trip(case: Case) -> None:
-    """A loaded index gives the scores of the saved one, though the scratch folder is gone.
+    """A loaded index gives the scores of the saved one, even without the scratch folder.
 
-    What is saved holds no pickle, so that reading a stranger's index runs nothing.
+    Saved files contain no pickle, so that reading an untrusted index runs no code.
     """
     context = case.context()
     index = case.fresh().build(context, case.train)
@@ -429,7 +428,7 @@ def save_and_load_round_trip(case: Case) -> None:
     loaded = case.fresh().load(case.context(), folder)
     if loaded.n_train != len(case.train):
         raise LawBroken(f"the loaded index has n_train {loaded.n_train}, not {len(case.train)}")
-    why = "Save everything that scoring needs; keep nothing in the scratch folder."
+    why = "Save everything that scoring needs, and nothing in the scratch folder."
     case.same(loaded.score(case.queries), case.scores, "score after load", why)
     scores = loaded.score_groups(case.queries, case.groups)
     case.same(scores, case.group_scores, "score_groups after load", why)
@@ -437,11 +436,11 @@ def save_and_load_round_trip(case: Case) -> None:
 
 @law
 def query_time_parameters_leave_the_index(case: Case) -> None:
-    """An index serves every value of the parameters in `query_time`, as one built with it would."""
+    """An index serves every value of the parameters in `query_time` like one built with it."""
     cls = type(case.method)
     strange = sorted(set(cls.query_time) - set(case.method.params))
     if strange:
-        raise LawBroken(f"`query_time` names {strange[0]}, which is no parameter")
+        raise LawBroken(f"`query_time` names {strange[0]}, which is not a parameter")
     folder = case.new_folder("index")
     case.index.save(folder)
     for name in cls.query_time:
@@ -450,17 +449,17 @@ def query_time_parameters_leave_the_index(case: Case) -> None:
             other = cls(**case.method.params | {name: value})
             got = other.load(case.context(), folder).score(case.queries)
             want = other.build(case.context(), case.train).score(case.queries)
-            why = "Leave out of `query_time` what an index is built by."
+            why = "Remove parameters from `query_time` that the index depends on."
             case.same(got, want, f"{name}={value} on an index built with {now}", why)
 
 
 def _is_pickle(path: Path) -> bool:
-    """By content: a pickle of protocol 2 and above, or an archive that holds one."""
+    """Detects a pickle of protocol 2 and above by content, or an archive that contains one."""
     import zipfile
 
     with open(path, "rb") as f:
         start = f.read(4096)
-    if start[8:10] == b'{"':  # safetensors: eight bytes of length, which may look like a pickle's
+    if start[8:10] == b'{"':  # safetensors: eight bytes of length, which may look like a pickle
         return False
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
@@ -476,7 +475,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _use(case: Case, context: Context) -> None:
-    """Everything a benchmark may ask of a method."""
+    """Makes every call that a benchmark may make."""
     index = case.fresh().build(context, case.train)
     index.score(case.queries)
     index.score_groups(case.queries, case.groups)
@@ -506,7 +505,7 @@ def model_is_untouched(case: Case) -> None:
 
 @law
 def globals_are_untouched(case: Case) -> None:
-    """Global random generators, environment, working directory and torch's settings stay."""
+    """Global random generators, environment, working directory and torch's settings are kept."""
     from tdabench.run.meter import GlobalRandomness
 
     random_state, before = GlobalRandomness(), watch.process_state()
@@ -525,7 +524,7 @@ def globals_are_untouched(case: Case) -> None:
 
 
 def _restore(before: dict[str, Any]) -> None:
-    """Puts back what an offender changed, so that the next law starts from where this one did."""
+    """Restores the state that an offender changed, so that every law starts from the same state."""
     import torch
 
     os.chdir(before["the working directory"])
@@ -540,7 +539,7 @@ def _restore(before: dict[str, Any]) -> None:
 
 @law
 def writes_only_in_scratch(case: Case) -> None:
-    """Files are written in the scratch folder and the folder to save in only; no connection."""
+    """Files are written only to the scratch and save folders; there are no connections."""
     context, folder = case.context(), case.new_folder("index")
     with watch.file_events() as log:
         index = case.fresh().build(context, case.train)
@@ -548,7 +547,7 @@ def writes_only_in_scratch(case: Case) -> None:
         index.save(folder)
     strays = watch.outside(log, context.scratch, folder)
     if strays:
-        raise LawBroken(f"it wrote or connected to {strays[0]}. Write in context.scratch only")
+        raise LawBroken(f"it wrote or connected to {strays[0]}. Write only in context.scratch")
 
 
 @law
@@ -568,9 +567,9 @@ def prints_nothing(case: Case) -> None:
 def a_copy_outranks_others(case: Case) -> None:
     """A training example that equals the query scores above most others.
 
-    Asked of every training example under a new id: on average at least four fifths of the
-    others lie below it (ties count half). A method that does not look at the query cannot keep
-    this; a score of the wrong sign breaks it at once.
+    Every training example is used as a query under a new id: on average at least four fifths of the
+    others must score lower (ties count half). A method that ignores the query cannot keep this law;
+    a score of the wrong sign breaks it.
     """
     copies: Sequence[Example] = [dataclasses.replace(e, id=f"copy-of-{e.id}") for e in case.train]
     scores = case.index.score(copies)  # [train, train]

@@ -14,7 +14,7 @@ from tdabench.testing.timing import Timed
 
 
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None, float]:
-    """What `call` returns, how far resident memory rose above where it stood, and seconds."""
+    """Returns the result of `call`, the rise of resident memory, and seconds."""
     exact, before = reset_peak(), resident_bytes()
     start = time.perf_counter()
     result = call()
@@ -23,12 +23,12 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None, float]:
 
 
 def rounds(timed: Timed, seconds: float) -> int:
-    """Fast calls are timed more often, for half a second, since a single one is mostly noise."""
+    """Chooses the number of rounds: fast calls are timed for half a second to average out noise."""
     return max(timed.rounds, min(50, int(0.5 / max(seconds, 1e-9))))
 
 
 def warmed(timed: Timed) -> tuple[Any, int | None, float]:
-    """The index of a second build (the first loads libraries and weights), its peak and time."""
+    """Builds twice (the first build loads libraries); returns the second index, peak and time."""
     try:
         timed.build(timed.context())
     except (MissingExtra, MissingAsset) as e:
@@ -37,7 +37,7 @@ def warmed(timed: Timed) -> tuple[Any, int | None, float]:
 
 
 def test_build(benchmark: Any, timed: Timed) -> None:
-    """Build on the corpus."""
+    """Times the build on the corpus."""
     index, peak, spent = warmed(timed)
     size = timed.saved_bytes(index)
     del index
@@ -58,7 +58,7 @@ def test_build(benchmark: Any, timed: Timed) -> None:
 
 
 def test_query(benchmark: Any, timed: Timed) -> None:
-    """Score all queries against the corpus."""
+    """Times scoring of all queries on the corpus."""
     index, _, _ = warmed(timed)
     scores, peak, spent = peak_of(lambda: index.score(timed.queries))
     assert scores.shape == (len(timed.queries), len(timed.train))

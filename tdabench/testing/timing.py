@@ -1,12 +1,12 @@
 """A pytest plugin that times `build` and `score` of registered methods with pytest-benchmark.
 
-In this repository: `pytest benchmarks/`. For a plugin of your own, without writing anything:
+In this repository: `pytest benchmarks/`. For your own plugin, without writing any code:
 
     pytest -p tdabench.testing.timing --pyargs tdabench.testing.time_methods \\
         --methods mine,tfidf --benchmark-json timing.json
     tdabench timing timing.json
 
-Loading the target's weights and a first call are left out of every time: they come before it.
+Loading of the target's weights and a first call come before the clock starts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--methods", default="all", help="methods to time, as a,b  [all]")
     group.addoption("--sizes", default="200,1000", help="training corpus sizes  [200,1000]")
     group.addoption("--queries", default=50, type=int, help="queries to score  [50]")
-    group.addoption("--suite", default="pocket", help="suite that gives corpus and target")
+    group.addoption("--suite", default="pocket", help="suite with corpus and target")
     group.addoption("--target", default=None, help="its target  [the main one]")
     group.addoption("--device", default="cpu", help="cpu, cuda …  [cpu]")
-    group.addoption("--rounds", default=3, type=int, help="times each call is timed at least  [3]")
+    group.addoption("--rounds", default=3, type=int, help="minimum number of rounds per call  [3]")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass(frozen=True)
 class Timed:
-    """One method, and the part of the suite that it is timed on."""
+    """One method, and the part of the suite on which it is timed."""
 
     method: TDAMethod
     train: Corpus
@@ -68,7 +68,7 @@ class Timed:
         return type(self.method)(**self.method.params).build(context, self.train)
 
     def saved_bytes(self, index: Index) -> int:
-        """Bytes on disk of the saved index."""
+        """Returns the size on disk of the saved index, in bytes."""
         from tdabench.run.meter import folder_bytes
 
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def _suite(name: str, label: str | None) -> tuple[Any, Any]:
 
 @pytest.fixture
 def timed(request: pytest.FixtureRequest, tmp_path: Path) -> Timed:
-    """The method and corpus size of this test. Skips where the corpus is too small for it."""
+    """Returns the method and corpus size of this test; skips if the corpus is too small."""
     from tdabench.method import Context
     from tdabench.registry import registry
 

@@ -1,6 +1,6 @@
 """A world small enough to build in a second: corpus, queries and a language model, offline.
 
-The conformance kit runs on it; a plugin's own tests may, too.
+The conformance kit runs on it; a plugin's own tests can use it, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ ARCHITECTURES = ("qwen2", "llama", "gpt2", "gpt_neox")
 
 @dataclass(frozen=True)
 class TinyWorld:
-    """`target` has about 30,000 weights and the checkpoints base and warm; 36 examples in
-    `train` and 8 in `queries`, four tasks, no example in both."""
+    """A small world: `target` has about 30,000 weights and the checkpoints base and warm.
+
+    There are 36 examples in `train` and 8 in `queries`, of four tasks; no example is in both."""
 
     target: Target
     train: Corpus
@@ -37,15 +38,15 @@ class TinyWorld:
     assets: Mapping[str, Path] = field(default_factory=dict)
 
     def context(self, scratch: Path, seed: int = 0) -> Context:
-        """What the harness would lend to a method, writing in `scratch`.
+        """Returns a context like the harness's for a method that writes in `scratch`.
 
-        The target is a fresh copy, so that a method that spoils its models spoils only its own.
+        The target is a fresh copy, so that a method that damages its models affects only its own.
         """
         return Context(target=replace(self.target), scratch=scratch, seed=seed, assets=self.assets)
 
 
 def tiny_corpus(n: int = 36, seed: int = 0, prefix: str = "t") -> Corpus:
-    """`n` examples of four tasks, of different lengths, some not ASCII; ids `t000`, `t001`, …"""
+    """Returns `n` examples of four tasks, of different lengths, some not ASCII; ids `t000`, …"""
     rng = np.random.default_rng(seed)
     examples = []
     for i in range(n):
@@ -63,7 +64,7 @@ def tiny_corpus(n: int = 36, seed: int = 0, prefix: str = "t") -> Corpus:
 
 @lru_cache
 def tiny_world(architecture: str = "qwen2") -> TinyWorld:
-    """The world, made once a process and removed when it ends; always the same numbers."""
+    """Returns the world, made once per process and removed at its end; always the same numbers."""
     folder = Path(tempfile.mkdtemp(prefix="tdabench-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     train, queries = tiny_corpus(), tiny_corpus(8, seed=1, prefix="q")
@@ -71,8 +72,9 @@ def tiny_world(architecture: str = "qwen2") -> TinyWorld:
 
 
 def tiny_suite(folder: Path, world: TinyWorld | None = None) -> Path:
-    """Writes the world as a suite into `folder`, with a truth of twelve retrained models, and
-    returns the path of its suite.toml: `tdabench run --suite PATH` takes seconds.
+    """Writes the world as a suite into `folder`, with a truth of twelve retrained models.
+
+    Returns the path of its suite.toml: `tdabench run --suite PATH` takes seconds.
     """
     import json
 
@@ -108,7 +110,7 @@ def tiny_suite(folder: Path, world: TinyWorld | None = None) -> Path:
         f"""[suite]
 name = "tiny"
 version = 1
-summary = "a two-layer model and 36 examples, for trying a plugin out"
+summary = "a two-layer model and 36 examples, for trying out a plugin"
 
 [corpus]
 file = "corpus.jsonl"
@@ -134,7 +136,7 @@ default = ["lds"]
 
 
 def tiny_target(folder: Path, corpus: Corpus, architecture: str = "qwen2") -> Target:
-    """Writes a two-layer language model of that architecture, trained a little on `corpus`.
+    """Writes a two-layer language model of that architecture, trained briefly on `corpus`.
 
     Raises UsageError for an architecture that is not one of `ARCHITECTURES`.
     """

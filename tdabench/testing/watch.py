@@ -1,4 +1,4 @@
-"""Sees what code does to the process while it runs; `tdabench.run.watch` sees the disk."""
+"""Observes changes of the process by running code; `tdabench.run.watch` observes the disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["file_events", "global_seeds", "outside", "process_state"]
 
 @contextmanager
 def global_seeds(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators seeded within, and restored after."""
+    """Seeds Python's, numpy's and torch's global generators within, and restores them after."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
-    np.random.seed(seed)  # the very streams that methods must not draw from
+    np.random.seed(seed)  # the streams that methods must not draw from
     torch.manual_seed(seed)
     try:
         yield
@@ -33,7 +33,7 @@ def global_seeds(seed: int) -> Iterator[None]:
 
 
 def process_state() -> dict[str, Any]:
-    """Settings of the process that a method must leave alone."""
+    """Returns settings of the process that a method must not change."""
     import torch
 
     return {

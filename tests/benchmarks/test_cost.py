@@ -111,10 +111,10 @@ def test_cost_of_a_method_that_grows_linearly(make_context) -> None:
 def test_cost_edges(make_context) -> None:
     queries = corpus(6, "q")
     one = make_context(FixedIndex(np.zeros((6, 1)), queries.ids), corpus(1, "t"), queries)
-    with pytest.raises(DataError, match="too few to see growth"):
+    with pytest.raises(DataError, match="too few to measure growth"):
         Cost().run(one)
     context = make_context(FixedIndex(np.zeros((6, 9)), queries.ids), corpus(9, "t"), queries)
-    with pytest.raises(UsageError, match="not offered here"):
+    with pytest.raises(UsageError, match="not available here"):
         Cost().run(context)
-    with pytest.raises(UsageError, match="two or more sizes"):
+    with pytest.raises(UsageError, match="at least two sizes"):
         Cost(fractions=(1.0,))

@@ -44,7 +44,7 @@ def test_leave_several_out_says_how_many(make_context) -> None:
     )  # fmt: skip
     out = LOO(replicates=50).run(context)
     assert out.metrics["loo"].value == pytest.approx(1, abs=1e-6)
-    assert "left out at a time: 4" in out.notes
+    assert "examples left out at a time: 4" in out.notes
 
 
 def test_leaving_out_one_and_several_in_one_run(make_context) -> None:
@@ -57,7 +57,7 @@ def test_leaving_out_one_and_several_in_one_run(make_context) -> None:
     out = LOO(also=("loo-1",), replicates=50).run(context)
     assert out.metrics["loo"].value == pytest.approx(-1, abs=1e-6)
     assert out.metrics["loo[loo-1]"].value == pytest.approx(1, abs=1e-6)
-    assert out.notes[0] == "left out at a time: 4"
+    assert out.notes[0] == "examples left out at a time: 4"
 
 
 def test_leaving_nothing_out_ranks_nothing(make_context) -> None:

@@ -160,7 +160,7 @@ def test_noise_builds_on_the_corpus_of_the_asset(make_context, tmp_path: Path) -
     out = Noise().run(context)
     assert seen == [NOISY.ids]
     assert out.query_ids == tuple(ASKED.ids)
-    with pytest.raises(UsageError, match="not offered"):
+    with pytest.raises(UsageError, match="not available"):
         Noise().run(make_context(fixed(SAME), TRAIN, QUERIES, assets={"noise": path}))
 
 
@@ -197,10 +197,10 @@ def test_tracing_constant_scores_get_chance_and_unstated_facts_are_said(make_con
     out = Tracing().run(make_context(fixed(np.ones((3, 4)), asked), STATED, asked))
     assert out.metrics["mrr"].value == pytest.approx(out.metrics["chance"].value)
     assert out.query_ids == ("q0", "q1")
-    assert "1 queries ask facts" in out.notes[0]
+    assert "1 queries ask for unstated facts" in out.notes[0]
     assert out.metrics["decoy_rate"].value == pytest.approx((1 / 4 + 0) / 2)
     only = asked.subset([2])
-    with pytest.raises(DataError, match="no query asks a fact"):
+    with pytest.raises(DataError, match="no query asks for a fact"):
         Tracing().run(make_context(fixed(np.ones((1, 4)), only), STATED, only))
 
 

@@ -212,7 +212,7 @@ def test_removing_the_own_task_raises_the_loss_more_than_removing_others(tiny) -
 
 
 def test_removing_everything_is_refused(tiny) -> None:
-    with pytest.raises(DataError, match="leaves nothing to train on"):
+    with pytest.raises(DataError, match="leaves no training examples"):
         Removal(n=2, k=(30,), fraction=0.5).run(tiny(1.0))
     with pytest.raises(UsageError, match="fraction"):
         Removal(fraction=0.0)

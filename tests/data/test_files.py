@@ -84,7 +84,7 @@ def test_fields_are_mapped_into_lists_and_objects(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prompt"], "not of the form ROLE=FIELD"),
+        (["prompt"], "not have the form ROLE=FIELD"),
         (["promt=x"], "unknown role in --field 'promt'. Did you mean 'prompt'"),
     ],
 )
@@ -144,7 +144,7 @@ def test_csv_and_tsv_with_quotes_newlines_and_a_mark(tmp_path):
         ("c.csv", b"prompt,response\na\n", "line 2: fewer fields than the header"),
         ("c.csv", b"prompt,response\n\xff,b\n", "line 2: not UTF-8"),
         ("c.csv", b'prompt,response\n"a"x,b\n', "not valid CSV"),
-        ("c.json", b'[{"prompt": "p"}]', "line 1: expected an object, found list.*object a line"),
+        ("c.json", b'[{"prompt": "p"}]', "line 1: expected an object, found list.*object per line"),
         ("c.json", b'[\n{"prompt": "p"}\n]', "line 1: not valid JSON.*jq"),
         ("c.xlsx", b"PK", "files ending in '.xlsx' are not read.*Give .jsonl"),
         ("c.jsonl", b'{"prompt": "p", "response": "r"}\n{"a"', "line 2: not valid JSON"),
@@ -199,7 +199,7 @@ def test_a_folder_of_shards_and_of_splits(tmp_path):
     assert len(read_corpus(tmp_path)) == 4
     assert len(read_corpus(tmp_path, Reading(split="train"))) == 3
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no data files"):
+    with pytest.raises(DataError, match="has no data files"):
         read_corpus(tmp_path / "empty")
 
 

@@ -269,7 +269,7 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
         (["--train", "nowhere.jsonl"], "nowhere.jsonl is missing"),
         (["--train", "q.jsonl"], "--train and --queries name the same examples"),
         (["--field", "prompt=zzz"], "there is no field 'zzz'"),
-        (["--field", "prompt"], "not of the form ROLE=FIELD"),
+        (["--field", "prompt"], "not have the form ROLE=FIELD"),
         (["--layout", "flann"], "unknown layout 'flann'. Did you mean 'flan'"),
         (["--template", "chatt"], "unknown template 'chatt'. Did you mean 'chat'"),
         (["--dtype", "int4"], "unknown dtype 'int4'"),
