@@ -28,7 +28,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded on the right. `index` gives their places in the sequence asked for."""
+    """Examples padded on the right. `index` holds their positions in the requested sequence."""
 
     index: np.ndarray  # int64 [b]
     input_ids: torch.Tensor  # int64 [b, t]
@@ -42,53 +42,53 @@ class Batch:
             self.attention_mask.to(device),
             self.loss_mask.to(device),
         )
-        # What depends on values is found before the move: asking a GPU would wait for it.
+        # Value-dependent results are computed before the move: reading from a GPU would block.
         for name in ("places", "real_tokens", "padded_left"):
             value = getattr(self, name)
             moved.__dict__[name] = value.to(device) if hasattr(value, "to") else value
         return moved
 
     def numbered(self, index: np.ndarray) -> Batch:
-        """The same examples under other numbers."""
+        """Returns the same examples with other numbers."""
         made = Batch(index, self.input_ids, self.attention_mask, self.loss_mask)
-        made.__dict__.update(self.__dict__ | {"index": index})  # with what was found before
+        made.__dict__.update(self.__dict__ | {"index": index})  # with the results computed before
         return made
 
     @cached_property
     def places(self) -> torch.Tensor:
-        """Where among b * t each response token is predicted; it stands one further: [tokens]."""
+        """Flat positions (of b * t) that predict the response tokens, one before each: [tokens]."""
         rows, positions = self.loss_mask.nonzero(as_tuple=True)
         return rows * self.input_ids.shape[1] + positions
 
     @property
     def rows(self) -> torch.Tensor:
-        """The example of each response token, row after row: int64 [tokens]."""
+        """The example of each response token, row by row: int64 [tokens]."""
         return self.places // self.input_ids.shape[1]
 
     @property
     def gold(self) -> torch.Tensor:
-        """The response tokens, row after row: int64 [tokens]."""
+        """The response tokens, row by row: int64 [tokens]."""
         return self.input_ids.flatten()[self.places + 1]
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
-        """Each example's mean over its response tokens, [..., b] of values [..., tokens]."""
+        """Averages values [..., tokens] over each example's response tokens: [..., b]."""
         sums = values.new_zeros(*values.shape[:-1], len(self.input_ids))
         return sums.index_add(-1, self.rows, values) / self.loss_mask.sum(1)
 
     @cached_property
     def real_tokens(self) -> torch.Tensor | None:
-        """Places among b * t of what is not padding: int64 [tokens]. None where there is none."""
+        """Flat positions (of b * t) of real tokens: int64 [tokens]. None without padding."""
         places = self.attention_mask.flatten().nonzero().squeeze(1)
         return None if len(places) == self.attention_mask.numel() else places
 
     @cached_property
     def padded_left(self) -> bool:
-        """Whether some example begins with padding."""
+        """Whether any example begins with padding."""
         return not bool(self.attention_mask[:, 0].all())
 
 
 def pad(tokens: Sequence[Tokens], index: np.ndarray, pad_id: int) -> Batch:
-    """The examples at `index`, padded on the right to the longest of them."""
+    """Pads the examples at `index` on the right to the longest of them."""
     import torch
 
     width = max(len(tokens[i]) for i in index)
@@ -108,7 +108,7 @@ def pad(tokens: Sequence[Tokens], index: np.ndarray, pad_id: int) -> Batch:
 def batch_places(
     lengths: Sequence[int] | np.ndarray, tokens_a_batch: int, max_examples: int = 256
 ) -> Iterator[np.ndarray]:
-    """Places of each batch: longest first, none wider than `tokens_a_batch` padded."""
+    """Returns the positions of each batch, longest first, at most `tokens_a_batch` with padding."""
     lengths = np.asarray(lengths, dtype=np.int64)
     left = np.argsort(-lengths, kind="stable")
     while len(left):
@@ -124,10 +124,10 @@ def over_batches(
     max_examples: int = 256,
     on_halved: Callable[[int], None] = lambda most: None,
 ) -> Iterator[tuple[np.ndarray, T]]:
-    """(places [b], compute(places)) batch by batch over sequences of these lengths, longest first.
+    """Yields (positions [b], compute(positions)) by batch over sequences of these lengths.
 
-    When memory runs out the batch is halved, then and for the rest of the pass, and `on_halved` is
-    told how many examples a batch has from then on. What a single example raises is passed on.
+    Longest sequences come first. When memory runs out the batch is halved, for the rest of the
+    pass, and `on_halved` receives the new batch size. Errors from a single example are raised.
     """
     import torch
 
@@ -144,7 +144,7 @@ def over_batches(
         if found:
             left = left[len(index) :]
             yield index, found.pop()
-        else:  # outside of the clause, which holds on to all that the failed batch allocated
+        else:  # outside of the clause, which keeps the memory of the failed batch alive
             max_examples = len(index) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -159,7 +159,7 @@ def _first(
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether an error says that memory ran out, the device's or the machine's."""
+    """Tells whether an error means that the device or the machine ran out of memory."""
     import torch
 
     if isinstance(e, (MemoryError, torch.OutOfMemoryError)):

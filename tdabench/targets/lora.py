@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): trained beside frozen weights, then merged."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685), trained with frozen weights and then merged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class LoRA:
     """Adapters of a model's linear layers: y = W x + alpha / rank * B A x.
 
-    A [rank, d_in] begins uniform within 1 / sqrt(d_in) (as peft draws it) from the named stream
-    "lora" of `seed`, B [d_out, rank] at zero. Nothing but A and B is trained. `targets` are last
-    parts of layer names (`q_proj`, `mlp.up_proj`); without any, all linear layers but the output.
+    A [rank, d_in] is initialised uniformly within 1 / sqrt(d_in) (as in peft) from the named stream
+    "lora" of `seed`, B [d_out, rank] at zero. Only A and B are trained. `targets` are the last
+    parts of layer names (`q_proj`, `mlp.up_proj`); if empty, all linear layers except the output.
 
-    Raises UsageError when no layer is meant.
+    Raises UsageError if no layer matches.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LoRA:
             names = sorted({n.rsplit(".", 1)[-1] for n in linear})
             raise UsageError(
                 f"no linear layer is named {', '.join(targets) or 'anything'}",
-                f"The layers there are: {', '.join(names)}",
+                f"The model has the layers: {', '.join(names)}",
             )
         generator = torch.Generator().manual_seed(named_seed(seed, "lora"))
         for m in chosen.values():
@@ -75,7 +75,7 @@ class LoRA:
         return add
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of each layer in turn."""
+        """Returns A and B of each layer in turn."""
         return [p for _, a, b in self.layers for p in (a, b)]
 
     def _add(self) -> None:
@@ -87,8 +87,8 @@ class LoRA:
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
-        """While open, the model is the plain one that merging now would give."""
-        before = [m.weight.data.clone() for m, _, _ in self.layers]  # adding is not undone exactly
+        """Merges the adapters into the model within the context."""
+        before = [m.weight.data.clone() for m, _, _ in self.layers]  # undoing is inexact
         self._add()
         self.active = False
         try:
@@ -102,7 +102,7 @@ class LoRA:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Takes the adapters off the model, merging them unless an error leads out."""
+        """Removes the adapters from the model; merges them unless there was an error."""
         if kind is None:
             self._add()
         for hook in self.hooks:

@@ -1,12 +1,12 @@
-"""From a model's source to a target's folder: hub, folder, GGUF file or adapter, one layout.
+"""Converts a model source (hub, folder, GGUF file or adapter) to a target's folder in one layout.
 
-The folder lies in the cache and is made of links wherever the source is in the Hugging Face
-layout already:
+The folder is in the cache and consists of links if the source already has the Hugging Face
+layout:
 
     config.json, tokenizer files     of the model
-    base/, tuned/, …                 a folder a checkpoint: config.json and safetensors
+    base/, tuned/, …                 one folder per checkpoint: config.json and safetensors
 
-A GGUF file is dequantised once, to float32; an adapter is merged into its base once.
+A GGUF file is dequantised once to float32; an adapter is merged into its base once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Opened:
-    """A target's folder, its checkpoints there, and every source with its revision."""
+    """A target's folder, its checkpoints, and every source with its revision."""
 
     folder: Path
     checkpoints: Mapping[str, str]
@@ -43,7 +43,7 @@ class Opened:
 
     @property
     def context_length(self) -> int | None:
-        """Positions the model reads, where its configuration says."""
+        """Number of positions that the model reads, if its configuration states it."""
         for key in ("max_position_embeddings", "n_positions", "n_ctx"):
             if isinstance(self.config.get(key), int):
                 return int(self.config[key])
@@ -57,20 +57,20 @@ def open_model(
     near: Path = Path("."),
     data_dir: Path | None = None,
 ) -> Opened:
-    """The folder of the model that `source` names, and of further `checkpoints` of it.
+    """Opens the model that `source` names, and further `checkpoints` of it.
 
-    A source is a hub repository, a folder, a .gguf file (or what holds one), or a PEFT adapter;
-    an adapter given as the model brings its base. Raises UsageError or DataError in one line.
+    A source is a hub repository, a folder, a .gguf file (or a folder with one), or a PEFT adapter;
+    an adapter as the model includes its base. Raises UsageError or DataError in one line.
     """
     sources: dict[str, str] = {"base": source, **(checkpoints or {})}
     places = {}
     for name, text in sources.items():
         if not CHECKPOINT.fullmatch(name):
-            raise UsageError(f"{name!r} is no name for a checkpoint")
+            raise UsageError(f"{name!r} is not a valid name for a checkpoint")
         places[name] = _locate(text, near, data_dir)
     model = places["base"]
     if _is_adapter(model.path):
-        # The adapter's model is what is studied; what it was trained from is the base of the two.
+        # The adapted model is studied; the model that it was trained from is the base.
         under = _locate(_base_of(model.path), model.path, data_dir)
         return _assemble({"base": under, "adapted": model, **_without_base(places)})
     return _assemble(places)
@@ -96,7 +96,7 @@ def _locate(source: str, near: Path, data_dir: Path | None) -> Fetched:
                 f"{path} holds {len(packed)} GGUF files", f"Name one: {packed[0].name}, …"
             )
         raise DataError(
-            f"{path} holds no model: there is no config.json",
+            f"{path} is not a model: it has no config.json",
             "Give a folder in the Hugging Face layout, a .gguf file or a PEFT adapter",
         )
     return found
@@ -141,7 +141,7 @@ def _assemble(places: Mapping[str, Fetched]) -> Opened:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What tells a source that is converted from a later state of it; links need none."""
+    """Returns a stamp that changes when a converted source changes; links need none."""
     if path.suffix == ".gguf":
         return [path.stat().st_size, path.stat().st_mtime_ns]
     if _is_adapter(path):
@@ -162,7 +162,7 @@ def _link(source: Path, place: Path) -> None:
 
 
 def _once(place: Path, make: Callable[[Path], None]) -> None:
-    """Makes the folder `place`, all of it or nothing, unless it is there."""
+    """Makes the folder `place`, completely or not at all, unless it exists."""
     if (place / "config.json").exists():
         return
     temporary = place.with_name(f".{place.name}-{os.getpid()}")
@@ -185,9 +185,9 @@ def _check_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         raise DataError(
-            f"{folder} holds no safetensors weights"
+            f"{folder} has no safetensors weights"
             + (", only a pickle (pytorch_model.bin), which is not read" if pickled else ""),
-            "Save it again with save_pretrained, or give a revision that has them",
+            "Save it again with save_pretrained, or give a revision with safetensors",
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -206,8 +206,8 @@ def _check_weights(folder: Path) -> None:
 def unpack_gguf(file: Path, folder: Path) -> None:
     """Writes the model and tokenizer of a GGUF file into `folder`, dequantised to float32.
 
-    What transformers loads from GGUF still says that it is quantised and refuses to be cast or
-    trained, so its weights are copied into a model built from the configuration.
+    Models that transformers loads from GGUF are still marked as quantised and cannot be cast or
+    trained, so their weights are copied into a model built from the configuration.
     """
     try:
         import gguf  # noqa: F401
@@ -233,13 +233,13 @@ def unpack_gguf(file: Path, folder: Path) -> None:
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
     except Exception as e:
-        # The reader raises anything for a damaged file; memory is another matter.
+        # The reader may raise anything for a damaged file; memory errors are handled separately.
         if isinstance(e, MemoryError):
             raise
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200].rstrip(".")
         raise DataError(
             f"{file} cannot be read as GGUF: {reason}",
-            "It may be truncated, or of an architecture that transformers does not convert",
+            "It may be truncated, or have an architecture that transformers cannot convert",
         ) from e
     end = getattr(config, "eos_token_id", None)
     if tokenizer.eos_token_id is None and isinstance(end, int):
@@ -272,14 +272,14 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     """Writes the model at `base` with the PEFT adapter merged into `folder`.
 
     Plain LoRA (W + scale B A; rank-stabilised scale, per-layer ranks, Conv1D, and whole modules
-    saved beside) is merged here; any other kind by peft, where it is installed.
+    saved with it) is merged here; any other kind by peft, if it is installed.
     """
     model = load_pretrained(base)
     config = read_json(adapter / "adapter_config.json")
     odd = _not_plain(config)
     if odd and not (adapter / "adapter_model.safetensors").exists():
         raise DataError(
-            f"{adapter} holds no adapter_model.safetensors, and a pickle is not read",
+            f"{adapter} has no adapter_model.safetensors, and pickles are not read",
             "Save it again with save_pretrained",
         )
     if not odd:
@@ -299,7 +299,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def _not_plain(config: Mapping[str, Any]) -> str:
-    """What of an adapter's configuration is more than plain LoRA; "" if nothing is."""
+    """Names the parts of an adapter's configuration beyond plain LoRA; "" if there are none."""
     if config.get("peft_type") != "LORA":
         return str(config.get("peft_type"))
     for key in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters",
@@ -310,9 +310,9 @@ def _not_plain(config: Mapping[str, Any]) -> str:
 
 
 def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
-    """W += scale B A for every adapted layer of `model`, in place; in float32.
+    """Adds W += scale B A for every adapted layer of `model`, in place, in float32.
 
-    Raises DataError when the adapter's tensors and the model's layers do not match.
+    Raises DataError if the adapter's tensors and the model's layers do not match.
     """
     import torch
 
@@ -358,14 +358,14 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
             weight += delta
         for name, value in whole.items():
             if name not in state or state[name].shape != value.shape:
-                raise DataError(f"{file} holds {name!r}, which the base model lacks or shapes so")
+                raise DataError(f"{file} has {name!r}, which does not fit the base model")
             state[name].copy_(value.float())
     if not pairs and not whole:
-        raise DataError(f"{file} holds no adapter weights", "Train or save it again")
+        raise DataError(f"{file} has no adapter weights", "Train or save it again")
 
 
 def _for_layer(pattern: Mapping[str, Any] | None, name: str, default: Any) -> float:
-    """The value of the first pattern that a layer's name ends with, as peft matches them."""
+    """Returns the value of the first pattern that a layer's name ends with, as in peft."""
     for key, value in (pattern or {}).items():
         if re.fullmatch(rf"(?:.*\.)?(?:{key})", name):
             return float(value)

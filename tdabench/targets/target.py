@@ -48,7 +48,7 @@ TEMPLATES = {
     "question": ("Question: ", "\nAnswer:"),
     "none": ("", ""),
     "chat": ("", ""),  # the tokenizer's own chat template, one user turn
-    # As the published truth of AirRep was trained (its public code, sft_trainer.py): the first
+    # As in the training of AirRep's published truth (its public code, sft_trainer.py): the first
     # 256 words between these two, inside the chat template.
     "airrep": ("Question: ", "\nAnswer:"),
 }
@@ -59,16 +59,16 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")
 CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 
-_WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own answer is many times as large
+_WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own output is many times as large
 
 _USUAL = [Recipe().as_dict(), 0.25]  # what no fingerprint says
 
-SCRATCH = "scratch"  # in place of a checkpoint: weights as the configuration draws them
+SCRATCH = "scratch"  # in place of a checkpoint: weights initialised from the configuration
 
 
 @dataclass(frozen=True)
 class Target:
-    """`folder` holds config.json, tokenizer files and one safetensors file a checkpoint.
+    """`folder` has config.json, tokenizer files and one safetensors file per checkpoint.
 
     `checkpoints` maps a name to a file in `folder` (or to a folder in the Hugging Face layout):
     those that methods may score at. None of them is among the models behind the truth.
@@ -87,7 +87,7 @@ class Target:
     regime: str = ""
     template: str = "plain"
     max_length: int = 256
-    truncate: str = "error"  # or "prompt-left": the prompt's first tokens go; "right": the last
+    truncate: str = "error"  # or "prompt-left": drops the prompt's first tokens; "right": the last
     dtype: str = "float32"
     source: str = ""
     recipe: Recipe = field(default_factory=Recipe)
@@ -105,13 +105,13 @@ class Target:
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction = {self.fraction}", "A share of the pool, in (0, 1]")
         if SCRATCH in self.checkpoints:
-            raise UsageError(f"no checkpoint may be called {SCRATCH!r}", "It means: no checkpoint")
+            raise UsageError(f"a checkpoint cannot be named {SCRATCH!r}", "It means: no checkpoint")
 
     def __hash__(self) -> int:
         return hash((self.name, self.folder))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Fields only: a worker process loads its own tokenizer and models."""
+        """Returns fields only: a worker process loads its own tokenizer and models."""
         return {f: self.__dict__[f] for f in self.__dataclass_fields__}
 
     # ------------------------------------------------------------------ identity
@@ -125,7 +125,7 @@ class Target:
         return found if training == _USUAL else fingerprint([found, training])
 
     def fingerprint_of(self, checkpoint: str) -> str:
-        """The same over one checkpoint: what a truth that starts there depends on."""
+        """Returns the fingerprint over one checkpoint, for truths that start there."""
         if checkpoint == SCRATCH:
             return self._fingerprint([])
         if checkpoint not in self.checkpoints:
@@ -151,7 +151,7 @@ class Target:
         return fingerprint([hashes, self.template, self.max_length, self.truncate, *rest])
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the target, beside its fingerprint."""
+        """Returns a record's description of the target, without its fingerprint."""
         return {
             "name": self.name,
             "regime": self.regime,
@@ -165,7 +165,7 @@ class Target:
         }
 
     def files(self, checkpoint: str) -> list[Path]:
-        """What a machine needs to train from `checkpoint`: configuration, tokenizer, weights."""
+        """Lists the files for training from `checkpoint`: configuration, tokenizer, weights."""
         small = {".json", ".txt", ".model", ".jinja"}
         out = [p for p in sorted(self.folder.iterdir()) if p.is_file() and p.suffix in small]
         if checkpoint != SCRATCH:
@@ -180,9 +180,9 @@ class Target:
         return {}
 
     def model(self, checkpoint: str = "base", device: str = "cpu") -> PreTrainedModel:
-        """The model at `checkpoint`: eval mode, gradients off. Shared: do not alter.
+        """Returns the shared model at `checkpoint` in eval mode, gradients off; do not change it.
 
-        In `dtype`, which is float32 unless the target says otherwise.
+        Its dtype is `dtype`, by default float32.
         """
         if (checkpoint, device) not in self._models:
             model = self.fresh_model(checkpoint)
@@ -191,9 +191,9 @@ class Target:
         return self._models[checkpoint, device]
 
     def fresh_model(self, checkpoint: str = "base", seed: int = 0) -> PreTrainedModel:
-        """A new copy of the model at `checkpoint` in float32, the caller's to train.
+        """Returns a new copy of the model at `checkpoint` in float32, for the caller to train.
 
-        "scratch" is no file: the weights that the configuration draws by `seed`.
+        "scratch" is not a file: weights are initialised from the configuration with `seed`.
         """
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -205,7 +205,7 @@ class Target:
             model = load_pretrained(path)
         else:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-            with torch.random.fork_rng(devices=[]):  # initialising must not move global streams
+            with torch.random.fork_rng(devices=[]):  # must not advance global streams
                 torch.manual_seed(named_seed(seed, SCRATCH))
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             if checkpoint != SCRATCH:
@@ -220,8 +220,8 @@ class Target:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        # transformers 5 picks the class by the model's type and lets it replace the
-        # pre-tokenizer that tokenizer.json declares. A folder that names the plain class means it.
+        # transformers 5 selects the class by the model's type and lets it replace the
+        # pre-tokenizer in tokenizer.json. A folder that names the plain class needs that class.
         config = self.folder / "tokenizer_config.json"
         plain = config.exists() and (
             read_json(config).get("tokenizer_class")
@@ -250,7 +250,7 @@ class Target:
         return int(self.tokenizer.pad_token_id)
 
     def prompt_text(self, example: Example) -> str:
-        """The prompt as the model sees it, up to where the response begins."""
+        """Returns the prompt as the model sees it, up to the beginning of the response."""
         before, between = TEMPLATES[self.template]
         prompt = example.prompt
         if self.template == "airrep":
@@ -259,7 +259,7 @@ class Target:
         return self._chat([("user", prompt)], example.id) if self.template in CHAT else prompt
 
     def _chat(self, turns: Sequence[tuple[str, str]], id: str) -> str:
-        """A conversation as the tokenizer's chat template writes it."""
+        """Formats a conversation with the tokenizer's chat template."""
         last = turns[-1][0]
         try:
             text = self.tokenizer.apply_chat_template(
@@ -267,7 +267,7 @@ class Target:
                 tokenize=False,
                 add_generation_prompt=last == "user",
             )
-        except Exception as e:  # a template is a program: it may raise anything
+        except Exception as e:  # a template is a program and may raise anything
             raise DataError(
                 f"the chat template of {self.name!r} fails on {id!r}: {_line(e)}",
                 'Use another template: "plain", "alpaca", "question" or "none"',
@@ -276,7 +276,7 @@ class Target:
 
     @cached_property
     def _ending(self) -> list[int]:
-        """Token ids that end a response: end of text, or what the chat template writes there."""
+        """Token ids that end a response: end of text, or the ending of the chat template."""
         eos = [int(self.tokenizer.eos_token_id)]
         if self.template not in CHAT:
             return eos
@@ -286,9 +286,9 @@ class Target:
         return eos if rest == whole else _ids(self.tokenizer, [rest])[0] or eos
 
     def tokenize(self, examples: Sequence[Example], role: str = "full") -> list[Tokens]:
-        """Token ids of each example. `role="prompt"` leaves the response out.
+        """Tokenises each example. `role="prompt"` leaves out the response.
 
-        Raises DataError for an example longer than the context when truncation is "error".
+        Raises DataError for an example longer than the context if truncation is "error".
         """
         out: list[Tokens] = []
         for a in range(0, len(examples), _WINDOW):
@@ -308,7 +308,7 @@ class Target:
             if role == "full":
                 r = [*r, *ending]
             if not p:
-                p = [eos]  # something must precede the first predicted token
+                p = [eos]  # a token must precede the first predicted one
             if len(p) + len(r) > self.max_length:
                 p, r = self._truncated(example, p, r)
             out.append(Tokens(np.asarray(p + r, dtype=np.int64), len(p)))
@@ -330,16 +330,16 @@ class Target:
     def batches(
         self, tokens: Sequence[Tokens], tokens_a_batch: int = 4096, max_examples: int = 256
     ) -> Iterator[Batch]:
-        """Batches of similar length, longest first, none wider than `tokens_a_batch` padded."""
+        """Yields batches of similar length, longest first, at most `tokens_a_batch` padded."""
         for index in batch_places([len(t) for t in tokens], tokens_a_batch, max_examples):
             yield pad(tokens, index, self.pad_id)
 
     def losses(
         self, model: PreTrainedModel, tokens: Sequence[Tokens], tokens_a_batch: int = 8192
     ) -> np.ndarray:
-        """Mean response-token loss of each example under `model` in eval mode: float32 [n].
+        """Computes each example's mean response-token loss in eval mode: float32 [n].
 
-        When memory runs out the batch is halved, for the rest of the call.
+        When memory runs out the batch is halved for the rest of the call.
         """
         import torch
 
@@ -360,7 +360,7 @@ class Target:
 
 
 def dtype_on(dtype: str, device: str, model: PreTrainedModel) -> torch.dtype:
-    """The torch dtype that a target's `dtype` means for a model on a device."""
+    """Returns the torch dtype that a target's `dtype` means for a model on a device."""
     import torch
 
     if dtype == "auto":
@@ -370,10 +370,9 @@ def dtype_on(dtype: str, device: str, model: PreTrainedModel) -> torch.dtype:
 
 
 def load_pretrained(folder: Path) -> PreTrainedModel:
-    """The causal model in a folder of the Hugging Face layout, float32, from safetensors only.
+    """Loads the causal model from a folder in the Hugging Face layout, float32, safetensors only.
 
-    Raises DataError when the folder does not hold the whole of one, instead of drawing at random
-    what it lacks.
+    Raises DataError if weights are missing, which transformers would initialise at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -389,12 +388,12 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
                 output_loading_info=True,
             )
     except Exception as e:
-        # What transformers raises for a damaged folder depends on what is damaged.
+        # The exception that transformers raises depends on the damage.
         if out_of_memory(e):
             raise
         raise DataError(
             f"cannot load a causal language model from {folder}: {_line(e)}",
-            "It needs a config.json that transformers knows and weights as safetensors "
+            "It needs a config.json that transformers supports and weights as safetensors "
             "(pytorch_model.bin is a pickle, which is not read)",
         ) from e
     model, report = loaded
@@ -409,13 +408,13 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """Without the progress bars that transformers draws on stderr, a line a tensor in a log."""
+    """Suppresses transformers' progress bars on stderr, which in a log are one line per tensor."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # some bars ask nobody
+        with contextlib.redirect_stderr(io.StringIO()):  # some bars ignore the setting
             yield
     finally:
         if shown:
@@ -431,10 +430,10 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Logits at the positions that predict response tokens, row after row: [tokens, vocabulary].
+    """Computes logits at the positions that predict response tokens: [tokens, vocabulary].
 
-    Computed there only: with a large vocabulary the rest is most of the memory, and on short
-    responses much of the time.
+    Other positions are skipped: with a large vocabulary they take most of the memory, and with
+    short responses much of the time.
     """
     if getattr(model.config, "final_logit_softcapping", None):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
@@ -446,7 +445,7 @@ def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Losses of the response tokens, row after row: [tokens]."""
+    """Computes the losses of the response tokens, row by row: [tokens]."""
     import torch
 
     logits = response_logits(model, batch)
@@ -455,12 +454,12 @@ def token_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def example_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Mean response-token loss of each example, differentiable: [b]."""
+    """Computes each example's mean response-token loss, differentiable: [b]."""
     return batch.means(token_losses(model, batch))
 
 
 def tied_head(model: PreTrainedModel) -> str:
-    """The name under which the output matrix repeats the input embedding's, or "" for neither."""
+    """Returns the name of an output matrix that is tied to the input embedding, or ""."""
     if not getattr(model.config, "tie_word_embeddings", False):
         return ""
     head = model.get_output_embeddings()
@@ -468,7 +467,7 @@ def tied_head(model: PreTrainedModel) -> str:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name. Raises DataError for a missing or truncated file, before allocating."""
+    """Reads tensors by name. Raises DataError for a missing or truncated file before allocating."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -492,7 +491,7 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
 
 
 def save_weights(model: PreTrainedModel, path: Path, half: bool = True) -> None:
-    """Writes the weights as float16 (the rounded weights then *are* the checkpoint)."""
+    """Writes the weights as float16; the rounded weights are the checkpoint."""
     import torch
 
     tied = tied_head(model)

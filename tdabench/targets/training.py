@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-OnCheckpoint = Callable[[int, "PreTrainedModel"], None]  # (steps done, the model as it is then)
+OnCheckpoint = Callable[[int, "PreTrainedModel"], None]  # (steps done, the model at that step)
 
 
 def batch_order(n: int, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
-    """Positions of each batch: a fresh permutation an epoch, `recipe.steps(n)` batches in all."""
+    """Draws the positions of `recipe.steps(n)` batches, with a new permutation per epoch."""
     left, epoch = recipe.steps(n), 0
     while left:
         order = np.random.default_rng(named_seed(seed, f"order-{epoch}")).permutation(n)
@@ -34,16 +34,16 @@ def batch_order(n: int, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
 
 
 def micro_batches(tokens: Sequence[Tokens], batch: np.ndarray, most: int = 0) -> list[np.ndarray]:
-    """Splits a batch by length where that saves padding, and into parts of at most `most`.
+    """Splits a batch by length if that saves padding, and into parts of at most `most`.
 
-    The summed gradient is the same.
+    The summed gradient does not change.
     """
     lengths = np.array([len(tokens[i]) for i in batch])
     order = np.argsort(lengths, kind="stable")
     n = len(order)
     if most and n > most:
         return [batch[order[a : a + most]] for a in range(0, n, most)]
-    best, cut = n * lengths[order[-1]] * 0.9, 0  # a second pass must save a tenth to pay
+    best, cut = n * lengths[order[-1]] * 0.9, 0  # a second pass must save a tenth to be worthwhile
     for c in range(4, n - 3):
         cost = c * lengths[order[c - 1]] + (n - c) * lengths[order[-1]]
         if cost < best:
@@ -65,17 +65,17 @@ def finetune(
 ) -> PreTrainedModel:
     """Trains `model` in place on `tokens` by `recipe` and returns it in eval mode.
 
-    `on_step(done, total, loss)` follows along. `on_checkpoint(step, model)` is called after each
-    step in `keep` or `recipe.keep` (0: before the first) with the model as it is then, adapters
-    merged; it copies or writes what it wants to keep and leaves the model as it is.
+    `on_step(done, total, loss)` is called after each step. `on_checkpoint(step, model)` is called
+    after each step in `keep` or `recipe.keep` (0: before the first) with the model at that step,
+    adapters merged; it must copy or write what it keeps, and must not change the model.
 
-    `members`, bool [token], leaves out the examples that it is False for without moving any other:
-    batches are drawn over all of `tokens`, and what is left out weighs 0 in its batch.
+    `members`, bool [token], excludes the examples that are False without moving any other: batches
+    are drawn over all of `tokens`, and excluded examples have weight 0 in their batch.
 
-    When memory runs out, the step is done again in parts of half as many examples, and so are
-    all later ones: the gradient is the same but for rounding. `on_backoff(examples)` is told.
+    When memory runs out, the step is repeated in parts of half as many examples, as are all later
+    steps: the gradient is the same up to rounding. `on_backoff(examples)` is called.
 
-    An empty sequence trains nothing. Raises TdabenchError when the loss stops being finite.
+    An empty sequence trains nothing. Raises TdabenchError if the loss becomes non-finite.
     """
     import torch
 
@@ -98,7 +98,7 @@ def finetune(
                     on_checkpoint(step, model)
 
         def gradient(kept: np.ndarray, n: int) -> tuple[float, int]:
-            """Adds up a batch's gradient: its loss, and the size of a part too large, or 0."""
+            """Accumulates a gradient; returns the loss, and the size of a part too large, or 0."""
             value = 0.0
             for part in micro_batches(tokens, kept, most):
                 try:
@@ -146,13 +146,13 @@ def finetune(
 
 
 def _trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    """The parameters that require gradients; all of them when none does."""
+    """Returns the parameters that require gradients, or all if none does."""
     params = [p for p in model.parameters() if p.requires_grad]
     return params or list(model.requires_grad_(True).parameters())
 
 
 def make_optimizer(params: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `params`; the caller sets its learning rate at each step."""
+    """Makes the recipe's optimizer over `params`; the caller sets its learning rate per step."""
     import torch
 
     if recipe.optimizer == "sgd":
@@ -179,7 +179,7 @@ def _autocast(model: PreTrainedModel, recipe: Recipe) -> contextlib.AbstractCont
 
 @contextlib.contextmanager
 def _recomputed(model: PreTrainedModel, recipe: Recipe) -> Iterator[None]:
-    """While open, layers recompute their activations in the backward pass, if the recipe asks."""
+    """Makes layers recompute activations in the backward pass within the context, if requested."""
     if not recipe.checkpointing:
         yield
         return
@@ -189,7 +189,7 @@ def _recomputed(model: PreTrainedModel, recipe: Recipe) -> Iterator[None]:
     )
     recomputing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in recomputing:
-        module.training = True  # what recomputing looks at; layers within stay in eval mode
+        module.training = True  # the flag that recomputing reads; inner layers stay in eval mode
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-"""Shared machinery for method authors; what is public is listed in `tdabench.api`."""
+"""Shared components for method authors; `tdabench.api` lists the public ones."""

@@ -13,14 +13,14 @@ from tdabench.rows import row_blocks
 
 
 class FaissIndex:
-    """Approximate top-k by FAISS, for corpora that a scan takes too long over.
+    """Approximate top-k by FAISS, for corpora for which a scan takes too long.
 
     `spec` is a FAISS factory string: "Flat" is exact, "IVF1024,SQ8" reads a share of the rows,
-    "HNSW32" walks a graph. Inner product throughout; the index is held in memory. `rows` [n, d]
-    is an array or a `FeatureStore`; `probes` is how many IVF cells a query reads. Needs the extra
-    `faiss`.
+    "HNSW32" searches a graph. All use the inner product; the index is held in memory. `rows` [n, d]
+    is an array or a `FeatureStore`; `probes` is the number of IVF cells that a query reads. Needs
+    the extra `faiss`.
 
-    Raises MissingExtra without FAISS, and UsageError for a `spec` that it cannot build.
+    Raises MissingExtra without FAISS, and UsageError for a `spec` that FAISS cannot build.
     """
 
     def __init__(self, rows: Any, spec: str = "IVF1024,SQ8", probes: int = 32) -> None:
@@ -30,9 +30,9 @@ class FaissIndex:
         try:
             self.index = faiss.index_factory(d, spec, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as e:
-            raise UsageError(f"FAISS does not know the index {spec!r}", "Say Flat or HNSW32") from e
+            raise UsageError(f"FAISS does not know the index {spec!r}", "Use Flat or HNSW32") from e
         if not self.index.is_trained:
-            # FAISS asks for 40 to 256 rows a cell: an even sample of the corpus, in order.
+            # FAISS needs 40 to 256 rows per cell: an even sample of the corpus, in order.
             most = max(256, min(n, 1 << 17))
             sample = np.unique(np.linspace(0, max(0, n - 1), most).astype(np.int64))
             try:
@@ -46,9 +46,9 @@ class FaissIndex:
         self._probe(probes)
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Values float32 and ids int64 [query, min(k, n)], best first; id -1 where none was found.
+        """Returns values float32 and ids int64 [query, min(k, n)], best first; id -1 if not found.
 
-        Equal scores are ordered by index within what FAISS returned.
+        Equal scores are ordered by index within the results of FAISS.
         """
         k = min(k, self.shape[0])
         if k == 0 or not len(queries):
@@ -58,20 +58,20 @@ class FaissIndex:
         return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
 
     def save(self, path: Path) -> None:
-        """Writes the index as FAISS does to the file `path`."""
+        """Writes the index to the file `path` in FAISS's format."""
         faiss = _faiss()
         write_bytes(path, faiss.serialize_index(self.index).tobytes())
 
     @classmethod
     def open(cls, path: Path, probes: int = 32) -> FaissIndex:
-        """The index that `save` wrote. Raises DataError for a damaged file."""
+        """Opens an index that `save` wrote. Raises DataError for a damaged file."""
         faiss = _faiss()
         try:
             index = faiss.deserialize_index(np.frombuffer(Path(path).read_bytes(), dtype=np.uint8))
         except OSError as e:
             raise DataError(f"cannot read {path}: {e.strerror}") from e
         except RuntimeError as e:
-            raise DataError(f"{path} is not a FAISS index, or damaged") from e
+            raise DataError(f"{path} is not a FAISS index, or is damaged") from e
         self = cls.__new__(cls)
         self.index, self.shape = index, (int(index.ntotal), int(index.d))
         self._probe(probes)

@@ -1,6 +1,6 @@
 """Encoding text with a transformer: length-sorted, token-budget batches, masked pooling.
 
-Results come back in the order of the input and do not depend on the batch size beyond float
+Results are in the order of the input and do not depend on the batch size beyond float
 rounding, since padding is masked in the attention and in the mean.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tdabench.targets.target import Target
 
 TOKEN_POOLINGS = ("mean", "position", "cls", "last")
-# A processor is fastest while activations stay in its cache, an accelerator when it is full.
+# A CPU is fastest while activations stay in its cache, an accelerator when it is full.
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 16_384}
 _WINDOW = 16_384  # texts tokenised at a time, so that a corpus of any size fits
 
@@ -40,15 +40,15 @@ def encode_texts(
     normalise: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """One vector a text, float32 [text, width].
+    """Encodes each text as one vector: float32 [text, width].
 
-    `model` is any encoder or causal model that returns `last_hidden_state` (a head, if there is
-    one, is left out). Texts longer than `max_length` tokens (special tokens included; default:
-    what model and tokenizer allow) are cut at the end. `pooling` is "mean" over real tokens,
-    "position" (weights 1, 2, … over real tokens), "cls" (first token) or "last". `normalise`
-    scales to length 1. A text without tokens gives zeros. `tokens_a_batch` (padding included)
-    bounds a batch; None leaves it to the device, and nothing but speed depends on it. When memory
-    runs out, batches are halved for the rest of the call.
+    `model` is any encoder or causal model that returns `last_hidden_state` (without its head).
+    Texts longer than `max_length` tokens (including special tokens; default: the maximum of model
+    and tokenizer) are cut at the end. `pooling` is "mean" over real tokens, "position" (weights
+    1, 2, … over real tokens), "cls" (first token) or "last". `normalise` scales to length 1. A text
+    without tokens gives zeros. `tokens_a_batch` (including padding) limits a batch; None chooses
+    by device, and only speed depends on it. When memory runs out, batches are halved for the rest
+    of the call.
 
     Raises UsageError for an unknown pooling or layer.
     """
@@ -82,12 +82,12 @@ def pooled_hidden_states(
     tokens_a_batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Hidden states of the target, pooled over the tokens of each example: float32 [example, d].
+    """Pools the target's hidden states over the tokens of each example: float32 [example, d].
 
     `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final
-    norm. `weighting` is "mean" (RDS) or "position", weights 1, 2, … T over the T tokens divided
-    by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to leave the
-    response out; both are tokenised as the target is trained.
+    norm. `weighting` is "mean" (RDS) or "position": weights 1, 2, … T over the T tokens, divided
+    by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to exclude the
+    response; both are tokenised as in training of the target.
     """
 
     def ids_of(window: slice) -> list[np.ndarray]:
@@ -99,20 +99,20 @@ def pooled_hidden_states(
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, d] scaled to length 1; a row of zeros stays one."""
+    """Scales rows [n, d] to length 1; a zero row stays zero."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
 
 
 def context_length(model: Any, tokenizer: Any) -> int | None:
-    """The most tokens that both model and tokenizer take; None where neither says."""
+    """Returns the most tokens that both model and tokenizer accept; None if neither states it."""
     limits = [
         getattr(model.config, "max_position_embeddings", None),
         getattr(tokenizer, "model_max_length", None),
     ]
     if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        limits[0] = limits[0] and limits[0] - 2  # two positions are spent on padding
-    known = [int(x) for x in limits if x and x < 1 << 20]  # tokenizers say 1e30 for "no limit"
+        limits[0] = limits[0] and limits[0] - 2  # two positions are reserved for padding
+    known = [int(x) for x in limits if x and x < 1 << 20]  # tokenizers use 1e30 for "no limit"
     return min(known) if known else None
 
 
@@ -127,7 +127,7 @@ def _encode_windows(
     progress: Callable[[int, int], None] | None,
     max_examples: int = 256,
 ) -> np.ndarray:
-    """Pooled vectors float32 [n, width] in order, tokenised by `ids_of` a window at a time."""
+    """Returns pooled vectors float32 [n, width] in order; `ids_of` tokenises a window at a time."""
     out: np.ndarray | None = None
     done = 0
     for a in range(0, n, _WINDOW):
@@ -153,7 +153,7 @@ def _encode_ids(
     tokens_a_batch: int | None,
     max_examples: int = 256,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(places in `ids`, pooled float32 [b, d]) batch by batch, longest first."""
+    """Yields (positions in `ids`, pooled float32 [b, d]) batch by batch, longest first."""
     import torch
 
     if pooling not in TOKEN_POOLINGS:
@@ -162,7 +162,7 @@ def _encode_ids(
         )
     budget = tokens_a_batch or TOKENS_A_BATCH.get(model.device.type, TOKENS_A_BATCH["cuda"])
     lengths = np.array([len(x) for x in ids], dtype=np.int64)
-    some = np.flatnonzero(lengths)  # a text without tokens has nothing to pool
+    some = np.flatnonzero(lengths)  # a text without tokens has no vector to pool
 
     def compute(places: np.ndarray) -> np.ndarray:
         index = some[places]
@@ -193,7 +193,7 @@ def _encode_ids(
 def _hidden(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int
 ) -> torch.Tensor:
-    """Hidden states [b, t, d] of one layer, without the language-modelling head."""
+    """Computes hidden states [b, t, d] of one layer, without the language-modelling head."""
     body = model.base_model
     if layer == -1:
         return body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -209,7 +209,7 @@ def _hidden(
 
 
 def _pool(hidden: torch.Tensor, real: torch.Tensor, pooling: str) -> torch.Tensor:
-    """[b, t, d] -> [b, d]."""
+    """Pools [b, t, d] -> [b, d]."""
     import torch
 
     if pooling == "cls":

@@ -1,12 +1,12 @@
 """Per-example gradients of a language model's linear layers, in one forward and backward pass.
 
 For a linear layer y_t = W x_t the gradient of example i's loss is sum_t delta_t x_t^T, with
-delta_t = d loss_i / d y_t. Hooks catch x in the forward and delta in the backward pass; weights
-are frozen, so that autograd spends nothing on weight gradients, and the backward pass ends at the
-first layers asked for. The passes run on a *sum* of per-example losses: each example's delta is
-then that of its own loss, whatever its batch mates. With projections the hooks keep x P_in only,
-and make P_out^T (sum_t delta_t x_t^T) P_in of it (LoGra, arXiv 2405.13954): neither activations
-nor full gradients are held.
+delta_t = d loss_i / d y_t. Hooks record x in the forward and delta in the backward pass. Weights
+are frozen, so that autograd computes no weight gradients, and the backward pass ends at the first
+selected layers. The passes run on the *sum* of per-example losses, so each example's delta belongs
+to its own loss, independent of its batch. With projections the hooks keep only x P_in, and form
+P_out^T (sum_t delta_t x_t^T) P_in from it (LoGra, arXiv 2405.13954): neither activations nor full
+gradients are stored.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ Projections = Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]
 
 IN_MEMORY_BYTES = 512 << 20
 WINDOW = 65_536  # examples tokenised at a time
-TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16_384}  # a GPU is slow to start and quick to finish
-_CACHED = 1 << 20  # bytes of gradients that stay in a processor's second cache
+TOKENS_A_BATCH = {"cpu": 4096, "cuda": 16_384}  # a GPU starts slowly and computes quickly
+_CACHED = 1 << 20  # bytes of gradients that fit in a CPU's L2 cache
 _STRIP = 128  # rows of a second moment at a time
-_WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # from torch 2.8 on
+_WIDE_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")  # since torch 2.8
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One linear layer: its weight gradient is [d_out, d_in], the bias, if any, last in d_in.
+    """One linear layer: its weight gradient is [d_out, d_in]; a bias is the last column of d_in.
 
-    `p_out` [d_out, r] and `p_in` [d_in, r] project either side; None leaves the side as it is.
+    `p_out` [d_out, r] and `p_in` [d_in, r] project either side; None leaves the side unchanged.
     The features of the layer are `features[:, start : start + dim]`, [rows, cols] row-major.
     """
 
@@ -96,21 +96,21 @@ class Layer:
 
 
 class GradientEngine:
-    """Per-example gradients of `model`, which it leaves as it found it.
+    """Per-example gradients of `model`, which is left unchanged.
 
-    layers      regular expression searched in layer names; None takes every linear layer except
+    layers      regular expression searched in layer names; None selects every linear layer except
                 the output head
-    rank        project each side of each layer to this many dimensions (a side that is not
-                larger stays as it is); None keeps gradients whole
-    projection  "random": Gaussian with variance 1/rank, so that inner products are kept in
+    rank        dimensions to which each side of each layer is projected (a side that is not larger
+                stays unchanged); None keeps whole gradients
+    projection  "random": Gaussian with variance 1/rank, which preserves inner products in
                 expectation, drawn from `random(name)`; or a mapping from layer names to
                 (p_in [d_in, r], p_out [d_out, r])
     random      a function from a name to a seeded generator: `context.torch_generator`
-    bias        take the gradients of biases too, where a layer has one
-    loss        (model, batch) -> [b], the quantity differentiated; the mean response-token loss
-                by default
+    bias        include the gradients of biases, if a layer has one
+    loss        (model, batch) -> [b], the quantity to differentiate; by default the mean
+                response-token loss
 
-    Raises UsageError when no layer matches, and MethodError for a quantised model.
+    Raises UsageError if no layer matches, and MethodError for a quantised model.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class GradientEngine:
             sides: list[Tensor | None]
             if not isinstance(projection, str):
                 if name not in projection:
-                    raise unknown("layer in the projections given", name, projection)
+                    raise unknown("layer in the given projections", name, projection)
                 sides = [None if p is None else torch.as_tensor(p) for p in projection[name]]
             else:
                 if projection != "random":
@@ -159,18 +159,18 @@ class GradientEngine:
 
     @property
     def dims(self) -> dict[str, int]:
-        """Features a layer, in the order in which they stand."""
+        """Number of features per layer, in order."""
         return {layer.name: layer.dim for layer in self.layers}
 
     # ------------------------------------------------------------------ passes
 
     def backward(self, batch: Batch, visit: Visit, loss: Loss | None = None) -> Tensor:
-        """One forward and backward pass; `visit` sees each layer's inputs and output gradients.
+        """Runs one forward and backward pass; `visit` receives each layer's inputs and deltas.
 
-        `visit(layer, x, delta)` gets x [b, t, d_in] (a column of ones last, with a bias) and
+        `visit(layer, x, delta)` gets x [b, t, d_in] (with a bias, the last column is ones) and
         delta [b, t, d_out] in the model's dtype, last layer first. delta is zero at padding, so
-        that products of the two count real tokens only; x there has no meaning (`second_moment`
-        leaves it out). Returns the losses [b], detached.
+        that products of the two count only real tokens; x is meaningless there (`second_moment`
+        excludes it). Returns the losses [b], detached.
         """
         odd = _odd_padding(batch)
 
@@ -180,7 +180,7 @@ class GradientEngine:
         return self._pass(batch, keep, lambda layer, x, d: visit(layer, x, _without(odd, d)), loss)
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Gradients of each example's loss, projected if so set: float32 [b, dim]."""
+        """Computes gradients of each example's loss, with any projection: float32 [b, dim]."""
         b = len(batch.input_ids)
         out = torch.empty(b, self.dim, device=batch.input_ids.device)
         first: set[str] = set()
@@ -199,7 +199,7 @@ class GradientEngine:
             if layer.p_out is not None:
                 delta = delta @ self._side(layer.p_out, delta.dtype)  # [b, t, rows]
             g = _outer(_without(odd, delta), x).view(b, -1)
-            if layer.name in first:  # a module used twice: its gradients add
+            if layer.name in first:  # the gradients of a module used twice add up
                 out[:, layer.columns] += g
             else:
                 first.add(layer.name)
@@ -209,7 +209,7 @@ class GradientEngine:
         return out
 
     def _side(self, p: Tensor, dtype: torch.dtype) -> Tensor:
-        """A projection in the dtype of what it projects, converted once."""
+        """Returns a projection in the dtype of its operand, converted once."""
         if p.dtype == dtype:
             return p
         key = id(p), dtype
@@ -224,7 +224,7 @@ class GradientEngine:
         visit: Visit,
         loss: Loss | None,
     ) -> Tensor:
-        """The passes: `keep(layer, x)` says what to hold of x until delta comes to `visit`."""
+        """Runs the passes: `keep(layer, x)` is the part of x to hold until `visit` gets delta."""
         seen: set[str] = set()
 
         def received(layer: Layer, kept: Tensor, delta: Tensor) -> None:
@@ -233,7 +233,7 @@ class GradientEngine:
 
         def forward_hook(layer: Layer, _module: Any, inputs: tuple, output: Tensor) -> Tensor:
             if not output.requires_grad:
-                # Nothing below depends on anything differentiated: the backward pass ends here.
+                # No earlier layer requires a gradient, so the backward pass ends here.
                 output = output.detach().requires_grad_()
             kept = keep(layer, _by_position(layer, inputs[0].detach(), batch))
             output.register_hook(partial(received, layer, kept))
@@ -254,35 +254,35 @@ class GradientEngine:
         if unseen:
             raise MethodError(
                 f"no gradient reached {unseen[0]} ({len(unseen)} layers in all)",
-                "Leave such layers out by the parameter `layers`",
+                "Exclude such layers with the parameter `layers`",
             )
         return losses.detach()
 
     def features(self, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(index [b], gradients [b, dim]) of each batch."""
+        """Yields (index [b], gradients [b, dim]) of each batch."""
         for batch in batches:
             yield batch.index, self.gradients(batch)
 
     def split(self, features: Any) -> dict[str, Any]:
-        """Views of features [n, dim], one a layer: {name: [n, layer dim]}."""
+        """Splits features [n, dim] into views per layer: {name: [n, layer dim]}."""
         return {layer.name: features[:, layer.columns] for layer in self.layers}
 
 
 class Workspace:
-    """Memory for one float32 tensor at a time, kept from batch to batch.
+    """Memory for one float32 tensor at a time, reused from batch to batch.
 
-    Fresh pages cost a processor about as much as the product that fills them: what is used up
-    before the next layer is visited may take the place of the last.
+    Fresh memory pages cost a CPU about as much time as the product that fills them. A result that
+    is consumed before the next layer is visited can therefore be overwritten.
     """
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
     def empty(self, like: Tensor, *shape: int) -> Tensor:
-        """A tensor of that shape on the device of `like`; the one given before is void."""
+        """Returns a tensor of that shape on the device of `like`; invalidates the previous one."""
         n = math.prod(shape)
         if self._memory is None or len(self._memory) < n or self._memory.device != like.device:
-            self._memory = None  # the old one is freed first
+            self._memory = None  # free the old one first
             self._memory = torch.empty(n, device=like.device)
         return self._memory[:n].view(shape)
 
@@ -290,9 +290,9 @@ class Workspace:
 def per_example(
     layer: Layer, x: Tensor, delta: Tensor, workspace: Workspace | None = None
 ) -> Tensor:
-    """P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols].
+    """Computes P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols].
 
-    With a `workspace` the result lies there, until the workspace is asked again.
+    With a `workspace` the result is stored there, until the workspace is used again.
     """
     # Projecting tokens first costs t r (d_in + d_out); forming the gradient first t d_in d_out.
     if layer.p_in is not None:
@@ -307,9 +307,9 @@ def per_example(
 def example_blocks(
     layer: Layer, x: Tensor, delta: Tensor, workspace: Workspace
 ) -> Iterator[tuple[slice, Tensor]]:
-    """(places, `per_example` of them) a few examples at a time, void when the next are asked for.
+    """Yields (positions, `per_example`) a few examples at a time, valid until the next.
 
-    What is done with each number once more is faster while a processor's cache still holds it.
+    Further use of each number is faster while it is in the CPU's cache.
     """
     step = len(x) if x.is_cuda else max(1, _CACHED // (4 * layer.dim))
     for a in range(0, len(x), step):
@@ -318,14 +318,14 @@ def example_blocks(
 
 
 def second_moment(v: Tensor, batch: Batch) -> Tensor:
-    """The sum of v_t v_t^T over the real tokens of a batch: float32 [d, d] of v [b, t, d]."""
+    """Sums v_t v_t^T over the real tokens of a batch: float32 [d, d] of v [b, t, d]."""
     flat = v.flatten(0, 1)
     if batch.real_tokens is not None and len(flat) == batch.input_ids.numel():
         flat = flat[batch.real_tokens]
     d = flat.shape[1]
     if flat.is_cuda or d < 2 * _STRIP:
         return _outer(flat[None], flat[None])[0]
-    # A processor is as fast on a strip of rows, and of a symmetric matrix half of them will do.
+    # A CPU is as fast on a strip of rows, and half of a symmetric matrix is enough.
     flat = flat.float()
     out = flat.new_empty(d, d)
     for a in range(0, d, _STRIP):
@@ -336,10 +336,10 @@ def second_moment(v: Tensor, batch: Batch) -> Tensor:
 
 
 def _outer(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a^T b of each example, float32 [b, p, q] of a [b, t, p] and b [b, t, q].
+    """Computes a^T b of each example, float32 [b, p, q] of a [b, t, p] and b [b, t, q].
 
-    Products of half-precision numbers are exact in float32, where a GPU adds them up: converting
-    operands first would give the same and take the slow way.
+    Products of half-precision numbers are exact in float32, in which a GPU accumulates them:
+    converting operands first gives the same result more slowly.
     """
     a = a.transpose(1, 2)
     half = a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
@@ -353,9 +353,9 @@ def _outer(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def select_layers(
     model: torch.nn.Module, layers: str | None = None
 ) -> list[tuple[str, torch.nn.Module]]:
-    """(name, module) of the linear layers of `model` whose name `layers` is found in.
+    """Returns (name, module) of the linear layers of `model` whose names match `layers`.
 
-    None takes all but the output head. Covers nn.Linear and the Conv1D of GPT-2.
+    None selects all except the output head. Covers nn.Linear and the Conv1D of GPT-2.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -368,7 +368,7 @@ def select_layers(
             "Load the target in float32, float16 or bfloat16",
         )
     if not linear:
-        raise UsageError(f"{type(model).__name__} has no linear layers to take gradients of")
+        raise UsageError(f"{type(model).__name__} has no linear layers for gradients")
     if layers is None:
         head = getattr(model, "get_output_embeddings", lambda: None)()
         chosen = {n: m for n, m in linear.items() if m is not head}
@@ -382,7 +382,7 @@ def select_layers(
         some = ", ".join(list(linear)[:3])
         raise UsageError(
             f"no linear layer matches layers = {layers!r}",
-            f"The {len(linear)} there are: {some}{', …' if len(linear) > 3 else ''}",
+            f"The model has {len(linear)}: {some}{', …' if len(linear) > 3 else ''}",
         )
     return list(chosen.items())
 
@@ -400,17 +400,17 @@ def _draw(
 
 
 def _odd_padding(batch: Batch) -> Tensor | None:
-    """True at padding [b, t, 1] where values there may be NaN, else None.
+    """Returns True at padding [b, t, 1] if its values may be NaN, else None.
 
-    Padding on the right needs no mask: nothing later is attended to, so that delta is zero there,
-    and x is finite. Under padding on the left whole rows of attention are masked.
+    Right padding needs no mask: no later token attends to it, so delta is zero there and x is
+    finite. With left padding, whole rows of attention are masked.
     """
     return ~batch.attention_mask.bool()[..., None] if batch.padded_left else None
 
 
 def _without(odd: Tensor | None, v: Tensor) -> Tensor:
-    """`v` with zeros at `odd` padding."""
-    # The head sees response tokens alone, scattered to one position less.
+    """Returns `v` with zeros at `odd` padding."""
+    # The head sees only response tokens, scattered to the preceding position.
     return v if odd is None else v.masked_fill(odd[:, : v.shape[1]], 0)
 
 
@@ -419,7 +419,7 @@ def _with_ones(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
-    """`v` as [b, t, d]: models flatten tokens in places, and the head sees response tokens only."""
+    """Returns `v` as [b, t, d]: some layers flatten tokens; the head sees only responses."""
     b, t = batch.input_ids.shape
     if v.dim() == 3 and v.shape[0] == b:
         return v
@@ -429,13 +429,13 @@ def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
         return v.new_zeros(b * t, v.shape[1]).index_copy_(0, batch.places, v).view(b, t, -1)
     raise MethodError(
         f"{layer.name} mixes examples: it sees {list(v.shape)} for a batch of {b} x {t} tokens",
-        "Leave such layers (experts, say) out by the parameter `layers`",
+        "Exclude such layers (such as experts) with the parameter `layers`",
     )
 
 
 @contextmanager
 def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no weight gradients within; as it was afterwards."""
+    """Sets eval mode without weight gradients within the context, and restores the model after."""
     training = [(m, m.training) for m in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]
     model.eval()
@@ -452,8 +452,10 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_attention(model: Any, batch: Batch) -> Iterator[None]:
-    """Attention as plain products where torch's fused kernel is slow: backward in half precision
-    on a CPU. Scores of all pairs of tokens are then held, so long sequences keep the kernel."""
+    """Computes attention as plain products where torch's fused kernel is slow.
+
+    This is the backward pass in half precision on a CPU. Plain products hold the scores of all
+    pairs of tokens, so long sequences keep the kernel."""
     weight = next(model.parameters())
     slow = (
         weight.device.type == "cpu"
@@ -483,13 +485,13 @@ def map_batches(
     tokens_a_batch: int | None = None,
     max_examples: int = 256,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """(index [b], compute(batch)) over all of `tokens`, in batches of similar length.
+    """Yields (index [b], compute(batch)) over all of `tokens`, in batches of similar length.
 
-    `batch.index`, as `compute` sees it, equals `index`: places in `tokens`.
+    `batch.index` in `compute` equals `index`: positions in `tokens`.
 
-    When memory runs out the batch is halved, then and for the rest of the pass, and
-    `context.progress` is told; MethodError if a single example does not fit. `tokens_a_batch`
-    (padding included) suits the device unless given.
+    When memory runs out the batch is halved, for the rest of the pass, and `context.progress` is
+    called; raises MethodError if a single example does not fit. `tokens_a_batch` (including
+    padding) is chosen by device by default.
     """
     kind = context.device.partition(":")[0]
     budget = tokens_a_batch or TOKENS_A_BATCH.get(kind, TOKENS_A_BATCH["cuda"])
@@ -529,11 +531,11 @@ def layer_sums(
     loss: Loss | None = None,
     what: str = "moments",
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Sums over a corpus of `moment(layer, x, delta, batch)`, by the name of the layer: float64.
+    """Sums `moment(layer, x, delta, batch)` over a corpus, by layer name: float64.
 
-    `x` and `delta` are as in `GradientEngine.backward`; `loss` is differentiated in place of the
-    engine's. Sums stay on the device, since those of a large model are gigabytes a batch. Without
-    any tokens there are none.
+    `x` and `delta` are as in `GradientEngine.backward`; `loss` replaces the engine's loss. Sums
+    stay on the device, since for a large model they are gigabytes per batch. Without tokens the
+    result is empty.
     """
     sums: dict[str, tuple[Tensor, ...]] = {}
 
@@ -549,7 +551,7 @@ def layer_sums(
         engine.backward(batch, visit, loss)
         return found
 
-    # Added up outside of `compute`: a batch that runs out of memory midway comes again.
+    # Added outside of `compute`, since a batch that runs out of memory midway is retried.
     for _, found in map_batches(context, tokens, compute, what=what):
         for name, parts in found.items():
             if name not in sums:
@@ -574,15 +576,15 @@ def stream_features(
     dtype: str = "float32",
     tokens_a_batch: int | None = None,
 ) -> Rows:
-    """Features [example, dim] from `compute(batch) -> [b, dim]` over length-sorted batches.
+    """Computes features [example, dim] from `compute(batch) -> [b, dim]` over sorted batches.
 
-    Held in memory while they fit in 512 MiB of float32, else in a `FeatureStore` of `dtype` in
-    `context.scratch / name`. With a `key` (whatever decides the features, as JSON), a store left
-    unfinished by an interruption is continued. Raises MethodError naming the example whose
-    features are not finite.
+    Features are in memory if they fit in 512 MiB of float32, else in a `FeatureStore` of `dtype` in
+    `context.scratch / name`. With a `key` (everything that determines the features, as JSON), an
+    interrupted store is continued. Raises MethodError naming the example whose features are not
+    finite.
     """
     n = len(examples)
-    # Unprojected features can outweigh activations: no batch holds more than 256 MiB of them.
+    # Unprojected features can exceed activations: a batch holds at most 256 MiB of them.
     most = max(1, min(256, (256 << 20) // (4 * max(1, dim))))
     store, rows = None, None
     todo = np.arange(n)
@@ -596,7 +598,7 @@ def stream_features(
             path, n, dim, dtype, "" if key is None else fingerprint(identity)
         )
         todo = store.missing
-    # Tokenised a window at a time: a corpus may stay on disk, and so may be larger than memory.
+    # Tokenised in windows: a corpus may stay on disk and be larger than memory.
     for part in np.split(todo, range(WINDOW, len(todo), WINDOW)):
 
         def rows_of(batch: Batch, part: np.ndarray = part) -> torch.Tensor:

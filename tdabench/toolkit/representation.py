@@ -26,7 +26,7 @@ from tdabench.toolkit.sharded import SCHEMA, Run, Shards, build_shards, in_turn
 from tdabench.toolkit.store import FeatureStore
 
 Role = Literal["train", "query"]
-SCORES_BYTES = 256 << 20  # of example scores held to pool groups from
+SCORES_BYTES = 256 << 20  # of example scores held to pool groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class RepresentationMethod(TDAMethod):
     """score(q, z) = phi(q) . phi(z). Subclasses write `encode`, and little else.
 
     Pooling and its temperature are parameters of every such method, because they change group
-    scores a great deal: both are recorded, and may be tuned on held-out queries and groups.
+    scores considerably: both are recorded, and can be tuned on held-out queries and groups.
     """
 
     pooling: str = "sum"
@@ -45,16 +45,16 @@ class RepresentationMethod(TDAMethod):
 
     @abstractmethod
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
-        """Features [example, dim]: a float array, a scipy CSR matrix or a feature store."""
+        """Returns features [example, dim]: a float array, a scipy CSR matrix or a feature store."""
 
     def fit(self, context: Context, features: Rows) -> dict[str, np.ndarray]:
-        """What must be learnt from all training features (a curvature, document frequencies)."""
+        """Computes state from all training features (a curvature, document frequencies)."""
         return {}
 
     def transform(self, features: Any, state: Mapping[str, np.ndarray], role: Role) -> Any:
-        """Features as scored, [example, dim] -> [example, dim'], given what `fit` returned.
+        """Transforms features [example, dim] -> [example, dim'] with the state of `fit`.
 
-        Called on blocks of rows, so each row's result must depend on that row and `state` only.
+        Called on blocks of rows, so each row's result must depend only on that row and `state`.
         """
         return features
 
@@ -86,12 +86,12 @@ class RepresentationMethod(TDAMethod):
 def transform_rows(
     method: RepresentationMethod, context: Context, features: Rows, state: Mapping[str, np.ndarray]
 ) -> Rows:
-    """`method.transform` of all training features; what is in a store streams into another."""
+    """Applies `method.transform` to all training features; a store streams into another store."""
     if type(method).transform is RepresentationMethod.transform:
         return features
     if isinstance(features, np.ndarray) or is_sparse(features):
         return method.transform(features, state, "train")
-    # A feature store may exceed memory: stream it through, block by block, into another.
+    # A feature store may exceed memory, so it is streamed block by block into another.
     n, out = features.shape[0], None
     for a, block in row_blocks(features):
         done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
@@ -120,7 +120,7 @@ class RepresentationIndex(Index):
         self.pooling, self.temperature = method.pooling, method.temperature
 
     def query_features(self, queries: Sequence[Example]) -> Any:
-        """[query, dim'], as `transform` leaves them."""
+        """Returns transformed query features [query, dim']."""
         features = self.method.encode(self.context, queries, "query")
         check_rows(self.method.name, features, len(queries))
         return self.method.transform(features[:], self.state, "query")
@@ -138,9 +138,9 @@ class RepresentationIndex(Index):
         return found.values, found.ids
 
     def scan(self, queries: Sequence[Example], k: int, pooling: str | None = "own") -> ScanResult:
-        """The best k, and the whole corpus as one group, in one pass (`toolkit.scan.ScanResult`).
+        """Finds the best k and pools the whole corpus as one group, in one pass (`toolkit.scan`).
 
-        `pooling` is the index's own by default; None leaves the corpus out.
+        `pooling` is the index's own by default; None skips the corpus.
         """
         device = self.context.device
         return scan(
@@ -153,7 +153,7 @@ class RepresentationIndex(Index):
         )
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
-        """As `Index.score_groups`; beyond SCORES_BYTES of example scores, streams over the rows."""
+        """Scores groups like `Index.score_groups`; streams beyond SCORES_BYTES of scores."""
         if 4 * len(queries) * self.n_train <= SCORES_BYTES:
             return super().score_groups(queries, groups)
         if type(self).score is RepresentationIndex.score:
@@ -197,11 +197,11 @@ def build_index(
     dtype: str = "float32",
     run: Run = in_turn,
 ) -> RepresentationIndex:
-    """`method.build`, in shards under `folder`: encoded and transformed by `run`, fitted here.
+    """Runs `method.build` in shards under `folder`: `run` encodes and transforms, `fit` runs here.
 
-    `fit` reads the features of all shards in blocks. Scores are those of `method.build`, up to
-    the rounding of `dtype`, for a method whose features of an example do not depend on the
-    others in the corpus (`fit` is where they may).
+    `fit` reads the features of all shards in blocks. Scores equal those of `method.build`, up to
+    the rounding of `dtype`, if a method's features of an example do not depend on others in the
+    corpus (only `fit` may depend on them).
     """
     folder = Path(folder)
     context = replace(context, progress=no_progress)

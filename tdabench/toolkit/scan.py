@@ -1,6 +1,6 @@
-"""One pass over the rows of an index: top-k, the whole corpus as a group, and its sum, together.
+"""One pass over the rows of an index: top-k, the whole corpus as a group, and its sum.
 
-Rows are read in blocks that fit a processor's cache, multiplied with the queries and forgotten:
+Rows are read in blocks that fit in a CPU's cache, multiplied with the queries and discarded:
 neither the rows nor a [query, train] matrix is ever held. `stream_groups` pools groups the same
 way.
 """
@@ -22,7 +22,7 @@ BLOCK_BYTES = 8 << 20  # of float32 rows at a time
 
 @dataclass(frozen=True, eq=False)
 class ScanResult:
-    """What a scan says of each query.
+    """The results of a scan for each query.
 
     `values` float32 and `ids` int64 [query, min(k, n)], best first, equal scores by index.
     """
@@ -45,13 +45,13 @@ class ScanResult:
     def merge(cls, parts: Sequence[ScanResult], starts: Sequence[int], k: int) -> ScanResult:
         """What one scan would have found of parts of a corpus, in order, that begin at `starts`.
 
-        Raises UsageError for no parts.
+        Raises UsageError without parts.
         """
         if not parts:
             raise UsageError("there is nothing to merge")
         values = np.hstack([p.values for p in parts])
         ids = np.hstack([p.ids + a for p, a in zip(parts, starts)])
-        # Ids rise from part to part and ties within one are in order, so place breaks ties.
+        # Ids increase from part to part and ties in a part are in order, so position breaks ties.
         values, order = top_k_of(values, k)
         whole = parts[0].whole
         for p in parts[1:]:
@@ -72,11 +72,11 @@ def scan(
     """Scores q . z of all queries with all rows in one pass over `rows`.
 
     pooling     also pool the whole corpus this way ("softmax-abs", ...); None leaves zeros in
-                `pooled` and `sums` and costs nothing
-    device      multiply there by torch ("cuda"); None multiplies by numpy
+                `pooled` and `sums`, at no cost
+    device      multiply on this torch device ("cuda"); None multiplies with numpy
     candidates  of a store with two planes (`int8x2`) the first is read for all rows, and the
-                second for so many best rows a query, which it puts in their final order; default
-                2 k + 50. Sums and pooled scores are those of the first plane.
+                second for this many best rows per query, to put them in their final order; default
+                2 k + 50. Sums and pooled scores come from the first plane.
 
     Raises UsageError for a negative k or an unknown pooling.
     """
@@ -84,7 +84,7 @@ def scan(
         raise UsageError(f"cannot return the best {k} examples")
     if pooling is not None and pooling not in POOLINGS:
         raise UsageError(f"unknown pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
-    if hasattr(rows, "scan"):  # rows in shards, which may lie on other machines
+    if hasattr(rows, "scan"):  # rows in shards, which may be on other machines
         return rows.scan(
             queries, k, pooling=pooling, temperature=temperature, device=device,
             candidates=candidates,
@@ -108,9 +108,9 @@ def scan(
 
 
 def blocks(rows: Rows) -> Iterator[tuple[int, Any, np.ndarray | None]]:
-    """(first row, block [b, d], scales [b] or None): scores of the block are to be scaled.
+    """Yields (first row, block [b, d], scales [b] or None); scores are to be multiplied by scales.
 
-    A block is valid until the next is asked for.
+    A block is valid until the next one is read.
     """
     n, d = rows.shape[0], max(1, rows.shape[1])
     step = max(1, BLOCK_BYTES // (4 * d))
@@ -125,7 +125,7 @@ def blocks(rows: Rows) -> Iterator[tuple[int, Any, np.ndarray | None]]:
 
 
 def _multiplier(queries: Any, device: str | None) -> Any:
-    """A function from a block [b, d] to scores, float32 [query, b]."""
+    """Returns a function from a block [b, d] to scores, float32 [query, b]."""
     if device is not None:
         import torch
 
@@ -146,13 +146,13 @@ def _multiplier(queries: Any, device: str | None) -> Any:
 def _rescore(
     queries: np.ndarray, rows: Any, ids: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of the candidates `ids` [query, m], by the full rows."""
-    ids = np.sort(ids, axis=1)  # equal scores go by index
+    """Finds the best k of the candidates `ids` [query, m] by their full rows."""
+    ids = np.sort(ids, axis=1)  # equal scores are ordered by index
     scores = np.empty(ids.shape, dtype=np.float32)
     step = max(1, 4 * BLOCK_BYTES // (4 * max(1, ids.shape[1]) * rows.shape[1]))  # queries
     for a in range(0, len(ids), step):
         some, place = np.unique(ids[a : a + step], return_inverse=True)
-        full = rows[some]  # each candidate read once, front to back
+        full = rows[some]  # each candidate is read once, in file order
         place = place.reshape(-1, ids.shape[1])
         for i in range(len(place)):
             scores[a + i] = full[place[i]] @ np.asarray(queries[a + i], dtype=np.float32)
@@ -163,8 +163,8 @@ def _rescore(
 class _Best:
     """The best k so far of each query.
 
-    Once k are known, only scores above a query's k-th can enter: one comparison a score. Those
-    are few, and put in order when many have come together.
+    Once k scores are known, only scores above a query's k-th can enter: one comparison per score.
+    These are few, and sorted once many have accumulated.
     """
 
     def __init__(self, q: int, k: int) -> None:
@@ -175,14 +175,14 @@ class _Best:
         self.n_waiting = 0
 
     def add(self, dots: np.ndarray, first: int) -> None:
-        """`dots` [query, b] are the scores of rows `first`, `first` + 1, ..."""
+        """Adds `dots` [query, b], the scores of rows `first`, `first` + 1, ..."""
         q, have = self.values.shape
         if self.k == 0:
             return
         if have < self.k:
             self._merge(*top_k_of(dots, self.k, offset=first))
             return
-        # A later row that equals the k-th does not displace it: equal scores go by index.
+        # A later row that equals the k-th does not replace it: equal scores are ordered by index.
         at = np.flatnonzero(dots > self.values[:, -1:])
         if len(at) > 4 * q * self.k:
             self._settle()
@@ -199,7 +199,7 @@ class _Best:
         return self.values, self.ids
 
     def _merge(self, values: np.ndarray, ids: np.ndarray) -> None:
-        """Scores of later rows, [query, m] each."""
+        """Merges scores of later rows, [query, m] each."""
         values, ids = np.hstack([self.values, values]), np.hstack([self.ids, ids])
         self.values, order = top_k_of(values, self.k)
         self.ids = np.take_along_axis(ids, order, axis=1)
@@ -220,7 +220,7 @@ class _Best:
 
 
 class Whole:
-    """The whole corpus as one group, pooled as scores go by: a softmax with a running maximum."""
+    """The whole corpus as one group, pooled online: a softmax with a running maximum."""
 
     def __init__(self, q: int, pooling: str | None, temperature: float) -> None:
         self.pooling, self.t, self.n = pooling, np.float32(temperature), 0
@@ -229,7 +229,7 @@ class Whole:
         self.norm, self.weighed = np.zeros(q), np.zeros(q)  # with weights exp(logit - top)
 
     def add(self, dots: np.ndarray) -> None:
-        """Scores [query, b] of more rows."""
+        """Adds scores [query, b] of more rows."""
         self.n += dots.shape[1]
         self.sums += dots.sum(axis=1)
         if self.pooling in ("sum", "mean"):
@@ -245,7 +245,7 @@ class Whole:
         self.weighed += np.einsum("qb,qb->q", e, dots)
 
     def merged(self, other: Whole) -> Whole:
-        """This and another part of the corpus together."""
+        """Returns this part of the corpus merged with another."""
         both = Whole(len(self.sums), self.pooling, float(self.t))
         both.top = np.maximum(self.top, other.top)
         for part in (self, other):
@@ -264,7 +264,7 @@ class Whole:
         self.top = top
 
     def pooled(self) -> np.ndarray:
-        """float32 [query]; zero for an empty corpus, or without a pooling."""
+        """Returns pooled scores float32 [query]; zero for an empty corpus, or without a pooling."""
         if self.pooling is None or self.n == 0:
             return np.zeros(len(self.sums), dtype=np.float32)
         if self.pooling == "sum":
@@ -276,7 +276,7 @@ class Whole:
 
 # --------------------------------------------------------------------------- groups
 
-_LEAST_NORM = 1e-250  # float64 sums of weights below it have lost members to underflow
+_LEAST_NORM = 1e-250  # float64 sums of weights below this have lost members to underflow
 
 
 def stream_groups(
@@ -291,7 +291,7 @@ def stream_groups(
 
     Holds [query, block] and [query, group], never [query, train]. A softmax shares one
     exponential per score among all groups: weights are relative to the largest logit of the query
-    so far, and are rescaled when it rises. Groups that underflow on this scale are computed again
+    so far, and are rescaled when it rises. Groups that underflow on this scale are recomputed
     on their own scale in a second pass.
 
     Raises UsageError for an unknown pooling or a temperature that is not positive.
@@ -349,7 +349,7 @@ def _on_their_own_scale(
     temperature: float,
     bytes_a_block: int,
 ) -> np.ndarray:
-    """Softmax-pooled scores float64 [query, group], each relative to the group's largest logit."""
+    """Computes softmax-pooled scores float64 [query, group], each relative to its own maximum."""
     shape = (queries.shape[0], len(groups))
     top, norm, total = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
     for first, scores in _score_blocks(queries, rows, bytes_a_block):
@@ -372,7 +372,7 @@ def _logits(scores: np.ndarray, pooling: str, temperature: float) -> np.ndarray:
 
 
 def _score_blocks(queries: Any, rows: Rows, bytes_a_block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, scores float64 [query, block]) in order, about `bytes_a_block` at a time."""
+    """Yields (first row, scores float64 [query, block]) in order, about `bytes_a_block` each."""
     step = max(1, bytes_a_block // (8 * max(1, queries.shape[0])))
     for a, block in row_blocks(rows, bytes_a_block):
         for b in range(0, block.shape[0], step):

@@ -1,9 +1,9 @@
-"""An index in shards: built and searched part by part, in this process or on a Ray cluster.
+"""An index in shards, built and searched part by part, in this process or on a Ray cluster.
 
-A folder of feature stores (`shard-00000`, `shard-00001`, ...) and `shards.json`. Shards are built
-independently, each resumable by its key, so that a lost node costs one shard; a search scans every
-shard where it is told to and merges what they found. Every node must see the folder under the same
-path. Scores of a shard are those of one index over all rows: products of the same vectors.
+A folder has feature stores (`shard-00000`, `shard-00001`, ...) and `shards.json`. Shards are built
+independently, each resumable by its key, so that a lost node costs one shard. A search scans every
+shard with the given runner and merges the results. Every node must see the folder under the same
+path. Scores of a shard equal those of one index over all rows: products of the same vectors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def in_turn(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
     """Runs tasks on a Ray cluster (extra `ray`), spread over its nodes.
 
-    `address` is that of a running cluster ("auto" finds it); None uses the connection there is,
-    or starts one on this machine. A task takes `cpus` cores and `gpus` accelerators.
+    `address` is the address of a running cluster ("auto" finds it); None uses the existing
+    connection, or starts a cluster on this machine. A task takes `cpus` cores and `gpus`
+    accelerators.
     """
     try:
         import ray
@@ -54,11 +55,11 @@ def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
         remote = ray.remote(_one).options(
             num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=2
         )
-        shared = ray.put(task)  # methods and queries travel once a node, not once a task
+        shared = ray.put(task)  # methods and queries are sent once per node, not per task
         try:
             return ray.get([remote.remote(shared, item) for item in items])
         except ray.exceptions.RayTaskError as e:
-            # A mistake named by the task is the user's to read, as it would be in this process.
+            # A user error in a task is reported as it would be in this process.
             if isinstance(e.cause, TdabenchError):
                 raise e.cause from e
             raise
@@ -74,10 +75,10 @@ def _one(task: Callable[[Any], Any], item: Any) -> Any:
 
 
 class Shards:
-    """Rows [n, d] in feature stores, `starts` [shard + 1] being their first rows.
+    """Rows [n, d] in feature stores; `starts` [shard + 1] are their first rows.
 
-    Hands out float32 rows like one store, so that whatever reads blocks of rows reads it; `run`
-    says where a search scans its shards.
+    Returns float32 rows like one store, so that readers of blocks of rows can use it; `run`
+    decides where a search scans its shards.
     """
 
     def __init__(self, folder: Path, starts: np.ndarray, dim: int, run: Run = in_turn) -> None:
@@ -86,13 +87,13 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path, run: Run = in_turn, verify: bool = True) -> Shards:
-        """The finished shards in `folder`. Raises DataError for one that is missing or damaged.
+        """Opens the finished shards in `folder`. Raises DataError for a missing or damaged shard.
 
-        `verify` reads every byte once, each shard where `run` runs.
+        `verify` reads every byte once, with each shard where `run` runs it.
         """
         meta = read_json(Path(folder) / "shards.json")
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-            raise DataError(f"{folder} is no index in shards, or of another version")
+            raise DataError(f"{folder} is not a sharded index, or of another version")
         starts = np.asarray(meta["starts"], dtype=np.int64)
         self = cls(folder, starts, int(meta["dim"]), run)
         paths = [self.path(i) for i in range(len(starts) - 1)]
@@ -121,7 +122,7 @@ class Shards:
         return self.shape[0]
 
     def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
-        """Rows of a slice or an index array, as a new float32 array [rows, dim]."""
+        """Returns rows of a slice or an index array as a new float32 array [rows, dim]."""
         if isinstance(key, slice):
             a, b, step = key.indices(self.shape[0])
             at = np.arange(a, b, step)
@@ -136,7 +137,7 @@ class Shards:
         return out
 
     def scan(self, queries: Any, k: int, **settings: Any) -> ScanResult:
-        """As `toolkit.scan.scan` over all rows; settings are those of `scan`."""
+        """Scans all rows like `toolkit.scan.scan`, with the same settings."""
         task = partial(_scan_shard, queries=queries, k=k, settings=settings)
         shards = range(len(self.starts) - 1)
         parts = self.run(task, [self.path(s) for s in shards])
@@ -162,11 +163,11 @@ def build_shards(
     key: str = "",
     run: Run = in_turn,
 ) -> Shards:
-    """Shards of `encode(items[a:b])` -> [b - a, dim], `rows_a_shard` rows each, built by `run`.
+    """Builds shards of `encode(items[a:b])` -> [b - a, dim], `rows_a_shard` rows each, with `run`.
 
-    With a `key` (a fingerprint of all that decides the rows) finished shards of that key are kept,
-    so that an interrupted build goes on. `encode` must give a row the same whichever shard it is
-    in. On a cluster, `encode` and the items travel to the nodes.
+    With a `key` (a fingerprint of everything that determines the rows), finished shards with that
+    key are kept, so that an interrupted build resumes. `encode` must give the same row in any
+    shard. On a cluster, `encode` and the items are sent to the nodes.
     """
     if rows_a_shard < 1:
         raise UsageError(f"a shard holds at least 1 row, not {rows_a_shard}")

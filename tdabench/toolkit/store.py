@@ -1,11 +1,11 @@
-"""The feature store: rows on disk, so that an index is bounded by disk and not by memory.
+"""The feature store: rows on disk, so that an index is limited by disk and not by memory.
 
 A store is a folder:
 
     rows.bin     [n, dim] float32, float16 or int8, little-endian, row after row
-    rest.bin     [n, dim] int8: what rounding to rows.bin left, in 254ths (int8x2)
-    scales.bin   [n] float32; a stored row times its scale is the feature (all but float32)
-    written.bin  [n] uint8, 1 where a row is safely on disk; only while the store is unfinished
+    rest.bin     [n, dim] int8: the rounding error of rows.bin, in 254ths (int8x2)
+    scales.bin   [n] float32; a stored row times its scale is the feature (not for float32)
+    written.bin  [n] uint8, 1 if a row is safely on disk; only while the store is unfinished
     store.json   shape, dtype, key, checksums; written last, so a store without it is unfinished
 """
 
@@ -31,8 +31,8 @@ DTYPES: dict[str, np.dtype] = {
     "int8": np.dtype("i1"),
     "int8x2": np.dtype("i1"),
 }
-# The largest value a stored row takes: float16 rows are scaled too, since gradients of a well
-# trained model lie below the smallest float16.
+# The largest value in a stored row: float16 rows are scaled, too, since gradients of a well
+# trained model are below the smallest float16.
 _TOP = {"float16": np.float32(1.0), "int8": np.float32(127.0), "int8x2": np.float32(127.0)}
 _REST = np.float32(1 / 254)  # the unit of rest.bin: half a step of rows.bin is 127 of it
 _FILES = ("rows.bin", "rest.bin", "scales.bin")
@@ -40,16 +40,16 @@ _SECONDS_BETWEEN_FLUSHES = 20.0
 
 
 class FeatureStore:
-    """Feature rows [n, dim] on disk, handed out as float32 blocks: `store[a:b]`.
+    """Feature rows [n, dim] on disk, returned as float32 blocks: `store[a:b]`.
 
-    Written once by `create`, `write`, `close`, in any order of rows; `create` with the key of an
-    unfinished store goes on where it stopped (`missing` says which rows to write). `float16`
-    halves and `int8` quarters the size, each row with its own scale; the error of an element is
-    at most 2^-11 (float16) or 1/254 (int8) of the largest element of its row. `int8x2` takes the
-    room of float16 with an error of at most 2^-15, and keeps its coarse half in a file of its own:
-    a search scans that at the cost of int8, and reads the other half for its best candidates.
+    Written once by `create`, `write`, `close`, with rows in any order; `create` with the key of an
+    unfinished store resumes it (`missing` lists the rows to write). `float16` halves and `int8`
+    quarters the size, with a scale per row; the error of an element is at most 2^-11 (float16) or
+    1/254 (int8) of the largest element of its row. `int8x2` takes the space of float16 with an
+    error of at most 2^-15, and stores its coarse half in its own file: a search scans that file at
+    the cost of int8, and reads the other half for its best candidates.
 
-    Maps are opened for one read or write and dropped, so that resident memory stays at one block.
+    Maps are opened for one read or write and closed, so that resident memory stays at one block.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], written: np.ndarray | None) -> None:
@@ -65,15 +65,15 @@ class FeatureStore:
     def create(
         cls, path: Path, n: int, dim: int, dtype: str = "float32", key: str = ""
     ) -> FeatureStore:
-        """A store of `n` rows open for writing in the folder `path`.
+        """Creates a store of `n` rows, open for writing, in the folder `path`.
 
-        With a `key` (a fingerprint of all that decides the rows), an unfinished store with the
-        same key, shape and dtype is continued. Anything else in its place is replaced.
+        With a `key` (a fingerprint of everything that determines the rows), an unfinished store
+        with the same key, shape and dtype is continued. Anything else in its place is replaced.
         """
         if dtype not in DTYPES:
             raise UsageError(f"unknown feature dtype {dtype!r}", f"One of: {', '.join(DTYPES)}")
         if n < 0 or dim < 1:
-            raise UsageError(f"a feature store of shape [{n}, {dim}] makes no sense")
+            raise UsageError(f"a feature store cannot have the shape [{n}, {dim}]")
         path = Path(path)
         meta = {"schema": SCHEMA, "n": int(n), "dim": int(dim), "dtype": dtype, "key": key}
         plan, done = path / "plan.json", path / "written.bin"
@@ -102,7 +102,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path, verify: bool = True) -> FeatureStore:
-        """A finished store, for reading. Raises DataError when unfinished, truncated or altered.
+        """Opens a finished store for reading. Raises DataError if unfinished, truncated or altered.
 
         `verify` reads every byte once to check the recorded sha256; sizes are always checked.
         """
@@ -125,7 +125,7 @@ class FeatureStore:
     def close(self) -> None:
         """Finishes the store: checks that every row was written, then makes it readable.
 
-        Raises MethodError when rows are missing; closing twice does nothing.
+        Raises MethodError if rows are missing; closing twice has no effect.
         """
         if self._written is None:
             return
@@ -186,7 +186,7 @@ class FeatureStore:
         if self.dtype_name in _TOP:
             scale = np.abs(block).max(axis=1) / _TOP[self.dtype_name]  # [b]
             scale[scale == 0] = 1.0
-            # A subnormal scale would divide to infinity.
+            # Dividing by a subnormal scale gives infinity.
             scale = np.maximum(scale, np.finfo(np.float32).tiny)
             block = block / scale[:, None]
             if self.dtype_name != "float16":
@@ -201,9 +201,9 @@ class FeatureStore:
             self.flush()
 
     def flush(self) -> None:
-        """Makes what was written survive a crash: rows first, then the record that they are there.
+        """Makes written rows survive a crash: syncs the rows first, then their flags.
 
-        Called now and then by `write`; a resumed store repeats at most the rows since.
+        `write` calls this from time to time; a resumed store repeats only the rows since then.
         """
         if self._written is None:
             return
@@ -230,10 +230,10 @@ class FeatureStore:
         return rows
 
     def planes(self, step: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Rows as stored, `step` at a time: (first row, float32 [b, dim], scales [b] or None).
+        """Yields stored rows, `step` at a time: (first row, float32 [b, dim], scales [b] or None).
 
-        Rows times scales are features; of `int8x2` the coarse half only. The file is read once
-        from front to back, into buffers that the next block overwrites.
+        Rows times scales are features; for `int8x2`, only the coarse half. The file is read once,
+        sequentially, into buffers that the next block overwrites.
         """
         if self._written is not None:
             raise MethodError(f"the feature store {self.path} is not finished", "Close it first")
@@ -242,7 +242,7 @@ class FeatureStore:
         step = max(1, min(step, n))
         raw = np.empty((step, dim), dtype=DTYPES[self.dtype_name])
         block = raw if self.dtype_name == "float32" else np.empty((step, dim), dtype=np.float32)
-        # Casting float16 takes about as long as multiplying: it is spread over the threads.
+        # Casting float16 takes about as long as multiplying, so all threads share it.
         part = -(-step // (count := threads()))
         with (
             open(self.path / "rows.bin", "rb", buffering=0) as f,

@@ -79,10 +79,10 @@ def test_help_gives_examples(command: str, capsys):
         (["run", "--job", "2", "x"], "No such option '--job'"),
         (["run", "extra"], "unexpected extra argument"),
         (["run", "--jobs", "0"], "0 is not in the range x>=1"),
-        (["run", "--memory", "lots"], "'lots' is not a size like 4G or 500M"),
-        (["run", "--memory", "-1G"], "'-1G' is not a size like 4G or 500M"),
+        (["run", "--memory", "lots"], "'lots' is not a size such as 4G or 500M"),
+        (["run", "--memory", "-1G"], "'-1G' is not a size such as 4G or 500M"),
         (["run", "--methods", "traak"], "unknown method 'traak'. Did you mean 'trak'"),
-        (["run", "--methods", ","], "',' names nothing"),
+        (["run", "--methods", ","], "',' contains no name"),
         (["run", "--suite", "pockett"], "unknown suite 'pockett'. Did you mean 'pocket'?"),
         (["run", "--suite", "no/such.toml"], "there is no suite file no/such.toml"),
         (["run", "--benchmarks", "ldz"], "unknown benchmark 'ldz'. Did you mean 'lds'"),
@@ -116,7 +116,7 @@ def test_an_unexpected_error_is_one_line_and_debug_shows_where(capsys, monkeypat
     monkeypatch.setattr(LazyGroup, "get_command", broken)
     assert main(["methods"]) == 1
     err = capsys.readouterr().err
-    assert err == "tdabench: unexpected RuntimeError: boom. Show where with: --debug\n"
+    assert err == "tdabench: unexpected RuntimeError: boom. Show the traceback with: --debug\n"
     with pytest.raises(RuntimeError, match="boom"):
         main(["methods", "--debug"])
 

@@ -43,13 +43,13 @@ def test_the_package_is_complete(invoke, tmp_path, kind, licence):
 
 @pytest.mark.parametrize("name", ["My", "1st", "a_b", "-a", "a--b", "a b", "", "../x"])
 def test_names_that_cannot_be(invoke, tmp_path, name):
-    with pytest.raises(UsageError, match="cannot name a method"):
+    with pytest.raises(UsageError, match="is not a valid name for a method"):
         invoke("method", "--", name)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_taken_name_and_a_folder_in_use(invoke, tmp_path):
-    with pytest.raises(UsageError, match=r"text \(tdabench .*\) already brings .* 'tfidf'"):
+    with pytest.raises(UsageError, match=r"text \(tdabench .*\) already has .* 'tfidf'"):
         invoke("method", "tfidf")
     (tmp_path / "here").mkdir()
     invoke("method", "one", "--folder", "here")  # an empty folder is welcome

@@ -268,7 +268,7 @@ def held_at_ctrl_c(code: int, err: str, signals: int) -> None:
     assert "Traceback" not in err
     if signals == 1:
         assert code == 130, err
-        assert "tdabench: interrupted. The same command goes on from here" in err
+        assert "tdabench: interrupted. The same command resumes from here" in err
     else:  # the second may come before the first is through, or find nobody
         assert code in (130, -signal.SIGINT), err
 

@@ -208,6 +208,7 @@ def test_a_crossover_measured_more_than_once_has_an_interval(make_run):
     low, high = crossover_interval(lines["airrep"], lines["logra"])
     assert low < 2460 / 0.003 < high
     assert d.crossover == (
-        f"Preparing and building, airrep costs less than logra from {2460 / 0.003:,.0f} examples "
-        f"on (95% interval {low:,.0f} to {high:,.0f}, over 3 and 3 measurements; extrapolated)."
+        "For preparation and build together, airrep costs less than logra from "
+        f"{2460 / 0.003:,.0f} examples (95% interval {low:,.0f} to {high:,.0f}, over 3 and 3 "
+        "measurements; extrapolated)."
     )

@@ -271,7 +271,7 @@ def no_tokenizer(m: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_config, "holds no model: there is no config.json"),
+        (spoil_config, "is not a model: it has no config.json"),
         (only_pickle, "no safetensors weights, only a pickle"),
         (lose_shard, "lacks 1 of .* weight files"),
         (no_tokenizer, "has no tokenizer"),

@@ -181,7 +181,7 @@ def test_projections_are_those_given(tiny_target: Target, tiny_corpus: Corpus) -
     full = all_features(whole, tiny_target, tiny_corpus[:5]).reshape(5, 32, 48)
     got = all_features(picked, tiny_target, tiny_corpus[:5]).reshape(5, 32, 2)
     np.testing.assert_allclose(got, full[:, :, [3, 5]], rtol=1e-4, atol=1e-7)
-    with pytest.raises(UsageError, match="unknown layer in the projections given"):
+    with pytest.raises(UsageError, match="unknown layer in the given projections"):
         GradientEngine(model, layers="layers.1.mlp", projection=given)
     with pytest.raises(UsageError, match="has 48 rows, not 32"):
         GradientEngine(

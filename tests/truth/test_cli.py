@@ -102,7 +102,7 @@ def test_a_truth_of_another_plan_is_said_so(suite, tmp_path):
     run("build", suite, "--in-place", "--work", tmp_path / "work")
     suite.write_text(suite.read_text().replace("epochs = 1", "epochs = 2"))
     assert "not by the suite's present plan" in run("status", suite)
-    with pytest.raises(GuardError, match="not made by the plan"):
+    with pytest.raises(GuardError, match="not built by the plan"):
         run("verify", suite, "--units", 1)
 
 
@@ -180,7 +180,7 @@ def test_status_tells_failures_and_damage(suite, tmp_path, monkeypatch):
     out = run("status", suite, *work)
     assert "4/6 built here" in out
     assert "g00001-s00 failed: RuntimeError: out of luck" in out
-    assert "the next build redoes them: g00000-s00" in out
+    assert "rebuilt by the next build: g00000-s00" in out
     monkeypatch.setattr(UnitTrainer, "losses", real)
     assert "6 of 6" in run("build", suite, "--workers", 1, *work)
     assert "6/6 built here" in run("status", suite, *work)
@@ -231,7 +231,7 @@ def test_progress_shows_pace_time_left_retries_and_failures(bar, monkeypatch, ca
         for unit, reason in ((Unit(0, 0), ""), (Unit(1, 0), "RuntimeError: no"), (Unit(2, 0), "")):
             now[0] += 20
             if reason:
-                watch.note(f"{unit.name} failed and is tried again: {reason}")
+                watch.note(f"{unit.name} failed and is retried: {reason}")
             watch.unit(unit, reason)
         facts = watch.bar.tasks[0].fields["facts"] if bar else ""
     err = capsys.readouterr().err
