@@ -1,13 +1,13 @@
-"""Building a truth: one small checksummed file a retraining, so that a build can stop anywhere.
+"""Builds a truth as one small checksummed file per retraining, so that a build can stop any time.
 
-A unit's losses depend on the plan and on nothing else: not on the engine, the number of workers
-or the order. A build's folder holds
+A unit's losses depend on nothing but the plan: not on the engine, the number of workers or the
+order. A build's folder contains
 
-plan.safetensors                  the plan; a folder is of one plan
+plan.safetensors                  the plan; one per folder
 units/<unit>.safetensors          losses of a finished retraining, with the plan's key
-failed/<unit>.json                why a retraining failed; gone once it succeeds
-checkpoints/<unit>/step-<n>.safetensors   where the recipe keeps any
-claims                            locked byte by byte: which units somebody works on now
+failed/<unit>.json                why a retraining failed; removed once it succeeds
+checkpoints/<unit>/step-<n>.safetensors   if the recipe keeps any
+claims                            locked byte by byte for units in progress
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tdabench.truth.store import Truth
 
 try:
     import fcntl
-except ImportError:  # Windows: two builders on one folder do some units twice, to the same bytes
+except ImportError:  # Windows: builders on one folder train some units twice, identically
     fcntl = None  # type: ignore[assignment]
 
 OnUnit = Callable[[Unit, str], None]  # (unit, "" or the reason it failed)
@@ -52,16 +52,16 @@ def build(
     on_unit: OnUnit = lambda unit, reason: None,
     note: Note = lambda line: None,
 ) -> list[Unit]:
-    """Does the plan's missing units and stores each in `folder`; returns those that failed.
+    """Trains the plan's missing units and stores each in `folder`; returns those that failed.
 
-    `engine` says where; without one, `workers` processes of this machine. `shard=(i, n)` does
-    every n-th unit, beginning with the i-th. Finished units are kept and never redone; a damaged
-    one is. A unit that fails is retried at the end, `retries` times, then recorded with its
-    reason, and tried again by the next build. Builders on one folder share its units: each waits
-    for what another is doing. `note` is told of retries and repairs.
+    `engine` decides where; by default `workers` processes on this machine. `shard=(i, n)` trains
+    every n-th unit, starting with the i-th. Finished units are kept and never retrained, except
+    damaged ones. A failed unit is retried at the end, `retries` times, then recorded with its
+    reason, and retried by the next build. Builders on one folder share its units: each waits for
+    units in progress elsewhere. `note` receives retries and repairs.
 
-    Raises GuardError when the plan is for other data, DataError when the folder is another
-    plan's, TdabenchError when a result cannot be written: what was written stays.
+    Raises GuardError if the plan is for other data, DataError if the folder belongs to another
+    plan, and TdabenchError if a result cannot be written; results already written are kept.
     """
     units = plan.units()[shard[0] :: shard[1]]
     return build_units(
@@ -84,7 +84,7 @@ def build_units(
     on_unit: OnUnit = lambda unit, reason: None,
     note: Note = lambda line: None,
 ) -> list[Unit]:
-    """The same for chosen units."""
+    """Trains the given units like `build`."""
     folder = Path(folder)
     plan.check(target, train, queries)
     claim(plan, folder)
@@ -94,7 +94,7 @@ def build_units(
             if read_row(plan, folder, unit) is None:
                 todo.append(unit)
         except DamagedRow as e:
-            note(f"{unit.name} is done again: {e.message}")
+            note(f"{unit.name} is trained again: {e.message}")
             unit_path(folder, unit).unlink(missing_ok=True)
             todo.append(unit)
     if not todo:
@@ -112,7 +112,7 @@ def build_units(
                     store(plan, folder, unit, result)
                     reason = ""
                 elif queue.attempts[unit] <= retries:
-                    note(f"{unit.name} failed and is tried again: {result}")
+                    note(f"{unit.name} failed and is retried: {result}")
                     queue.put_back(unit)
                     continue
                 else:
@@ -133,13 +133,13 @@ def build_units(
 
 
 def claim(plan: TruthPlan, folder: Path) -> None:
-    """Writes the plan into `folder`, or checks that the folder is this plan's."""
+    """Writes the plan into `folder`, or checks that the folder belongs to this plan."""
     path = folder / "plan.safetensors"
     if path.exists():
         there = TruthPlan.load(path)
         if there.key != plan.key:
             raise DataError(
-                f"{folder} holds another truth's build ({there.name}, plan {there.key}, not "
+                f"{folder} contains another truth's build ({there.name}, plan {there.key}, not "
                 f"{plan.key})",
                 "Choose another folder",
             )
@@ -150,7 +150,7 @@ def claim(plan: TruthPlan, folder: Path) -> None:
 
 
 def store(plan: TruthPlan, folder: Path, unit: Unit, result: UnitResult) -> None:
-    """Writes a unit's checkpoints, then its row: the row is the sign that all of it is there."""
+    """Writes a unit's checkpoints, then its row, which marks the unit as complete."""
     for step, weights in result.checkpoints.items():
         write_arrays(
             checkpoint_path(folder, unit, step), weights,
@@ -164,11 +164,11 @@ def store(plan: TruthPlan, folder: Path, unit: Unit, result: UnitResult) -> None
 
 
 class DamagedRow(DataError):
-    """A row that cannot be read: building again mends it."""
+    """A row that cannot be read; building again repairs it."""
 
 
 def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
-    """The losses of a unit, float32 [query]; None when it is not done.
+    """Reads the losses of a unit, float32 [query]; None if it is not finished.
 
     Raises DataError for a row that is damaged or belongs to another plan.
     """
@@ -177,7 +177,7 @@ def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
 
 
 def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, str] | None:
-    """The losses, and the way of training that rounds otherwise ("" for the usual one)."""
+    """Reads the losses, and the name of a training mode that rounds differently ("" by default)."""
     path = unit_path(folder, unit)
     if not path.exists():
         return None
@@ -185,9 +185,9 @@ def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, st
         arrays, meta = read_arrays(path)
         losses = arrays["losses"]
     except DataError as e:
-        raise DamagedRow(e.message, "Run the build again: it redoes this retraining") from e
+        raise DamagedRow(e.message, "Run the build again to repeat this retraining") from e
     except KeyError as e:
-        raise DamagedRow(f"{path} holds no losses", "Run the build again") from e
+        raise DamagedRow(f"{path} contains no losses", "Run the build again") from e
     if meta.get("plan") != plan.key or meta.get("unit") != unit.name:
         raise DataError(f"{path} belongs to another plan", "Delete it and build again")
     if losses.shape != (len(plan.query_ids),):
@@ -196,13 +196,13 @@ def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, st
 
 
 def finished(plan: TruthPlan, folder: Path) -> list[Unit]:
-    """The units whose result lies in `folder`."""
+    """Returns the units with a result in `folder`."""
     return [u for u in plan.units() if unit_path(folder, u).exists()]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """How far a build has come: units done, their damaged rows, and why others failed."""
+    """Progress of a build: finished units, damaged rows, and reasons of failed units."""
 
     done: tuple[Unit, ...]
     damaged: tuple[Unit, ...]
@@ -210,9 +210,9 @@ class Survey:
 
 
 def survey(plan: TruthPlan, folder: Path, units: Sequence[Unit] | None = None) -> Survey:
-    """Reads every row of a build's folder (or of some units).
+    """Reads every row of a build's folder (or of the given units).
 
-    Raises DataError when one is another plan's.
+    Raises DataError if a row belongs to another plan.
     """
     done, damaged, failed = [], [], {}
     for unit in plan.units() if units is None else units:
@@ -228,9 +228,9 @@ def survey(plan: TruthPlan, folder: Path, units: Sequence[Unit] | None = None) -
 
 
 def collect(plan: TruthPlan, folder: Path) -> Truth:
-    """The truth from a folder with every unit done. Raises DataError naming what is missing.
+    """Collects the truth from a folder of finished units. Raises DataError naming missing ones.
 
-    Where units were trained in a way that rounds otherwise, the truth records it ("made_by").
+    If units were trained in a mode that rounds differently, the truth records it ("made_by").
     """
     losses = np.full(
         (len(plan.groups), plan.n_seeds, len(plan.query_ids)), np.nan, dtype=np.float32
@@ -248,24 +248,24 @@ def collect(plan: TruthPlan, folder: Path) -> Truth:
         raise DataError(
             f"{len(missing)} of {len(plan.units())} retrainings of {plan.name!r} are missing, "
             f"first {missing[0].name}" + (f"; {failed} failed" if failed else ""),
-            "Run the build again: it goes on where it stopped",
+            "Run the build again to resume it",
         )
     made_by = {"made_by": sorted(ways - {""})} if ways - {""} else {}
     return Truth(losses, plan.groups, plan.query_ids, {**plan.describe(), **made_by})
 
 
 def unit_path(folder: Path, unit: Unit) -> Path:
-    """Where the losses of a unit lie."""
+    """Returns the path of a unit's losses."""
     return folder / "units" / f"{unit.name}.safetensors"
 
 
 def failure_path(folder: Path, unit: Unit) -> Path:
-    """Where it is recorded that a unit failed."""
+    """Returns the path of a unit's failure record."""
     return folder / "failed" / f"{unit.name}.json"
 
 
 def checkpoint_path(folder: Path, unit: Unit, step: int) -> Path:
-    """Where the weights of a unit after `step` steps lie, if the recipe keeps them."""
+    """Returns the path of a unit's weights after `step` steps, if the recipe keeps them."""
     return folder / "checkpoints" / unit.name / f"step-{step:06d}.safetensors"
 
 
@@ -274,7 +274,7 @@ def checkpoint_path(folder: Path, unit: Unit, step: int) -> Path:
 
 @dataclass
 class _Queue:
-    """Units still to be done, claimed as they are taken."""
+    """Units to train, claimed when they are taken."""
 
     plan: TruthPlan
     folder: Path
@@ -290,15 +290,15 @@ class _Queue:
         return bool(self.waiting or self.elsewhere)
 
     def take(self) -> Unit | None:
-        """The next unit that nobody else works on."""
+        """Returns the next unit that no other builder is training."""
         while self.waiting:
             unit = self.waiting.popleft()
-            if unit in self.attempts:  # ours already
+            if unit in self.attempts:  # already claimed here
                 self.attempts[unit] += 1
                 return unit
             if not self.claims.take(unit):
                 self.elsewhere.append(unit)
-            elif unit_path(self.folder, unit).exists():  # done elsewhere since we looked
+            elif unit_path(self.folder, unit).exists():  # finished elsewhere in the meantime
                 self.claims.drop(unit)
                 self.elsewhere.append(unit)
             else:
@@ -315,7 +315,7 @@ class _Queue:
         self.claims.drop(unit)
 
     def wait_for_others(self) -> list[Unit]:
-        """Waits until a unit of another builder is done or free again; returns those done."""
+        """Waits until a unit of another builder is finished or free; returns finished units."""
         while self.elsewhere and not self.waiting:
             done = [u for u in self.elsewhere if unit_path(self.folder, u).exists()]
             rest = [u for u in self.elsewhere if u not in set(done)]
@@ -333,11 +333,11 @@ class _Queue:
 
 
 class _Claims:
-    """A file with one byte a unit, locked while somebody works on it.
+    """A file with one byte per unit, locked while a builder trains the unit.
 
-    The system drops the locks of a process that ends, however it ends, so no claim outlives its
-    builder. Where locks cannot be had, everybody may claim everything: a unit is then done twice,
-    to the same bytes.
+    The system drops the locks of a process that ends in any way, so no claim outlives its
+    builder. Without locks, every builder may claim every unit: a unit is then trained twice, with
+    identical results.
     """
 
     def __init__(self, path: Path, units: Sequence[Unit]) -> None:
@@ -362,7 +362,7 @@ class _Claims:
         return True
 
     def free(self, unit: Unit) -> bool:
-        """Whether nobody else holds the unit."""
+        """Tells whether no other builder holds the unit."""
         if not self.take(unit):
             return False
         self.drop(unit)

@@ -1,9 +1,9 @@
-"""Where retrainings run: in this process, in a pool of processes, or on a Ray cluster.
+"""Engines run retrainings: in this process, in a pool of processes, or on a Ray cluster.
 
-An engine fetches units with `take` as it has room for them (None: nothing to do now) and yields
-each with what came of it, in any order. It makes one attempt at a unit: claiming, retrying and
-storing are the build's. Every retraining uses one thread: the number of threads changes how sums
-are rounded, and two threads in each of two processes run many times slower than one each.
+An engine fetches units with `take` when it has room for them (None: no unit available now) and
+yields each with its result, in any order. It makes one attempt per unit; the build claims, retries
+and stores. Every retraining uses one thread: the number of threads changes how sums are rounded,
+and two processes of two threads each run many times slower than two of one thread each.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class UnitResult:
     """What one retraining gave: losses float32 [query], and the checkpoints that it kept.
 
-    `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a way of
-    training that rounds otherwise than a unit trained alone.
+    `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a training
+    mode that rounds differently from a unit trained alone.
     """
 
     losses: np.ndarray
@@ -55,7 +55,7 @@ Outcomes = Iterator[tuple[Unit, UnitResult | str]]  # (unit, its result or the r
 
 @dataclass
 class UnitTrainer:
-    """What every unit of a plan shares: the target, and both corpora tokenised once."""
+    """The shared parts of a plan's units: the target, and both corpora tokenised once."""
 
     plan: TruthPlan
     target: Target
@@ -84,9 +84,9 @@ class UnitTrainer:
         return self.target.losses(model, self.queries)
 
     def attempt(self, unit: Unit) -> UnitResult | str:
-        """The unit's result, or why there is none."""
+        """Returns the unit's result, or the reason for its absence."""
         kept: dict[int, dict[str, np.ndarray]] = {}
-        parts: list[int] = []  # examples a pass, where memory ran out for more
+        parts: list[int] = []  # examples per pass, if memory ran out
 
         def keep(step: int, model: PreTrainedModel) -> None:
             kept[step] = {k: v.to("cpu", copy=True).numpy() for k, v in model.state_dict().items()}
@@ -114,14 +114,14 @@ def one_thread() -> Iterator[None]:
 
 
 class Engine(Protocol):
-    """Does the units that `take` gives until it gives None and none is under way."""
+    """Trains the units from `take` until it returns None and no unit is in progress."""
 
     def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes: ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """One retraining after the other, here."""
+    """Runs one retraining after the other in this process."""
 
     device: str = "cpu"
 
@@ -138,10 +138,10 @@ class InProcess:
 class Pool:
     """Worker processes on this machine, each with one thread and one unit at a time.
 
-    `devices` are handed out in turn. A worker that dies costs its unit one attempt; when the
-    system killed it (most likely for memory), its place stays empty as long as another is filled.
+    `devices` are assigned in turn. A worker that dies costs its unit one attempt; if the system
+    killed it (most likely for memory), it is not replaced while other workers are running.
 
-    Raises TdabenchError when workers cannot even start.
+    Raises TdabenchError if workers cannot start.
     """
 
     workers: int
@@ -184,7 +184,7 @@ class Pool:
                             ) from None
                         if worker.killed and len(places) > 1:
                             places.remove(place)
-                            note(f"a worker was killed: going on with {len(places)}")
+                            note(f"a worker was killed; continuing with {len(places)}")
                         del busy[pipe], workers[place]
                         yield worker.given(), reason
                         continue
@@ -204,8 +204,10 @@ _READY = None  # a worker's first message
 
 
 def _context() -> Any:
-    """How workers are started: on Linux forked from a server that has imported torch but used
-    nothing of it, which takes no time and shares memory; elsewhere anew."""
+    """Returns the start method of workers.
+
+    On Linux they are forked from a server that has imported torch without using it, which takes no
+    time and shares memory; elsewhere they are spawned."""
     import multiprocessing
 
     if not sys.platform.startswith("linux"):
@@ -224,13 +226,13 @@ class _Worker:
     def __init__(self, trainer: UnitTrainer, device: str) -> None:
         context = _context()
         self.pipe, theirs = context.Pipe()
-        # Its far end is closed when this process ends, however it ends: the worker's sign to go.
+        # The far end closes when this process ends in any way, which tells the worker to exit.
         lifeline, self.lifeline = context.Pipe(duplex=False)
         self.process = context.Process(
             target=_serve, args=(theirs, lifeline, trainer, device), daemon=True
         )
         self.process.start()
-        theirs.close()  # so that the pipe ends when the worker does
+        theirs.close()  # so that the pipe ends with the worker
         lifeline.close()
         self.unit: Unit | None = None
         self.ready = self.killed = False
@@ -241,7 +243,7 @@ class _Worker:
 
     def begin(self, unit: Unit) -> None:
         self.unit = unit
-        with contextlib.suppress(OSError):  # it died meanwhile: reading says so
+        with contextlib.suppress(OSError):  # it has died: reading reports it
             self.pipe.send(unit)
 
     def why_it_died(self) -> str:
@@ -262,10 +264,10 @@ class _Worker:
 
 def _serve(pipe: Connection, lifeline: Connection, trainer: UnitTrainer, device: str) -> None:
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     trainer.device = device
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has exited
         pipe.send(_READY)
         while True:
             unit = pipe.recv()
@@ -282,10 +284,10 @@ PROCESS_BYTES = 450 << 20  # Python with torch and transformers loaded
 
 
 def needed_bytes(plan: TruthPlan, target: Target) -> int:
-    """About what one retraining needs at its peak, its process included (no promise).
+    """Estimates the peak memory of one retraining, including its process.
 
-    Weights, gradients and optimizer states in float32, activations of a forward pass over the
-    longest examples that the target takes, logits and their gradients.
+    This is the sum of weights, gradients and optimizer states in float32, activations of a forward
+    pass over the longest examples of the target, and logits with their gradients.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -295,7 +297,7 @@ def needed_bytes(plan: TruthPlan, target: Target) -> int:
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
     states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
-    # Two copies while the checkpoint is read; later the gradients and states of what is trained.
+    # Two copies while the checkpoint is read; later gradients and states of trained weights.
     fixed = 4 * weights * (2 if recipe.lora_rank else 2 + states)
     rows = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
     tokens = rows * target.max_length
@@ -313,10 +315,10 @@ def needed_bytes(plan: TruthPlan, target: Target) -> int:
 class Ray:
     """Tasks of a Ray cluster (extra `ray`): any number of nodes, GPUs as resources.
 
-    `address` is the cluster's ("" is $RAY_ADDRESS, else one that runs here, else one for this
-    build). Each task takes `cpus` and `gpus` (a fraction shares a GPU) and `memory` bytes of a
-    node. Work that is lost with its node or process is done again elsewhere, at most
-    `lost` times. The target's files travel with the job where a node lacks them.
+    `address` is the address of the cluster ("" is $RAY_ADDRESS, else a cluster running here, else a
+    new one for this build). Each task takes `cpus` and `gpus` (a fraction shares a GPU) and
+    `memory` bytes of a node. Work lost with its node or process is repeated elsewhere, at most
+    `lost` times. The target's files are sent with the job to nodes that lack them.
     """
 
     address: str = ""
@@ -324,7 +326,7 @@ class Ray:
     gpus: float = 0.0
     memory: int = 0
     lost: int = 5
-    ahead: int = 2  # tasks handed over for each that the cluster has room for
+    ahead: int = 2  # submitted tasks per task that the cluster has room for
 
     def run(self, trainer: UnitTrainer, take: Take, note: Callable[[str], None]) -> Outcomes:
         ray = _import_ray()
@@ -337,7 +339,7 @@ class Ray:
                 num_cpus=self.cpus, num_gpus=self.gpus, memory=self.memory or None,
                 max_retries=self.lost,
             )  # fmt: skip
-            # In a list it stays a reference, which a process resolves once, not at every task.
+            # In a list it stays a reference, which a process resolves once, not for every task.
             shared = [ray.put(_Shipped.of(trainer, "cuda" if self.gpus else "cpu"))]
             while True:
                 while len(running) < self.ahead * self._room(ray) + 1:
@@ -363,7 +365,7 @@ class Ray:
                 ray.shutdown()
 
     def _room(self, ray: Any) -> int:
-        """Tasks that the cluster could run at once, as it is now."""
+        """Returns the number of tasks that the cluster can run at once now."""
         there = ray.cluster_resources()
         rooms = [there.get("CPU", 0) / self.cpus] if self.cpus else []
         if self.gpus:
@@ -385,7 +387,7 @@ def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     host, _, port = address.rpartition(":")
     try:
-        if host and "/" not in address and port.isdigit():  # Ray itself would try for minutes
+        if host and "/" not in address and port.isdigit():  # Ray itself would retry for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address=address or None, log_to_driver=False, logging_level="ERROR",
@@ -401,7 +403,7 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _ray_reason(error: Any) -> str:
-    """One line of what Ray says."""
+    """Returns Ray's error in one line."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
@@ -409,7 +411,7 @@ def _ray_reason(error: Any) -> str:
 
 @dataclass(frozen=True)
 class _Shipped:
-    """A trainer as it travels: with the target's files, for nodes that do not have them."""
+    """A trainer with the target's files, for nodes that do not have them."""
 
     trainer: UnitTrainer
     files: Mapping[str, bytes]
@@ -422,7 +424,7 @@ class _Shipped:
         return cls(sent, {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths})
 
     def here(self) -> UnitTrainer:
-        """The trainer, its target's files on this machine."""
+        """Returns the trainer with its target's files on this machine."""
         t = self.trainer
         with contextlib.suppress(TdabenchError):
             if t.target.fingerprint_of(t.plan.start) == t.plan.target:
@@ -437,7 +439,7 @@ class _Shipped:
         return replace(t, target=target)
 
 
-_trainers: dict[str, UnitTrainer] = {}  # of this Ray worker: processes are used again
+_trainers: dict[str, UnitTrainer] = {}  # of this Ray worker, since processes are reused
 
 
 def _ray_task(shared: list[Any], key: str, unit: Unit) -> UnitResult | str:

@@ -1,4 +1,4 @@
-"""Truth in the layout that others publish: one JSON line a group.
+"""Truth in the published layout: one line of JSON per group.
 
 `train_subset` lists training indices, `test_loss` one loss per query (a data card calls it
 `test_score`). See docs/truth.md.
@@ -50,7 +50,7 @@ def _check_place(out: Path) -> None:
 
 
 def import_lds(path: Path, train: Corpus, queries: Corpus) -> Truth:
-    """A truth of one seed from published lines. Raises DataError naming a malformed line."""
+    """Reads a truth of one seed from published lines. Raises DataError naming a malformed line."""
     groups, losses = [], []
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -78,7 +78,7 @@ def import_lds(path: Path, train: Corpus, queries: Corpus) -> Truth:
         groups.append(group)
         losses.append(values.astype(np.float32))
     if not groups:
-        raise DataError(f"{path} holds no groups")
+        raise DataError(f"{path} contains no groups")
     plan = {"name": Path(path).stem, "train": train.fingerprint, "queries": queries.fingerprint}
     stacked = np.stack(losses)[:, None, :]
     return Truth(stacked, Groups.of(groups, len(train)), tuple(queries.ids), plan)

@@ -1,4 +1,4 @@
-"""The plan of a truth: a file that says which retrainings are to be done, and from what."""
+"""The plan of a truth: a file that defines the retrainings and their inputs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class TruthPlan:
-    """Groups x seeds from one checkpoint by one recipe, evaluated on one set of queries.
+    """Groups x seeds from one checkpoint with one recipe, evaluated on one set of queries.
 
-    `target`, `train` and `queries` are fingerprints. Two plans with the same `key` describe the
-    same numbers. `order` is how a seed orders examples: with "own" each retraining draws an order
-    of its group; with "pool" a seed draws one order of the whole pool, the same for every group,
-    in which what a group lacks weighs nothing. Orders in common cancel from the comparison of
-    groups, which is what shows the effect of leaving out a few examples (see docs/truth.md).
+    `target`, `train` and `queries` are fingerprints. Two plans with the same `key` define the same
+    numbers. `order` is how a seed orders examples: with "own" each retraining draws an order of its
+    group; with "pool" a seed draws one order of the whole pool, the same for every group, in which
+    examples outside the group have weight zero. Common orders cancel when groups are compared,
+    which reveals the effect of leaving out a few examples (see docs/truth.md).
     """
 
     name: str
@@ -75,7 +75,7 @@ class TruthPlan:
         order: str = "own",
         groups_of: str = "",
     ) -> TruthPlan:
-        """A plan over uniform groups. The draw depends on `name` and `seed` only.
+        """Draws a plan over uniform groups. The draw depends only on `name` and `seed`.
 
         `groups_of` names another plan whose draw this one repeats: truths over the same groups
         share their bootstrap's draws. Raises GuardError when a query is also a training example,
@@ -111,7 +111,7 @@ class TruthPlan:
         seed: int = 0,
         order: str = "own",
     ) -> TruthPlan:
-        """A plan over the given groups. `start` is a checkpoint of `target`, or "scratch"."""
+        """Makes a plan over the given groups. `start` is a checkpoint of `target`, or "scratch"."""
         if groups.n_train != len(train):
             raise GuardError(f"groups over {groups.n_train} examples, a corpus of {len(train)}")
         return cls(
@@ -129,17 +129,17 @@ class TruthPlan:
         )
 
     def units(self) -> list[Unit]:
-        """Every retraining, seeds outermost, so that a part of a build is a smaller truth."""
+        """Lists every retraining, seeds outermost, so that a partial build is a smaller truth."""
         return [Unit(g, s) for s in range(self.n_seeds) for g in range(len(self.groups))]
 
     def run_seed(self, unit: Unit) -> int:
-        """The seed of one retraining: example order, adapters, and weights from scratch."""
+        """Returns a retraining's seed, for example order, adapters, and weights from scratch."""
         if self.order == "pool":
             return named_seed(self.seed, f"{self.name}-s{unit.seed:02d}")
         return named_seed(self.seed, f"{self.name}-{unit.name}")
 
     def describe(self) -> dict[str, Any]:
-        """What a truth records of its plan."""
+        """Returns the part of a plan that a truth records."""
         return {
             "name": self.name,
             "n_seeds": self.n_seeds,
@@ -157,7 +157,7 @@ class TruthPlan:
         return fingerprint([self.describe(), self.groups.fingerprint, list(self.query_ids)])
 
     def check(self, target: Target, train: Corpus, queries: Corpus) -> None:
-        """Raises GuardError naming what differs from what was planned."""
+        """Raises GuardError naming differences from the plan."""
         for what, planned, found in (
             ("target", self.target, target.fingerprint_of(self.start)),
             ("training corpus", self.train, train.fingerprint),
@@ -166,7 +166,7 @@ class TruthPlan:
             if planned != found:
                 raise GuardError(
                     f"the plan {self.name!r} is for another {what} ({planned}, here {found})",
-                    "Build on the data it was made for, or plan anew: tdabench truth plan",
+                    "Build on the plan's data, or make a new plan: tdabench truth plan",
                 )
 
     def save(self, path: Path) -> None:
@@ -195,9 +195,9 @@ class TruthPlan:
 
 
 def check_disjoint(train: Corpus, queries: Corpus) -> None:
-    """Raises GuardError when a query (by id or by text) is among the training examples.
+    """Raises GuardError if a query (by id or by text) is among the training examples.
 
-    The training examples are gone through once: their corpus may not fit in memory.
+    The training examples are read once: their corpus may not fit in memory.
     """
     asked = {q.id: q.id for q in queries} | {(q.prompt, q.response): q.id for q in queries}
     for e in train:
@@ -205,5 +205,5 @@ def check_disjoint(train: Corpus, queries: Corpus) -> None:
         if found is not None:
             raise GuardError(
                 f"the query {found!r} is also a training example",
-                "Its loss would be explained by itself: remove it from one of the two",
+                "It would explain its own loss: remove it from one of the two",
             )

@@ -1,9 +1,9 @@
-"""Many small retrainings at once: their parameters stacked, one pass for all of them.
+"""Many small retrainings at once, with stacked parameters and one pass for all of them.
 
-A small target leaves an accelerator idle between kernels: a stack of k targets runs k times the
-work in as many kernels. The sums are rounded in another order than in a retraining alone, and
-training amplifies that, so stacked losses agree with the others within a tolerance (docs/truth.md)
-and not to the bit; a row that was made so says it.
+A small target leaves an accelerator idle between kernels: a stack of k targets does k times the
+work in as many kernels. Sums are rounded in another order than in a single retraining, and training
+amplifies the difference, so stacked losses agree with others within a tolerance (docs/truth.md)
+and not to the bit; such rows are marked.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Trains up to `size` units at once, here. Groups of one stack have one size.
+    """Trains up to `size` units at once in this process. Groups of one stack have one size.
 
-    Raises UsageError for a recipe that it does not follow: adapters, lower precision, recomputed
-    activations, kept checkpoints.
+    Raises UsageError for unsupported recipes: adapters, lower precision, recomputed activations,
+    kept checkpoints.
     """
 
     size: int
@@ -67,7 +67,7 @@ class Stacked:
 
 
 def check(plan: TruthPlan) -> None:
-    """Raises UsageError when the plan's recipe cannot be followed in a stack."""
+    """Raises UsageError if a stack does not support the plan's recipe."""
     r = plan.recipe
     for is_set, what in (
         (r.lora_rank, "LoRA"),
@@ -77,7 +77,7 @@ def check(plan: TruthPlan) -> None:
         (plan.order != "own", "the order of the pool"),
     ):
         if is_set:
-            raise UsageError(f"stacked training does not do {what}", "Leave out --stack")
+            raise UsageError(f"stacked training does not support {what}", "Leave out --stack")
 
 
 def losses(
@@ -88,7 +88,7 @@ def losses(
 
     target, plan = trainer.target, trainer.plan
     seeds = [plan.run_seed(u) for u in units]
-    drawn = plan.start == SCRATCH  # every unit begins elsewhere
+    drawn = plan.start == SCRATCH  # every unit begins with other weights
     models = [target.fresh_model(plan.start, s) for s in (seeds if drawn else seeds[:1])]
     stack = _Stack(models, len(units), device)
     tokens = [[trainer.train[i] for i in plan.groups[u.group]] for u in units]
@@ -112,7 +112,7 @@ class _Stack:
             self.model.set_attn_implementation("eager")
         head = self.model.get_output_embeddings()
         if getattr(self.model.config, "final_logit_softcapping", None):
-            raise UsageError("stacked training does not cap logits", "Leave out --stack")
+            raise UsageError("stacked training does not support capped logits", "Leave out --stack")
         named = [dict(m.named_parameters()) for m in models]
         self.params = {
             name: torch.nn.Parameter(
@@ -131,7 +131,7 @@ class _Stack:
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states [k, b, t, d] of ids [k, b, t], or of ids [b, t] shared by all.
 
-        Padding is on the right, where no real token attends to it: there is no mask.
+        Padding is on the right, where no real token attends to it, so no mask is needed.
         """
         import torch
 
@@ -146,7 +146,7 @@ class _Stack:
     def token_losses(
         self, hidden: torch.Tensor, at: torch.Tensor, gold: torch.Tensor
     ) -> torch.Tensor:
-        """Losses [k, r] of tokens gold [k, r], predicted at flat positions at [k, r]."""
+        """Computes losses [k, r] of tokens gold [k, r], predicted at flat positions at [k, r]."""
         import torch
 
         rows = at[..., None].expand(-1, -1, hidden.shape[-1])
@@ -162,7 +162,7 @@ class _Stack:
     def train(
         self, tokens: Sequence[Sequence[Tokens]], recipe: Recipe, seeds: Sequence[int], pad_id: int
     ) -> list[str]:
-        """Follows the recipe on each unit's examples; why a unit failed, or ""."""
+        """Trains by the recipe on each unit's examples; returns why a unit failed, or ""."""
 
         params, n = list(self.params.values()), len(tokens[0])
         optimizer, total = make_optimizer(params, recipe), recipe.steps(n)
@@ -188,7 +188,7 @@ class _Stack:
         return failed
 
     def losses(self, target: Target, tokens: Sequence[Tokens]) -> np.ndarray:
-        """Mean response-token loss of each example under each model: float32 [k, n]."""
+        """Computes each example's mean response-token loss under each model: float32 [k, n]."""
         out = np.empty((self.k, len(tokens)), dtype=np.float32)
         for batch in target.batches(tokens, max(512, 8192 // self.k)):
             b = batch.to(str(self.params[self.head].device))
@@ -201,7 +201,7 @@ class _Stack:
 def _parts(
     tokens: Sequence[Sequence[Tokens]], batches: Sequence[np.ndarray], most: int
 ) -> list[list[list[Tokens]]]:
-    """The examples of each unit's batch, by length, in parts of at most `most` (0: one)."""
+    """Splits each unit's batch by length into parts of at most `most` examples (0: one part)."""
     sorted_ = [sorted((ts[i] for i in batch), key=len) for ts, batch in zip(tokens, batches)]
     size = most or len(batches[0])
     return [[s[a : a + size] for s in sorted_] for a in range(0, len(batches[0]), size)]
@@ -210,9 +210,11 @@ def _parts(
 def _padded(
     chosen: Sequence[Sequence[Tokens]], pad_id: int, device: str
 ) -> tuple[torch.Tensor, ...]:
-    """ids [k, b, t]; and of each unit's response tokens, padded to the most that a unit has:
-    flat positions that predict them, the tokens, and weights (1 / tokens of the example; 0 on
-    padding), all [k, r]."""
+    """Pads ids [k, b, t] and response tokens of each unit.
+
+    Returns ids, and for each unit's response tokens, padded to the largest number of a unit: flat
+    positions that predict them, the tokens, and weights (1 / tokens of the example; 0 on padding),
+    all [k, r]."""
     import torch
 
     k, b = len(chosen), len(chosen[0])
@@ -234,7 +236,7 @@ def _padded(
 
 
 def _clip(params: Sequence[torch.nn.Parameter], most: float) -> None:
-    """Scales each unit's gradient to a norm of at most `most`, as clip_grad_norm_ does."""
+    """Scales each unit's gradient to a norm of at most `most`, like clip_grad_norm_."""
     import torch
 
     grads = [p.grad for p in params if p.grad is not None]

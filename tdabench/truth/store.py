@@ -1,4 +1,4 @@
-"""Truth: what retraining showed. One loss per (group, seed, query), and the recipe behind it."""
+"""Truth: the results of retraining. One loss per (group, seed, query), and its recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Truth:
     """Losses of retrained models, float32 [group, seed, query].
 
     `plan` is the recipe: target and start checkpoint, fingerprints of corpus and queries,
-    training recipe, seeds. A unit that failed for good holds NaN and is listed in `plan`.
+    training recipe, seeds. A unit that failed repeatedly is NaN and is listed in `plan`.
     """
 
     losses: np.ndarray
@@ -46,21 +46,21 @@ class Truth:
         return self.losses.shape[1]
 
     def is_of(self, plan: TruthPlan) -> bool:
-        """Whether `plan` is the plan behind this truth."""
+        """Tells whether `plan` is the plan behind this truth."""
         mine = {k: v for k, v in self.plan.items() if k != "made_by"}
         return mine == plan.describe() and self.groups.fingerprint == plan.groups.fingerprint
 
     @property
     def values(self) -> np.ndarray:
-        """-loss averaged over seeds, float64 [query, group]: what group scores should rank as."""
+        """-loss averaged over seeds, float64 [query, group]: the reference for group scores."""
         return -self.losses.astype(np.float64).mean(axis=1).T
 
     def by_seed(self) -> np.ndarray:
-        """-loss of each seed, float64 [seed, query, group]."""
+        """Returns -loss of each seed, float64 [seed, query, group]."""
         return -self.losses.astype(np.float64).transpose(1, 2, 0)
 
     def for_queries(self, ids: Sequence[str]) -> Truth:
-        """The same truth, of the queries `ids` in that order."""
+        """Returns the same truth for the queries `ids`, in that order."""
         place = {q: i for i, q in enumerate(self.query_ids)}
         missing = [q for q in ids if q not in place]
         if missing:
@@ -81,7 +81,7 @@ class Truth:
         ):
             if expected is not None and expected != found:
                 raise GuardError(
-                    f"the truth {self.plan.get('name', '')!r} was made on another {what} "
+                    f"the truth {self.plan.get('name', '')!r} was built on another {what} "
                     f"({expected}, here {found})",
                     "Rebuild it with: tdabench truth build",
                 )
@@ -101,11 +101,11 @@ class Truth:
             )
 
     def check_apart(self, target: Target, checkpoints: Iterable[str], queries: Corpus) -> None:
-        """Raises GuardError when a checkpoint is one of the retrained models behind this truth.
+        """Raises GuardError if a checkpoint is one of the retrained models behind this truth.
 
-        Told by what it does, whatever its name: its losses on the queries are, within rounding,
-        those that the truth records for some retraining. Two seeds of one group differ by far
-        more. Checkpoints that the truth starts from are passed over.
+        It is recognised by behaviour, under any name: its losses on the queries equal, up to
+        rounding, those that the truth records for a retraining. Two seeds of one group differ by
+        far more. Checkpoints that the truth starts from are skipped.
         """
         own = self.for_queries(queries.ids)
         for name in checkpoints:
@@ -119,19 +119,19 @@ class Truth:
                 raise GuardError(
                     f"the checkpoint {name!r} of {target.name} is among the models behind the "
                     f"truth {self.plan.get('name', '')!r}: {which}",
-                    "Score at a checkpoint that is not what the truth was read off",
+                    "Score at a checkpoint that is not one of the retrained models",
                 )
 
     def check_unseen(self, path: Path) -> None:
-        """Raises GuardError when the file at `path`, which a method saw, tells of this truth.
+        """Raises GuardError if the file at `path`, which a method read, reveals this truth.
 
-        That is when it is a truth file with a group of this one and a query of this one: what a
-        method is fitted on, it cannot be scored on, whatever the seed of the retraining.
+        This is a truth file with a group and a query of this truth: a method cannot be scored on
+        data that it was fitted on, for any seed of the retraining.
         """
         try:
             other = Truth.load(path) if path.is_file() else None
         except DataError:
-            return  # some other kind of file
+            return  # another kind of file
         if other is None or not set(other.query_ids) & set(self.query_ids):
             return
         mine = {g.tobytes() for g in self.groups}
@@ -139,7 +139,7 @@ class Truth:
         if shared:
             raise GuardError(
                 f"the method was fitted on {shared} groups of the truth "
-                f"{self.plan.get('name', '')!r} that it is to be scored on ({path.name})",
+                f"{self.plan.get('name', '')!r} on which it is to be scored ({path.name})",
                 "Give it retrainings of other groups: see docs/methods/datamodels.md",
             )
 
@@ -158,9 +158,9 @@ class Truth:
         try:
             n_train, ids = meta.pop("n_train"), meta.pop("query_ids")
             if type(n_train) is not int or not isinstance(ids, list):
-                raise DataError(f"{path} is not a truth file: n_train or query_ids is no such")
+                raise DataError(f"{path} is not a truth file: n_train or query_ids is invalid")
             if not all(isinstance(i, str) for i in ids):
-                raise DataError(f"{path} is not a truth file: a query id is no string")
+                raise DataError(f"{path} is not a truth file: a query id is not a string")
             return cls(arrays["losses"], unpack(arrays, n_train), tuple(ids), meta)
         except KeyError as e:
             raise DataError(f"{path} is not a truth file: it lacks {e}") from e
@@ -169,7 +169,7 @@ class Truth:
 
 
 def pack(groups: Groups) -> dict[str, np.ndarray]:
-    """The smaller of two forms: a bit a (group, example), or CSR `indptr` and `indices`."""
+    """Packs groups in the smaller form: one bit per (group, example), or CSR arrays."""
     if len(groups) * (-(-groups.n_train // 8)) < 4 * len(groups.indices):
         member = groups.membership(np.uint8).toarray()
         return {"members": np.packbits(member, axis=1)}  # [group, ceil(train / 8)]
@@ -180,11 +180,11 @@ def pack(groups: Groups) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray], n_train: int) -> Groups:
-    """The groups that `pack` wrote. Raises KeyError when there are none."""
+    """Returns the groups that `pack` wrote. Raises KeyError if there are none."""
     if "members" not in arrays:
         return Groups(arrays["indptr"], arrays["indices"], n_train)
     packed = arrays["members"]
     if packed.ndim != 2 or packed.shape[1] != -(-n_train // 8):
-        raise DataError(f"groups of {packed.shape} bytes are not over {n_train} examples")
+        raise DataError(f"groups of {packed.shape} bytes do not match {n_train} examples")
     member = np.unpackbits(packed, axis=1, count=n_train)
     return Groups.of((np.flatnonzero(row) for row in member), n_train)

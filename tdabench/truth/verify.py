@@ -1,4 +1,4 @@
-"""Does a truth hold? Retrains a random sample of it and compares losses."""
+"""Verifies a truth: retrains a random sample of it and compares losses."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def verify_truth(
     """Repeats `n_units` retrainings, drawn by `seed`, of the truth in `path`.
 
     Returns `mean_difference` (mean absolute difference of losses, nats), `identical` (share equal
-    to the bit), and `between_seeds` (the same difference between two seeds of one group, the
-    yardstick; NaN with one seed). Raises GuardError when the truth is of another plan, and
-    DataError when a retraining fails.
+    to the bit), and `between_seeds` (the same difference between two seeds of one group, as the
+    reference; NaN with one seed). Raises GuardError if the truth belongs to another plan, and
+    DataError if a retraining fails.
     """
     truth = Truth.load(path)
     made = Recipe.of(truth.plan.get("recipe", {}))
     truth.check(train, target, made)  # the recipe is the plan's, compared next
     if not truth.is_of(plan):
         raise GuardError(
-            f"{path} was not made by the plan {plan.name!r} as the suite declares it now",
+            f"{path} was not built by the plan {plan.name!r} that the suite declares",
             "Rebuild it with: tdabench truth build",
         )
     units = plan.units()

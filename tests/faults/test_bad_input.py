@@ -147,7 +147,7 @@ def test_truncated_weights_fail_their_row_and_nothing_else(
     assert done.returncode == 0, done.stderr  # it never asks the model
     cut(folder / "base.safetensors", 1000)
     done = tdabench(*asked[:3], "--methods", "gradcos", "--out", tmp_path / "other")
-    assert "made on another target" in one_line(done, 2)
+    assert "built on another target" in one_line(done, 2)
 
 
 HOSTILE_IDS = [

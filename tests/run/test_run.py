@@ -321,7 +321,7 @@ def test_a_truth_of_another_corpus_is_refused(make_suite, toys, tmp_path, tiny_c
     suite = make_suite()
     text = (suite.parent / "corpus.jsonl").read_text()
     (suite.parent / "corpus.jsonl").write_text(text.replace(tiny_corpus[0].prompt, "Other", 1))
-    with pytest.raises(GuardError, match="made on another training corpus"):
+    with pytest.raises(GuardError, match="built on another training corpus"):
         measure(suite, tmp_path / "run", "toy")
 
 

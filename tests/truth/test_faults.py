@@ -142,7 +142,7 @@ def test_a_damaged_row_is_named_and_done_again(
     notes, done = [], []
     build(plan, *parts, folder, on_unit=lambda u, _: done.append(u), note=notes.append)
     assert done == [Unit(1, 0)]
-    assert "g00001-s00 is done again" in notes[0]
+    assert "g00001-s00 is trained again" in notes[0]
     assert file_of(folder) == serial
 
 
@@ -185,7 +185,7 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again_by_the_next_build
 
     monkeypatch.setattr(UnitTrainer, "losses", fails)
     assert build(plan, *parts, folder, retries=2, note=notes.append) == [Unit(2, 1)]
-    assert len([n for n in notes if "g00002-s01 failed and is tried again" in n]) == 2
+    assert len([n for n in notes if "g00002-s01 failed and is retried" in n]) == 2
     record = read_json(failure_path(folder, Unit(2, 1)))
     assert (record["attempts"], record["plan"]) == (3, plan.key)
     assert survey(plan, folder).failed == {Unit(2, 1): "RuntimeError: no luck"}
@@ -219,7 +219,7 @@ def test_workers_give_the_same_file_also_when_one_is_killed(
     assert build(plan, *parts, folder, engine=engine, on_unit=kill_one, note=notes.append) == []
     assert file_of(folder) == serial
     assert not multiprocessing.active_children()
-    if any("tried again" in n for n in notes):  # it had a unit when it died
+    if any("retried" in n for n in notes):  # it had a unit when it died
         assert any("was killed (out of memory?)" in n for n in notes)
 
 

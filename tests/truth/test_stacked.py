@@ -80,5 +80,5 @@ def test_one_diverging_unit_leaves_the_others_alone(parts, tmp_path, monkeypatch
     "recipe", [{"lora_rank": 2}, {"precision": "bfloat16"}, {"checkpointing": True}, {"keep": (1,)}]
 )
 def test_recipes_that_a_stack_does_not_follow_are_refused(parts, tmp_path, recipe):
-    with pytest.raises(UsageError, match="stacked training does not do"):
+    with pytest.raises(UsageError, match="stacked training does not support"):
         build(plan_of(parts, **recipe), *parts, tmp_path, engine=Stacked(2))
