@@ -278,7 +278,7 @@ class _Lines:
 
     def note(self, line: str) -> None:
         """Reports how the build handled a fault."""
-        self.retried += "tried again" in line
+        self.retried += "is retried" in line
         self.say(line)
 
     def counts(self) -> str:
