@@ -34,7 +34,7 @@ class LESS(GradientMethod):
     lora_rank   r;  alpha  scale
     warmup      share of the training corpus to train on
     epochs, batch_size  of the warm-up, which has few examples; lr decays linearly to 0
-    lr          of the warm-up; None is that of the target's recipe, as are Adam's b1, b2 and eps
+    lr          of the warm-up; None takes it from the target's recipe, like Adam's b1, b2 and eps
     dim         sketch dimension (LoRA gradients of at most this size are kept whole)
     """
 

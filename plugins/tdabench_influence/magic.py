@@ -45,7 +45,7 @@ class MAGIC(Followed, TDAMethod):
 
     precision  of the arithmetic: float32 or float64
 
-    `recipe` and `share` say which run (see `Followed`). States are kept every sqrt(steps) steps;
+    `recipe` and `share` define the run (see `Followed`). States are kept every sqrt(steps) steps;
     the segment between two states is trained again for each block of queries.
     """
 

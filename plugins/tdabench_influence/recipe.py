@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """The training run to follow: the target's, unless told otherwise.
+    """The training run to follow, by default the target's.
 
     recipe  fields that differ from the target's recipe, as "lr=1e-4,epochs=1". The run is AdamW
             over all weights, by epochs; other recipes are refused. Options that save memory
@@ -31,7 +31,7 @@ class Followed:
     share: float | None = None
 
     def check_followed(self) -> None:
-        """Raises UsageError for a share out of range or a recipe that cannot be read."""
+        """Raises UsageError for a share out of range or an invalid recipe."""
         from tdabench.api import Recipe
 
         if self.share is not None and not 0 < self.share <= 1:

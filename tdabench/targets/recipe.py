@@ -1,4 +1,4 @@
-"""The training recipe of a target: every number that decides a fine-tuning."""
+"""The training recipe of a target: every number that determines a fine-tuning."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ class Recipe:
     """How a target is fine-tuned on a group.
 
     A step minimises the mean over the batch of per-example losses (each the mean over response
-    tokens), so that every example weighs the same whatever its length. The seed of a run decides
-    the order of examples, and with `lora_rank` the adapters' first values. Dropout is off,
-    whatever the model's configuration says: it would be noise that no seed of ours rules.
+    tokens), so that every example has the same weight at any length. The seed of a run determines
+    the order of examples, and with `lora_rank` the adapters' initial values. Dropout is off for
+    every model configuration, since no seed of ours would control it.
 
-    Raises UsageError for a value that means nothing.
+    Raises UsageError for an invalid value.
     """
 
     lr: float = 1e-3
     epochs: int = 2
     batch_size: int = 32
-    schedule: str = "linear"  # decay to 0; "cosine" decays to 0 too; or "constant"
+    schedule: str = "linear"  # decays to 0, as does "cosine"; or "constant"
     warmup: float = 0.0  # share of steps
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    clip: float = 1.0  # gradient norm; 0 leaves it
-    # Recorded only where they differ from the default: truths made before them keep their keys.
+    clip: float = 1.0  # maximum gradient norm; 0: no clipping
+    # Recorded only if they differ from the default, so that older truths keep their keys.
     optimizer: str = "adamw"  # or "sgd"
-    momentum: float = 0.0  # of sgd
+    momentum: float = 0.0  # for sgd
     max_steps: int = 0  # optimizer steps instead of epochs; 0: by epochs
     lora_rank: int = 0  # train adapters of this rank and merge them; 0: every weight
     lora_alpha: float = 16.0  # an adapter adds alpha / rank * B A
-    lora_targets: tuple[str, ...] = ()  # last parts of layer names; (): all linear but the output
-    micro_batch: int = 0  # most examples a forward pass (gradient accumulation); 0: the batch
+    lora_targets: tuple[str, ...] = ()  # ends of layer names; (): all linear but the output
+    micro_batch: int = 0  # maximum per forward pass (gradient accumulation); 0: the batch
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     precision: str = "float32"  # of the forward pass (autocast); weights stay float32
-    keep: tuple[int, ...] = ()  # after which steps to keep a checkpoint; 0: before the first
+    keep: tuple[int, ...] = ()  # steps after which to keep a checkpoint; 0: before the first
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
@@ -70,7 +70,7 @@ class Recipe:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"recipe: lr = {self.lr}", "A positive number")
         if self.warmup > 1:
-            raise UsageError(f"recipe: warmup = {self.warmup}", "It is a share of all steps")
+            raise UsageError(f"recipe: warmup = {self.warmup}", "It is a fraction of all steps")
         if self.momentum and self.optimizer != "sgd":
             raise UsageError("recipe: momentum belongs to sgd", "AdamW has beta1")
         if self.keep and self.keep[0] < 0:
@@ -78,10 +78,10 @@ class Recipe:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], base: Recipe | None = None) -> Self:
-        """`base` (by default the default recipe) with the fields in `values` changed.
+        """Returns `base` (or the default recipe) with the fields in `values` changed.
 
         Strings are converted to the field's type. Raises UsageError for an unknown field, a value
-        of the wrong type or one that means nothing.
+        of the wrong type or an invalid value.
         """
         known = typing.get_type_hints(cls)
         start = {f.name: getattr(base, f.name) for f in fields(base)} if base else {}
@@ -92,36 +92,38 @@ class Recipe:
         return cls(**start)
 
     def changed(self, text: str | Iterable[str]) -> Recipe:
-        """This recipe with fields as in `"lr=1e-4,epochs=1"`, or in a list of `"lr=1e-4"`.
+        """Returns this recipe with fields from `"lr=1e-4,epochs=1"`, or a list of `"lr=1e-4"`.
 
-        Raises UsageError as `of` does, and for a part that is not `NAME=VALUE`.
+        Raises UsageError like `of`, and for a part that is not `NAME=VALUE`.
         """
-        # A comma within a value (lora_targets=q_proj,v_proj) begins no new field.
+        # A comma within a value (lora_targets=q_proj,v_proj) does not begin a field.
         parts = re.split(r",(?=\s*\w+\s*=)", text) if isinstance(text, str) else text
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in parts)):
             name, equals, value = part.partition("=")
             if not (name and equals and value):
-                raise UsageError(f"recipe: {part!r} is not of the form NAME=VALUE", "Say lr=1e-4")
+                raise UsageError(
+                    f"recipe: {part!r} does not have the form NAME=VALUE", "Give lr=1e-4"
+                )
             values[name.strip()] = value.strip()
         return Recipe.of(values, self)
 
     def differs_from(self, other: Recipe) -> str:
-        """The fields in which two recipes differ, `"lr 0.001 (0.002), …"`; "" where nothing does.
+        """Lists the fields in which two recipes differ, `"lr 0.001 (0.002), …"`; "" if none does.
 
-        `keep` is left out: it changes no number.
+        `keep` is excluded, since it changes no number.
         """
         pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return ", ".join(f"{n} {a} ({b})" for n, a, b in pairs if a != b and n != "keep")
 
     def __str__(self) -> str:
-        """The fields that are not default, as `changed` reads them; "the default" for none."""
+        """Formats the fields that are not default for `changed`; "the default recipe" if none."""
         mine = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "keep"]
         default = {f.name: f.default for f in fields(self)}
         return ", ".join(f"{k}={v}" for k, v in mine if v != default[k]) or "the default recipe"
 
     def as_dict(self) -> dict[str, Any]:
-        """What is recorded: the fields up to `clip`, and the later ones that are not default."""
+        """Returns the recorded fields: those up to `clip`, and later ones that are not default."""
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -130,13 +132,13 @@ class Recipe:
         return out
 
     def steps(self, n: int) -> int:
-        """Optimizer steps for `n` examples; the last batch of an epoch may be short."""
+        """Returns the optimizer steps for `n` examples; the last batch of an epoch may be short."""
         if n == 0:
             return 0
         return self.max_steps or self.epochs * -(-n // self.batch_size)
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of step `step` (from 0) of `total`."""
+        """Returns the learning rate of step `step` (from 0) of `total`."""
         warm = int(self.warmup * total)
         if step < warm:
             return self.lr * (step + 1) / warm

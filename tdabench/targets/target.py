@@ -61,7 +61,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 
 _WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own output is many times as large
 
-_USUAL = [Recipe().as_dict(), 0.25]  # what no fingerprint says
+_USUAL = [Recipe().as_dict(), 0.25]  # not part of a fingerprint
 
 SCRATCH = "scratch"  # in place of a checkpoint: weights initialised from the configuration
 
@@ -70,15 +70,15 @@ SCRATCH = "scratch"  # in place of a checkpoint: weights initialised from the co
 class Target:
     """`folder` has config.json, tokenizer files and one safetensors file per checkpoint.
 
-    `checkpoints` maps a name to a file in `folder` (or to a folder in the Hugging Face layout):
-    those that methods may score at. None of them is among the models behind the truth.
-    `regime` says whether the base model had seen the format of the fine-tuning data. `dtype` is
-    that of the models methods score with; "auto" is float32, and bfloat16 on an accelerator for
-    models beyond a billion weights. Training is in float32. `source` says where the folder comes
-    from, with its revision pinned; it changes nothing.
+    `checkpoints` maps names to files in `folder` (or to folders in the Hugging Face layout) at
+    which methods may score. None of them is among the models behind the truth. `regime` says
+    whether the base model had seen the format of the fine-tuning data. `dtype` is the dtype in
+    which methods score; "auto" is float32, or bfloat16 on an accelerator for models with more than
+    a billion weights. Training is in float32. `source` is the origin of the folder, with its
+    revision pinned; it has no effect.
 
     `recipe` is how the target is fine-tuned, and `fraction` the share of the pool that it is
-    fine-tuned on: truths are made so, and methods that follow a training run follow that one.
+    fine-tuned on. Truths are built with both, and methods that follow a training run follow them.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Fine-tuning: the loop that follows a recipe exactly."""
+"""Fine-tuning: the loop that implements a recipe."""
 
 from __future__ import annotations
 

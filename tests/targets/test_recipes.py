@@ -277,7 +277,7 @@ def test_a_recipe_is_changed_by_words_and_says_what_differs():
     assert Recipe().changed(str(base)) == base
     assert str(Recipe()) == "the default recipe"
     for text, what in (
-        ("lr", "not of the form NAME=VALUE"),
+        ("lr", "not have the form NAME=VALUE"),
         ("rate=1", "unknown field"),
         ("lr=fast", "not of the type float"),
         ("epochs=0", "epochs = 0"),
