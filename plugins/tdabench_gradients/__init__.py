@@ -7,6 +7,7 @@ from tdabench.api import TDAMethod, hookimpl
 from tdabench_gradients.dsdm import DsDm
 from tdabench_gradients.graddot import GradCos, GradDot
 from tdabench_gradients.grass import FactGraSS
+from tdabench_gradients.hiddengrad import HiddenGrad
 from tdabench_gradients.less import LESS
 from tdabench_gradients.logra import LoGra
 from tdabench_gradients.lorif import LoRIF
@@ -18,4 +19,17 @@ from tdabench_gradients.traker import Traker
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [GradDot, GradCos, TracIn, LoGra, TRAK, Traker, DsDm, LESS, TrackStar, FactGraSS, LoRIF]
+    return [
+        GradDot,
+        GradCos,
+        HiddenGrad,
+        TracIn,
+        LoGra,
+        TRAK,
+        Traker,
+        DsDm,
+        LESS,
+        TrackStar,
+        FactGraSS,
+        LoRIF,
+    ]
