@@ -1,4 +1,4 @@
-"""`python -m tdabench`: the command line, where the script is not on the path."""
+"""`python -m tdabench`: the command line, if the script is not on the path."""
 
 import sys
 

@@ -3,7 +3,7 @@
     from tdabench.api import RepresentationMethod, hookimpl
 
 Each name is listed once, as `import X as X`. Importing this module does not load torch: the names
-of `toolkit.gradients`, which does, are loaded when they are first used.
+of `toolkit.gradients`, which needs torch, are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What can go wrong, in a form that the command line prints as one line.
+"""Errors in a form that the command line prints as one line.
 
-Every error names the thing, the reason and, where there is one, the remedy. Nothing here
-imports anything heavy: the command line loads it first.
+Every error names the thing, the reason and, if there is one, the remedy. This module imports
+nothing heavy, because the command line loads it first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class TdabenchError(Exception):
-    """A problem with a known cause. `remedy` says what to do about it."""
+    """A problem with a known cause. `remedy` states what to do about it."""
 
     exit_code = 1
 
@@ -30,11 +30,11 @@ class TdabenchError(Exception):
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Around work that keeps what is finished: Ctrl-C then says that the same command goes on."""
+    """Marks work that keeps finished parts: on Ctrl-C, says that the same command resumes."""
     try:
         yield
     except KeyboardInterrupt as e:
-        e.add_note("The same command goes on from here")
+        e.add_note("The same command resumes from here")
         raise
 
 
@@ -45,7 +45,7 @@ class UsageError(TdabenchError):
 
 
 class MissingAsset(UsageError):
-    """A method asked for a file or folder that nobody provides under the name `asset`."""
+    """A method requested a file or folder that is not provided under the name `asset`."""
 
     def __init__(self, asset: str, provided: Iterable[str]) -> None:
         there = ", ".join(sorted(provided)) or "none"
@@ -60,7 +60,7 @@ class DataError(TdabenchError):
 
 
 class GuardError(TdabenchError):
-    """Going on would give a number that flatters: leaked truth, mixed corpora (exit code 2)."""
+    """Continuing would give a flattering number: leaked truth, mixed corpora (exit code 2)."""
 
     exit_code = 2
 
@@ -72,9 +72,9 @@ class MethodError(TdabenchError):
 class MissingExtra(TdabenchError):
     """An optional package is not installed.
 
-    `extra` names the extra of tdabench that brings it; a plugin of another distribution gives
-    the `remedy` instead ("Install it with: pip install faiss-cpu"). A method raises it from
-    `build` or `load`; its cell becomes a `skipped` row that says why.
+    `extra` names the extra of tdabench that installs it; a plugin of another distribution gives
+    the `remedy` instead ("Install it with: pip install faiss-cpu"). A method raises it in `build`
+    or `load`; its cell becomes a `skipped` row with the reason.
     """
 
     exit_code = 2
@@ -86,7 +86,7 @@ class MissingExtra(TdabenchError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, or the list of what is known when nothing is close."""
+    """Returns `Did you mean 'x'?`, or the list of known names if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(word[:100], known, n=2, cutoff=0.5)
     if close:
@@ -95,7 +95,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, word: str, known: Iterable[str], see: str = "") -> UsageError:
-    """The error for a name that is not there: `unknown method 'traak'. Did you mean 'trak'?`"""
+    """Returns the error for an unknown name: `unknown method 'traak'. Did you mean 'trak'?`"""
     remedy = did_you_mean(word, known)
     return UsageError(f"unknown {kind} {word!r}", f"{remedy} {see}".strip())
 
@@ -111,7 +111,7 @@ _MARKS = re.compile(
 
 
 def clean(value: Any, limit: int = 2000, keep_newlines: bool = False) -> str:
-    r"""`value` as text without control, bidi or zero-width characters, at most `limit` long.
+    r"""Returns `value` as text without control, bidi or zero-width characters, up to `limit`.
 
     Newlines and tabs become spaces, or stay newlines with `keep_newlines`; every other unsafe
     character becomes its escape (`\x1b`, `\u202e`). More than four stacked accents are cut.
@@ -140,5 +140,5 @@ def _escape(c: str) -> str:
 
 
 def one_line(message: Any) -> str:
-    """A message as the one line that a terminal gets: no escapes, no newlines, not too long."""
+    """Returns a message as one line for a terminal: no escapes, no newlines, limited length."""
     return " ".join(clean(message, keep_newlines=True).split())

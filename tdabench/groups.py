@@ -1,7 +1,7 @@
 """Groups of training examples, and how example scores become group scores.
 
-A group is what the truth retrains on, what a selection picks and what a removal drops. They
-are kept in CSR form so that additive group scores are one sparse product.
+A group is the training set of a retraining, the result of a selection or the set of a removal.
+Groups are in CSR form so that additive group scores are one sparse product.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 class Groups(Sequence[np.ndarray]):
     """`indptr` [group + 1] and sorted `indices` [member], each below `n_train`.
 
-    Order within a group carries no meaning, so members are sorted; a repeated member is an
-    error, since no truth trains twice on one example.
+    Order within a group does not matter, so members are sorted; a repeated member is an error,
+    since a truth never trains twice on one example.
     """
 
     def __init__(self, indptr: np.ndarray, indices: np.ndarray, n_train: int) -> None:
@@ -47,7 +47,7 @@ class Groups(Sequence[np.ndarray]):
 
     @classmethod
     def of(cls, members: Iterable[Iterable[int]], n_train: int) -> Groups:
-        """From one list of training indices a group. Raises DataError for what is no index."""
+        """Makes groups from lists of training indices. Raises DataError for an invalid index."""
         lists = [_members(m) for m in members]
         indptr = np.concatenate([[0], np.cumsum([len(m) for m in lists])])
         indices = np.concatenate(lists) if lists else np.empty(0, dtype=np.int64)
@@ -55,14 +55,14 @@ class Groups(Sequence[np.ndarray]):
 
     @classmethod
     def singletons(cls, n_train: int) -> Groups:
-        """One group an example: `score_groups` of it equals `score`."""
+        """Makes one group per example: `score_groups` of them equals `score`."""
         return cls(np.arange(n_train + 1), np.arange(n_train), n_train)
 
     @classmethod
     def random(
         cls, n_groups: int, n_train: int, fraction: float, rng: np.random.Generator
     ) -> Groups:
-        """`n_groups` uniform subsets of round(fraction * n_train) distinct examples."""
+        """Draws `n_groups` uniform subsets of round(fraction * n_train) distinct examples."""
         size = round(fraction * n_train)
         if not 0 < size <= n_train:
             raise UsageError(f"a group fraction of {fraction} of {n_train} examples is {size}")
@@ -70,7 +70,7 @@ class Groups(Sequence[np.ndarray]):
 
     @classmethod
     def joined(cls, parts: Sequence[Groups]) -> Groups:
-        """The groups of all parts, in order. Raises DataError when their corpora differ."""
+        """Joins the groups of all parts, in order. Raises DataError if their corpora differ."""
         sizes = {p.n_train for p in parts}
         if len(sizes) != 1:
             raise DataError(f"groups over corpora of {sorted(sizes)} examples cannot be joined")
@@ -95,11 +95,11 @@ class Groups(Sequence[np.ndarray]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Members a group: [group]."""
+        """Number of members per group: [group]."""
         return np.diff(self.indptr)
 
     def membership(self, dtype: type = np.float32) -> sp.csr_matrix:
-        """0/1 matrix [group, train]."""
+        """Returns the 0/1 matrix [group, train]."""
         import scipy.sparse as sp
 
         ones: np.ndarray = np.ones(len(self.indices), dtype=dtype)
@@ -111,18 +111,18 @@ class Groups(Sequence[np.ndarray]):
 
 
 def _members(members: Iterable[int]) -> np.ndarray:
-    """int64 [member]. A fraction, a string or a truth value is no index, whatever numpy thinks."""
+    """Converts to int64 [member]; refuses fractions, strings and booleans, unlike numpy."""
     try:
         array = np.asarray(list(members))
     except (TypeError, ValueError, OverflowError) as e:
-        raise DataError(f"a group is no list of training indices: {e}") from e
+        raise DataError(f"a group must be a list of training indices: {e}") from e
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise DataError("a group is no list of training indices")
+        raise DataError("a group must be a list of training indices")
     return array.astype(np.int64)
 
 
 def check_pooling(who: str, pooling: str, temperature: float) -> None:
-    """Raises UsageError that names `who` for an unknown pooling or a temperature not positive."""
+    """Raises UsageError naming `who` for an unknown pooling or a non-positive temperature."""
     if pooling not in POOLINGS:
         raise UsageError(f"{who}: unknown pooling {pooling!r}", f"One of: {', '.join(POOLINGS)}")
     if not temperature > 0:
@@ -135,9 +135,9 @@ def pool_scores(
     pooling: str = "sum",
     temperature: float = 1.0,
 ) -> np.ndarray:
-    """Group scores [query, group] from example scores, float32.
+    """Pools example scores into group scores [query, group], float32.
 
-    `sum` and `mean` add; `softmax` weighs each member by exp(s / T) and `softmax-abs` by
+    `sum` and `mean` add; `softmax` weights each member by exp(s / T) and `softmax-abs` by
     exp(|s| / T), normalised within the group (AirRep, arXiv 2505.18513, eq. 5). An empty group
     scores 0.
 
@@ -162,9 +162,9 @@ def pool_scores(
     return _softmax_pool(scores, groups, member, pooling == "softmax-abs", np.float32(temperature))
 
 
-LEAST_LOGIT = np.float32(-80)  # below the largest; smaller ones give subnormals, ten times slower
-_BLOCK_BYTES = 16 << 20  # of scores pooled at a time: products this large run at full speed
-_CACHE_BYTES = 1 << 19  # of scores a thread works on at a time: stays in a core's own cache
+LEAST_LOGIT = np.float32(-80)  # below the largest; lower ones give slow subnormals
+_BLOCK_BYTES = 16 << 20  # of scores pooled at a time: products of this size run at full speed
+_CACHE_BYTES = 1 << 19  # of scores per thread at a time: fits in a core's own cache
 
 
 def _softmax_pool(
@@ -174,12 +174,12 @@ def _softmax_pool(
     absolute: bool,
     t: np.float32,
 ) -> np.ndarray:
-    """Attention pooling, block by block of queries: [query, train] -> [query, group].
+    """Pools by attention, in blocks of queries: [query, train] -> [query, group].
 
-    One exponential an example, shared by every group: a softmax within a group only needs the
-    same shift in numerator and denominator, and one product with the membership gives both.
-    Where a whole group lies so far below the row's maximum that it underflows, that entry is
-    redone with the group's own shift.
+    All groups share one exponential per example: a softmax within a group only needs the same
+    shift in numerator and denominator, and one product with the membership gives both. If a whole
+    group is so far below the row's maximum that it underflows, its entry is recomputed with the
+    group's own shift.
     """
     q, n = scores.shape
     out = np.empty((q, len(groups)), dtype=np.float32)
@@ -211,7 +211,7 @@ def _softmax_pool(
 
 
 def _softmax_sum(s: np.ndarray, absolute: bool, t: np.float32) -> np.floating:
-    """Attention-pooled score of the members' scores [member]."""
+    """Pools the members' scores [member] by attention."""
     logits = _logits(s, absolute, t, out=np.empty_like(s))
     w = np.exp(logits - logits.max())
     return (w * s).sum() / w.sum()
@@ -224,7 +224,7 @@ def _logits(s: np.ndarray, absolute: bool, t: np.float32, out: np.ndarray) -> np
 
 
 def threads() -> int:
-    """Threads to use beside each other: as many as the numerical libraries were allowed."""
+    """Returns the number of threads to use: as many as the numerical libraries may use."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     if allowed.isdigit() and int(allowed):
         return int(allowed)
@@ -232,7 +232,7 @@ def threads() -> int:
 
 
 def _member_matrix(groups: Groups) -> sp.csr_matrix | np.ndarray:
-    """Dense [group, train] when that is the faster product, else sparse."""
+    """Returns dense [group, train] if that product is faster, else sparse."""
     density = len(groups.indices) / max(1, len(groups) * groups.n_train)
     member = groups.membership()
     small = len(groups) * groups.n_train <= 64 << 20
@@ -240,7 +240,7 @@ def _member_matrix(groups: Groups) -> sp.csr_matrix | np.ndarray:
 
 
 def _times(a: np.ndarray, member: sp.csr_matrix | np.ndarray) -> np.ndarray:
-    """a [query, train] @ member.T -> [query, group]."""
+    """Multiplies a [query, train] @ member.T -> [query, group]."""
     if isinstance(member, np.ndarray):
         return a @ member.T
     return np.ascontiguousarray((member @ a.T).T)

@@ -30,23 +30,23 @@ _hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 def hookimpl(function: F) -> F:
-    """Marks a function as the plugin's answer to the hook of the same name."""
+    """Marks a function as the plugin's implementation of the hook of the same name."""
     return _hookimpl(function)
 
 
 @hookspec
 def tdabench_methods() -> Iterable[type[TDAMethod]]:  # type: ignore[empty-body]
-    """Method classes that this plugin brings. Asked once, whenever methods are listed or run."""
+    """Returns the plugin's method classes. Called once, when methods are listed or run."""
 
 
 @hookspec
 def tdabench_benchmarks() -> Iterable[type[Benchmark]]:  # type: ignore[empty-body]
-    """Benchmark classes that this plugin brings."""
+    """Returns the plugin's benchmark classes."""
 
 
 @hookspec
 def tdabench_suites() -> Iterable[Path]:  # type: ignore[empty-body]
-    """Paths of suite files (TOML) that this plugin brings."""
+    """Returns paths of the plugin's suite files (TOML)."""
 
 
 @hookspec
@@ -56,7 +56,7 @@ def tdabench_commands(cli: click.Group) -> None:
 
 @hookspec
 def tdabench_record(record: dict[str, Any], folder: Path) -> None:
-    """Told of every finished cell: its record, and the run folder it was written to.
+    """Receives every finished cell: its record, and the run folder that contains it.
 
     For loggers and dashboards. An observer that raises is reported and does not stop the run.
     """

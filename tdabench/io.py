@@ -1,6 +1,6 @@
-"""Files: written to a temporary name, synced and renamed; read with their claims checked.
+"""Files: written to a temporary name, synced and renamed; headers are checked when read.
 
-Numbers go in safetensors and JSON, never pickle, so reading a stranger's file runs nothing.
+Numbers go in safetensors and JSON, never pickle, so reading an untrusted file runs no code.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_kept(path: Path) -> str:
-    """The same, remembered in the cache for a file too large to hash at every start.
+    """Returns the sha256 of a large file, cached between runs.
 
-    A file is the one remembered while its place, size and time of change are.
+    The cached hash is valid while the file's path, size and modification time are unchanged.
     """
     real = Path(path).resolve()
     stat = real.stat()
@@ -67,7 +67,7 @@ _HASHED_EVERY_TIME = 32 << 20
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: TDABENCH_CACHE, else the user's cache folder."""
+    """Returns the cache folder: TDABENCH_CACHE, else the user's cache folder."""
     own = os.environ.get("TDABENCH_CACHE")
     if own:
         return Path(own).expanduser()
@@ -76,12 +76,12 @@ def cache_folder() -> Path:
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling a value: what fingerprints and cell keys are taken of."""
+    """Returns JSON with one spelling per value, for fingerprints and cell keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(value: Any) -> str:
-    """First 16 hex digits of the sha256 of the canonical JSON of `value`."""
+    """Returns the first 16 hex digits of the sha256 of `value`'s canonical JSON."""
     return sha256_bytes(canonical(value).encode("utf-8", "backslashreplace"))[:16]
 
 
@@ -109,7 +109,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` outlast a power cut, where the system can say so."""
+    """Makes a rename in `folder` survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -119,25 +119,27 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_own(path: Path, mode: str) -> BinaryIO:
-    """Opens a file of a folder that a stranger may have filled: never through a link.
+    """Opens a file in an untrusted folder, never through a link.
 
-    `mode` is "rb", "ab" or "a+b". Raises DataError for a link, a device, a FIFO, or a file that
-    has a further name elsewhere, and OSError as `open` does.
+    `mode` is "rb", "ab" or "a+b". Raises DataError for a link, a device, a FIFO, or a file with
+    another name elsewhere, and OSError like `open`.
     """
     flags = {"rb": os.O_RDONLY, "ab": os.O_WRONLY, "a+b": os.O_RDWR}[mode]
     if mode != "rb":
         flags |= os.O_CREAT | os.O_APPEND
     try:
-        # Without O_NONBLOCK, opening a FIFO waits for ever.
+        # Without O_NONBLOCK, opening a FIFO waits forever.
         fd = os.open(path, flags | _NO_FOLLOW | _NO_WAIT, 0o644)
     except OSError as e:
         if e.errno == errno.ENXIO or os.path.islink(path):
-            raise DataError(f"{path} is a link or no file, and is not opened", "Remove it") from e
+            raise DataError(
+                f"{path} is a link or not a file, and is not opened", "Remove it"
+            ) from e
         raise
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode) or (mode != "rb" and about.st_nlink > 1):
         os.close(fd)
-        raise DataError(f"{path} is not a file of its own, and is not opened", "Remove it")
+        raise DataError(f"{path} has several names (hard links), and is not opened", "Remove it")
     return cast(BinaryIO, os.fdopen(fd, mode))
 
 
@@ -145,9 +147,9 @@ _NO_FOLLOW, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0
 
 
 def open_input(path: Path) -> BinaryIO:
-    """Opens a file for reading. Raises DataError for a device or a FIFO, which has no end.
+    """Opens a file for reading. Raises DataError for a device or a FIFO, which have no end.
 
-    Links are followed: model folders are made of them.
+    Links are followed, since model folders consist of links.
     """
     fd = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_CLOEXEC", 0))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -158,19 +160,19 @@ def open_input(path: Path) -> BinaryIO:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Adds one line of JSON to a file, in one write: lines of two processes never mix."""
+    """Appends one line of JSON to a file in one write, so that lines of two processes never mix."""
     with open_own(path, "ab") as f:
         os.write(f.fileno(), line_of(value))
 
 
 def line_of(value: Mapping[str, Any]) -> bytes:
-    """`value` as one line of JSON, UTF-8."""
+    """Returns `value` as one line of JSON, UTF-8."""
     text = json.dumps(value, ensure_ascii=False, default=str) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (not what it leads to) or a folder; nothing where nothing is."""
+    """Removes a file, a link (not its target) or a folder, if it exists."""
     path = Path(path)
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -179,9 +181,9 @@ def remove(path: Path) -> None:
 
 
 def check_free(folder: Path, names: Iterable[str], mine: bool, option: str = "--out") -> None:
-    """Raises UsageError when `folder` holds what would be written over, and is not ours (`mine`).
+    """Raises UsageError if `folder` has files that would be overwritten, unless it is `mine`.
 
-    `names` are patterns of what will be written there.
+    `names` are patterns of the files to write there.
     """
     if mine or not folder.exists():
         return
@@ -190,21 +192,21 @@ def check_free(folder: Path, names: Iterable[str], mine: bool, option: str = "--
     found = sorted({p.name for name in names for p in folder.glob(name)} | _links(folder, names))
     if found:
         raise UsageError(
-            f"{folder} holds {', '.join(map(repr, found[:5]))}, which this would write over, and "
+            f"{folder} holds {', '.join(map(repr, found[:5]))}, which this would overwrite, and "
             "which it did not make",
             f"Choose another folder with {option}",
         )
 
 
 def _links(folder: Path, names: Iterable[str]) -> set[str]:
-    """Names among `names` that are links to nothing, which a pattern does not match."""
+    """Lists `names` that are dangling links, which patterns do not match."""
     return {name for name in names if os.path.islink(folder / name)}
 
 
 def check_replaceable(path: Path, kind: str | None = None, option: str = "--out") -> None:
-    """Raises UsageError when a file lies at `path` that is not one of arrays that tdabench wrote.
+    """Raises UsageError if `path` is a file other than arrays written by tdabench.
 
-    With `kind`, its metadata must say so. What a user has under that name is never lost.
+    With `kind`, its metadata must name that kind. Users' files are never lost.
     """
     if not os.path.lexists(path):
         return
@@ -215,16 +217,16 @@ def check_replaceable(path: Path, kind: str | None = None, option: str = "--out"
     except (DataError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UsageError(
-        f"{path} is there, and is not {kind or 'arrays'} of tdabench",
+        f"{path} exists and is not a file of tdabench ({kind or 'arrays'})",
         f"Remove it, or choose another file with {option}",
     )
 
 
 def seal(value: Any) -> str:
-    """An authentication code (HMAC-SHA256) of `value`'s canonical JSON under this user's secret.
+    """Returns an authentication code (HMAC-SHA256) of `value`'s canonical JSON.
 
-    What carries it was written by this user on this machine. The secret lies in the cache, in a
-    file that only the user reads; where that cannot be written, it lives as long as the process.
+    A valid code shows that this user wrote the file on this machine. The secret is in the cache, in
+    a file that only the user can read; if it cannot be written, it lasts as long as the process.
     """
     text = canonical(value).encode("utf-8", "backslashreplace")
     return hmac.new(_secret(), text, "sha256").hexdigest()
@@ -261,7 +263,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cannot_write(path: Path | str, error: OSError | ValueError) -> TdabenchError:
-    """What an error of the file system means to the user, in one line."""
+    """Converts a file system error to one line for the user."""
     full = isinstance(error, OSError) and error.errno in _FULL
     reason = getattr(error, "strerror", None) or str(error)
     remedy = "Free some space" if full else "Choose another folder"
@@ -269,7 +271,7 @@ def cannot_write(path: Path | str, error: OSError | ValueError) -> TdabenchError
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""UTF-8. A lone surrogate, which UTF-8 cannot hold, becomes its escape (`\ud800`)."""
+    r"""Writes UTF-8; a lone surrogate, which UTF-8 cannot encode, becomes its escape (`\ud800`)."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -281,7 +283,7 @@ MAX_JSON = 256 << 20  # bytes of a JSON document; a record is a few kilobytes
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises DataError for anything else, or more than `MAX_JSON`."""
+    """Reads a JSON file. Raises DataError for anything else, or more than `MAX_JSON` bytes."""
     try:
         with open_input(path) as f:
             text = f.read(MAX_JSON + 1)
@@ -290,7 +292,7 @@ def read_json(path: Path) -> Any:
         return json.loads(text.decode("utf-8"))
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
-    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
         raise DataError(f"{path} is not valid JSON: {e}") from e
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror}") from e
@@ -299,8 +301,8 @@ def read_json(path: Path) -> Any:
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes named arrays as safetensors; `metadata` is stored as JSON in the header.
 
-    The header carries a sha256 of the data, so that `read_arrays` notices a flipped bit. The
-    same arrays and metadata give the same bytes.
+    The header contains a sha256 of the data, so that `read_arrays` detects a flipped bit. The same
+    arrays and metadata give the same bytes.
     """
     contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     header = {"tdabench": canonical(dict(metadata or {})), "sha256": _digest(contiguous)}
@@ -314,14 +316,14 @@ _DTYPES = {
 
 
 def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
-    """The safetensors encoding with its header in a fixed order.
+    """Encodes arrays as safetensors with the header in a fixed order.
 
-    The library's own writer orders metadata by a hash that changes from run to run, and files
-    that are rebuilt are compared byte by byte.
+    The library's writer orders metadata by a hash that changes from run to run, and rebuilt files
+    are compared byte by byte.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
-    # Widest items first keeps every array aligned, as the format asks.
+    # Widest items first keeps every array aligned, as the format requires.
     order = sorted(arrays, key=lambda k: (-arrays[k].dtype.itemsize, k))
     for name in order:
         a = arrays[name]
@@ -335,9 +337,9 @@ def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Named arrays and metadata. Raises DataError for a missing, truncated or altered file.
+    """Reads named arrays and metadata. Raises DataError for a missing or damaged file.
 
-    What the header claims is checked against the size of the file before anything is allocated.
+    The header is checked against the size of the file before memory is allocated.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -349,7 +351,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError as e:
         raise DataError(f"{path} is missing") from e
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as e:
-        # A type that numpy lacks, such as bfloat16, is one of the latter three.
+        # A type that numpy lacks, such as bfloat16, raises one of the latter three.
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
     if "sha256" in header and header["sha256"] != _digest(arrays):
         raise DataError(f"{path} is corrupt: its contents do not match the hash in its header")
@@ -366,7 +368,7 @@ MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 
 
 def carried(path: Path) -> dict[str, str]:
-    """What the header of a safetensors file says besides its arrays. Raises DataError."""
+    """Returns the metadata in the header of a safetensors file. Raises DataError."""
     found = read_header(path).get("__metadata__", {})
     return found if isinstance(found, dict) else {}
 
@@ -374,8 +376,8 @@ def carried(path: Path) -> dict[str, str]:
 def read_header(path: Path) -> dict[str, Any]:
     """Returns the header of a safetensors file: an entry per array, and `__metadata__`.
 
-    Raises DataError when the file claims more than it holds. Done before the library reads it,
-    so that no size which a stranger wrote is ever allocated or mapped.
+    Raises DataError if the header claims more than the file holds. It runs before the library reads
+    the file, so that untrusted sizes are never allocated or mapped.
     """
     try:
         size = os.stat(path).st_size
@@ -385,7 +387,7 @@ def read_header(path: Path) -> dict[str, Any]:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(f.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         for name, entry in header.items():
             if name != "__metadata__":
                 _check_entry(name, entry, size - 8 - length)
@@ -399,19 +401,19 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_entry(name: str, entry: Any, held: int) -> None:
-    """Raises ValueError unless an array's shape, type and place agree and lie in the file."""
+    """Raises ValueError unless an array's shape, type and position agree and are in the file."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the array {name!r} is not described")
     shape, span = entry["shape"], entry["data_offsets"]
     numbers = [*shape, *span] if isinstance(shape, list) and isinstance(span, list) else [None]
     if len(numbers) > 64 or any(type(n) is not int or not 0 <= n < 1 << 60 for n in numbers):
-        raise ValueError(f"the array {name!r} has sizes that are no sizes")
+        raise ValueError(f"the array {name!r} has invalid sizes")
     if len(span) != 2 or not span[0] <= span[1] <= held:
         raise ValueError(f"the array {name!r} reaches beyond the end of the file")
     bits = "".join(c for c in str(entry["dtype"]).partition("_")[0] if c.isdigit())
     width = 8 if entry["dtype"] == "BOOL" else int(bits or 0)
     if math.prod(shape) * width != 8 * (span[1] - span[0]):
-        raise ValueError(f"the array {name!r} has a shape that its bytes do not fill")
+        raise ValueError(f"the array {name!r} has a shape that does not match its bytes")
 
 
 def _digest(arrays: Arrays) -> str:

@@ -1,4 +1,4 @@
-"""The interface a method implements: `TDAMethod`, and the `Index` that it builds.
+"""The method contract: `TDAMethod`, and the `Index` that it builds.
 
 A method is a frozen dataclass: its fields are its parameters, and constructing it does no work.
 `build` turns a training corpus into an `Index`; the index answers queries. Most methods map an
@@ -36,15 +36,15 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Reports progress to nobody."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the harness lends to a method: the target, named randomness, a folder, files.
+    """The resources of a method: the target, named randomness, a folder, files.
 
-    A method may write in `scratch` only, never prints, reads no environment variable, seeds
-    nothing globally and leaves the target's models as it found them.
+    A method writes only in `scratch`, never prints, reads no environment variable, seeds nothing
+    globally and leaves the target's models unchanged.
     """
 
     target: Target
@@ -55,17 +55,17 @@ class Context:
     progress: Progress = no_progress
 
     def rng(self, name: str) -> np.random.Generator:
-        """A numpy generator that depends on the seed and on `name`, and on nothing else."""
+        """Returns a numpy generator that depends only on the seed and on `name`."""
         return np.random.default_rng(named_seed(self.seed, name))
 
     def torch_generator(self, name: str) -> torch.Generator:
-        """The same as a CPU `torch.Generator`."""
+        """Returns the same as a CPU `torch.Generator`."""
         import torch
 
         return torch.Generator().manual_seed(named_seed(self.seed, name))
 
     def asset(self, name: str) -> Path:
-        """The file or folder that the suite provides under `name` (an encoder, say)."""
+        """Returns the file or folder that the suite provides under `name` (such as an encoder)."""
         if name not in self.assets:
             raise MissingAsset(name, self.assets)
         return self.assets[name]
@@ -74,10 +74,10 @@ class Context:
 class TDAMethod(ABC):
     """A training-data-attribution method: subclass it as a frozen, keyword-only dataclass.
 
-    Class variables: `name` (what users type), `version` (raise it whenever scores change),
+    Class variables: `name` (what users type), `version` (increase it when scores change),
     `family` (for grouping in tables), `source` (paper), `summary` (one line). For `tdabench tune`:
-    `grid` (values worth trying, by parameter) and `query_time` (parameters that no part of an index
-    depends on: they are tried on one that was built once).
+    `grid` (values to try, by parameter) and `query_time` (parameters that do not affect the index,
+    which are tried on an index that is built once).
     `expected_failures` maps a law of the conformance kit that the method breaks to the reason.
     """
 
@@ -96,18 +96,18 @@ class TDAMethod(ABC):
 
     @abstractmethod
     def load(self, context: Context, path: Path) -> Index:
-        """The index that `Index.save` wrote to the folder `path`."""
+        """Loads an index that `Index.save` wrote to the folder `path`."""
 
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
-        """Work done once before any corpus is seen (labels, encoder training), if any.
+        """Returns the cost of work done once before any corpus (labels, encoder training), if any.
 
-        Keys: `seconds`, `retrainings`; read from the asset's own record, never typed in.
+        Keys: `seconds`, `retrainings`; read from the asset's own record, never entered by hand.
         """
         return None
 
     @property
     def params(self) -> dict[str, Any]:
-        """Parameters as resolved: every field with its value."""
+        """Resolved parameters: every field with its value."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
@@ -115,16 +115,16 @@ class TDAMethod(ABC):
         """Constructs the method from parameters by name, checking names and types.
 
         Strings are converted to the field's type (`"512"` to an int). Raises UsageError for an
-        unknown name or a value that does not fit.
+        unknown name or an invalid value.
         """
         return construct(cls, params)
 
 
 class Index(ABC):
-    """What a method built on a training corpus; answers queries.
+    """A method's result on a training corpus; answers queries.
 
-    `n_train` examples; `pooling` and `temperature` say how group scores come from example
-    scores. An index whose group scores are no pooling of its example scores overrides
+    It covers `n_train` examples; `pooling` and `temperature` define how example scores are combined
+    into group scores. An index whose group scores are not a pooling of its example scores overrides
     `score_groups` and sets `pooling = "own"`.
     """
 
@@ -134,14 +134,14 @@ class Index(ABC):
 
     @abstractmethod
     def score(self, queries: Sequence[Example]) -> np.ndarray:
-        """Attribution scores, float32 [query, train]."""
+        """Computes attribution scores, float32 [query, train]."""
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
-        """Group scores, float32 [query, group]. A group of one equals `score`."""
+        """Computes group scores, float32 [query, group]. A group of one equals `score`."""
         return pool_scores(self.score(queries), groups, self.pooling, self.temperature)
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k highest scores, float32 [query, k], and their training indices, best first.
+        """Returns the k highest scores, float32 [query, k], and training indices, best first.
 
         Equal scores are ordered by training index.
         """

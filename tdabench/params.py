@@ -15,7 +15,7 @@ def construct(cls: Any, params: Mapping[str, Any]) -> Any:
     """Constructs the dataclass `cls`, which has a `name`, from parameters by name.
 
     Strings are converted to the field's type (`"512"` to an int). Raises UsageError for an
-    unknown name or a value that does not fit.
+    unknown name or an invalid value.
     """
     known = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -31,7 +31,7 @@ def construct(cls: Any, params: Mapping[str, Any]) -> Any:
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
-    """Returns `value` as the type `hint`. Raises UsageError that names what was expected."""
+    """Converts `value` to the type `hint`. Raises UsageError naming the expected type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() == "none"):

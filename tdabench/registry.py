@@ -1,8 +1,9 @@
-"""Guarded discovery: what the installed plugins bring, and what is wrong with the broken ones.
+"""Guarded discovery of plugins, and the problems of broken ones.
 
-A plugin that cannot be imported, returns rubbish or raises is recorded as a problem that names
-it, its distribution and the reason; everything else goes on. The harness's own benchmarks and
-suites, and the bundled methods, come through the same door: the entry point group `tdabench`.
+A plugin that cannot be imported, returns invalid objects or raises is recorded as a problem that
+names it, its distribution and the reason; everything else works. The harness's own benchmarks and
+suites, and the bundled methods, are registered in the same way, in the entry point group
+`tdabench`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where something comes from: the plugin's name and the distribution that carries it."""
+    """The origin of an object: the plugin's name and its distribution."""
 
     plugin: str
     distribution: str = ""
@@ -57,7 +58,7 @@ class Entry:
 
 @dataclass
 class Plugin:
-    """One plugin as found: `status` is ok, broken or disabled; `problems` say why."""
+    """A discovered plugin: `status` is ok, broken or disabled; `problems` state why."""
 
     origin: Origin
     module: str
@@ -73,7 +74,7 @@ class Plugin:
 
 
 class Registry:
-    """Everything the plugins bring. Names claimed twice are errors only when they are used."""
+    """The contents of all plugins. Names claimed twice are errors only when they are used."""
 
     def __init__(self, disabled: Iterable[str] = (), modules: Sequence[str] = ()) -> None:
         self.disabled = frozenset(disabled)
@@ -109,7 +110,7 @@ class Registry:
         return {k: v[0] for k, v in sorted(self._suites.items()) if len(v) == 1}
 
     def method(self, name: str) -> Entry:
-        """The method `name`. Raises UsageError when unknown, or claimed by two plugins."""
+        """Returns the method `name`. Raises UsageError if unknown, or claimed by two plugins."""
         return self._one("method", name, self._methods, "List them with: tdabench methods")
 
     def benchmark(self, name: str) -> Entry:
@@ -140,7 +141,7 @@ class Registry:
         if entries:
             a, b = entries[0].origin, entries[1].origin
             raise UsageError(
-                f"two plugins bring a {kind} named {name!r}: {a} and {b}",
+                f"two plugins provide a {kind} named {name!r}: {a} and {b}",
                 f"Leave one out with: --no-plugin {b.plugin}",
             )
         raise self._missing(kind, name, table, see)
@@ -165,7 +166,7 @@ class Registry:
                 function(cli)
 
     def tell(self, record: dict[str, Any], folder: Path) -> list[str]:
-        """Tells observers of a finished cell; returns what went wrong with them."""
+        """Notifies observers of a finished cell; returns their errors."""
         complaints = []
         for plugin, function in self._implementations("tdabench_record"):
             try:
@@ -231,7 +232,7 @@ class Registry:
 
     @contextlib.contextmanager
     def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:
-        """Turns whatever a plugin raises into a recorded problem. Its prints go to stderr."""
+        """Records any exception of a plugin as a problem. Its output goes to stderr."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
@@ -249,7 +250,7 @@ def _origin(found: EntryPoint) -> Origin:
 
 
 def _hooks(plugin: Any) -> list[str]:
-    """Names of the hooks `plugin` implements. Raises UsageError for one that does not exist."""
+    """Returns names of the hooks that `plugin` implements. Raises UsageError for unknown hooks."""
     specs = {n for n in vars(hookspecs) if n.startswith("tdabench_")}
     marked = [n for n, v in inspect.getmembers(plugin) if hasattr(v, "tdabench_impl")]
     for name in marked:
@@ -264,7 +265,7 @@ def _hooks(plugin: Any) -> list[str]:
 
 
 def _class_name(cls: Any, base: Any) -> str:
-    """The name of a well-formed class; raises TypeError saying what is wrong with it."""
+    """Returns the name of a well-formed class; raises TypeError stating the problem otherwise."""
     if not isinstance(cls, type) or base not in cls.__mro__:
         raise TypeError(f"{cls!r} is not a subclass of {base.__name__}")
     if inspect.isabstract(cls):
@@ -295,7 +296,7 @@ def import_plugin(name: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # dataclasses look their module up here
+        sys.modules[path.stem] = module  # dataclasses look up their module here
         spec.loader.exec_module(module)
         return module
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -311,7 +312,7 @@ _registry: Registry | None = None
 
 
 def configure(disabled: Iterable[str] | None = None, modules: Iterable[str] | None = None) -> None:
-    """Says which plugins to leave out and which modules to add, before or after discovery."""
+    """Sets which plugins to leave out and which modules to add, before or after discovery."""
     global _disabled, _modules, _registry
     _disabled = _disabled if disabled is None else tuple(dict.fromkeys(disabled))
     _modules = _modules if modules is None else tuple(dict.fromkeys(modules))
@@ -319,12 +320,12 @@ def configure(disabled: Iterable[str] | None = None, modules: Iterable[str] | No
 
 
 def configuration() -> dict[str, list[str]]:
-    """What a worker process needs to find the same plugins."""
+    """Returns the settings with which a worker process finds the same plugins."""
     return {"disabled": list(_disabled), "modules": list(_modules)}
 
 
 def registry() -> Registry:
-    """What the plugins bring; discovered on first use."""
+    """Returns the contents of all plugins, discovered on first use."""
     global _registry
     if _registry is None:
         _registry = Registry(_disabled, _modules)

@@ -12,7 +12,7 @@ from tdabench.errors import MethodError
 
 
 class Rows(Protocol):
-    """Anything [n, d] that hands out float32 blocks of rows: arrays, sparse, a feature store."""
+    """Anything [n, d] that returns float32 blocks of rows: arrays, sparse, a feature store."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -20,13 +20,13 @@ class Rows(Protocol):
 
 
 def is_sparse(x: Any) -> bool:
-    """Whether `x` is a matrix of scipy.sparse, without loading that for those who have none."""
+    """Tells whether `x` is a scipy.sparse matrix, without importing scipy."""
     sparse = sys.modules.get("scipy.sparse")
     return sparse is not None and bool(sparse.issparse(x))
 
 
 def row_blocks(rows: Rows, bytes_a_block: int = 64 << 20) -> Iterator[tuple[int, Any]]:
-    """(first row, block) over `rows`, each block of about `bytes_a_block` as float32."""
+    """Yields (first row, block) over `rows`, each block of about `bytes_a_block` as float32."""
     n, d = rows.shape[0], max(1, rows.shape[1])
     step = n if is_sparse(rows) else max(1, bytes_a_block // (4 * d))
     for a in range(0, n, max(1, step)):
@@ -34,13 +34,13 @@ def row_blocks(rows: Rows, bytes_a_block: int = 64 << 20) -> Iterator[tuple[int,
 
 
 def dots(q: Any, rows: Any) -> np.ndarray:
-    """q [query, d] . rows [block, d] -> float32 [query, block]; dense or sparse on either side."""
+    """Multiplies q [query, d] . rows [block, d] -> float32 [query, block]; dense or sparse."""
     product = q @ rows.T
     return np.asarray(product.todense() if is_sparse(product) else product, dtype=np.float32)
 
 
 def check_rows(name: str, features: Any, n: int) -> None:
-    """Raises MethodError unless `features` is [n, d] and, when in memory, finite."""
+    """Raises MethodError unless `features` is [n, d] and, if in memory, finite."""
     shape = getattr(features, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != n:
         raise MethodError(f"{name} encoded {n} examples into shape {shape}, expected [{n}, dim]")
@@ -53,10 +53,10 @@ def check_rows(name: str, features: Any, n: int) -> None:
 
 
 def top_k_of(scores: np.ndarray, k: int, offset: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Top k of each row by (score descending, index ascending): values and indices [query, k]."""
+    """Finds the top k per row by (score descending, index ascending): values, indices."""
     k = min(k, scores.shape[1])
     if k < scores.shape[1]:
-        # The k-th value may be tied: take everything at or above it, then order and cut.
+        # The k-th value may be tied: take everything at or above it, then sort and cut.
         kth = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k]
     else:
         kth = scores.min(axis=1, initial=np.inf)

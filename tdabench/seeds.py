@@ -6,5 +6,5 @@ from tdabench.io import fingerprint
 
 
 def named_seed(seed: int, name: str) -> int:
-    """A 63-bit seed from a number and a name, the same on every machine."""
+    """Derives a 63-bit seed from a number and a name, the same on every machine."""
     return int(fingerprint([seed, name]), 16) >> 1

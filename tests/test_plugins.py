@@ -143,7 +143,7 @@ def test_a_name_claimed_twice_is_an_error_only_when_used(plugin):
     assert "bm25" in registry.methods
     with pytest.raises(UsageError) as e:
         registry.method("tfidf")
-    assert "two plugins bring a method named 'tfidf': text (tdabench" in str(e.value)
+    assert "two plugins provide a method named 'tfidf': text (tdabench" in str(e.value)
     assert "mine.py" in str(e.value)
     assert "--no-plugin" in str(e.value)
     kept = Registry(["text"], [plugin(method="tfidf")])

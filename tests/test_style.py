@@ -20,11 +20,6 @@ NOT_YET = (
     "tdabench/run/",
     "tdabench/stats.py",
     "tdabench/suites/",
-    "tdabench/groups.py",
-    "tdabench/io.py",
-    "tdabench/method.py",
-    "tdabench/registry.py",
-    "tdabench/report/records.py",
     "plugins/tdabench_airrep/",
 )
 

@@ -1,6 +1,6 @@
-"""Reading run folders: the manifest and one record a cell, taken as a stranger's files.
+"""Reads run folders, which are untrusted: the manifest and one record per cell.
 
-A damaged record is named among the run's problems and never stops the others from being read.
+A damaged record is listed among the run's problems and never stops other records from being read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tdabench.run.record import Record
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its manifest, its records and what could not be read."""
+    """One run folder: its manifest, its records and unreadable files."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -42,19 +42,19 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run folder. Raises DataError when it holds no manifest."""
+    """Reads a run folder. Raises DataError if it has no manifest."""
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
-        raise DataError(f"{folder} is not a run folder: it holds no manifest.json", _remedy())
+        raise DataError(f"{folder} is not a run folder: it has no manifest.json", _remedy())
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, Mapping):
-        raise DataError(f"{folder / 'manifest.json'} is not a manifest: it is no JSON object")
+        raise DataError(f"{folder / 'manifest.json'} is not a manifest: it is not a JSON object")
     records, problems = [], []
     for path in sorted((folder / "cells").glob("*.json")):
         try:
             data = read_json(path)
             if not isinstance(data, Mapping):
-                raise DataError(f"{path} is not a record: it is no JSON object")
+                raise DataError(f"{path} is not a record: it is not a JSON object")
         except (DataError, RecursionError) as e:
             problems.append(f"unreadable record: {e}")
             continue
@@ -63,9 +63,9 @@ def read_run(folder: Path) -> Run:
 
 
 def find_runs(paths: Iterable[Path] = (), default: Path = Path("runs")) -> list[Path]:
-    """Run folders meant by `paths`: runs themselves, or folders of runs.
+    """Finds run folders in `paths`: runs themselves, or folders of runs.
 
-    Without paths, the newest run under `default`. Raises UsageError when there is none.
+    Without paths, returns the newest run under `default`. Raises UsageError if there is none.
     """
     paths = [Path(p) for p in paths]
     if not paths:
@@ -87,7 +87,7 @@ def find_runs(paths: Iterable[Path] = (), default: Path = Path("runs")) -> list[
         elif found := runs_in(path):
             out.extend(reversed(found))
         else:
-            raise UsageError(f"{path} holds no run (no manifest.json)", _remedy())
+            raise UsageError(f"{path} contains no run (no manifest.json)", _remedy())
     return list(dict.fromkeys(p.resolve() for p in out))
 
 
@@ -96,7 +96,7 @@ def is_run(path: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The runs in a folder, the newest first: by the time at which their manifest was created."""
+    """Lists the runs in a folder, newest first by the creation time of their manifest."""
     try:
         found = [p for p in Path(folder).iterdir() if is_run(p)]
     except OSError:
@@ -113,4 +113,4 @@ def _created(folder: Path) -> tuple[str, float]:
 
 
 def _remedy() -> str:
-    return "Make one with: tdabench run"
+    return "Create one with: tdabench run"

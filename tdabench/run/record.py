@@ -1,7 +1,7 @@
 """The record of one cell: written by the run, read by every report.
 
-A record is a JSON object; docs/records.md names its fields. Files may be a stranger's: nothing
-about their content is taken for granted.
+A record is a JSON object; docs/records.md names its fields. Files may be untrusted, so their
+contents are always checked.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ STATUSES = ("ok", "failed", "skipped", "oom", "timeout", "interrupted")
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """Returns the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(frozen=True, eq=False)
 class Record(Mapping[str, Any]):
-    """One cell as stored: the JSON object, and properties that hold whatever it lacks.
+    """One cell as stored: the JSON object, and properties that work for any missing field.
 
-    `path` is its file, `run` the name of its run, where they are known. docs/records.md names
-    the fields.
+    `path` is its file, `run` the name of its run, if known. docs/records.md names the fields.
     """
 
     data: Mapping[str, Any]
@@ -46,7 +45,7 @@ class Record(Mapping[str, Any]):
 
     @classmethod
     def planned(cls, plan: Plan, cell: Cell, threads: int, concurrent: int) -> Record:
-        """Returns the record of a cell before it runs, with everything that is known by then.
+        """Returns the record of a cell before it runs, with everything known at that time.
 
         `threads` is the number of threads per worker process, `concurrent` the number of worker
         processes at a time. The status is "interrupted" until `ended` says otherwise.
@@ -88,7 +87,7 @@ class Record(Mapping[str, Any]):
         )
 
     def ended(self, status: str, **facts: Any) -> Record:
-        """Returns this record with its status and what else became known, by field."""
+        """Returns this record with its status and further fields."""
         return Record({**self.data, "status": status, **facts}, self.path, self.run)
 
     def __getitem__(self, key: str) -> Any:
@@ -181,7 +180,7 @@ class Record(Mapping[str, Any]):
 
     @property
     def what(self) -> Mapping[str, Any]:
-        """All that two records of a column must share for their values to be comparable."""
+        """The fields that must agree for the values of two records in a column to be comparable."""
         return {
             "version": self.benchmark.get("version"),
             "params": self.benchmark.get("params"),
@@ -191,7 +190,7 @@ class Record(Mapping[str, Any]):
 
     @property
     def machine(self) -> Mapping[str, Any]:
-        """What decides how long things take: hardware, and how it was used."""
+        """The hardware and its use, which determine times."""
         used = {k: self.data.get(k) for k in ("device", "threads", "concurrent")}
         return {**self.hardware, **{k: v for k, v in used.items() if v is not None}}
 
@@ -200,15 +199,15 @@ class Record(Mapping[str, Any]):
         return self.path.with_suffix(".safetensors")
 
     def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Stored arrays and their metadata. Raises DataError."""
+        """Reads stored arrays and their metadata. Raises DataError."""
         return read_arrays(self.arrays_path)
 
     def arrays_hash(self) -> str:
-        """The hash that the file of arrays carries, read from its header alone; "" if none."""
+        """Returns the hash in the header of the file of arrays; "" if there is none."""
         return str(self._carried.get("sha256", ""))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each stored array, read from the header alone."""
+        """Returns the shape of each stored array, read only from the header."""
         shapes = {
             k: v["shape"]
             for k, v in self._header.items()
@@ -217,7 +216,7 @@ class Record(Mapping[str, Any]):
         return {k: tuple(v) for k, v in shapes.items() if all(type(n) is int for n in v)}
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata that lies beside the arrays (query ids among it), header only."""
+        """Returns the metadata of the arrays (including query ids), read only from the header."""
         try:
             value = json.loads(self._carried.get("tdabench", "{}"))
         except (ValueError, TypeError, RecursionError):
@@ -226,7 +225,7 @@ class Record(Mapping[str, Any]):
 
     @property
     def _header(self) -> Mapping[str, Any]:
-        """The header of the file of arrays; empty when there is none to be read."""
+        """The header of the file of arrays; empty if it cannot be read."""
         try:
             return read_header(self.arrays_path)
         except DataError:
@@ -234,7 +233,7 @@ class Record(Mapping[str, Any]):
 
     @property
     def _carried(self) -> Mapping[str, Any]:
-        """What that header says besides its arrays."""
+        """The metadata in that header."""
         metadata = self._header.get("__metadata__")
         return metadata if isinstance(metadata, Mapping) else {}
 
@@ -247,7 +246,7 @@ _FIELDS = {
 
 
 def is_record(value: Any) -> bool:
-    """Whether `value` has the parts of a record, each of its kind."""
+    """Tells whether `value` has the parts of a record with the right types."""
     if not isinstance(value, dict) or value.get("status") not in STATUSES:
         return False
     if not isinstance(value.get("key"), str) or type(value.get("seed")) is not int:
@@ -259,7 +258,7 @@ def is_record(value: Any) -> bool:
 
 
 def slot(record: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
-    """A record's place on the board: method label, target, benchmark, queries, seed."""
+    """Returns a record's place on the board: method label, target, benchmark, queries, seed."""
     return (
         record["method"]["label"],
         record["target"].get("label", record["target"]["name"]),
@@ -270,7 +269,7 @@ def slot(record: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
 
 
 def finite(value: Any) -> float | None:
-    """`value` as a finite float, or None: records are not trusted to hold numbers."""
+    """Returns `value` as a finite float, or None, since records are untrusted."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -284,19 +283,19 @@ _DECIDES = ("cpu", "cores", "gpu", "device", "threads", "concurrent")
 
 
 def machine_of(machine: Mapping[str, Any]) -> str:
-    """A fingerprint of what decides times: processor, cores, accelerator, threads, jobs."""
+    """Hashes what determines times: processor, cores, accelerator, threads, jobs."""
     return fingerprint([str(machine.get(k) or "") for k in _DECIDES])
 
 
 def describe_machine(machine: Mapping[str, Any]) -> str:
-    """One line for a reader: `Testor 9, 2 cores, 1 thread, 2 jobs at once`."""
+    """Describes a machine in one line: `Testor 9, 2 cores, 1 thread, 2 jobs at once`."""
     cores, threads = machine.get("cores"), machine.get("threads")
     jobs = machine.get("concurrent")
     parts = [
         str(machine.get("cpu") or "unknown processor"),
         f"{cores} cores" if cores else "",
         str(machine.get("gpu") or ""),
-        f"{threads} thread{'s' if threads != 1 else ''} a method" if threads else "",
+        f"{threads} thread{'s' if threads != 1 else ''} per method" if threads else "",
         f"{jobs} methods at once" if jobs and jobs != 1 else "",
     ]
     return ", ".join(p for p in parts if p)

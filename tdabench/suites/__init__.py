@@ -1,5 +1,5 @@
-"""The suites that come with tdabench: a folder each with a suite.toml and its assets, or
-a TOML file alone where everything comes from the hub or from packages.
+"""The bundled suites: a folder each with a suite.toml and its assets, or a single TOML file if all
+files come from the hub or from packages.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ from tdabench.hookspecs import hookimpl
 
 @hookimpl
 def tdabench_suites() -> list[Path]:
-    """Every suite file in a folder, or alone, beside this file."""
+    """Returns every suite file next to this file, alone or in a folder."""
     here = Path(__file__).parent
     return sorted([*here.glob("*/suite.toml"), *here.glob("*.toml")])

@@ -338,7 +338,7 @@ def test_finding_runs(make_run, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no run folder 'nope'"):
         find_runs([Path("nope")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="holds no run"):
+    with pytest.raises(UsageError, match="contains no run"):
         find_runs([Path("empty")])
 
 
