@@ -19,7 +19,8 @@ from tdabench_airrep.encoder import (
 from tdabench_airrep.loading import load_encoder, load_tokenizer
 from tdabench_airrep.method import AirRep
 
-from tdabench.api import DataError, Example, Groups, UsageError, pool_scores
+from tdabench.api import DataError, Example, Groups, UsageError
+from tdabench.groups import pool_scores
 from tdabench.method import Context
 
 OWN = Path(__file__).parent.parent / "fixtures" / "airrep"

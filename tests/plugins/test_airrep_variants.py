@@ -19,7 +19,8 @@ from tdabench_airrep.recipe import TrainConfig
 from tdabench_airrep.teacher import Teacher
 from tdabench_airrep.variants import ablation
 
-from tdabench.api import Groups, Truth, UsageError, load_suite, pool_scores, read_json
+from tdabench.api import Groups, Truth, UsageError, load_suite, read_json
+from tdabench.groups import pool_scores
 from tdabench.testing.tiny import tiny_corpus as examples
 
 

@@ -22,9 +22,9 @@ from tdabench.api import (
     RepresentationIndex,
     RepresentationMethod,
     UsageError,
-    pool_scores,
     write_arrays,
 )
+from tdabench.groups import pool_scores
 from tdabench.testing import LAWS, Case, check_law, check_method, parametrize_with_laws
 
 
