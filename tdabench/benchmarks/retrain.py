@@ -135,9 +135,9 @@ class Retrainer:
             self._tokens = target.tokenize(self.context.train)
         model = target.fresh_model(self.start).to(self.context.device)  # type: ignore[arg-type]
         tokens = [self._tokens[i] for i in pool]
-        members = np.isin(pool, chosen) if len(chosen) < len(pool) else None
+        weights = np.isin(pool, chosen) if len(chosen) < len(pool) else None
         order = named_seed(0, f"retrain-{seed}")
-        finetune(model, tokens, self.recipe, order, target.pad_id, members=members)
+        finetune(model, tokens, self.recipe, order, target.pad_id, weights=weights)
         losses = target.losses(model, target.tokenize(queries))
         responses = None
         if self.max_new_tokens:

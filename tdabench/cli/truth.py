@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(name="truth")
 def command() -> None:
-    """Ground truth by retraining: plan, build, status, verify, export, import.
+    """Ground truth by retraining: plan, build, check, describe, and search for a recipe.
 
     A truth is one loss per (group, seed, query). A suite declares how each of its truths is built.
     A build runs one retraining per unit, keeps every finished one, and resumes where it stopped.
@@ -416,6 +417,177 @@ def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
     if ceiling is not None:
         out |= {"ceiling": ceiling.value, "split_half": ceiling.split_half}
     return out
+
+
+@command.command()
+@selection
+@click.option("--directions", type=click.IntRange(0), default=4, show_default=True,
+              help="Directions of metasmoothness, two trainings each; 0: none.")  # fmt: skip
+@click.option("--step", default=0.1, show_default=True, help="Step in the examples' weights.")
+@click.option("--save", is_flag=True, help="Record the metasmoothness in the truth's file.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+def describe(
+    suite: str,
+    targets: tuple[str, ...],
+    truths: tuple[str, ...],
+    as_json: bool,
+    directions: int,
+    step: float,
+    save: bool,
+    device: str,
+) -> None:
+    """How smooth the recipe behind each truth is, and how noisy the truth.
+
+    Seed agreement: Spearman correlation of two seeds over groups, the mean over queries. Noise
+    ceiling: the LDS of a perfect predictor. Metasmoothness, from -1 to 1: does a step in the
+    weights of the training examples change the losses of queries as the same step before it did
+    (arXiv 2503.13751)? Near 1, training can be differentiated; where it is low, no derivative of it
+    predicts a change of the data, whatever the method.
+
+    \b
+    Examples:
+      tdabench truth describe pocket --target instruct --truth lds
+      tdabench truth describe pocket --directions 0
+    """
+    from tdabench import stats
+    from tdabench.run.truths import planned_truths
+    from tdabench.truth import Truth, metasmoothness, seed_agreement
+
+    if device != "cpu":
+        check_device(device)
+    known: dict[Any, Any] = {}
+    rows, picked = [], planned_truths(suite, targets, truths)
+    for s, t, name in picked:
+        recipe, spec, file = t.recipe_of(name), t.plans[name], t.truths[name]
+        row: dict[str, Any] = {"name": f"{s.name}-{t.label}-{name}", "recipe": recipe.as_dict(),
+                               "fraction": spec.fraction}  # fmt: skip
+        truth = None
+        if file.exists():
+            truth = Truth.load(file)
+            ceiling = stats.noise_ceiling(truth.by_seed(), replicates=2)
+            row |= {"seed_agreement": seed_agreement(truth),
+                    "ceiling": ceiling.value if ceiling else None}  # fmt: skip
+        key = (t.label, recipe, t.target.fraction, spec.start)
+        if directions and key not in known:
+
+            def tell(done: int, total: int, name: str = str(row["name"])) -> None:
+                click.echo(f"{name}: training {done} of {total}", err=True)
+
+            known[key] = metasmoothness(
+                t.target, s.train, s.queries("test"), recipe=recipe, directions=directions,
+                step=step, start=spec.start, device=device, on_run=tell,
+            )  # fmt: skip
+        if directions:
+            found = known[key]
+            row["metasmoothness"] = {"value": found.value, "error": finite_or_none(found.error),
+                                     "directions": directions, "step": step}  # fmt: skip
+            if save and truth is not None:
+                plan = {**truth.plan, "metasmoothness": row["metasmoothness"]}
+                replace(truth, plan=plan).save(file)
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for (_, t, name), r in zip(picked, rows):
+        facts = [str(t.recipe_of(name))]
+        if r.get("seed_agreement") is not None:
+            facts.append(f"two seeds agree {r['seed_agreement']:.2f}")
+        if r.get("ceiling") is not None:
+            facts.append(f"noise ceiling {r['ceiling']:.2f}")
+        if "metasmoothness" in r:
+            m = r["metasmoothness"]
+            error = f" ± {m['error']:.2f}" if m["error"] is not None else ""
+            facts.append(f"metasmoothness {m['value']:.2f}{error}")
+        click.echo(f"{r['name']}: {'; '.join(facts)}")
+
+
+def finite_or_none(value: float) -> float | None:
+    """Returns a number as JSON can hold it."""
+    return value if value == value else None
+
+
+@command.command(name="tune-recipe")
+@click.argument("suite", default="pocket")
+@click.option("--target", "target", help="Target label (default: the suite's main one).")
+@click.option("--grid", "grid", multiple=True, metavar="FIELD=A,B,…",
+              help="Values of a field of the recipe to try; can be repeated.")  # fmt: skip
+@click.option("--groups", type=click.IntRange(2), default=12, show_default=True,
+              help="Random groups per recipe, two seeds each.")  # fmt: skip
+@click.option("--directions", type=click.IntRange(0), default=2, show_default=True,
+              help="Directions of metasmoothness; 0: leave it out.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def tune_recipe(
+    suite: str,
+    target: str | None,
+    grid: tuple[str, ...],
+    groups: int,
+    directions: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Search for a recipe that is smooth and still learns.
+
+    Every combination in the grid is tried on random groups of the target's fraction, evaluated on
+    the suite's tuning queries: agreement of two seeds, metasmoothness, mean loss, and the seconds
+    of a retraining. Fields that are not in the grid are the target's. The first row is the target's
+    own recipe. No truth is read, and nothing is changed: choose, and declare it under the target.
+
+    \b
+    Example:
+      tdabench truth tune-recipe pocket --target instruct --grid lr=5e-4,1e-3 --grid eps=1e-8,1e-3
+    """
+    import itertools
+
+    from tdabench.run.sources import load_suite
+    from tdabench.targets import Recipe
+    from tdabench.truth import try_recipe
+
+    loaded = load_suite(suite)
+    t = loaded.target(target) if target else loaded.main_targets[0]
+    values: dict[str, list[str]] = {}
+    for text in grid:
+        name, equals, listed = text.partition("=")
+        if not (equals and name and listed):
+            raise UsageError(f"--grid {text!r} is not of the form FIELD=A,B,…", "Say lr=5e-4,1e-3")
+        values[name] = listed.split(",")
+    base = t.target.recipe
+    recipes = [base]
+    for chosen in itertools.product(*values.values()):
+        recipe = Recipe.of(dict(zip(values, chosen)), base)
+        if recipe not in recipes:
+            recipes.append(recipe)
+    trials = []
+    if not as_json:
+        click.echo(f"{'seeds agree':>11}  {'smoothness':>10}  {'loss':>6}  {'s each':>6}  recipe")
+    for n, recipe in enumerate(recipes, start=1):
+
+        def tell(done: int, total: int, n: int = n) -> None:
+            if done % 10 == 0 or done == total:
+                click.echo(f"recipe {n} of {len(recipes)}: training {done} of {total}", err=True)
+
+        trial = try_recipe(
+            t.target, loaded.train, loaded.queries("tuning"), recipe,
+            groups=groups, directions=directions, seed=seed, on_run=tell,
+        )  # fmt: skip
+        trials.append(trial)
+        if as_json:
+            continue
+        if trial.error:
+            click.echo(f"{'-':>11}  {'-':>10}  {'-':>6}  {'-':>6}  {recipe}: {trial.error}")
+        else:
+            click.echo(
+                f"{trial.agreement:11.2f}  {trial.smoothness:10.2f}  {trial.loss:6.3f}  "
+                f"{trial.seconds:6.1f}  {recipe}"
+            )
+    if as_json:
+        rows = [
+            {"recipe": x.recipe.as_dict(), "error": x.error,
+             **{k: finite_or_none(getattr(x, k))
+                for k in ("loss", "agreement", "smoothness", "seconds")}}
+            for x in trials
+        ]  # fmt: skip
+        click.echo(json.dumps(rows, indent=2))
 
 
 @command.command()

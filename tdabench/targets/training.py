@@ -60,7 +60,7 @@ def finetune(
     on_step: Callable[[int, int, float], None] | None = None,
     keep: Collection[int] = (),
     on_checkpoint: OnCheckpoint | None = None,
-    members: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     on_backoff: Callable[[int], None] | None = None,
 ) -> PreTrainedModel:
     """Trains `model` in place on `tokens` by `recipe` and returns it in eval mode.
@@ -69,8 +69,8 @@ def finetune(
     after each step in `keep` or `recipe.keep` (0: before the first) with the model at that step,
     adapters merged; it must copy or write what it keeps, and must not change the model.
 
-    `members`, bool [token], excludes the examples that are False without moving any other: batches
-    are drawn over all of `tokens`, and excluded examples have weight 0 in their batch.
+    `weights` [token] multiply the loss of each example. Batches are drawn over all of `tokens`, and
+    a batch's loss is divided by its size: an example of weight 0 is left out and moves no other.
 
     When memory runs out, the step is repeated in parts of half as many examples, as are all later
     steps: the gradient is the same up to rounding. `on_backoff(examples)` is called.
@@ -104,7 +104,10 @@ def finetune(
                 try:
                     inputs = pad(tokens, part, pad_id).to(str(model.device))
                     with _autocast(model, recipe):
-                        loss = example_losses(model, inputs).sum()
+                        losses = example_losses(model, inputs)
+                        if weights is not None:
+                            losses = losses * torch.from_numpy(weights[part]).to(losses)
+                        loss = losses.sum()
                     scaler.scale(loss / n).backward()
                     value += float(loss.detach()) / n
                 except (RuntimeError, MemoryError) as e:
@@ -117,7 +120,7 @@ def finetune(
         for step, batch in enumerate(batch_order(len(tokens), recipe, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step, total)
-            kept = batch if members is None else batch[members[batch]]
+            kept = batch if weights is None else batch[weights[batch] != 0]
             if not len(kept):
                 checkpoint(step + 1)
                 continue

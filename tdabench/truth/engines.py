@@ -72,14 +72,14 @@ class UnitTrainer:
         """Retrains on the unit's group and evaluates: float32 [query]."""
         seed = self.plan.run_seed(unit)
         model = self.target.fresh_model(self.plan.start, seed).to(self.device)  # type: ignore[arg-type]
-        group, tokens, members = self.plan.groups[unit.group], self.train, None
+        group, tokens, weights = self.plan.groups[unit.group], self.train, None
         if self.plan.order == "pool":
-            members = np.isin(np.arange(len(tokens)), group)
+            weights = np.isin(np.arange(len(tokens)), group)
         else:
             tokens = [self.train[i] for i in group]
         finetune(
             model, tokens, self.plan.recipe, seed, self.target.pad_id,
-            on_checkpoint=on_checkpoint, members=members, on_backoff=on_backoff,
+            on_checkpoint=on_checkpoint, weights=weights, on_backoff=on_backoff,
         )  # fmt: skip
         return self.target.losses(model, self.queries)
 

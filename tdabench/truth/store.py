@@ -47,7 +47,7 @@ class Truth:
 
     def is_of(self, plan: TruthPlan) -> bool:
         """Tells whether `plan` is the plan behind this truth."""
-        mine = {k: v for k, v in self.plan.items() if k != "made_by"}
+        mine = {k: v for k, v in self.plan.items() if k not in ("made_by", "metasmoothness")}
         return mine == plan.describe() and self.groups.fingerprint == plan.groups.fingerprint
 
     @property

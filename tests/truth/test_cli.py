@@ -239,3 +239,35 @@ def test_progress_shows_pace_time_left_retries_and_failures(bar, monkeypatch, ca
     shown = facts if bar else err.splitlines()[-1]
     assert "20.00 s each, 2 min left, 1 retried, 1 failed" in shown
     assert [cli.duration(x) for x in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+
+
+def test_describe_says_how_smooth_and_how_noisy(suite, tmp_path):
+    run("build", suite, "--in-place", "--work", tmp_path / "work")
+    (row,) = json.loads(run("describe", suite, "--directions", 1, "--json", "--save"))
+    assert -1 <= row["metasmoothness"]["value"] <= 1
+    assert row["recipe"]["lr"] == 3e-3
+    assert -1 <= row["seed_agreement"] <= 1
+    saved = Truth.load(suite.parent / "lds.safetensors")
+    assert saved.plan["metasmoothness"] == row["metasmoothness"]
+    assert "complete;" in run("status", suite).replace(",", ";")  # still the suite's plan
+    out = run("describe", suite, "--directions", 0)
+    assert "lr=0.003, epochs=1, batch_size=8; two seeds agree" in out
+    assert "metasmoothness" not in out
+
+
+def test_a_recipe_is_searched_for(suite):
+    text = suite.read_text()
+    suite.write_text(text.replace('queries = "test"', 'queries = "test"\ntuning_queries = "test"'))
+    asked = ["tune-recipe", suite, "--groups", 2, "--directions", 1, "--grid", "lr=1e-3,1e30"]
+    asked += ["--grid", "batch_size=8", "--grid", "clip=0", "--grid", "epochs=2"]
+    own, good, bad = json.loads(run(*asked, "--json"))
+    assert own["recipe"]["batch_size"] == 32
+    assert "smaller than a batch" in own["error"]
+    assert good["error"] == ""
+    assert good["loss"] > 0
+    assert bad["recipe"]["lr"] == 1e30
+    assert "lower lr" in bad["error"]
+    table = run("tune-recipe", suite, "--groups", 2, "--directions", 0, "--grid", "batch_size=8")
+    assert "batch_size=8" in table.splitlines()[-1]
+    with pytest.raises(UsageError, match="FIELD=A,B"):
+        run("tune-recipe", suite, "--grid", "lr")

@@ -58,19 +58,19 @@ def test_with_order_pool_a_seed_orders_all_groups_alike(parts, tmp_path):
     tokens, seed = target.tokenize(train), plan.run_seed(unit)
     keep = np.isin(np.arange(len(train)), plan.groups[1])
     model = target.fresh_model("base")
-    finetune(model, tokens, RECIPE, seed, target.pad_id, members=keep)
+    finetune(model, tokens, RECIPE, seed, target.pad_id, weights=keep)
     expected = target.losses(model, target.tokenize(queries))
     np.testing.assert_array_equal(UnitTrainer.of(plan, *parts).losses(unit), expected)
 
     # Leaving nothing out is the plain training, and what is left out is never read.
     whole, plain = target.fresh_model("base"), target.fresh_model("base")
-    finetune(whole, tokens, RECIPE, seed, target.pad_id, members=np.ones(len(train), dtype=bool))
+    finetune(whole, tokens, RECIPE, seed, target.pad_id, weights=np.ones(len(train), dtype=bool))
     finetune(plain, tokens, RECIPE, seed, target.pad_id)
     for a, b in zip(whole.parameters(), plain.parameters()):
         assert (a == b).all()
     other = [t if k else tokens[0] for t, k in zip(tokens, keep)]
     again = target.fresh_model("base")
-    finetune(again, other, RECIPE, seed, target.pad_id, members=keep)
+    finetune(again, other, RECIPE, seed, target.pad_id, weights=keep)
     np.testing.assert_array_equal(target.losses(again, target.tokenize(queries)), expected)
 
 
