@@ -100,6 +100,18 @@ def unknown(kind: str, word: str, known: Iterable[str], see: str = "") -> UsageE
     return UsageError(f"unknown {kind} {word!r}", f"{remedy} {see}".strip())
 
 
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the first line of an error's message, cut at `limit`; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
+
+
+def brief(error: BaseException, limit: int = 300) -> str:
+    """Returns the type of an error and the first line of its message, cut at `limit`."""
+    name, line = type(error).__name__, first_line(error, limit)
+    return name if line == name else f"{name}: {line}"
+
+
 # --------------------------------------------------------------------------- safe to show
 
 # Control, format (bidi overrides, zero-width), surrogate, private, unassigned, line separators.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from tdabench.data.examples import Example
-from tdabench.errors import MissingAsset
+from tdabench.errors import DataError, MissingAsset
 from tdabench.groups import Groups, pool_scores
 from tdabench.params import construct
 from tdabench.rows import top_k_of
@@ -97,6 +97,19 @@ class TDAMethod(ABC):
     @abstractmethod
     def load(self, context: Context, path: Path) -> Index:
         """Loads an index that `Index.save` wrote to the folder `path`."""
+
+    def check_saved(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Raises DataError unless `meta`, saved with the index at `path`, names this method.
+
+        It holds the method's name as "method" and its version as "version".
+        """
+        name, version = meta.get("method"), meta.get("version")
+        if (name, version) != (self.name, self.version):
+            raise DataError(
+                f"{path} is an index of {name} version {version}, not of {self.name} version "
+                f"{self.version}",
+                "Build it again",
+            )
 
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
         """Returns the cost of work done once before any corpus (labels, encoder training), if any.

@@ -25,7 +25,7 @@ from typing import Any
 import pluggy
 
 from tdabench import hookspecs
-from tdabench.errors import TdabenchError, UsageError, did_you_mean, unknown
+from tdabench.errors import TdabenchError, UsageError, brief, did_you_mean, unknown
 
 GROUP = "tdabench"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -173,7 +173,7 @@ class Registry:
                 with contextlib.redirect_stdout(sys.stderr):
                     function(record=record, folder=folder)
             except Exception as e:
-                complaints.append(f"the observer of plugin {plugin} raised {_brief(e)}")
+                complaints.append(f"the observer of plugin {plugin} raised {brief(e)}")
         return complaints
 
     # ------------------------------------------------------------------ discovery
@@ -237,7 +237,7 @@ class Registry:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         except (Exception, SystemExit) as e:
-            self._blame(plugin, f"{doing} failed: {_brief(e)}")
+            self._blame(plugin, f"{doing} failed: {brief(e)}")
 
     def _blame(self, plugin: Plugin, reason: str) -> None:
         plugin.status = "broken"
@@ -279,11 +279,6 @@ def _class_name(cls: Any, base: Any) -> str:
     if not isinstance(getattr(cls, "version", None), int):
         raise TypeError(f"{cls.__name__}.version is not an integer")
     return name
-
-
-def _brief(e: BaseException) -> str:
-    text = str(e).strip().splitlines()
-    return f"{type(e).__name__}: {text[0]}" if text else type(e).__name__
 
 
 def import_plugin(name: str) -> ModuleType:

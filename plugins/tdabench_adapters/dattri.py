@@ -11,7 +11,6 @@ import numpy as np
 
 from tdabench.api import (
     Context,
-    DataError,
     Example,
     Index,
     MethodError,
@@ -51,8 +50,7 @@ class DattriMethod(PackageMethod):
 
     def load(self, context: Context, path: Path) -> DattriIndex:
         meta = read_json(path / "index.json")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         package("dattri.algorithm", "dattri", REMEDY)
         return DattriIndex(self, context, list(read_jsonl(path / "train.jsonl")))
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from tdabench.api import (
     Context,
-    DataError,
     Example,
     Index,
     UsageError,
@@ -116,8 +115,7 @@ class KronfluenceEKFAC(PackageMethod):
 
     def load(self, context: Context, path: Path) -> KronfluenceIndex:
         meta = read_json(path / "index.json")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         package("kronfluence", "kronfluence", REMEDY)
         folder = context.scratch / "kronfluence-loaded"
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,6 @@ import numpy as np
 from tdabench.api import (
     Context,
     Corpus,
-    DataError,
     Example,
     Index,
     MethodError,
@@ -86,8 +85,7 @@ class Datamodels(TDAMethod):
 
     def load(self, context: Context, path: Path) -> DatamodelsIndex:
         arrays, meta = read_arrays(path / "weights.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         return DatamodelsIndex(
             self, tuple(meta["query_ids"]), arrays["weights"], arrays["explained"]
         )

@@ -109,31 +109,14 @@ class GradientMethod(RepresentationMethod):
         state = self.learn(context, train)
         features = self.features(context, train, "train", state)
         state = state | self.fit(context, features)
-        if self._transforms and self.dtype != "float32":
-            rows = self._rounded(context, features, state)
-        else:
-            rows = transform_rows(self, context, features, state)
+        # Where rows are transformed (whitened, say), rounding comes last, not before.
+        dtype = self.dtype if self.dtype != "float32" else ""
+        rows = transform_rows(self, context, features, state, dtype)
         return GradientIndex(self, context, rows, state)
 
     @property
     def _transforms(self) -> bool:
         return type(self).transform is not RepresentationMethod.transform
-
-    def _rounded(self, context: Context, features: Rows, state: State) -> Rows:
-        """Returns transformed rows in a store of `dtype`."""
-        from tdabench.api import FeatureStore
-
-        store = None
-        for a, block in row_blocks(features):
-            done = self.transform(block, state, "train")
-            if store is None:
-                path = context.scratch / f"{self.name}-rows"
-                store = FeatureStore.create(path, features.shape[0], done.shape[1], self.dtype)
-            store.write(np.arange(a, a + len(done)), done)
-        if store is None:
-            return self.transform(features[:], state, "train")
-        store.close()
-        return store
 
     def load(self, context: Context, path: Path) -> GradientIndex:
         index = super().load(context, path)

@@ -171,9 +171,7 @@ class FactoredRows:
         from tdabench.api import FeatureStore
 
         if isinstance(self.factors, np.ndarray):
-            store = FeatureStore.create(path, *self.factors.shape)
-            store.write(np.arange(len(self.factors)), self.factors)
-            store.close()
+            FeatureStore.of(path, len(self.factors), [self.factors])
         else:
             self.factors.copy_to(path)  # type: ignore[attr-defined]
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from tdabench.api import (
     Context,
-    DataError,
     Example,
     Index,
     MethodError,
@@ -91,8 +90,7 @@ class Traker(TDAMethod):
 
     def load(self, context: Context, path: Path) -> TrakerIndex:
         meta = read_json(path / "index.json")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         trak_package()
         folder = context.scratch / "traker-loaded"
         shutil.rmtree(folder, ignore_errors=True)

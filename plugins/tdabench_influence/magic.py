@@ -13,7 +13,6 @@ import numpy as np
 
 from tdabench.api import (
     Context,
-    DataError,
     Example,
     Index,
     MethodError,
@@ -98,8 +97,7 @@ class MAGIC(Followed, TDAMethod):
         from tdabench_influence.training import State
 
         arrays, meta = read_arrays(path / "run.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
         ends = arrays["ends"]
         orders = np.split(arrays["orders"], ends[:-1]) if len(ends) else []

@@ -17,7 +17,6 @@ import numpy as np
 
 from tdabench.api import (
     Context,
-    DataError,
     Example,
     Index,
     MethodError,
@@ -168,8 +167,7 @@ class StreamingMethod(TDAMethod):
 
     def load(self, context: Context, path: Path) -> StreamingIndex:
         state, meta = read_arrays(path / "state.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         train = list(read_jsonl(path / "train.jsonl")) if meta["n_train"] else []
         return self.index_type(self, context, train, state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -49,13 +49,14 @@ class _Dense(RepresentationMethod):
         n, dim = len(examples), self.width(context)
         if 4 * n * dim <= IN_MEMORY_BYTES:
             return self.vectors(context, examples, role)
-        store = FeatureStore.create(context.scratch / self.name, n, dim)
-        for a in range(0, n, WINDOW):
-            rows = self.vectors(context, [examples[i] for i in range(a, min(n, a + WINDOW))], role)
-            store.write(np.arange(a, a + len(rows)), rows)
-            context.progress(self.name, a + len(rows), n)
-        store.close()
-        return store
+
+        def windows() -> Iterator[np.ndarray]:
+            for a in range(0, n, WINDOW):
+                part = [examples[i] for i in range(a, min(n, a + WINDOW))]
+                yield self.vectors(context, part, role)
+                context.progress(self.name, a + len(part), n)
+
+        return FeatureStore.of(context.scratch / self.name, n, windows())
 
     @abstractmethod
     def width(self, context: Context) -> int:

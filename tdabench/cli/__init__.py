@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from tdabench.errors import TdabenchError, did_you_mean, one_line
+from tdabench.errors import TdabenchError, brief, did_you_mean, one_line
 
 # name: (module in this folder, one line of help). Static, so `tdabench --help` loads no command.
 COMMANDS = {
@@ -150,8 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:
         if debug:
             raise
-        lines = str(e).strip().splitlines() or [""]
-        say(f"unexpected {type(e).__name__}: {lines[0]}. Show the traceback with: --debug")
+        say(f"unexpected {brief(e)}. Show the traceback with: --debug")
         return 1
 
 

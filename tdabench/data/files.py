@@ -23,7 +23,7 @@ import numpy as np
 
 from tdabench.data.examples import Corpus, Example, content_line
 from tdabench.data.layouts import BadRow, Layout, Reading
-from tdabench.errors import DataError, MissingExtra
+from tdabench.errors import DataError, MissingExtra, first_line
 from tdabench.io import cache_folder, fingerprint, read_json, write_json, write_text
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl", ".json")
@@ -212,8 +212,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 n += 1
                 yield f"{path}, row {n}", row
     except pyarrow.lib.ArrowException as e:
-        reason = (str(e).splitlines() or [""])[0]
-        raise DataError(f"{path} is damaged or not Parquet: {reason}", "Fetch it again") from e
+        raise DataError(
+            f"{path} is damaged or not Parquet: {first_line(e)}", "Fetch it again"
+        ) from e
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tdabench.errors import DataError, MissingExtra, UsageError
+from tdabench.errors import DataError, MissingExtra, UsageError, first_line
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -195,8 +195,7 @@ def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterat
     except errors.HFValidationError as e:
         raise UsageError(f"{repository!r} is not the name of a repository: {e}") from e
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise UsageError(
-            f"cannot fetch the {it}{at}: {reason}",
+            f"cannot fetch the {it}{at}: {first_line(e, 200)}",
             "Check the network, or give a folder with --data-dir",
         ) from e

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.data.examples import Corpus, Example
-from tdabench.errors import DataError, MethodError, TdabenchError
+from tdabench.errors import DataError, MethodError, TdabenchError, brief
 from tdabench.io import cache_folder, remove
 from tdabench.method import Context, Index
 from tdabench.registry import registry
@@ -71,8 +71,7 @@ def trace(
         except TdabenchError as e:
             yield Traced(cell.method.label, reason=str(e))
         except Exception as e:  # a plugin may raise anything
-            line = (str(e).strip().splitlines() or [""])[0][:300]
-            yield Traced(cell.method.label, reason=f"{type(e).__name__}: {line}")
+            yield Traced(cell.method.label, reason=brief(e))
 
 
 def _trace(

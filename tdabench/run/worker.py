@@ -24,7 +24,7 @@ from typing import Any
 
 from tdabench.benchmark import BenchmarkContext, Built, Outcome
 from tdabench.data.examples import Corpus
-from tdabench.errors import MethodError, MissingAsset, MissingExtra, TdabenchError, unknown
+from tdabench.errors import MethodError, MissingAsset, MissingExtra, TdabenchError, brief, unknown
 from tdabench.io import append_line, read_json, write_arrays
 from tdabench.method import Context, Index
 from tdabench.registry import configure, registry
@@ -427,8 +427,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     """Status and reason of a failure; for a bug in a plugin, also where it was raised."""
     if isinstance(error, TdabenchError):
         return ("skipped" if isinstance(error, MissingExtra) else "failed"), str(error)
-    text = (str(error).strip().splitlines() or [""])[0][:300]
-    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    reason = brief(error)
     memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if memory or "can't allocate memory" in str(error) or "not enough memory" in str(error):
         return "oom", reason

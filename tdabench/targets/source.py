@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.data.hub import Fetched, find
-from tdabench.errors import DataError, MissingExtra, UsageError
+from tdabench.errors import DataError, MissingExtra, UsageError, first_line
 from tdabench.io import cache_folder, fingerprint, read_json
 from tdabench.targets.target import TOKENIZER_FILES, load_pretrained, no_bars, read_weights
 
@@ -236,7 +236,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         # The reader may raise anything for a damaged file; memory errors are handled separately.
         if isinstance(e, MemoryError):
             raise
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200].rstrip(".")
+        reason = first_line(e, 200).rstrip(".")
         raise DataError(
             f"{file} cannot be read as GGUF: {reason}",
             "It may be truncated, or have an architecture that transformers cannot convert",
@@ -292,7 +292,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         try:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except Exception as e:
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+            reason = first_line(e, 200)
             raise DataError(f"the adapter {adapter} does not fit its base: {reason}") from e
     with no_bars():
         model.save_pretrained(folder)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tdabench.data.examples import Example
-from tdabench.errors import DataError, UsageError, unknown
+from tdabench.errors import DataError, UsageError, first_line, unknown
 from tdabench.io import (
     fingerprint,
     read_header,
@@ -232,7 +232,7 @@ class Target:
             tokenizer = loader.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as e:
             raise DataError(
-                f"the target {self.name!r} has no readable tokenizer: {_line(e)}",
+                f"the target {self.name!r} has no readable tokenizer: {first_line(e)}",
                 "Put tokenizer.json beside the weights (a slow tokenizer: save it with "
                 "save_pretrained)",
             ) from e
@@ -269,7 +269,7 @@ class Target:
             )
         except Exception as e:  # a template is a program and may raise anything
             raise DataError(
-                f"the chat template of {self.name!r} fails on {id!r}: {_line(e)}",
+                f"the chat template of {self.name!r} fails on {id!r}: {first_line(e)}",
                 'Use another template: "plain", "alpaca", "question" or "none"',
             ) from e
         return str(text)
@@ -392,7 +392,7 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
         if out_of_memory(e):
             raise
         raise DataError(
-            f"cannot load a causal language model from {folder}: {_line(e)}",
+            f"cannot load a causal language model from {folder}: {first_line(e)}",
             "It needs a config.json that transformers supports and weights as safetensors "
             "(pytorch_model.bin is a pickle, which is not read)",
         ) from e
@@ -419,10 +419,6 @@ def no_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _line(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

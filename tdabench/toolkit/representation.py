@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 
 from tdabench.data.examples import Example
-from tdabench.errors import DataError
 from tdabench.groups import Groups, check_pooling
 from tdabench.io import fingerprint, read_arrays, write_arrays, write_json
 from tdabench.method import Context, Index, TDAMethod, no_progress
@@ -67,8 +66,7 @@ class RepresentationMethod(TDAMethod):
 
     def load(self, context: Context, path: Path) -> RepresentationIndex:
         arrays, meta = read_arrays(path / "state.safetensors")
-        if meta.get("method") != self.name or meta.get("version") != self.version:
-            raise DataError(f"{path} is an index of {meta.get('method')}, not of {self.name}")
+        self.check_saved(path, meta)
         state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
         if meta["rows"] == "sparse":
             from scipy.sparse import csr_matrix
@@ -84,25 +82,25 @@ class RepresentationMethod(TDAMethod):
 
 
 def transform_rows(
-    method: RepresentationMethod, context: Context, features: Rows, state: Mapping[str, np.ndarray]
+    method: RepresentationMethod,
+    context: Context,
+    features: Rows,
+    state: Mapping[str, np.ndarray],
+    dtype: str = "",
 ) -> Rows:
-    """Applies `method.transform` to all training features; a store streams into another store."""
+    """Computes `method.transform` of all training features, [example, dim'].
+
+    What is in a store, which may exceed memory, streams block by block into another store of the
+    same dtype; with a `dtype`, whatever was transformed goes into a store of that dtype.
+    """
     if type(method).transform is RepresentationMethod.transform:
         return features
-    if isinstance(features, np.ndarray) or is_sparse(features):
-        return method.transform(features, state, "train")
-    # A feature store may exceed memory, so it is streamed block by block into another.
-    n, out = features.shape[0], None
-    for a, block in row_blocks(features):
-        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
-        if out is None:
-            dtype = getattr(features, "dtype_name", "float32")
-            out = FeatureStore.create(context.scratch / "transformed", n, done.shape[1], dtype)
-        out.write(np.arange(a, a + len(done)), done)
-    if out is None:
-        return features
-    out.close()
-    return out
+    held = isinstance(features, np.ndarray) or is_sparse(features)
+    if features.shape[0] == 0 or (held and not dtype):
+        return method.transform(features[:], state, "train")
+    blocks = (method.transform(block, state, "train") for _, block in row_blocks(features))
+    dtype = dtype or getattr(features, "dtype_name", "float32")
+    return FeatureStore.of(context.scratch / "transformed", features.shape[0], blocks, dtype)
 
 
 class RepresentationIndex(Index):
@@ -234,15 +232,8 @@ def _transform_shard(
 ) -> int:
     path, method, state = place
     source = FeatureStore.open(path, verify=False)
-    store = None
-    for a, block in row_blocks(source):
-        done = np.asarray(method.transform(block, state, "train"), dtype=np.float32)
-        if store is None:
-            store = FeatureStore.create(folder / path.name, len(source), done.shape[1], dtype)
-        store.write(np.arange(a, a + len(done)), done)
-    assert store is not None  # no shard is empty
-    store.close()
-    return store.shape[1]
+    blocks = (method.transform(block, state, "train") for _, block in row_blocks(source))
+    return FeatureStore.of(folder / path.name, len(source), blocks, dtype).shape[1]
 
 
 def _encode(method: RepresentationMethod, context: Context, examples: Sequence[Example]) -> Rows:

@@ -199,11 +199,8 @@ def _build_shard(
         if there.meta["key"] == key:
             return there.shape[1]
     rows = encode(items)
-    store = FeatureStore.create(path, len(items), int(rows.shape[1]), dtype, key)
-    for a, block in row_blocks(rows):
-        store.write(np.arange(a, a + len(block)), block)
-    store.close()
-    return store.shape[1]
+    blocks = (block for _, block in row_blocks(rows))
+    return FeatureStore.of(path, len(items), blocks, dtype, key).shape[1]
 
 
 def _scan_shard(path: Path, queries: Any, k: int, settings: dict[str, Any]) -> ScanResult:

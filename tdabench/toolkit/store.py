@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,33 @@ class FeatureStore:
         write_json(plan, meta)
         store = cls(path, meta, np.zeros(n, dtype=bool))
         store.flush()
+        return store
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        n: int,
+        blocks: Iterable[np.ndarray],
+        dtype: str = "float32",
+        key: str = "",
+    ) -> FeatureStore:
+        """Writes a finished store of the rows of `blocks` [block, dim], `n` in all, in order.
+
+        Raises MethodError when they are not `n` rows, or none: a store has to know its dim.
+        """
+        store, a = None, 0
+        for block in blocks:
+            rows = np.asarray(block, dtype=np.float32)
+            if store is None:
+                store = cls.create(path, n, rows.shape[1], dtype, key)
+            if a + len(rows) > n:
+                raise MethodError(f"more than the {n} rows of the store {path}")
+            store.write(np.arange(a, a + len(rows)), rows)
+            a += len(rows)
+        if store is None or a < n:
+            raise MethodError(f"{a} rows for the store {path}, expected {n}")
+        store.close()
         return store
 
     @classmethod

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import MissingExtra, TdabenchError, UsageError
+from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, first_line
 from tdabench.io import write_bytes
 from tdabench.targets.batches import Tokens
 from tdabench.targets.target import Target
@@ -395,9 +395,8 @@ def _connect(ray: Any, address: str) -> None:
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as e:
         where = address or os.environ.get("RAY_ADDRESS", "")
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UsageError(
-            f"cannot reach a Ray cluster at {where or 'this machine'}: {first}",
+            f"cannot reach a Ray cluster at {where or 'this machine'}: {first_line(e)}",
             "Start one with: ray start --head",
         ) from e
 
@@ -405,8 +404,7 @@ def _connect(ray: Any, address: str) -> None:
 def _ray_reason(error: Any) -> str:
     """Returns Ray's error in one line."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"
+    return brief(cause)
 
 
 @dataclass(frozen=True)

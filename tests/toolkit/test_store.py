@@ -146,3 +146,16 @@ def test_empty_store(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "s", 0, 4)
     store.close()
     assert FeatureStore.open(tmp_path / "s")[:].shape == (0, 4)
+
+
+def test_a_store_of_blocks(tmp_path: Path):
+    x = np.random.default_rng(0).standard_normal((7, 3), dtype=np.float32)
+    store = FeatureStore.of(tmp_path / "a", 7, [x[:2], x[2:2], x[2:].tolist()], "float32", "key")
+    np.testing.assert_array_equal(store[:], x)
+    assert FeatureStore.open(tmp_path / "a").meta["key"] == "key"
+    with pytest.raises(MethodError, match="6 rows for the store .*, expected 7"):
+        FeatureStore.of(tmp_path / "b", 7, [x[:6]])
+    with pytest.raises(MethodError, match="more than the 6 rows"):
+        FeatureStore.of(tmp_path / "c", 6, [x])
+    with pytest.raises(MethodError, match="0 rows for the store"):
+        FeatureStore.of(tmp_path / "d", 0, [])

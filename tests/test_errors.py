@@ -1,0 +1,56 @@
+"""One line of any error, and what a missing package says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tdabench.errors import DataError, MissingExtra, TdabenchError, brief, first_line
+from tdabench.run.worker import explain
+from tdabench.toolkit.representation import RepresentationMethod
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "named"),
+    [
+        (ValueError("one\ntwo"), "one", "ValueError: one"),
+        (ValueError("\n  \n one"), "one", "ValueError: one"),
+        (ValueError(), "ValueError", "ValueError"),
+        (KeyError("k" * 400), "'" + "k" * 299, "KeyError: '" + "k" * 299),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str, named: str):
+    assert first_line(error) == line
+    assert brief(error) == named
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MissingExtra("FAISS", "faiss"), "pip install 'tdabench[faiss]'"),
+        (MissingExtra("FAISS", remedy="Ask for it"), "FAISS is not installed. Ask for it"),
+        (MissingExtra("FAISS"), "FAISS is not installed"),
+    ],
+)
+def test_whatever_package_is_missing_the_cell_is_skipped(error: MissingExtra, said: str):
+    status, reason = explain(error)
+    assert status == "skipped"
+    assert said in reason
+    assert explain(TdabenchError("no")) == ("failed", "no")
+
+
+def test_an_index_of_another_method_or_version_is_refused():
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(RepresentationMethod):
+        name = "mine"
+        version = 2
+
+        def encode(self, context, examples, role):
+            raise NotImplementedError
+
+    Mine().check_saved(Path("x"), {"method": "mine", "version": 2})
+    for meta in ({"method": "mine", "version": 1}, {"method": "other", "version": 2}, {}):
+        with pytest.raises(DataError, match="x is an index of .*, not of mine version 2"):
+            Mine().check_saved(Path("x"), meta)
