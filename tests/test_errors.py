@@ -52,5 +52,5 @@ def test_an_index_of_another_method_or_version_is_refused():
 
     Mine().check_saved(Path("x"), {"method": "mine", "version": 2})
     for meta in ({"method": "mine", "version": 1}, {"method": "other", "version": 2}, {}):
-        with pytest.raises(DataError, match="x is an index of .*, not of mine version 2"):
+        with pytest.raises(DataError, match=r"x is an index of .*, not of mine version 2"):
             Mine().check_saved(Path("x"), meta)

@@ -153,7 +153,7 @@ def test_a_store_of_blocks(tmp_path: Path):
     store = FeatureStore.of(tmp_path / "a", 7, [x[:2], x[2:2], x[2:].tolist()], "float32", "key")
     np.testing.assert_array_equal(store[:], x)
     assert FeatureStore.open(tmp_path / "a").meta["key"] == "key"
-    with pytest.raises(MethodError, match="6 rows for the store .*, expected 7"):
+    with pytest.raises(MethodError, match=r"6 rows for the store .*, expected 7"):
         FeatureStore.of(tmp_path / "b", 7, [x[:6]])
     with pytest.raises(MethodError, match="more than the 6 rows"):
         FeatureStore.of(tmp_path / "c", 6, [x])
