@@ -131,6 +131,10 @@ class Benchmark(ABC):
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     truth_kind: ClassVar[str | None] = None  # the truth that it needs, such as "lds"
+    title: ClassVar[str] = ""  # what heads its column; by default its name
+    # Whether boards open with it: it is measured first, and its record keeps the training examples
+    # with the highest and the lowest scores.
+    headline: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: BenchmarkContext) -> Outcome:

@@ -98,6 +98,8 @@ class LDS(RanksGroups):
     """
 
     name: ClassVar[str] = "lds"
+    title: ClassVar[str] = "LDS"
+    headline: ClassVar[bool] = True
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "rank correlation of group scores with retraining, over random groups"
     source: ClassVar[str] = "Park et al. 2023, arXiv 2303.14186"

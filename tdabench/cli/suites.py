@@ -77,7 +77,7 @@ def describe(suite: Any) -> dict[str, Any]:
     """Describes a suite; opens its files and checks their hashes."""
     for path in suite.hashes:
         suite.verify(path)
-    train, queries = suite.train, suite.queries()
+    train, queries = suite.train, suite.queries() if suite.corpus.queries else None
     targets = []
     for t in suite.targets:
         truths = {n: truth_shape(p) for n, p in t.truths.items() if p.exists() or n not in t.plans}
@@ -105,7 +105,10 @@ def describe(suite: Any) -> dict[str, Any]:
         "path": str(suite.path),
         "fingerprint": suite.fingerprint,
         "train": {"examples": len(train), "fingerprint": train.fingerprint},
-        "queries": {"examples": len(queries), "fingerprint": queries.fingerprint},
+        "queries": {
+            "examples": len(queries) if queries else 0,
+            "fingerprint": queries.fingerprint if queries else "",
+        },
         "tasks": len(set(train.tasks)),
         "targets": targets,
         "published": published,

@@ -96,8 +96,7 @@ def command(
     Several methods are shown side by side. Positive scores help: training on the example lowers
     the loss of the response. Each method has its own scale.
     """
-    from tdabench.run import make_plan
-    from tdabench.run.plan import Request
+    from tdabench.run.plan import Request, plan_indices
     from tdabench.run.trace import trace
 
     if (prompt is None) == (queries_file is None):
@@ -115,11 +114,10 @@ def command(
         suite=suite or "pocket",
         methods=words(methods or DEFAULT),
         targets=words(target),
-        benchmarks=("cost",),  # any benchmark without a truth: only indices are needed
         sets=sets,
         device=device,
     )
-    plan = make_plan(request, data_dir=own["data_dir"])
+    plan = plan_indices(request, data_dir=own["data_dir"])
     for line in plan.suite.missing:
         warn(line)
     if len(plan.targets) > 1:

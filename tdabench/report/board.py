@@ -14,6 +14,7 @@ from typing import Any
 
 from tdabench.errors import UsageError, unknown
 from tdabench.io import cache_folder, fingerprint
+from tdabench.registry import registry
 from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
 from tdabench.report.records import Run, find_runs, read_run
 from tdabench.run.record import Record, describe_machine, finite, machine_of
@@ -349,11 +350,12 @@ def _table(
 
 
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
-    """Orders benchmarks: LDS first, then as the manifests list them, then as found."""
+    """The headline benchmark first, then as the manifests list them, then as found."""
     found = [r.benchmark_name for r, _ in members]
     named = [run.manifest.get("benchmarks") for run in where.values()]
     listed = [str(b) for names in named if isinstance(names, list) for b in names]
-    ordered = dict.fromkeys(b for b in ["lds", *listed, *sorted(found)] if b in found)
+    first = [name for name, entry in registry().benchmarks.items() if entry.cls.headline]
+    ordered = dict.fromkeys(b for b in [*first, *listed, *sorted(found)] if b in found)
     return list(ordered)
 
 

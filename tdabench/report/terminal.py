@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tdabench.errors import unknown
+from tdabench.registry import registry
 from tdabench.report.board import COSTS, Board, BoardCell, Column, Row, Table
 from tdabench.report.overall import OVERALL, rule, with_overall
 from tdabench.report.text import (
@@ -290,8 +291,9 @@ def _column(
 
 
 def title(column: Column) -> str:
-    """Returns `LDS`; other benchmarks by name."""
-    return column.name.upper() if column.name == "lds" else column.name
+    """The title that an installed benchmark gives itself, or the column's name."""
+    entry = registry().benchmarks.get(column.name)
+    return (entry.cls.title if entry else "") or column.name
 
 
 def _rank(cell: BoardCell) -> Text:

@@ -271,7 +271,12 @@ class Executor:
 
     def _describe(self, job: Job, id: str, work: Path, log: Path) -> dict[str, Any]:
         cells = [
-            {"key": c.key, "benchmark": c.benchmark.as_dict(), "record": dict(self._planned(c))}
+            {
+                "key": c.key,
+                "benchmark": c.benchmark.as_dict(),
+                "headline": c.benchmark.headline,
+                "record": dict(self._planned(c)),
+            }
             for c in job.cells
         ]
         return {

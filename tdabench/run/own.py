@@ -15,7 +15,7 @@ import numpy as np
 from tdabench.data.files import read_corpus
 from tdabench.data.layouts import Reading, parse_fields
 from tdabench.errors import DataError, UsageError
-from tdabench.io import cache_folder, read_json, write_text
+from tdabench.io import read_json
 from tdabench.run.sources import fetched, resolved
 from tdabench.run.suite import Suite
 from tdabench.run.suite_file import FETCHED, read_toml, write_suite
@@ -65,9 +65,7 @@ def own_suite(
     if train_split:
         corpus["train"] = train_split
     labelled = any(train.tasks)
-    if queries is None:
-        corpus["queries_file"] = str(_no_queries())
-    else:
+    if queries is not None:
         path, split = _file(queries, here, data_dir)
         if (path, split) == (train_path, train_split):
             raise UsageError(
@@ -128,14 +126,6 @@ def _planned(path: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
         if plan := target.get("plans", {}).get("lds"):
             return plan, {k: target[k] for k in ("recipe", "fraction") if k in target}
     return None, {}
-
-
-def _no_queries() -> Path:
-    """A suite has queries; one that is only traced in is asked for none."""
-    path = cache_folder() / "no-queries.jsonl"
-    if not path.exists():
-        write_text(path, '{"id": "none", "prompt": "", "response": "(asked for by nobody)"}\n')
-    return path
 
 
 def own_name(own: Own) -> str:

@@ -109,6 +109,7 @@ class BenchmarkSpec:
     version: int
     params: Mapping[str, Any]
     truth: str | None
+    headline: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "params": dict(self.params)}
@@ -137,7 +138,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Job:
-    """The cells of one method, target and seed: one index, one process."""
+    """The cells of one method, target and seed: one index, one process.
+
+    The headline benchmark comes first: the query time and memory that a board shows are of a cell
+    that computed its scores.
+    """
 
     method: MethodSpec
     target: SuiteTarget
@@ -154,36 +159,42 @@ class Job:
 
 @dataclass
 class Plan:
-    """Every cell of a request, in the order of methods, targets, seeds, benchmarks."""
+    """Every cell of a request, in the order of methods, targets, seeds, benchmarks.
+
+    `builds` are the indices that the request needs, as jobs without cells.
+    """
 
     request: Request
     suite: Suite
     cells: list[Cell]
-    corpora: dict[str, str]  # {"train", "queries"}: fingerprints
+    corpora: dict[str, str]  # {"train", "queries"}: fingerprints; queries where cells are planned
     targets: list[SuiteTarget]
     fingerprints: dict[str, str] = field(default_factory=dict)  # target label -> fingerprint
     twins: dict[str, str] = field(default_factory=dict)  # label -> the label it is identical to
+    builds: list[Job] = field(default_factory=list)
 
     def jobs(self, cells: Iterable[Cell]) -> list[Job]:
         """`cells` grouped so that each index is built once."""
         grouped: dict[str, list[Cell]] = {}
         for cell in cells:
-            grouped.setdefault(self.index_key(cell), []).append(cell)
-        return [
-            Job(c[0].method, c[0].target, c[0].seed, key, tuple(c)) for key, c in grouped.items()
-        ]
+            key = self.index_key(cell.method, cell.target, cell.seed)
+            grouped.setdefault(key, []).append(cell)
+        jobs = []
+        for key, of_index in grouped.items():
+            first = sorted(of_index, key=lambda c: not c.benchmark.headline)
+            jobs.append(Job(first[0].method, first[0].target, first[0].seed, key, tuple(first)))
+        return jobs
 
-    def index_key(self, cell: Cell) -> str:
+    def index_key(self, method: MethodSpec, target: SuiteTarget, seed: int) -> str:
         """Names what `build` depends on, so that an index is reused for nothing else."""
-        target = self.fingerprints[cell.target.label]
         return fingerprint(
             [
                 SCHEMA,
                 "index",
-                jsonable(cell.method.identity),
-                target,
+                jsonable(method.identity),
+                self.fingerprints[target.label],
                 self.corpora["train"],
-                cell.seed,
+                seed,
                 _device(self.request.device),
             ]
         )
@@ -195,37 +206,51 @@ def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
     What the suite takes from the hub is looked for in `data_dir` first. Raises UsageError or
     DataError, naming the first thing that is wrong.
     """
+    plan = plan_indices(request, data_dir)
+    names = _benchmarks(plan.suite, request.benchmarks)
+    benchmarks = [_benchmark(plan.suite, name) for name in names]
+    plan.corpora["queries"] = plan.suite.queries(request.split).fingerprint
+    truths: dict[Path, str] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for build in plan.builds:
+        for benchmark in benchmarks:
+            spec, target = build.method, build.target
+            cell = _cell(plan, truths, spec, target, benchmark, build.seed)
+            # Two labels that resolve to the same parameters are one measurement.
+            first = seen.setdefault((target.label, cell.key), spec.label)
+            if first == spec.label:
+                plan.cells.append(cell)
+            else:
+                plan.twins[spec.label] = first
+    return plan
+
+
+def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
+    """Returns a plan of the indices that a request needs, without cells: `Plan.builds`.
+
+    Asks the suite for neither queries nor benchmarks. Raises as `make_plan`.
+    """
     suite = load_suite(request.suite, data_dir)
     targets = _targets(suite, request.targets)
     chosen = _methods(suite, request.methods)
     overrides = _overrides(request.sets, chosen)
-    benchmarks = [_benchmark(suite, n) for n in _benchmarks(suite, request.benchmarks)]
     seeds = request.seeds if request.seeds is not None else suite.seeds
     specs = {
         (v.label, t.label): _method(suite, v, t, overrides.get(v.label, {}))
         for v in chosen
         for t in targets
     }
-    train, queries = suite.train, suite.queries(request.split)
-    corpora = {"train": train.fingerprint, "queries": queries.fingerprint}
+    corpora = {"train": suite.train.fingerprint}
     for t in targets:
         suite.verify(t.target.folder)
     fingerprints = {t.label: t.target.fingerprint for t in targets}
-    truths: dict[Path, str] = {}
     plan = Plan(request, suite, [], corpora, targets, fingerprints)
-    seen: dict[tuple[str, str], str] = {}
     for variant in chosen:
         for target in targets:
             for seed in seeds:
-                for benchmark in benchmarks:
-                    spec = specs[variant.label, target.label]
-                    cell = _cell(plan, truths, spec, target, benchmark, seed)
-                    # Two labels that resolve to the same parameters are one measurement.
-                    first = seen.setdefault((target.label, cell.key), spec.label)
-                    if first == spec.label:
-                        plan.cells.append(cell)
-                    else:
-                        plan.twins[spec.label] = first
+                spec = specs[variant.label, target.label]
+                key = plan.index_key(spec, target, seed)
+                plan.builds.append(Job(spec, target, seed, key, ()))
     return plan
 
 
@@ -388,7 +413,7 @@ def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
     params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
     # A benchmark with a parameter `truth` may be pointed at another truth of its kind.
     truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None
-    return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth)
+    return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth, cls.headline)
 
 
 def jsonable(value: Any) -> Any:

@@ -152,7 +152,7 @@ def _convert_truths(data: dict[str, Any]) -> None:
     for target, name in published:
         path = Path(target["truths"][name])
         split = "tuning" if name == "tuning" or name.startswith("tuning-") else "test"
-        sources = [suite.corpus.train[0], suite.corpus.queries[0]]
+        sources = [f[0] for f in (suite.corpus.train, suite.corpus.queries) if f]
         key = fingerprint(
             [1, sha256_kept(path), split, data["corpus"], [_content(p) for p in sources]]
         )

@@ -69,11 +69,12 @@ class Variant:
 class CorpusFiles:
     """Files and split names of the training pool, the queries and the tuning queries.
 
-    `reading` says how their rows become examples.
+    `reading` says how their rows become examples. A suite without queries can be traced in, and
+    indexed, but not run.
     """
 
     train: tuple[Path, str | None]
-    queries: tuple[Path, str | None]
+    queries: tuple[Path, str | None] | None
     tuning_queries: tuple[Path, str | None] | None
     reading: Reading = field(default_factory=Reading)
 
@@ -182,7 +183,9 @@ class Suite:
         """The query examples: `test`, or `tuning` for choosing hyperparameters."""
         source = {"test": self.corpus.queries, "tuning": self.corpus.tuning_queries}.get(split)
         if source is None:
-            raise UsageError(f"suite {self.name} declares no {split} queries")
+            raise UsageError(
+                f"suite {self.name} declares no {split} queries", "Name them in its [corpus]"
+            )
         if split not in self._queries:
             role = "query" if split == "test" else split
             self._queries[split] = self._corpus(role, source, f"{self.name}-{split}")

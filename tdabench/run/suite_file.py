@@ -221,7 +221,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
     sources, missing = resolved.mapping("sources"), resolved.strings("missing")
     resolved.done()
     top.done()
-    named = [corpus.train[0], corpus.queries[0], *assets.values()]
+    named = [f[0] for f in (corpus.train, corpus.queries) if f] + list(assets.values())
     for target in targets:
         named += [target.target.folder, *target.truths.values(), *target.assets.values()]
     fetched = any(not p.is_absolute() for p in named) or any(
@@ -282,8 +282,10 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
     except UsageError as e:
         raise DataError(f"{t.file}: {t.where}: {e.message}", e.remedy) from e
     t.done()
-    if train_file is None or query_file is None:
+    if train_file is None:
         raise t.error("file", "is missing", "Give file, or train_file and queries_file")
+    if query_file is None and queries is not None:
+        raise t.error("queries", "names a split without a file", "Give file, or queries_file")
     if train_file == query_file and (train is None or queries is None):
         raise t.error("train", "and queries must name the splits of the one file")
     if digest is not None:
@@ -293,7 +295,7 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
     has_tuning = tuning is not None or (tuning_file is not None and tuning_file != shared)
     return CorpusFiles(
         (train_file, train),
-        (query_file, queries),
+        None if query_file is None else (query_file, queries),
         (tuning_file, tuning) if has_tuning and tuning_file is not None else None,
         reading,
     )

@@ -22,7 +22,7 @@ from tdabench.method import Context, Index
 from tdabench.registry import registry
 from tdabench.rows import dots, row_blocks, top_k_of
 from tdabench.run.folder import keep_index, kept_index, new_index
-from tdabench.run.plan import Cell, Plan
+from tdabench.run.plan import Job, Plan
 from tdabench.run.worker import Inputs
 from tdabench.targets.target import Target
 from tdabench.toolkit.representation import RepresentationIndex
@@ -60,23 +60,23 @@ def trace(
     `runs` are run folders whose indices may serve. A method that fails is an answer with its
     reason, and the others go on.
     """
-    done = set()
-    for cell in plan.cells:
-        if cell.method.label in done:
+    done: set[str] = set()
+    for job in plan.builds:  # one of each label, and of each index
+        if {job.method.label, job.index_key} & done:
             continue
-        done.add(cell.method.label)
+        done |= {job.method.label, job.index_key}
         try:
             with tempfile.TemporaryDirectory(prefix="tdabench-trace-") as scratch:
-                yield _trace(plan, cell, queries, k, runs, say, progress, Path(scratch))
+                yield _trace(plan, job, queries, k, runs, say, progress, Path(scratch))
         except TdabenchError as e:
-            yield Traced(cell.method.label, reason=str(e))
+            yield Traced(job.method.label, reason=str(e))
         except Exception as e:  # a plugin may raise anything
-            yield Traced(cell.method.label, reason=brief(e))
+            yield Traced(job.method.label, reason=brief(e))
 
 
 def _trace(
     plan: Plan,
-    cell: Cell,
+    job: Job,
     queries: Sequence[Example],
     k: int,
     runs: Sequence[Path],
@@ -84,18 +84,18 @@ def _trace(
     progress: Callable[[str, int, int], None],
     scratch: Path,
 ) -> Traced:
-    suite, spec = plan.suite, cell.method
-    assets = Inputs(suite, suite.assets_for(cell.target), "asset")
+    suite, spec = plan.suite, job.method
+    assets = Inputs(suite, suite.assets_for(job.target), "asset")
     context = Context(
-        target=cell.target.target,
+        target=job.target.target,
         scratch=scratch,
-        seed=cell.seed,
+        seed=job.seed,
         device=plan.request.device,
         assets=assets,
         progress=progress,
     )
     method = registry().method(spec.name).cls.from_params(spec.params)
-    key = plan.index_key(cell)
+    key = job.index_key
     kept = cache_folder() / "indices"
     start, spent = time.perf_counter(), 0.0
     places = [*(run / "indices" for run in runs), kept]

@@ -93,8 +93,7 @@ class Worker:
     # ------------------------------------------------------------------ working
 
     def run(self) -> None:
-        # LDS first: the board's query time and memory are of a cell that computed its scores.
-        cells = sorted(self.job["cells"], key=lambda c: c["benchmark"]["name"] != "lds")
+        cells = self.job["cells"]
         try:
             suite = load_suite(self.job["suite"])
             declared = suite.target(self.job["target"])
@@ -320,7 +319,7 @@ class Worker:
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
         seconds = round(time.perf_counter() - start + cost["build"]["seconds"], 3)
         queried = metered.cost()
-        shown = top_examples(metered, queries, queried["seconds"]) if name == "lds" else {}
+        shown = top_examples(metered, queries, queried["seconds"]) if cell["headline"] else {}
         write_arrays(
             self.folder.arrays_path(cell["key"]),
             {**arrays_of(outcome), **shown},
