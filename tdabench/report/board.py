@@ -350,7 +350,7 @@ def _table(
 
 
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
-    """The headline benchmark first, then as the manifests list them, then as found."""
+    """Orders benchmarks: the headline one first, then as the manifests list them, then as found."""
     found = [r.benchmark_name for r, _ in members]
     named = [run.manifest.get("benchmarks") for run in where.values()]
     listed = [str(b) for names in named if isinstance(names, list) for b in names]

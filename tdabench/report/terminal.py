@@ -291,7 +291,7 @@ def _column(
 
 
 def title(column: Column) -> str:
-    """The title that an installed benchmark gives itself, or the column's name."""
+    """Returns the title that an installed benchmark gives itself, or the column's name."""
     entry = registry().benchmarks.get(column.name)
     return (entry.cls.title if entry else "") or column.name
 
