@@ -37,8 +37,8 @@ from tdabench.api import (
     Recipe,
     TdabenchError,
     UsageError,
-    pool_scores,
 )
+from tdabench.groups import pool_scores
 
 # --------------------------------------------------------------------------- the loss
 
