@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunResult:
-    """Records of a run in the order of its cells, and whether Ctrl-C cut it short."""
+    """Records of a run in the order of its cells, and whether Ctrl-C interrupted it."""
 
     folder: Path
     plan: Plan
@@ -61,12 +61,12 @@ def run(
     """Measures every cell of a request that is not on disk yet; returns all their records.
 
     Results go to `out`, by default runs/<suite>. Raises UsageError, DataError or GuardError
-    before any work when the request cannot be met.
+    before any work if the request is invalid.
     """
     options, watcher = options or Options(), watcher or Silent()
     plan = plan or make_plan(request)
     if not plan.cells:
-        raise UsageError("nothing to run: no method or no benchmark is left")
+        raise UsageError("nothing to run: no methods or no benchmarks selected")
     folder = RunFolder(out or Path("runs") / plan.suite.name)
     if options.log_file is not None:
         check_log(options.log_file)
@@ -74,7 +74,7 @@ def run(
     with folder.locked(watcher.say):
         folder.begin(make_manifest(plan, folder, options, old), old)
         for label, first in plan.twins.items():
-            watcher.say(f"{label} has the same parameters as {first}: measured once")
+            watcher.say(f"{label} has the same parameters as {first} and is measured once")
         executor = Executor(plan, folder, options, watcher)
         interrupted = False
         try:
@@ -88,7 +88,7 @@ def run(
 def make_manifest(
     plan: Plan, folder: RunFolder, options: Options, old: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What the folder holds: this run's request joined with what earlier runs left there."""
+    """Makes the folder's manifest: this run's request merged with those of earlier runs."""
     old = old or {}
 
     def joined(key: str, values: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a record says about where it was made: versions, hardware, commit. Nothing is imported."""
+"""The environment in a record: versions, hardware, commit. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("tdabench", "torch", "transformers", "tokenizers", "numpy", "scipy",
 
 @functools.cache
 def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
-    """Installed versions of the packages that scores depend on."""
+    """Returns installed versions of the packages that scores depend on."""
     found = {}
     for name in dict.fromkeys([*PACKAGES, *extra]):
         try:
@@ -27,7 +27,7 @@ def versions(extra: tuple[str, ...] = ()) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str:
-    """The commit of the source tree tdabench runs from, with "-dirty"; "" for a wheel."""
+    """Returns the commit of the running source tree, with "-dirty"; "" for a wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -40,7 +40,7 @@ def git_commit() -> str:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -48,7 +48,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Physical memory, or the control group's limit where that is lower; 0 when unknown."""
+    """Returns physical memory, or the control group's limit if lower; 0 if unknown."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -68,7 +68,7 @@ def _group_limits() -> list[int]:
 
 
 def available_bytes() -> int:
-    """Memory that could be used now without swapping; 0 when unknown."""
+    """Returns the memory that can be used now without swapping; 0 if unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -80,7 +80,7 @@ def available_bytes() -> int:
 
 @functools.cache
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory, graphics processor and platform."""
+    """Returns processor, cores, memory, graphics processor and platform."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -92,7 +92,7 @@ def hardware() -> dict[str, Any]:
 
 @functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has matrix units for bfloat16; without any it is no faster."""
+    """Tells whether the processor has matrix units for bfloat16, without which it is not faster."""
     try:
         return " amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -111,7 +111,7 @@ def _cpu() -> str:
 
 @functools.cache
 def gpu() -> str:
-    """Name of the first NVIDIA device, "" when there is none. Does not load torch."""
+    """Returns the name of the first NVIDIA device, or "". Does not load torch."""
     if not Path("/proc/driver/nvidia/version").exists():
         return ""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

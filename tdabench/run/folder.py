@@ -1,20 +1,20 @@
-"""The run folder: a manifest, one record a cell, kept indices, logs and a lock.
+"""The run folder: a manifest, one record per cell, kept indices, logs and a lock.
 
-manifest.json             what was asked for last, and on what machine
+manifest.json             the last request, and the machine
 manifests/<key>.json      each request that ever ran here, as its own manifest
-cells/<key>.json          a record; written after its arrays, so it is the sign of completion
+cells/<key>.json          a record; written after its arrays, so it marks completion
 cells/<key>.safetensors   per-query values, replicates, scores
-places.jsonl              which keys were ever written for a place on the board
+places.jsonl              keys that were ever written for a place on the board
 indices/<key>/            built indices, from which a later benchmark starts
 superseded/               records that a newer version of a method or suite has replaced
-logs/                     what each worker process printed
-log.jsonl                 one line of JSON an event
-work/                     scratch of the workers that run now; empty otherwise
+logs/                     output of each worker process
+log.jsonl                 one line of JSON per event
+work/                     scratch space of running workers; otherwise empty
 
-A folder is ours when its manifest says so; one that holds something under these names without a
-manifest is refused, and nothing is deleted but what carries a name that only we give. None of the
-names may be a link, since a run folder can come from a stranger, with the exception of `indices`
-and `retrained`: their owner may keep them on another disk (see `RunFolder.check_links`).
+A folder belongs to tdabench if its manifest says so. A folder that contains these names without a
+manifest is refused, and only files with names that tdabench alone gives are deleted. None of the
+names may be a link, since a run folder can come from an untrusted source, except `indices` and
+`retrained`, which their owner may keep on another disk (see `RunFolder.check_links`).
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from tdabench.run.record import Record, is_record, now, slot
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock, two runs on one folder are the user's care
+except ImportError:  # Windows has no such lock: the user must not start two runs on one folder
     fcntl = None  # type: ignore[assignment]
 
 FOLDERS = ("cells", "indices", "logs", "manifests", "retrained", "superseded", "work")
 FILES = ("log.jsonl", "places.jsonl")
-LINKABLE = ("indices", "retrained")  # large, and of no use to anybody else
-OWNER = ".tdabench-run"  # in a folder that one of LINKABLE leads to: the id of the run it serves
+LINKABLE = ("indices", "retrained")  # large, and useful only here
+OWNER = ".tdabench-run"  # in the target of a LINKABLE link: the id of the run that it serves
 _KEY = "[0-9a-f]{16}"
 _TEMPORARY = re.compile(rf"\.(manifest\.json|{_KEY}\.(json|safetensors))\.[A-Za-z0-9_]{{8}}\.tmp")
 _UNFINISHED = re.compile(rf"\.{_KEY}-[A-Za-z0-9_]{{8}}")
@@ -83,10 +83,10 @@ class RunFolder:
         return self.cells / f"{key}.safetensors"
 
     def read(self, key: str) -> Record | None:
-        """The record of a cell, or None when there is none or it cannot be used.
+        """Reads the record of a cell, or returns None if it is missing or unusable.
 
-        Then its cell is measured again. A record whose arrays are not whole is none, and neither
-        is one that names another cell: keys become paths, and a folder may be a stranger's.
+        In that case the cell is measured again. A record with incomplete arrays is unusable, as is
+        one that names another cell: keys become paths, and a folder may be untrusted.
         """
         try:
             data = read_json(self.record_path(key))
@@ -99,25 +99,25 @@ class RunFolder:
         return Record(data, self.record_path(key))
 
     def damaged(self) -> list[Path]:
-        """Files among the records that `read` takes for none."""
+        """Lists record files that `read` cannot use."""
         return [p for p in sorted(self.cells.glob("*.json")) if self.read(p.stem) is None]
 
     def records(self) -> Iterator[Record]:
-        """Every readable record, by file name."""
+        """Returns every readable record, by file name."""
         for path in sorted(self.cells.glob("*.json")):
             record = self.read(path.stem)
             if record is not None:
                 yield record
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes a record; one in the same place on the board but of another key steps aside."""
+        """Writes a record; moves aside one with another key for the same place on the board."""
         self.supersede(record)
         write_json(self.record_path(record["key"]), dict(record))
 
     def supersede(self, record: Mapping[str, Any]) -> None:
-        """Moves records of the same method label, target, benchmark and seed out of the way.
+        """Moves records of the same method label, target, benchmark and seed to `superseded`.
 
-        Only records of that place are read, however many the folder holds.
+        Only records of that place are read, for any size of the folder.
         """
         place = fingerprint(list(slot(record)))
         known = self._places().setdefault(place, {})
@@ -137,9 +137,9 @@ class RunFolder:
                     os.replace(file, aside / file.name)
 
     def _places(self) -> dict[str, dict[str, None]]:
-        """Keys by place on the board, as `places.jsonl` lists them; what is new in it is read.
+        """Returns keys by place on the board from `places.jsonl`; reads only new lines.
 
-        Made from the records once, where they are older than that file.
+        The file is made from the records once, if they are older than the file.
         """
         if self._known is None:
             self._known, self._read_to = {}, 0
@@ -164,7 +164,7 @@ class RunFolder:
     # ------------------------------------------------------------------ the folder
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the folder says it holds; None without a manifest. Raises DataError."""
+        """Returns the folder's manifest, or None without one. Raises DataError."""
         if not os.path.lexists(self.manifest_path):
             return None
         data = read_json(self.manifest_path)
@@ -180,7 +180,7 @@ class RunFolder:
     def claim(self, suite: str, version: int) -> dict[str, Any] | None:
         """Checks that the folder may hold results of this suite; returns its old manifest.
 
-        Raises UsageError for a folder that holds anything under our names that we did not make.
+        Raises UsageError for a folder with foreign files under our names.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file", "Choose another folder with --out")
@@ -191,7 +191,7 @@ class RunFolder:
         held = (old["suite"].get("name"), old["suite"].get("version"))
         if held != (suite, version):
             raise UsageError(
-                f"{self.path} holds results of suite {held[0]} version {held[1]}, not of "
+                f"{self.path} contains results of suite {held[0]} version {held[1]}, not of "
                 f"{suite} version {version}",
                 "Choose another folder with --out",
             )
@@ -199,24 +199,24 @@ class RunFolder:
         return old
 
     def check_free(self) -> None:
-        """Raises UsageError when something lies under our names although no run is here."""
+        """Raises UsageError if files have our names although there is no run."""
         found = [n for n in (*FOLDERS, *FILES) if os.path.lexists(self.path / n)]
-        # A link to an empty folder is how its owner puts the indices on another disk.
+        # The owner may put indices on another disk with a link to an empty folder.
         found = [n for n in found if not (n in LINKABLE and _is_empty(self.path / n))]
         if not _is_our_lock(self.path / ".lock"):
             found.append(".lock")
         if found:
             raise UsageError(
-                f"{self.path} holds {', '.join(map(repr, found))}, which a run would write to, "
-                "and no run is there",
+                f"{self.path} holds {', '.join(map(repr, found))}, which a run would write, "
+                "but it is not a run folder",
                 "Choose another folder with --out",
             )
 
     def check_links(self, manifest: Mapping[str, Any]) -> None:
         """Raises UsageError for a link among our names that could lead to someone's files.
 
-        `indices` and `retrained` may lead to another disk: to an empty folder, which from then on
-        carries this run's id, or to one that carries it.
+        `indices` and `retrained` may lead to another disk: to an empty folder, which is then marked
+        with this run's id, or to a folder marked with it.
         """
         for name in (*FOLDERS, *FILES, ".lock", "manifest.json"):
             place = self.path / name
@@ -236,13 +236,12 @@ class RunFolder:
                 owner = ""
             if not owner or owner != manifest.get("id"):
                 raise UsageError(
-                    f"{place} is a link to a folder that holds files of others "
-                    f"({os.path.realpath(place)})",
+                    f"{place} is a link to a folder with other files ({os.path.realpath(place)})",
                     "Link it to an empty folder",
                 )
 
     def begin(self, manifest: dict[str, Any], old: Mapping[str, Any] | None) -> None:
-        """Writes the manifest before anything else is, and this request's own beside it.
+        """Writes the manifest before anything else, and this request's own manifest.
 
         Call with the lock held. A linked folder is marked as this run's.
         """
@@ -259,9 +258,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None] = lambda message: None) -> Iterator[None]:
-        """Holds the folder's lock; it falls with the process, however that ends.
+        """Holds the folder's lock, which is released when the process ends in any way.
 
-        Where the file system has no locks, `say` is told so and the run goes on without.
+        If the file system has no locks, `say` receives a warning and the run continues without.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -289,18 +288,18 @@ class RunFolder:
                         ) from e
                     say(
                         f"warning: the file system of {self.path} has no locks ({e.strerror}): "
-                        "take care that no second run writes there"
+                        "make sure that no second run writes there"
                     )
-            with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+            with contextlib.suppress(OSError):  # on a full disk the lock works without a name
                 handle.seek(0)
                 handle.truncate()
                 os.write(handle.fileno(), f"process {os.getpid()} since {now()}".encode())
             yield
 
     def tidy(self) -> None:
-        """Removes what a killed run left half done. Call with the lock held.
+        """Removes unfinished files of a killed run. Call with the lock held.
 
-        That is: what carries a name that only a run gives. Anything else stays.
+        Only files with names that tdabench alone gives are removed.
         """
         self.clear_work()
         for folder in (self.path, self.cells, self.path / "superseded", self.path / "manifests"):
@@ -312,7 +311,7 @@ class RunFolder:
                 remove(leftover)
 
     def clear_work(self) -> None:
-        """Removes the folders of workers that have ended, and `work` when nothing else is there."""
+        """Removes the folders of ended workers, and `work` if it is then empty."""
         for leftover in _children(self.work):
             if _WORKER.fullmatch(leftover.name):
                 remove(leftover)
@@ -320,7 +319,7 @@ class RunFolder:
             self.work.rmdir()
 
     def new_log(self, name: str) -> Path:
-        """An empty file logs/<name>.log, in place of an earlier one. Raises TdabenchError."""
+        """Makes an empty file logs/<name>.log, replacing an earlier one. Raises TdabenchError."""
         path = (self.logs / f"{file_name(name)}.log").absolute()
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
@@ -333,15 +332,15 @@ class RunFolder:
     # ------------------------------------------------------------------ indices
 
     def new_index(self, key: str) -> Path:
-        """A folder for an index that is being built; `keep_index` or `remove` ends it."""
+        """Makes a folder for an index to build, until `keep_index` or `remove`."""
         return new_index(self.indices, key)
 
     def keep_index(self, unfinished: Path, key: str, built: Mapping[str, Any]) -> None:
-        """Makes what lies in `unfinished`/index the kept index of `key`; see `keep_index`."""
+        """Makes `unfinished`/index the kept index of `key`; see `keep_index`."""
         keep_index(unfinished, self.indices, key, built)
 
     def kept_index(self, key: str) -> dict[str, Any] | None:
-        """What `keep_index` was told of the index of `key`, when it is as it was written."""
+        """Returns the description given to `keep_index`, if the index of `key` is unchanged."""
         return kept_index(self.indices, key)
 
     def drop_index(self, key: str) -> None:
@@ -351,7 +350,7 @@ class RunFolder:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where it is missing."""
+    """Lists the contents of a folder; empty if it is missing."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -366,7 +365,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _is_our_lock(path: Path) -> bool:
-    """Whether `path` is absent, or a lock as `locked` leaves it."""
+    """Tells whether `path` is absent or a lock file left by `locked`."""
     if not os.path.lexists(path):
         return True
     try:
@@ -385,7 +384,7 @@ def _substance(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_index(indices: Path, key: str) -> Path:
-    """A new folder in `indices` for an index of `key` that is being built, `index` in it."""
+    """Makes a new folder in `indices` to build an index of `key` in its subfolder `index`."""
     try:
         indices.mkdir(parents=True, exist_ok=True)
         name = tempfile.mkdtemp(dir=indices, prefix=f".{key}-")
@@ -398,7 +397,7 @@ def new_index(indices: Path, key: str) -> Path:
 def keep_index(unfinished: Path, indices: Path, key: str, built: Mapping[str, Any]) -> None:
     """Moves `unfinished` to `indices`/`key`, with the hash of each of its files in built.json.
 
-    `built` (what it cost, and of what it was made) and the hashes are sealed: see `io.seal`.
+    `built` (its cost and inputs) and the hashes are sealed: see `io.seal`.
     """
     about = {**built, "key": key, "files": _hashes(unfinished / "index")}
     write_json(unfinished / "built.json", {**about, "seal": seal(about)})
@@ -409,11 +408,11 @@ def keep_index(unfinished: Path, indices: Path, key: str, built: Mapping[str, An
 
 
 def kept_index(indices: Path, key: str) -> dict[str, Any] | None:
-    """What `keep_index` was told, or None when the index is absent, altered or another's.
+    """Returns the description given to `keep_index`, or None if the index is not usable.
 
-    Every byte of it is read: scores of an index that someone changed would look like measured
-    ones. An index that was built on another machine carries a seal that is not ours, and is
-    built again.
+    An index is unusable if it is absent, altered or sealed elsewhere. Every byte is read, since
+    scores of an altered index would look like measured ones. An index from another machine has
+    another seal and is built again.
     """
     folder = indices / key
     try:
@@ -431,10 +430,10 @@ def kept_index(indices: Path, key: str) -> dict[str, Any] | None:
 
 
 def _hashes(folder: Path, expected: Mapping[str, Any] | None = None) -> dict[str, list[Any]]:
-    """Size and sha256 of every file below `folder`, by its path there.
+    """Returns size and sha256 of every file below `folder`, by relative path.
 
-    With `expected`, a file of another size is not read. Raises DataError for a link, whose
-    content lies elsewhere.
+    With `expected`, a file of another size is not read. Raises DataError for a link, whose contents
+    are elsewhere.
     """
     out: dict[str, list[Any]] = {}
     for path in sorted(folder.rglob("*")):
@@ -449,14 +448,14 @@ def _hashes(folder: Path, expected: Mapping[str, Any] | None = None) -> dict[str
 
 
 def file_name(text: str) -> str:
-    """`text` as a file's name: no path, not too long, and no two texts alike in any case."""
+    """Converts `text` to a file name: no path, limited length, unique even if case is ignored."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._+=-") else "_" for c in text)
     same = safe == text.lower() and len(safe) <= 120 and not safe.startswith(".")
     return safe if same else f"{safe[:100].lstrip('.')}-{fingerprint(text)[:8]}"
 
 
 def tail(path: Path, lines: int = 20, width: int = 500) -> list[str]:
-    """The last lines of a log file, without control characters."""
+    """Returns the last lines of a log file, without control characters."""
     try:
         with open(path, "rb") as f:
             f.seek(0, os.SEEK_END)

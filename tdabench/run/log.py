@@ -1,4 +1,4 @@
-"""The log of a run: one line of JSON an event, for people with `jq` and for other programs."""
+"""The log of a run: one line of JSON per event, for `jq` and other programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tdabench.io import append_line, line_of
 
 
 class EventLog:
-    """Appends events to the run folder's `own` log and to every one of `paths` (`--log-file`).
+    """Appends events to the run folder's `own` log and to each of `paths` (`--log-file`).
 
-    A line has `time` (UTC, milliseconds), `seconds` since the run began (of a clock that never
-    jumps), `event`, and what belongs to it; see docs/records.md. A log that can no longer be
-    written is given up: `complaint` says why, and the run goes on.
+    A line has `time` (UTC, milliseconds), `seconds` since the run began (from a monotonic clock),
+    `event`, and its data; see docs/records.md. If a log cannot be written any more, it is
+    abandoned: `complaint` states why, and the run continues.
     """
 
     def __init__(self, own: Path, *paths: Path) -> None:
@@ -35,17 +35,17 @@ class EventLog:
             try:
                 if path is self.own:
                     append_line(path, line)
-                else:  # the user's own choice, which may well be a link or a device
+                else:  # the user's own choice, which may be a link or a device
                     with open(path, "ab", buffering=0) as f:
                         f.write(line_of(line))
             except (OSError, DataError) as e:
                 self.paths.remove(path)
                 why = e.strerror if isinstance(e, OSError) else e.message
-                self.complaint = f"cannot write the log {path}: {why}; going on without it"
+                self.complaint = f"cannot write the log {path}: {why}; continuing without it"
 
 
 def check_log(path: Path) -> None:
-    """Raises UsageError when a log cannot be written to `path`."""
+    """Raises UsageError if a log cannot be written to `path`."""
     try:
         with open(path, "ab"):
             pass

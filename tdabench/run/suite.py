@@ -1,6 +1,8 @@
-"""Suites: a corpus, targets with their truths, methods and benchmarks, as a TOML file names them.
+"""Suites: a corpus, targets with their truths, methods and benchmarks, as named in a TOML file.
 
-`suite_file` reads and writes the file, `sources` fetches what it names. See docs/suites.md.
+`suite_file` reads and writes the file, `sources` fetches the files that it names. See
+docs/suites.md.
+docs/suites.md.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from tdabench.targets.target import Target
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """How a truth of a suite is made: random groups of a fraction of the pool, seeds a group.
+    """How a truth of a suite is built: random groups of a fraction of the pool, seeds per group.
 
-    `recipe` overrides fields of the target's recipe; `start` is a checkpoint, or "scratch".
-    `order` and `groups_of` are those of `tdabench.truth.TruthPlan.draw`.
+    `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
+    `order` and `groups_of` are as in `tdabench.truth.TruthPlan.draw`.
     """
 
     groups: int
@@ -40,7 +42,7 @@ class PlanSpec:
 
 @dataclass(frozen=True)
 class SuiteTarget:
-    """A target as a suite declares it: where it lies, its truths and its own assets."""
+    """A target as a suite declares it: its folder, its truths and its own assets."""
 
     label: str
     target: Target
@@ -58,7 +60,7 @@ class SuiteTarget:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under a label, with the parameters that make it another row."""
+    """A method under a label, with the parameters of this row."""
 
     label: str
     method: str
@@ -69,7 +71,7 @@ class Variant:
 class CorpusFiles:
     """Files and split names of the training pool, the queries and the tuning queries.
 
-    `reading` says how their rows become examples. A suite without queries can be traced in, and
+    `reading` defines how their rows become examples. A suite without queries can be traced in, and
     indexed, but not run.
     """
 
@@ -81,9 +83,9 @@ class CorpusFiles:
 
 @dataclass(frozen=True)
 class Published:
-    """A row that others published on this suite's truth: shown beside ours, never ranked.
+    """A row that others published on this suite's truth; shown next to ours, never ranked.
 
-    `ours` is the method of ours that it corresponds to, or "".
+    `ours` is the corresponding tdabench method, or "".
     """
 
     method: str
@@ -96,7 +98,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite file says, checked. Corpora and assets are read, and hashed, on use."""
+    """The checked contents of a suite file. Corpora and assets are read and hashed on use."""
 
     name: str
     version: int
@@ -115,9 +117,9 @@ class Suite:
     benchmark_params: Mapping[str, Mapping[str, Any]]
     fingerprint: str
     published: tuple[Published, ...] = ()
-    fetched: bool = False  # whether some of its files are named by hub:, package: or model
-    sources: Mapping[str, str] = field(default_factory=dict)  # as named -> as found, pinned
-    missing: tuple[str, ...] = ()  # assets that could not be had, and why
+    fetched: bool = False  # whether any file is named by hub:, package: or model
+    sources: Mapping[str, str] = field(default_factory=dict)  # source as named -> source as found, pinned
+    missing: tuple[str, ...] = ()  # unavailable assets, with reasons
 
     def __hash__(self) -> int:
         return hash((self.path, self.fingerprint))
@@ -136,11 +138,11 @@ class Suite:
 
     @property
     def main_targets(self) -> tuple[SuiteTarget, ...]:
-        """Those marked `main = true`, or all when none is."""
+        """The targets with `main = true`, or all if there are none."""
         return tuple(t for t in self.targets if t.main) or self.targets
 
     def assets_for(self, target: SuiteTarget) -> dict[str, Path]:
-        """Assets by name; those of the target hide the suite's of the same name."""
+        """Returns assets by name; a target's assets override the suite's of the same name."""
         return {**self.assets, **target.assets}
 
     # ------------------------------------------------------------------ corpora
@@ -156,18 +158,18 @@ class Suite:
         reading = replace(files.reading, split=split)
         if not (path.is_file() and path.stat().st_size <= STREAM_BYTES):
             return read_corpus(path, reading, name, prefix=role)
-        # Files of one name, in two folders, must not give two examples the same id.
+        # Files with the same name in two folders must not give two examples the same id.
         clash = any(p != path and p.name == path.name for p, _ in others)
         if split is None or sum(p == path for p, _ in others) < 2:
             return read_corpus(path, reading, name, prefix=role if clash else "", stream=False)
         if path not in self._files:
-            # Read once whatever the number of splits: the field lands in `meta`.
+            # Read once for any number of splits: the field is stored in `meta`.
             self._files[path] = read_corpus(path, files.reading, path.stem, stream=False)
         chosen = [e for e in self._files[path] if e.meta.get("split") == split]
         if not chosen:
             known = {e.meta.get("split", "") for e in self._files[path]} - {""}
             raise DataError(
-                f"{path} holds no example of the split {split!r}", did_you_mean(split, known)
+                f"{path} has no example of the split {split!r}", did_you_mean(split, known)
             )
         return Corpus(chosen, name)
 
@@ -180,7 +182,7 @@ class Suite:
         return {}
 
     def queries(self, split: str = "test") -> Corpus:
-        """The query examples: `test`, or `tuning` for choosing hyperparameters."""
+        """Returns the query examples: `test`, or `tuning` for choosing parameters."""
         source = {"test": self.corpus.queries, "tuning": self.corpus.tuning_queries}.get(split)
         if source is None:
             raise UsageError(
@@ -196,12 +198,12 @@ class Suite:
     def verify(self, path: Path) -> None:
         """Checks the declared hashes of a file, or of every file in a folder.
 
-        Raises DataError naming the file that is missing or altered.
+        Raises DataError naming the missing or altered file.
         """
         if not path.exists():
             raise DataError(
                 f"suite {self.name}: {path} is missing",
-                "Reinstall the package that carries the suite, or correct the path in its TOML",
+                "Reinstall the package that contains the suite, or correct the path in its TOML",
             )
         for file in [p for p in self.hashes if p == path or path in p.parents]:
             if not file.exists():
@@ -215,7 +217,7 @@ class Suite:
                 )
 
     def content(self, path: Path) -> str:
-        """16 hex digits of what a file, or every file of a folder, holds."""
+        """Hashes the contents of a file, or of every file in a folder: 16 hex digits."""
         if not path.exists():
             self.verify(path)
         if path.is_file():
@@ -225,7 +227,7 @@ class Suite:
 
 
 def truth_name(kind: str, split: str) -> str:
-    """The name under which a target declares the truth of a kind: on tuning queries `tuning`."""
+    """Returns a target's name for a kind of truth: `tuning` for tuning queries."""
     if split == "test":
         return kind
     return split if kind == "lds" else f"{split}-{kind}"

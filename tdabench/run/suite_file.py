@@ -1,7 +1,7 @@
 """The suite file: TOML to `Suite`, and back.
 
-The format is strict, since a misspelt key that is ignored changes a result in silence: an
-unknown key, a missing one or a wrong type is one line that names the file and the key. See
+The format is strict, since ignoring a misspelt key would change a result silently: an unknown key,
+a missing one or a wrong type is a one-line error that names the file and the key. See
 docs/suites.md.
 """
 
@@ -24,17 +24,17 @@ from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
-FETCHED = ("hub:", "package:")  # what begins so is not a path beside the suite file
+FETCHED = ("hub:", "package:")  # prefixes of sources that are not paths relative to the suite file
 
 
 def read_suite(path: Path) -> Suite:
-    """Parses a suite file. What it takes from elsewhere stays named, not fetched."""
+    """Parses a suite file. Files from elsewhere are not fetched."""
     path = Path(path).resolve()
     return _suite(path, read_toml(path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a suite file."""
+    """Reads the tables of a suite file."""
     try:
         raw = path.read_bytes()
         data = tomllib.loads(raw.decode("utf-8"))
@@ -42,7 +42,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read the suite {path}: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 (byte {e.start})", "Save it as UTF-8") from e
-    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
         raise DataError(f"{path} is not valid TOML: {e}") from e
     return data
 
@@ -63,7 +63,7 @@ HEADER = "# Written by tdabench. It may be edited; a run with --model writes it 
 
 
 def _text(path: Path) -> str:
-    """The text of a suite file; "" for what is not a file of its own."""
+    """Returns the text of a suite file; "" if there is none."""
     try:
         with open_own(path, "rb") as f:
             return f.read(1 << 20).decode("utf-8", "replace")
@@ -75,7 +75,7 @@ def _text(path: Path) -> str:
 
 
 class _Table:
-    """A TOML table from which known keys are taken; what is left over is an error."""
+    """A TOML table from which known keys are taken; remaining keys are errors."""
 
     def __init__(self, data: Any, file: Path, where: str) -> None:
         self.file, self.where = file, where
@@ -164,7 +164,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
     head = top.table("suite", required=True)
     name = head.take("name", str)
     if not NAME.fullmatch(name):
-        raise head.error("name", f"{name!r} may hold letters, digits, '.', '_' and '-' only")
+        raise head.error("name", f"{name!r} may contain only letters, digits, '.', '_' and '-'")
     version = head.take("version", int, 1)
     summary = head.take("summary", str, "")
     seeds = head.take("seeds", list, [0])
@@ -287,7 +287,7 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
     if query_file is None and queries is not None:
         raise t.error("queries", "names a split without a file", "Give file, or queries_file")
     if train_file == query_file and (train is None or queries is None):
-        raise t.error("train", "and queries must name the splits of the one file")
+        raise t.error("train", "and queries must name the splits of the file")
     if digest is not None:
         if shared is None or not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise t.error("sha256", "must be the 64 hex digits of file")
@@ -304,19 +304,19 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
 def _target(t: _Table) -> SuiteTarget:
     label = t.take("label", str)
     if not NAME.fullmatch(label):
-        raise t.error("label", f"{label!r} may hold letters, digits, '.', '_' and '-' only")
+        raise t.error("label", f"{label!r} may contain only letters, digits, '.', '_' and '-'")
     model = t.take("model", str, None)
     if model is not None and "folder" in t.data:
         raise t.error("folder", "and model exclude each other")
     if model is not None and (not model or "\0" in model):
-        raise t.error("model", f"{model!r} names no model")
+        raise t.error("model", f"{model!r} is not the name of a model")
     folder = t.path("folder") if model is None else Path("model") / model.lstrip("/")
     checkpoints = t.mapping("checkpoints")
     if model is None:
         checkpoints = checkpoints or {"base": "base.safetensors"}
         for name, file in checkpoints.items():
             if Path(file).is_absolute() or ".." in Path(file).parts:
-                raise t.error(f"checkpoints.{name}", f"{file!r} leaves the target's folder")
+                raise t.error(f"checkpoints.{name}", f"{file!r} is outside the target's folder")
             t.resolve(f"checkpoints.{name}", file)
     elif "base" in checkpoints:
         raise t.error("checkpoints.base", "is the model itself")
@@ -387,7 +387,7 @@ def _repeated(items: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """TOML values as JSON ones (dates become text)."""
+    """Converts TOML values to JSON values (dates become text)."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -399,7 +399,7 @@ def _plain(value: Any) -> Any:
 
 
 def toml_text(data: Mapping[str, Any]) -> str:
-    """`data` as TOML: scalars, lists of them, tables and lists of tables."""
+    """Formats `data` as TOML: scalars, lists of them, tables and lists of tables."""
     lines: list[str] = []
     _table(lines, "", data)
     return "\n".join(lines).strip() + "\n"
@@ -430,7 +430,7 @@ def _is_table(value: Any) -> bool:
 
 
 def toml_key(key: str) -> str:
-    """Returns a key of a TOML table, quoted where it must be."""
+    """Returns a key of a TOML table, quoted if necessary."""
     bare = key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
     return key if bare else toml_value(str(key))
 
@@ -445,5 +445,5 @@ def toml_value(value: Any) -> str:
         return f"[{', '.join(toml_value(v) for v in value)}]"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,7 +1,7 @@
-"""The training examples a method scores highest and lowest for each query.
+"""The training examples that a method scores highest and lowest for each query.
 
-Kept beside the LDS record so that a report can show them. They are no part of any metric, and
-the work is done outside the cost meter: it is the harness that wants to know.
+They are stored with the LDS record so that a report can show them. They are not part of any
+metric, and are computed outside the cost meter, since the harness needs them and not the method.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from tdabench.method import Index
 from tdabench.rows import top_k_of
 
 KEPT = 10
-SECONDS = 30.0  # scoring again may cost as much as scoring did; beyond this it is not done
-BLOCK = 16 << 20  # scores held at a time
+SECONDS = 30.0  # scoring again may take as long as the first time; skipped beyond this
+BLOCK = 16 << 20  # number of scores held at a time
 
 
 def top_examples(index: Index, queries: Corpus, spent: float = 0.0) -> dict[str, np.ndarray]:
-    """`top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], most extreme first.
+    """Returns `top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], extremes first.
 
-    Empty when scoring took more than SECONDS (`spent`), or when the method cannot score single
-    examples: a display is no reason to fail a measurement.
+    Empty if scoring took more than SECONDS (`spent`), or if the method cannot score single
+    examples: a display must not fail a measurement.
     """
     n_train = int(index.n_train)
     if spent > SECONDS or n_train == 0 or len(queries) == 0:

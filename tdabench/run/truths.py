@@ -1,4 +1,4 @@
-"""The truths that a suite declares: which there are, and the plan by which each is made."""
+"""The truths that a suite declares, and the plan of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tdabench.truth import TruthPlan
 def planned_truths(
     suite_name: str, targets: tuple[str, ...], truths: tuple[str, ...]
 ) -> list[tuple[Suite, SuiteTarget, str]]:
-    """Every (suite, target, truth name) asked for that the suite knows how to make."""
+    """Returns every requested (suite, target, truth name) for which the suite has a plan."""
 
     suite = load_suite(suite_name)
     out = []
@@ -35,7 +35,7 @@ def planned_truths(
 
 
 def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
-    """The plan that the suite declares. Deterministic: the same suite draws the same groups."""
+    """Draws the plan that the suite declares. The same suite always draws the same groups."""
 
     spec = target.plans[name]
     return TruthPlan.draw(
@@ -56,7 +56,7 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
 def plan_from_file(
     suite_name: str, targets: tuple[str, ...], path: Path
 ) -> tuple[Suite, SuiteTarget, str, TruthPlan]:
-    """The plan in `path`, and where in the suite the data that it was made for is."""
+    """Reads the plan in `path`, and finds the data in the suite that it was made for."""
 
     suite, plan = load_suite(suite_name), TruthPlan.load(path)
     for target in [suite.target(t) for t in targets] if targets else suite.targets:
@@ -64,7 +64,7 @@ def plan_from_file(
             break
     else:
         raise UsageError(
-            f"no target of the suite {suite.name} is the one that {path} was planned for",
+            f"no target of the suite {suite.name} matches the plan {path}",
             f"The plan names it {plan.target}",
         )
     for queries in ("test", "tuning"):

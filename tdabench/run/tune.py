@@ -1,8 +1,8 @@
-"""Choosing a method's parameters on tuning queries and tuning groups, never on test truth.
+"""Chooses a method's parameters on tuning queries and tuning groups, never on test truth.
 
-The tuning truth is another draw of groups, retrained with other seeds, evaluated on other
-queries. What is chosen goes into the suite's `[tuned.<target>.<method>]` table, and every record
-made with it says so.
+The tuning truth is another draw of groups, retrained with other seeds and evaluated on other
+queries. Chosen parameters go into the suite's `[tuned.<target>.<method>]` table, and every record
+made with them says so.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tdabench.run.suite import Suite, SuiteTarget
 from tdabench.run.suite_file import toml_key, toml_value
 from tdabench.truth import Truth
 
-# Of scores, not of indices: trying them needs no new scores even.
+# Parameters of scores, not of indices: trying them needs no new scores.
 POOLING = ("pooling", "temperature")
 
-# Softmax temperatures to try, as multiples of the standard deviation of the method's own scores:
-# scores have no common scale.
+# Softmax temperatures to try, as multiples of the standard deviation of the method's own scores,
+# since scores have no common scale.
 TEMPERATURES = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -54,10 +54,10 @@ def tune(
     fresh: bool = False,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Every combination in `grid`, best first; failed ones last, with their reason.
+    """Tries every combination in `grid`; returns them best first, failed ones last with reasons.
 
     `label` is a method or a variant of the suite. `grid` maps parameters to values. For the
-    softmax poolings a temperature of `"auto"` stands for multiples of the scores' standard
+    softmax poolings a temperature of `"auto"` means multiples of the scores' standard
     deviation. With `fresh` the suite's tuned values are not the starting point. Raises UsageError
     for an unknown parameter, for one that the variant fixes,
     or when the target has no tuning truth.
@@ -119,7 +119,7 @@ def tune(
 
 
 def method_of(suite: Suite, label: str) -> tuple[type[TDAMethod], Mapping[str, Any]]:
-    """(class, parameters fixed) of a method, or of a variant that the suite declares.
+    """Returns (class, fixed parameters) of a method, or of a variant that the suite declares.
 
     Raises UsageError for an unknown label.
     """
@@ -146,11 +146,11 @@ def with_tuned(text: str, target: str, label: str, params: Mapping[str, Any], ld
 
 
 def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:
-    """The target's truth on tuning queries, checked."""
+    """Returns the target's truth on tuning queries, checked."""
     if "tuning" not in target.truths:
         raise UsageError(
             f"the target {target.label} of suite {suite.name} declares no tuning truth",
-            "Parameters cannot be chosen honestly without one: add it to the suite",
+            "Parameters must not be chosen on the test truth: add a tuning truth to the suite",
         )
     path = target.truths["tuning"]
     suite.verify(path)
@@ -161,7 +161,7 @@ def tuning_truth(suite: Suite, target: SuiteTarget) -> Truth:
 
 
 def check_apart(suite: Suite, target: SuiteTarget, tuning: Truth) -> None:
-    """Raises GuardError when choosing parameters would look at what methods are scored on."""
+    """Raises GuardError if choosing parameters would use the data that scores methods."""
     test = suite.queries("test")
     ids, texts = set(test.ids), {(e.prompt, e.response) for e in test}
     for e in suite.queries("tuning"):
@@ -194,8 +194,8 @@ def _scored(
         scores = index.score_groups(queries, truth.groups)
         yield {}, stats.lds(scores, truth.values), ""
         return
-    scores = index.score(queries)  # [query, train], once for every pooling
-    own = type(index).score_groups is not Index.score_groups  # streams, perhaps: ask it
+    scores = index.score(queries)  # [query, train], once for all poolings
+    own = type(index).score_groups is not Index.score_groups  # it may stream
     spread = float(scores.std()) or 1.0
     for pooling in inner.get("pooling", [index.pooling]):
         temperatures: Sequence[Any] = inner.get("temperature", [index.temperature])
@@ -216,7 +216,7 @@ def _scored(
 
 
 def default_grid(cls: type[TDAMethod]) -> dict[str, list[Any]]:
-    """What is worth trying: the method's own `grid`, and pooling where it has one."""
+    """Returns the values to try: the method's own `grid`, and pooling if it has one."""
     import dataclasses
 
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

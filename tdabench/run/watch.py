@@ -1,4 +1,4 @@
-"""Sees which files code writes and what it connects to, from Python's audit events."""
+"""Observes which files code writes and what it connects to, from Python's audit events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# (event, places of path and of the folder descriptor it is relative to)
+# (event, argument positions of path and of its folder descriptor)
 _CHANGES = {
     "os.mkdir": ((0, 2),),
     "os.rmdir": ((0, 1),),
@@ -26,14 +26,14 @@ _hooked = False
 
 @contextmanager
 def file_events() -> Iterator[list[tuple[str, str]]]:
-    """Collects (what, path or address): what is "read", "write" or "connect".
+    """Collects (kind, path or address), where kind is "read", "write" or "connect".
 
-    From Python's audit events, so files that a native library opens by itself go unseen.
-    Bytecode caches are left out.
+    The source is Python's audit events, so files opened by native libraries are not seen.
+    Bytecode caches are excluded.
     """
     global _log, _hooked
     if not _hooked:
-        sys.addaudithook(_hook)  # cannot be taken away again; it does nothing outside this block
+        sys.addaudithook(_hook)  # cannot be removed again; it does nothing outside this block
         _hooked = True
     log: list[tuple[str, str]] = []
     outer, _log = _log, log
@@ -73,7 +73,7 @@ def _note(what: str, path: Any, folder: Any) -> None:
 
 
 def outside(log: list[tuple[str, str]], *folders: Path) -> list[str]:
-    """Paths written outside `folders`, and addresses connected to; each once."""
+    """Returns paths written outside `folders`, and addresses connected to, each once."""
     roots = [os.path.realpath(f) for f in folders]
     found = []
     for what, where in log:
@@ -85,7 +85,7 @@ def outside(log: list[tuple[str, str]], *folders: Path) -> list[str]:
 
 
 def strays(log: list[tuple[str, str]], *folders: Path) -> list[str]:
-    """Paths written outside `folders` and outside the caches that libraries keep for themselves."""
+    """Returns paths written outside `folders` and outside the caches of libraries."""
     home = Path(os.path.expanduser("~"))
     caches = [os.environ.get(v) for v in ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME")]
     kept = [home / ".cache", home / ".triton", *(Path(c) for c in caches if c)]

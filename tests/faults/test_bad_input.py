@@ -51,7 +51,7 @@ EDITS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no such split": (
         lambda s: s.write_text(s.read_text().replace('"pool"', '"pol"')),
-        "holds no example of the split 'pol'. Did you mean 'pool'?",
+        "has no example of the split 'pol'. Did you mean 'pool'?",
     ),
     "no such folder": (
         lambda s: s.write_text(s.read_text().replace('folder = "', 'folder = "/nowhere')),

@@ -364,7 +364,7 @@ def test_a_folder_of_another_suite_is_refused(toy_suite, toys, tmp_path, make_su
     measure(toy_suite, tmp_path / "run", "toy")
     suite = make_suite()
     suite.write_text(suite.read_text().replace('name = "toy"', 'name = "other"'))
-    with pytest.raises(UsageError, match="holds results of suite toy version 1, not of other"):
+    with pytest.raises(UsageError, match="contains results of suite toy version 1, not of other"):
         measure(suite, tmp_path / "run", "toy")
 
 
@@ -453,8 +453,8 @@ def test_two_labels_of_one_measurement_are_measured_once(make_suite, toys):
         ("toy.size=big", "toy.size = 'big' is not of the type int"),
         ("toy.siz=4", "unknown parameter of toy 'siz'"),
         ("tyo.size=4", "unknown method in --set 'tyo'"),
-        ("toy.size", "is not of the form METHOD.PARAMETER=VALUE"),
-        ("size=4", "is not of the form METHOD.PARAMETER=VALUE"),
+        ("toy.size", "does not have the form METHOD.PARAMETER=VALUE"),
+        ("size=4", "does not have the form METHOD.PARAMETER=VALUE"),
     ],
 )
 def test_a_wrong_set_is_one_clear_line(toy_suite, toys, sets: str, message: str):

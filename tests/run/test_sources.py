@@ -274,7 +274,7 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
         (["--template", "chatt"], "unknown template 'chatt'. Did you mean 'chat'"),
         (["--dtype", "int4"], "unknown dtype 'int4'"),
         (["--max-length", "4096"], "more than the 512 positions"),
-        (["--asset", "airrep"], "not of the form NAME=SOURCE"),
+        (["--asset", "airrep"], "not have the form NAME=SOURCE"),
         (["--add-checkpoint", "a b=./model"], "not a valid name for a checkpoint"),
         (["--recipe", "lr=fast"], "recipe.lr = 'fast' is not of the type float"),
         (["--recipe", "rate=1"], "unknown field of the recipe 'rate'"),

@@ -162,7 +162,7 @@ def test_a_data_folder_goes_before_the_hub(tmp_path, inside):
         ("hub:a b/c", "model", "not have the form org/name"),
         ("package:no_such_package", "model", "no_such_package is not installed"),
         ("package:../x", "model", "is not installed"),
-        ("", "model", "names no model"),
+        ("", "model", "is not the name of a model"),
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, source, kind, message):
