@@ -19,7 +19,6 @@ NOT_SHIPPED = ("docs/notes/", "docs/style.md")
 NOT_YET = (
     "tdabench/run/",
     "tdabench/stats.py",
-    "tdabench/suites/",
     "plugins/tdabench_airrep/",
 )
 
