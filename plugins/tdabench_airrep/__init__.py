@@ -1,4 +1,4 @@
-"""AirRep (arXiv 2505.18513): a text encoder trained to predict what retraining shows.
+"""AirRep (arXiv 2505.18513): a text encoder trained to predict the results of retraining.
 
 `airrep` is the method; `tdabench airrep` makes labels and trains encoders and their variants.
 """

@@ -23,12 +23,12 @@ def airrep() -> None:
 
 
 def say(line: str) -> None:
-    """Progress, to stderr."""
+    """Prints progress on stderr."""
     click.echo(line, err=True)
 
 
 def emit(value: Mapping[str, Any]) -> None:
-    """A result, to stdout."""
+    """Prints a result on stdout."""
     click.echo(json.dumps(value, sort_keys=True))
 
 
@@ -37,7 +37,7 @@ def emit(value: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """The target, the corpora that labels are made on, and the suite's own queries to keep out."""
+    """The target, the corpora for labels, and the suite's queries, which must not be in them."""
 
     target: Target
     train: Corpus
@@ -46,21 +46,19 @@ class Source:
 
 
 def source_options(function: Any) -> Any:
-    """Options that say which target and which corpora."""
+    """Adds the options for target and corpora."""
     for option in (
-        click.option("--suite", default="", help="Take target and corpus from this suite."),
+        click.option("--suite", default="", help="Suite that provides target and corpus."),
         click.option("--target", required=True, help="A target of the suite, or its folder."),
-        click.option("--corpus", default="", help="JSON lines (or .gz); default: the suite's."),
+        click.option("--corpus", default="", help="JSON lines (or .gz). Default: the suite's."),
         click.option("--pool-split", default="labels_pool", show_default=True),
         click.option("--dev-split", default="labels_dev", show_default=True),
-        click.option("--max-length", default=128, show_default=True, help="With a target folder."),
-        click.option(
-            "--template", default="plain", show_default=True, help="With a target folder."
-        ),
+        click.option("--max-length", default=128, show_default=True, help="For a target folder."),
+        click.option("--template", default="plain", show_default=True, help="For a target folder."),
         click.option(
             "--recipe",
             default="",
-            help="What differs from the target's recipe, e.g. lr=1e-3,epochs=2.",
+            help="Changes to the target's recipe, such as lr=1e-3,epochs=2.",
         ),
     ):
         function = option(function)
@@ -77,7 +75,7 @@ def open_source(
     template: str,
     recipe: str,
 ) -> Source:
-    """Raises GuardError when the suite's test or tuning queries are among the examples."""
+    """Opens the source. Raises GuardError if the suite's queries are among the examples."""
     from tdabench.api import Target, check_disjoint, load_suite
 
     queries: list[Corpus] = []
@@ -103,7 +101,7 @@ def open_source(
             max_length=max_length,
         )
     if not corpus:
-        raise UsageError("no corpus is given", "Pass --corpus FILE, or --suite")
+        raise UsageError("a corpus is missing", "Pass --corpus FILE, or --suite")
     path = Path(corpus)
     train = read_jsonl(path, pool_split or None, pool_split)
     dev = read_jsonl(path, dev_split or None, dev_split)
@@ -127,13 +125,13 @@ def numbers(text: str) -> tuple[int, ...]:
 @source_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
 @click.option("--instances", default=20, show_default=True)
-@click.option("--subsets", default=32, show_default=True, help="Subsets an instance.")
+@click.option("--subsets", default=32, show_default=True, help="Subsets per instance.")
 @click.option("--pool-size", default=2000, show_default=True)
-@click.option("--subset-size", default="1000", show_default=True, help="One, or several to cycle.")
-@click.option("--dev", default=500, show_default=True, help="Dev examples an instance.")
+@click.option("--subset-size", default="1000", show_default=True, help="One or several, in turn.")
+@click.option("--dev", default=500, show_default=True, help="Dev examples per instance.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=1, show_default=True, help="Processes, one thread each.")
-@click.option("--collect-only", is_flag=True, help="Gather what is finished, retrain nothing.")
+@click.option("--workers", default=1, show_default=True, help="Processes of one thread each.")
+@click.option("--collect-only", is_flag=True, help="Collect finished retrainings only.")
 @resumable()
 def labels(
     out: Path,
@@ -149,8 +147,8 @@ def labels(
 ) -> None:
     """Retrain the target on subsets and store the dev losses as labels.
 
-    Stopped at any point, the same command goes on where it was. `OUT/labels.safetensors` is
-    brought up to date after every instance.
+    After an interruption the same command resumes. `OUT/labels.safetensors` is updated after every
+    instance.
     """
     import torch
 
@@ -192,7 +190,7 @@ def labels(
 @click.option("--index", type=click.Path(path_type=Path), required=True, help="Subset index lines.")
 @click.option("--losses", type=click.Path(path_type=Path), required=True, help="Folder or lines.")
 @click.option("--corpus", type=click.Path(path_type=Path), required=True)
-@click.option("--split", default="", help="Split of the corpus that the indices count in.")
+@click.option("--split", default="", help="Split of the corpus to which the indices refer.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--allow-missing", is_flag=True, help="Leave out subsets without losses.")
 def import_labels(
@@ -219,7 +217,7 @@ def import_labels(
 
 
 def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
-    """`key=value` pairs of the parameters of one method."""
+    """Parses `key=value` pairs of the parameters of one method."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -231,13 +229,13 @@ def settings(method: str, pairs: Sequence[str]) -> dict[str, str]:
 
 @airrep.command()
 @source_options
-@click.option("--method", required=True, help="A method that scores examples, e.g. logra.")
+@click.option("--method", required=True, help="A method that scores examples, such as logra.")
 @click.option("--set", "pairs", multiple=True, help="Its parameters, KEY=VALUE.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--dev", default=0, help="Dev examples to score, drawn by the seed; 0: all.")
-@click.option("--pool", default=0, help="Training examples to score, likewise.")
+@click.option("--pool", default=0, help="Training examples to score, drawn by the seed; 0: all.")
 @click.option(
-    "--level", default=0.0, help="Power of its spread that a training example's scores lose."
+    "--level", default=0.0, help="Divide a training example's scores by this power of their spread."
 )
 @click.option("--seed", default=0, show_default=True)
 def teacher(
@@ -250,7 +248,7 @@ def teacher(
     seed: int,
     **source: Any,
 ) -> None:
-    """Score the dev examples against the pool by another method, to distil an encoder from."""
+    """Score the dev examples against the pool with another method, as a distillation teacher."""
     import torch
 
     from tdabench_airrep.teacher import make_teacher
@@ -266,7 +264,7 @@ def teacher(
 
 
 def config_options(function: Any) -> Any:
-    """One option for each field of the training recipe."""
+    """Adds one option per field of the training recipe."""
     from tdabench_airrep.recipe import TrainConfig
 
     for f in reversed(fields(TrainConfig)):
@@ -285,16 +283,16 @@ def config_options(function: Any) -> Any:
     "--init",
     default="",
     help="target:CHECKPOINT, scratch:WIDTHxLAYERS, hub:OWNER/NAME, minilm, a model's folder or an "
-    "encoder's. Default: GTE-small where a hub is reachable, else target:base.",
+    "encoder's. Default: GTE-small if the hub is reachable, else target:base.",
 )
 @click.option("--dim", default=384, show_default=True, help="Width of the embeddings.")
 @click.option("--layers", default="-1", show_default=True, help="Hidden states to pool.")
-@click.option("--spans", default="all", show_default=True, help="Of: all, response, error.")
-@click.option("--attention", default="own", show_default=True, help="own, or full.")
-@click.option("--normalise/--no-normalise", default=False, help="Embeddings of one length.")
+@click.option("--spans", default="all", show_default=True, help="Spans: all, response, error.")
+@click.option("--attention", default="own", show_default=True, help="Attention: own or full.")
+@click.option("--normalise/--no-normalise", default=False, help="Embeddings of equal length.")
 @click.option("--text", default="", help="Template with {prompt} and {response}.")
-@click.option("--max-tokens", default=0, help="Tokens kept of a text; 0: as the body takes.")
-@click.option("--side", default="first", show_default=True, help="Tokens kept: first or last.")
+@click.option("--max-tokens", default=0, help="Tokens kept per text; 0: the body's maximum.")
+@click.option("--side", default="first", show_default=True, help="Tokens to keep: first or last.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
 @config_options
 @resumable()
@@ -321,7 +319,7 @@ def train(
     recipe: str,
     **config: Any,
 ) -> None:
-    """Train an encoder on labels, after distilling it from a teacher if one is given."""
+    """Train an encoder on labels, after distillation from a teacher if one is given."""
     import torch
 
     from tdabench_airrep import pipeline
@@ -358,14 +356,14 @@ def train(
 @click.option(
     "--encoder",
     type=click.Path(path_type=Path),
-    help="Whose record to follow. Default: the suite's.",
+    help="Encoder whose record to follow. Default: the suite's.",
 )
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Resumable.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--workers", default=1, show_default=True)
 @resumable()
 def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source: Any) -> None:
-    """Make an encoder again from its record: labels, teacher, every training stage."""
+    """Rebuild an encoder from its record: labels, teacher, every training stage."""
     import torch
 
     from tdabench.api import read_json
@@ -375,7 +373,7 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
     o = open_source(**source)
     if encoder is None:
         if not source["suite"]:
-            raise UsageError("no encoder is given", "Pass --encoder DIR, or --suite")
+            raise UsageError("an encoder is missing", "Pass --encoder DIR, or --suite")
         encoder = encoder_of(source["suite"], source["target"])
     record = pipeline.rebuild(
         read_json(encoder / "airrep.json"),
@@ -399,27 +397,27 @@ def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source:
 @click.option(
     "--encoder",
     type=click.Path(path_type=Path),
-    help="Whose recipe to vary. Default: the suite's.",
+    help="Encoder whose recipe to vary. Default: the suite's.",
 )
 @click.option(
     "--labels",
     "label_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Default: those of the recipe, made in WORK as by rebuild.",
+    help="Default: the recipe's labels, made in WORK as by rebuild.",
 )
 @click.option(
     "--teacher",
     "teacher_files",
     multiple=True,
-    help="FILE, or FILE=WEIGHT. Default: those of the recipe, likewise.",
+    help="FILE, or FILE=WEIGHT. Default: the recipe's teachers, made in WORK as by rebuild.",
 )
 @click.option("--instances", default="", help="Budgets: labelled instances, such as 1,2.")
-@click.option("--subsets", default="", help="Budgets: labelled subsets of each, such as 12,24.")
-@click.option("--steps", default=0, help="Ranking steps at most; 0: the recipe's.")
-@click.option("--distil-steps", default=0, help="Likewise of distillation.")
+@click.option("--subsets", default="", help="Budgets: subsets per instance, such as 12,24.")
+@click.option("--steps", default=0, help="Maximum ranking steps; 0: the recipe's.")
+@click.option("--distil-steps", default=0, help="Maximum distillation steps; 0: the recipe's.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder; resumable.")
-@click.option("--workers", default=1, show_default=True, help="Processes that make labels.")
+@click.option("--workers", default=1, show_default=True, help="Processes for labels.")
 @resumable()
 def variants(
     suite: str,
@@ -434,9 +432,9 @@ def variants(
     work: Path,
     workers: int,
 ) -> None:
-    """Train a recipe with one part after another left out, as rows of a suite.
+    """Train variants of a recipe, each without one part, as rows of a suite.
 
-    Writes WORK/suite.toml, a copy of the suite whose methods are the encoders; they are measured,
+    Writes WORK/suite.toml, a copy of the suite whose methods are the encoders. They are measured,
     tuned and compared like any other method:
 
     \b
@@ -472,7 +470,7 @@ def variants(
     if (instances or subsets) and not budgets:
         raise UsageError("a budget needs --instances and --subsets", "Such as 1,2 and 12,24")
     if budgets and not labels:
-        raise UsageError("the recipe has no labels to cut to a budget", "Pass --labels FILE")
+        raise UsageError("the recipe has no labels to restrict to a budget", "Pass --labels FILE")
     encoders = train_variants(
         limited(stages_of(record), steps, distil_steps),
         label_files=labels,
@@ -485,7 +483,7 @@ def variants(
 
 
 def encoder_of(suite: str, target: str) -> Path:
-    """The encoder that the suite ships for a target."""
+    """Returns the encoder that the suite ships for a target."""
     from tdabench.api import load_suite
 
     loaded = load_suite(suite)

@@ -1,13 +1,13 @@
-"""Encoders: the released AirRep layout, and own ones on any Hugging Face body.
+"""Encoders: the released AirRep layout, and tdabench's own on any Hugging Face body.
 
 An encoder is a folder with `config.json` (`model_type: airrep`), `model.safetensors` and a
-tokenizer. Enc(x) = W mean_t h_t(x) + b: mean of the last hidden states over real tokens, then a
+tokenizer. Enc(x) = W mean_t h_t(x) + b: the mean of the last hidden states over real tokens, then a
 linear layer; no normalisation (arXiv 2505.18513, section 3; public code `modeling_airrep.py`).
 
-The released layout has a BERT under `bert.*` and `projector.*`, and no further keys. An own
-encoder names its body in `backbone` (weights under `body.*`), its width in `projection_dim`, how
-text is put to it in `airrep_text` and, where they differ from the above, which layers are pooled
-and what a token attends to in `airrep_body`.
+The released layout has a BERT under `bert.*` and `projector.*`, and no further keys. tdabench's own
+encoders name their body in `backbone` (weights under `body.*`), their width in `projection_dim`,
+the text format in `airrep_text` and, if different from the above, the pooled layers and the
+attention in `airrep_body`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ NOT_BODY = ("architectures", "dtype", "torch_dtype", "model_type", "transformers
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How an example becomes tokens.
+    """The conversion of an example to tokens.
 
-    `template` has the places {prompt} and {response}; a prompt is cut to its first `max_words`
-    words (0: not cut; otherwise runs of white space become one space, as in the public code) and
-    the whole to `max_tokens` tokens, special ones included. `side` says which tokens stay:
+    `template` contains {prompt} and {response}; a prompt is cut to its first `max_words` words
+    (0: not cut; otherwise runs of white space become one space, as in the public code) and the
+    whole to `max_tokens` tokens, including special ones. `side` says which tokens are kept:
     "first" (the public code's inference) or "last" (its training). `append_eos` ends the text
-    with the tokenizer's end-of-text token, as causal targets are trained.
+    with the tokenizer's end-of-text token, as in training of causal targets.
     """
 
     template: str = "Question: {prompt}\nAnswer: {response}"
@@ -62,37 +62,37 @@ class TextFormat:
                 f"the text template {self.template!r} has neither {{prompt}} nor {{response}}"
             )
         if self.side not in ("first", "last"):
-            raise UsageError(f"unknown side {self.side!r} of a cut text", "One of: first, last")
+            raise UsageError(f"unknown side {self.side!r} for cut texts", "One of: first, last")
         if self.max_tokens < 2:
             raise UsageError(f"max_tokens = {self.max_tokens} leaves no room for text")
 
     @property
     def response_last(self) -> bool:
-        """Whether everything from the response's first character on belongs to it."""
+        """Whether all text from the response's first character on belongs to the response."""
         return self.template.endswith("{response}")
 
     def text(self, example: Example) -> str:
         prompt = example.prompt
         if self.max_words:
             prompt = " ".join(prompt.split()[: self.max_words])
-        # Not str.format: prompts and responses may hold braces.
+        # Not str.format: prompts and responses may contain braces.
         out = self.template.replace("{prompt}", "\0")
         return out.replace("{response}", example.response).replace("\0", prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """What the mean over tokens is taken of.
+    """The states that are averaged over tokens.
 
     `layers` lists hidden states to concatenate, counted as in Hugging Face (0: the embeddings,
-    -1: the last, after the final norm). `spans` lists the tokens to take means over: "all", and
-    "response" for those from where the response begins; their means are concatenated too. "error"
-    is no mean of states, but of how the body mispredicts the response: each response token's
-    embedding less the mean embedding under the body's prediction of it, which is the negative
-    gradient of that token's loss at the state it is predicted from. It takes a causal body whose
-    output embeddings are its input embeddings, and no backward pass.
-    `attention` is "own", or "full" to let every token of a causal body see every other.
-    `normalise` gives every embedding the same length, which is learnt: its square is the inverse
+    -1: the last, after the final norm). `spans` lists the tokens to average over: "all", and
+    "response" for tokens from the beginning of the response; their means are concatenated. "error"
+    is not a mean of states but the body's prediction error on the response: each response token's
+    embedding minus the mean embedding under the body's prediction of it, which is the negative
+    gradient of that token's loss at the state that predicts it. It needs a causal body with tied
+    input and output embeddings, and no backward pass.
+    `attention` is "own", or "full" to let every token of a causal body attend to every other.
+    `normalise` gives every embedding the same length, which is learned: its square is the inverse
     temperature of a cosine. The paper's encoders are not normalised.
     """
 
@@ -108,11 +108,11 @@ class Pooled:
             raise UsageError(f"unknown attention {self.attention!r}", "One of: own, full")
         if self.attention == "full" and "error" in self.spans:
             raise UsageError(
-                "the span error needs predictions, and with attention = full a token sees itself",
+                "the span error needs predictions, but with attention = full a token sees itself",
                 "Keep attention = own",
             )
         if not self.layers:
-            raise UsageError("no layer is pooled", "Give at least one, -1 for the last")
+            raise UsageError("there are no layers to pool", "Give at least one, -1 for the last")
 
 
 class Encoder(nn.Module):
@@ -134,8 +134,8 @@ class Encoder(nn.Module):
         if "error" in self.pooled.spans and not (self.causal and config.tie_word_embeddings):
             raise UsageError(
                 f"the span error needs a causal body with tied embeddings; {config.model_type} "
-                "as configured is none",
-                "Leave it out of --spans",
+                "as configured is not one",
+                "Remove it from --spans",
             )
         width, layers = int(config.hidden_size), len(self.pooled.layers)
         self.blocks = [width if s == "error" else width * layers for s in self.pooled.spans]
@@ -150,17 +150,17 @@ class Encoder(nn.Module):
         self.eval()
 
     def normalised(self) -> Encoder:
-        """Itself, normalising from now on."""
+        """Makes this encoder normalise its embeddings, and returns it."""
         if self.length is None:
             self.pooled = replace(self.pooled, normalise=True)
             self.length = nn.Parameter(torch.ones_like(self.projector.bias[0]))
         return self
 
     def read_through(self, centre: torch.Tensor, roots: Sequence[torch.Tensor]) -> None:
-        """Lets the projection read each span's mean less its `centre`, times its root.
+        """Lets the projection read each span's mean minus its `centre`, times its root.
 
-        Coordinates for training, in which all inputs vary alike around zero and a step moves no
-        embedding by what all have in common. `fold` takes them into the projection.
+        In these coordinates all inputs vary equally around zero, and steps do not move embeddings
+        by their common component. `fold` merges them into the projection.
         """
         self.centre = centre
         for i, root in enumerate(roots):
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
         return [getattr(self, f"root{i}") for i in range(len(self.blocks))]
 
     def fold(self) -> Encoder:
-        """Itself, computing the same without the coordinates of `read_through`."""
+        """Merges the coordinates of `read_through` into the weights, and returns this encoder."""
         if self.centre is not None:
             parts = self.projector.weight.split(self.blocks, dim=1)
             with torch.no_grad():
@@ -203,10 +203,10 @@ class Encoder(nn.Module):
     def forward(
         self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """ids int64 [b, t], padded on the right; real bool [b, t], None if nothing is padding;
-        answer bool [b, t], true on response tokens, for the span "response".
+        """Computes embeddings [b, dim] in the dtype of the weights.
 
-        Returns embeddings [b, dim] in the dtype of the weights.
+        ids are int64 [b, t], padded on the right; real bool [b, t], None without padding; answer
+        bool [b, t], true on response tokens, for the span "response".
         """
         states = self.mean_states(ids, real, answer)
         if self.centre is not None:
@@ -220,7 +220,7 @@ class Encoder(nn.Module):
     def mean_states(
         self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the projection reads: the mean of each span, concatenated, [b, sum(blocks)]."""
+        """Computes the inputs of the projection: the concatenated span means [b, sum(blocks)]."""
         h, last = self._hidden(ids, real)  # [b, t, layers * d], [b, t, d]
         means = []
         for span in self.pooled.spans:
@@ -236,9 +236,9 @@ class Encoder(nn.Module):
         return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
     def _errors(self, ids: torch.Tensor, last: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        """Mean over predicted response tokens of e(token) - E[e(token)], e the embedding: [b, d].
+        """Averages e(token) - E[e(token)] over predicted response tokens, e the embedding: [b, d].
 
-        A text's first token is predicted from nothing and does not count; zero if none is left.
+        A text's first token is not predicted and does not count; zero if no token is left.
         """
         embeddings = self.body.get_input_embeddings().weight  # type: ignore[operator]
         kept = answer[:, 1:]
@@ -251,11 +251,11 @@ class Encoder(nn.Module):
     def _hidden(
         self, ids: torch.Tensor, real: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the pooled layers side by side, the last layer)."""
+        """Returns (the concatenated pooled layers, the last layer)."""
         mask = None if real is None else real.long()
         if self.causal:
-            # What follows a token cannot reach it in a causal body, so padding on the right
-            # needs no mask there: unmasked attention takes the fast path.
+            # In a causal body a token is not affected by later ones, so padding on the right needs
+            # no mask, and unmasked attention is faster.
             mask = None
             if self.pooled.attention == "full":
                 b, t = ids.shape
@@ -275,10 +275,10 @@ class Encoder(nn.Module):
     # ------------------------------------------------------------------ text
 
     def tokenize(self, examples: Sequence[Example]) -> list[Tokens]:
-        """Token ids of each example, at most `text.max_tokens`, at least one.
+        """Tokenises each example to at least one and at most `text.max_tokens` ids.
 
-        `start` is the first token that reaches into the response; the last token where no
-        response is left.
+        `start` is the first token that overlaps the response; the last token if no response is
+        left.
         """
         texts = [self.text.text(e) for e in examples]
         eos = [self.eos_id] if self.text.append_eos else []
@@ -313,7 +313,7 @@ class Encoder(nn.Module):
     # ------------------------------------------------------------------ files
 
     def config(self) -> dict[str, Any]:
-        """The contents of config.json: the body's fields, flat, and ours."""
+        """Returns the contents of config.json: the body's fields, flat, and ours."""
         body: Any = self.body.config
         fields = json.loads(body.to_json_string(use_diff=True))
         keys = asdict(self.pooled)
@@ -327,7 +327,7 @@ class Encoder(nn.Module):
         }
 
     def save(self, folder: Path, record: Mapping[str, Any], half: bool = True) -> None:
-        """Writes config, weights (float16, or float32), tokenizer and `airrep.json`; folds."""
+        """Folds, then writes config, weights (float16 or float32), tokenizer and `airrep.json`."""
         from safetensors.torch import save
 
         from tdabench.api import write_bytes, write_json
@@ -346,10 +346,10 @@ class Encoder(nn.Module):
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a body of this configuration lets a token see earlier tokens only."""
+    """Tells whether a body of this configuration lets a token attend only to earlier tokens."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    # Encoders with a causal head (BERT) are causal only when asked to be.
+    # Encoders with a causal head (BERT) are causal only if configured so.
     if getattr(config, "is_decoder", None) is not None and hasattr(config, "type_vocab_size"):
         return bool(config.is_decoder)
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -361,7 +361,7 @@ def is_causal(config: Any) -> bool:
 def padded(
     tokens: Sequence[Tokens], index: np.ndarray, device: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """ids int64 [b, t]; real bool [b, t], None where nothing is padding; answer bool [b, t]."""
+    """Returns ids int64 [b, t]; real bool [b, t], None without padding; answer bool [b, t]."""
     lengths = np.array([len(tokens[i]) for i in index])
     starts = np.array([tokens[i].start for i in index])
     places = np.arange(int(lengths.max()))
@@ -384,9 +384,9 @@ def encode(
     tokens_a_batch: int = 0,
     progress: Any = None,
 ) -> np.ndarray:
-    """Embeddings float32 [example, dim], in the order given, whatever the batching.
+    """Computes embeddings float32 [example, dim], in the given order for any batching.
 
-    `tokens_a_batch` 0 takes what suits the device: on a CPU activations should stay in cache.
+    `tokens_a_batch` 0 chooses by device: on a CPU activations should stay in cache.
     When memory runs out, batches are halved for the rest of the call.
     """
     budget = tokens_a_batch or (2048 if encoder.device.type == "cpu" else 65_536)

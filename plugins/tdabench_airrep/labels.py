@@ -1,9 +1,9 @@
-"""Labels: what retraining on subsets did to the losses of held-out examples.
+"""Labels: the effect of retraining on subsets on the losses of held-out examples.
 
 A cross-validation instance is a pool of training examples, dev examples outside it, and M subsets
 of the pool; the target is fine-tuned on each subset and the loss of each dev example stored
 (arXiv 2505.18513, section 3.2). An encoder is trained to rank the subsets of each dev example by
-r = -(loss - mean) / std, mean and population std over the instance's subsets, clipped to ±10.
+r = -(loss - mean) / std, with mean and population std over the instance's subsets, clipped to ±10.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Instance:
     """One cross-validation instance.
 
     `dev` [dev] indexes the dev corpus, `subsets` the training corpus; `losses` is float32
-    [subset, dev], NaN where a loss is not known.
+    [subset, dev], NaN where a loss is unknown.
     """
 
     dev: np.ndarray
@@ -65,16 +65,16 @@ class Instance:
 
     @property
     def pool(self) -> np.ndarray:
-        """Every training example in some subset, ascending."""
+        """Every training example in any subset, ascending."""
         return np.unique(self.subsets.indices)
 
 
 def normalise(losses: np.ndarray) -> np.ndarray:
-    """losses [subset, dev] -> r [dev, subset], float32.
+    """Converts losses [subset, dev] -> r [dev, subset], float32.
 
-    A loss that is not finite is excluded: its r is NaN, and it counts neither in the mean nor in
-    the std. A dev example with fewer than two finite losses is NaN throughout; one whose losses
-    are all equal says nothing and gets 0.
+    A non-finite loss is excluded: its r is NaN, and it does not count in the mean or the std. A dev
+    example with fewer than two finite losses is NaN throughout; one with equal losses is
+    uninformative and gets 0.
     """
     x = np.where(np.isfinite(losses), losses, np.nan).astype(np.float64).T  # [dev, subset]
     n = np.isfinite(x).sum(1, keepdims=True)
@@ -82,7 +82,7 @@ def normalise(losses: np.ndarray) -> np.ndarray:
     mean = known.sum(1, keepdims=True) / np.maximum(n, 1)
     deviation = np.where(np.isfinite(x), x - mean, 0.0)
     std = np.sqrt((deviation**2).sum(1, keepdims=True) / np.maximum(n, 1))
-    # Equal losses leave a rounding residue in the mean: relative to it, that is no spread.
+    # Equal losses leave a rounding residue relative to the mean, which is not a spread.
     flat = std <= 1e-9 * np.maximum(1.0, np.abs(mean))
     r = -(x - mean) / np.where(flat, 1.0, std)
     r = np.where(flat & np.isfinite(x), 0.0, r)
@@ -93,8 +93,8 @@ def normalise(losses: np.ndarray) -> np.ndarray:
 class Labels:
     """Instances over one training corpus and one dev corpus (which may be the same).
 
-    `meta` tells where they come from: fingerprints of target, `train` and `dev`, the recipe,
-    seeds, `retrainings`, `seconds` on the clock and `cpu_seconds` of all workers.
+    `meta` records their origin: fingerprints of target, `train` and `dev`, the recipe,
+    seeds, `retrainings`, `seconds` of wall time and `cpu_seconds` of all workers.
     """
 
     instances: tuple[Instance, ...]
@@ -107,16 +107,16 @@ class Labels:
         return sum(len(i.subsets) for i in self.instances)
 
     def cut(self, instances: int, subsets: int, holdout: int) -> Labels:
-        """The first `subsets` of the first `instances`, and the last `holdout` instances whole.
+        """Takes `subsets` of the first `instances`, and the last `holdout` instances whole.
 
-        Raises UsageError when there are not as many.
+        Raises UsageError if there are fewer.
         """
         kept = self.instances[: len(self.instances) - holdout]
         most = min((len(i.subsets) for i in kept), default=0)
         if not 1 <= instances <= len(kept) or not 2 <= subsets <= most:
             raise UsageError(
-                f"{instances} instances of {subsets} subsets cannot be cut from {len(kept)} "
-                f"instances of {most}, {holdout} more being held out"
+                f"{instances} instances of {subsets} subsets cannot be taken from {len(kept)} "
+                f"instances of {most}, with {holdout} more held out"
             )
         some = [
             Instance(
@@ -135,8 +135,8 @@ class Labels:
     def check(self, train: Corpus, dev: Corpus) -> None:
         """Raises GuardError unless these labels were made on these corpora, DataError if empty.
 
-        Also when a subset holds a dev example of its own instance: the encoder would learn to
-        recognise an example, not to attribute.
+        Also raises if a subset contains a dev example of its own instance: the encoder would learn
+        to recognise examples, not to attribute.
         """
         for what, corpus, n in (("train", train, self.n_train), ("dev", dev, self.n_dev)):
             made = self.meta.get(what)
@@ -155,12 +155,12 @@ class Labels:
             refuse_overlap(k, instance, train, dev)
         if not any((np.isfinite(i.losses).sum(0) >= 2).any() for i in self.instances):
             raise DataError(
-                "no dev example of the labels has two finite losses: there is nothing to rank",
+                "the labels have no dev example with two finite losses to rank",
                 "Retrain with a smaller learning rate: tdabench airrep labels --recipe lr=…",
             )
 
     def excluded(self) -> list[str]:
-        """One line for each thing left out of training because losses are not finite."""
+        """Describes, one per line, the parts left out of training because of non-finite losses."""
         lines = []
         for k, instance in enumerate(self.instances):
             bad = ~np.isfinite(instance.losses)  # [subset, dev]
@@ -180,7 +180,7 @@ class Labels:
     # ------------------------------------------------------------------ files
 
     def save(self, path: Path) -> None:
-        """Writes the labels. Raises UsageError when another kind of file is there."""
+        """Writes the labels. Raises UsageError if `path` is another kind of file."""
         check_replaceable(path, "airrep-labels")
         arrays: dict[str, np.ndarray] = {}
         for k, i in enumerate(self.instances):
@@ -213,7 +213,7 @@ class Labels:
 
 
 def refuse_overlap(k: int, instance: Instance, train: Corpus, dev: Corpus) -> None:
-    """Raises GuardError when a subset of instance `k` holds one of its dev examples."""
+    """Raises GuardError if a subset of instance `k` contains one of its dev examples."""
     ids = {train[int(i)].id for i in instance.pool}
     texts = {(train[int(i)].prompt, train[int(i)].response) for i in instance.pool}
     for d in instance.dev:
@@ -221,7 +221,7 @@ def refuse_overlap(k: int, instance: Instance, train: Corpus, dev: Corpus) -> No
         if e.id in ids or (e.prompt, e.response) in texts:
             raise GuardError(
                 f"instance {k}: the dev example {e.id!r} is in one of its own subsets",
-                "Its loss would be explained by itself: draw dev examples outside the pool",
+                "It would explain its own loss: draw dev examples outside the pool",
             )
 
 
@@ -230,7 +230,7 @@ def refuse_overlap(k: int, instance: Instance, train: Corpus, dev: Corpus) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """How instances are drawn: all from the named seed, each independent of how many follow."""
+    """The draw of instances: all from the named seed, each independent of their number."""
 
     instances: int = 20
     subsets: int = 32
@@ -251,7 +251,7 @@ class Draw:
             )
 
     def instance(self, k: int, n_train: int, n_dev: int) -> tuple[np.ndarray, np.ndarray, Groups]:
-        """(pool [pool_size] into train, dev [dev] into dev, subsets over the *pool*)."""
+        """Draws (pool [pool_size] into train, dev [dev] into dev, subsets over the *pool*)."""
         if self.pool_size > n_train or self.dev > n_dev:
             raise UsageError(
                 f"a pool of {self.pool_size} and {self.dev} dev examples cannot be drawn from "
@@ -267,7 +267,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class LabelJob:
-    """The retrainings behind a labels file, in a folder: one truth build an instance."""
+    """The retrainings behind a labels file, in a folder: one truth build per instance."""
 
     target: Target
     train: Corpus
@@ -277,9 +277,9 @@ class LabelJob:
     folder: Path
 
     def plan(self, k: int) -> tuple[TruthPlan, Corpus, Corpus, np.ndarray, np.ndarray]:
-        """(plan, pool, dev examples, their places in train and in dev) of instance `k`.
+        """Returns (plan, pool, dev examples, their positions in train and dev) of instance `k`.
 
-        Raises GuardError when a dev example is in the pool.
+        Raises GuardError if a dev example is in the pool.
         """
         from tdabench.api import TruthPlan, check_disjoint
 
@@ -313,7 +313,7 @@ class LabelJob:
         }
 
     def claim(self) -> None:
-        """Writes what the folder is for, or checks it. More instances may follow later."""
+        """Writes the job's description into the folder, or checks it. Instances can be added."""
         path = self.folder / "job.json"
         mine = self.describe()
         theirs = read_json(path) if path.is_file() else None
@@ -326,13 +326,13 @@ class LabelJob:
             if fingerprint(theirs) != fingerprint(mine):
                 differ = [k for k in mine if theirs.get(k) != mine[k]]
                 raise DataError(
-                    f"{self.folder} holds labels of another job (differs in {', '.join(differ)})",
+                    f"{self.folder} has labels of another job (differs in {', '.join(differ)})",
                     "Choose another folder",
                 )
         write_json(path, mine)
 
     def run(self, workers: int, say: Callable[[str], None]) -> None:
-        """Does the missing retrainings, instance by instance; keeps the labels file current."""
+        """Runs the missing retrainings, instance by instance; keeps the labels file current."""
         from tdabench.api import build_truth
 
         self.claim()
@@ -371,9 +371,9 @@ class LabelJob:
         write_json(path, cost)
 
     def collect(self) -> Labels:
-        """The labels of every instance with at least two finished retrainings.
+        """Collects the labels of every instance with at least two finished retrainings.
 
-        A retraining that failed or is not done yet leaves its subset out.
+        Subsets with failed or unfinished retrainings are left out.
         """
         from tdabench.api import finished_units, unit_losses
 
@@ -392,7 +392,7 @@ class LabelJob:
                 subsets = Groups.of(members, len(self.train))
                 instances.append(Instance(dev, subsets, np.stack(losses)))
         if not instances:
-            raise DataError(f"{self.folder} holds no finished retrainings")
+            raise DataError(f"{self.folder} contains no finished retrainings")
         cost = self.folder / "cost.json"
         meta = self.describe() | (read_json(cost) if cost.exists() else {"seconds": 0.0})
         meta["retrainings"] = sum(len(i.subsets) for i in instances)
@@ -400,7 +400,7 @@ class LabelJob:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of the workers it has waited for."""
+    """Returns the processor time of this process and of finished workers."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

@@ -1,4 +1,4 @@
-"""What an encoder is trained to do, in terms of its embeddings alone.
+"""The training objectives of an encoder, in terms of its embeddings.
 
 Shapes: Q [query, d] and Z [train, d] are embeddings, member [group, train] is 0/1, r and f are
 [query, group].
@@ -14,10 +14,10 @@ TINY = 1e-25
 def group_scores(
     s: torch.Tensor, member: torch.Tensor, pooling: str, temperature: float
 ) -> torch.Tensor:
-    """f [query, group] from scores s [query, train]; differentiable. See `tdabench.pool_scores`.
+    """Pools f [query, group] from scores s [query, train], differentiably, like `pool_scores`.
 
-    A softmax within a group needs the same shift in numerator and denominator only, so one
-    exponential an example serves every group.
+    A softmax within a group only needs the same shift in numerator and denominator, so all groups
+    share one exponential per example.
     """
     if pooling == "sum":
         return s @ member.T
@@ -27,7 +27,7 @@ def group_scores(
     e = torch.exp(logits - logits.detach().amax(1, keepdim=True))  # [query, train]
     norm = e @ member.T
     f = (e * s) @ member.T / norm.clamp(min=TINY)
-    if bool((norm < TINY).any()):  # a group far below its row's maximum: its own shift
+    if bool((norm < TINY).any()):  # a group far below its row's maximum gets its own shift
         rows = []
         for g in range(len(member)):
             inside = member[g] > 0
@@ -40,7 +40,7 @@ def group_scores(
 def ranking_loss(
     f: torch.Tensor, r: torch.Tensor, low: float = 0.1, high: float = 5.0
 ) -> tuple[torch.Tensor, int]:
-    """Weighted pairwise ranking loss, summed, and the number of pairs with r_i > r_j.
+    """Computes the summed weighted pairwise ranking loss, and the number of pairs r_i > r_j.
 
     -sum over pairs with r_i > r_j of w_ij log sigmoid(f_i - f_j), where w_ij is 0 if
     r_i - r_j < `low`, else min(r_i - r_j, `high`) (arXiv 2505.18513, eq. 6; the public code has
@@ -55,11 +55,11 @@ def ranking_loss(
 
 
 def kernel_loss(s: torch.Tensor, t: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-    """Sum over queries of 1 - Pearson(s_q, t_q) over training examples, s and t [query, train].
+    """Sums 1 - Pearson(s_q, t_q) over queries, for s and t [query, train].
 
-    With additive pooling and random groups, the correlation of group scores *is* that of the
-    rows, so this asks for the LDS of the student against its teacher. `keep` bool [query, train]
-    leaves pairs out (an example with itself).
+    With additive pooling and random groups, the correlation of group scores equals the correlation
+    of rows, so this loss maximises the student's LDS on its teacher. `keep` bool [query, train]
+    excludes pairs (such as an example with itself).
     """
     w = torch.ones_like(s) if keep is None else keep.to(s.dtype)
     n = w.sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""From labels and teachers to an encoder folder with its record."""
+"""Trains encoders from labels and teachers, and writes them with their records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "airrep.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """What an encoder starts from, and how text is put to it."""
+    """The initial model of an encoder, and its text format."""
 
     init: str = "target:base"
     dim: int = 384
@@ -68,7 +68,7 @@ class Body:
 
 
 def join_labels(paths: Sequence[Path]) -> Labels | None:
-    """Labels files over the same corpora as one, in the order given."""
+    """Joins labels files over the same corpora, in the given order."""
     if not paths:
         return None
     parts = [Labels.load(p) for p in paths]
@@ -85,7 +85,7 @@ def join_labels(paths: Sequence[Path]) -> Labels | None:
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError when an encoder in `out` would be written over what is not one."""
+    """Raises UsageError if writing an encoder to `out` would overwrite other files."""
     ours = False
     try:
         record, checkpoint = out / "airrep.json", out / "checkpoint.safetensors"
@@ -114,23 +114,23 @@ def train_encoder(
 ) -> dict[str, Any]:
     """Trains, writes the encoder to `out` and returns its record.
 
-    The record's `cost` is what a board shows as the prepare phase: the seconds of labels, teachers
-    and training together, and the retrainings behind the labels.
+    The record's `cost` is shown on boards as the prepare phase: the total seconds of labels,
+    teachers and training, and the number of retrainings for labels.
     """
     check_out(out)
     labels, teacher = join_labels(label_files), blend(teacher_files)
     if labels is not None and labels.meta.get("target") not in (None, target.fingerprint):
-        say("note: the labels were made on another target than the one given")
+        say("note: the labels were made on another target than the given one")
     earlier = None
     if (Path(body.init) / "airrep.json").exists():
         earlier = read_json(Path(body.init) / "airrep.json")
-        config = replace(config, whiten=False)  # its projection is what is to be trained on
+        config = replace(config, whiten=False)  # its projection is trained further
     encoder = body.encoder(target, config.seed)
     trainer = Trainer(encoder, train, dev, config, out, labels=labels, teacher=teacher, say=say)
     trainer.run()
     measured = [row for row in trainer.curve if row["stage"] != "start"]
     best = max(measured, key=lambda r: r.get("lds", r.get("kernel", -r["loss"])), default={})
-    # Processor time where it is known: what else ran on the machine does not count.
+    # Processor time if known, which excludes other work on the machine.
     label_seconds = 0.0
     if labels is not None:
         label_seconds = float(labels.meta.get("cpu_seconds") or labels.meta.get("seconds", 0.0))
@@ -146,7 +146,7 @@ def train_encoder(
     record: dict[str, Any] = {
         "schema": 1,
         "earlier": earlier,
-        # A path is of no use elsewhere: what was at it is under "earlier".
+        # A path is useless on other machines: its contents are recorded under "earlier".
         "body": {**asdict(body), "init": "earlier" if earlier is not None else body.init},
         "recipe": asdict(config),
         "target": {
@@ -188,9 +188,9 @@ def _label_record(labels: Labels | None, files: Sequence[Path]) -> dict[str, Any
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training among those that make an encoder: each begins where the last one ended.
+    """One of the training stages of an encoder; each begins where the previous one ended.
 
-    `labels` and `teacher` say whether it is given those; `body.init` counts in the first only.
+    `labels` and `teacher` say whether the stage uses them; `body.init` counts only in the first.
     """
 
     body: Body
@@ -200,7 +200,7 @@ class Stage:
 
 
 def stages_of(record: Mapping[str, Any]) -> list[Stage]:
-    """The stages behind an encoder's record, first to last."""
+    """Returns the stages in an encoder's record, first to last."""
     earlier = record.get("earlier")
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in record["body"].items()
@@ -215,7 +215,7 @@ def stages_of(record: Mapping[str, Any]) -> list[Stage]:
 
 
 def limited(stages: Sequence[Stage], steps: int, distil_steps: int) -> list[Stage]:
-    """Returns `stages` with at most so many steps of ranking and of distillation (0: no limit)."""
+    """Returns `stages` with limited steps of ranking and of distillation (0: no limit)."""
 
     def cut(c: TrainConfig) -> TrainConfig:
         return replace(
@@ -241,9 +241,9 @@ def train_stages(
 ) -> Path:
     """Trains through the stages and returns the folder of the last encoder.
 
-    A stage lies in `work` under a name made of everything that decides it, so that trainings which
-    begin alike share their beginning, and a stage that is done is not trained again. The last one
-    goes to `out` if given.
+    A stage is in `work` under a name derived from everything that determines it, so that trainings
+    with the same beginning share it, and a finished stage is not trained again. The last stage goes
+    to `out` if given.
     """
     key: list[Any] = [target.fingerprint, train.fingerprint, dev.fingerprint]
     folder: Path | None = None
@@ -262,7 +262,7 @@ def train_stages(
         last = n == len(stages) - 1
         folder = out if last and out is not None else work / f"stage-{fingerprint(key)}"
         if (folder / "airrep.json").exists() and folder.parent == work:
-            say(f"{folder.name}: done before")
+            say(f"{folder.name}: already trained")
             continue
         train_encoder(
             target=target,
@@ -290,11 +290,11 @@ def materials(
     workers: int,
     say: Callable[[str], None],
 ) -> tuple[list[Path], list[str]]:
-    """Makes, in `work`, the labels and teachers that an encoder's record says it was trained on.
+    """Makes the labels and teachers in an encoder's record, in the folder `work`.
 
-    Returns the labels' files and the teachers' as `FILE=WEIGHT`. What lies in `work` already is not
-    made again. Raises GuardError when target or corpora are not those of the record, UsageError
-    for labels that were imported.
+    Returns the labels files and the teachers as `FILE=WEIGHT`. Files that exist in `work` are
+    reused. Raises GuardError if target or corpora are not those in the record, UsageError for
+    imported labels.
     """
     check_source(record, target, train, dev)
     label_files: list[Path] = []
@@ -303,7 +303,7 @@ def materials(
         made = record["labels"]
         if "draw" not in made or "recipe" not in made:
             raise UsageError(
-                "the encoder's labels were imported: its record cannot say how to make them",
+                "the encoder's labels were imported, so its record does not say how to make them",
                 "Train it again with: tdabench airrep train --labels",
             )
         draw = {**made["draw"], "instances": made["instances"]}
@@ -332,10 +332,10 @@ def rebuild(
     workers: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Makes the encoder of `record` again from the target and the corpora alone.
+    """Rebuilds the encoder of `record` from only the target and the corpora.
 
     Labels, teachers and each training stage go into `work` and are resumed from there. Raises
-    GuardError when target or corpora are not those of the record.
+    GuardError if target or corpora are not those in the record.
     """
     label_files, teacher_files = materials(
         record, target=target, train=train, dev=dev, work=work, workers=workers, say=say
@@ -356,11 +356,11 @@ def rebuild(
 
 
 def check_source(record: Mapping[str, Any], target: Target, train: Corpus, dev: Corpus) -> None:
-    """Raises GuardError when an encoder was made of another target or other corpora than these."""
+    """Raises GuardError if an encoder was made from another target or other corpora."""
     for what, made, found in (
         ("target", record["target"]["fingerprint"], target.fingerprint),
         ("train corpus", record["corpora"]["train"], train.fingerprint),
         ("dev corpus", record["corpora"]["dev"], dev.fingerprint),
     ):
         if made != found:
-            raise GuardError(f"the encoder was made of another {what} ({made}, here {found})")
+            raise GuardError(f"the encoder was made from another {what} ({made}, here {found})")

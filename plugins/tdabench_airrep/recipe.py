@@ -1,4 +1,4 @@
-"""The training recipe: every number that decides an encoder, recorded beside it."""
+"""The training recipe: every number that determines an encoder, recorded with it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class TrainConfig:
 
     Distillation: `distil_steps` steps of `distil_queries` x `distil_train` teacher scores.
     Ranking: at most `steps` steps, each of one instance, `dev` of its dev examples and `subsets`
-    of its subsets (0: all). `pool` > 0 draws that many examples a step from the instance's pool and
-    intersects the subsets with them: cheaper, and an estimate of the groups' scores instead of
-    themselves. `anchor` adds that much of the distillation loss to every ranking step.
-    The last `holdout` instances are not trained on, nor is every `probe`-th dev example: the LDS of
-    those queries on those instances is measured every `every` steps, and training ends after
-    `patience` measurements without a better one; the best weights are kept.
+    of its subsets (0: all). `pool` > 0 draws that many examples per step from the instance's pool
+    and intersects the subsets with them, which is cheaper but only estimates the groups' scores.
+    `anchor` adds that much of the distillation loss to every ranking step.
+    The last `holdout` instances and every `probe`-th dev example are not trained on: the LDS of
+    these queries on these instances is measured every `every` steps, and training ends after
+    `patience` measurements without an improvement; the best weights are kept.
     """
 
     lr: float = 1e-4

@@ -1,4 +1,4 @@
-"""Labels in the layout of the public AirRep code."""
+"""Reads labels in the layout of the public AirRep code."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tdabench_airrep.labels import Instance, Labels, refuse_overlap
 def read_reference(
     index: Path, losses: Path, corpus: Corpus, *, allow_missing: bool = False
 ) -> Labels:
-    """Labels in the layout of the public code: subset index lines and loss files.
+    """Reads labels in the layout of the public code: subset index lines and loss files.
 
     Each line of `index` has `id`, `select` (training indices), `dev` (dev indices) and `dev_id`
     (the instance); `losses` is a folder of `loss-<id>.json` or a JSON-lines file, each with
     `pair_id`, `dev_id` and `losses` in the order of `dev`. Both index `corpus`.
 
     Raises DataError for a malformed line or a missing loss file (unless `allow_missing`, which
-    excludes that subset), GuardError for a subset that touches dev examples.
+    excludes that subset), GuardError for a subset with dev examples.
     """
     found = {str(row["pair_id"]): row for row in _loss_rows(Path(losses))}
     by_dev: dict[str, list[dict[str, Any]]] = {}
@@ -33,7 +33,7 @@ def read_reference(
                 raise DataError(f"{index}, line {n}: the field {key!r} is missing")
         by_dev.setdefault(str(row["dev_id"]), []).append(row)
     if not by_dev:
-        raise DataError(f"{index} holds no subsets")
+        raise DataError(f"{index} contains no subsets")
     missing = [str(r["id"]) for rows in by_dev.values() for r in rows if str(r["id"]) not in found]
     if missing and not allow_missing:
         raise DataError(
@@ -44,7 +44,7 @@ def read_reference(
     for k, (dev_id, rows) in enumerate(by_dev.items()):
         dev = _numbers(index, rows[0]["dev"], "dev", "iu").astype(np.int64)
         if len(dev) and not 0 <= dev.min() <= dev.max() < len(corpus):
-            raise DataError(f"{index}: a dev example lies outside the corpus of {len(corpus)}")
+            raise DataError(f"{index}: a dev example is outside the corpus of {len(corpus)}")
         values, members = [], []
         for row in rows:
             if row["dev"] != rows[0]["dev"]:
@@ -74,13 +74,13 @@ def read_reference(
 
 
 def _numbers(path: Path, values: Any, key: str, kinds: str) -> np.ndarray:
-    """A list of numbers as an array, or a DataError: numpy would turn much else into some."""
+    """Converts a list of numbers to an array; raises DataError for anything else."""
     try:
         array = np.asarray(values if isinstance(values, list) else None)
     except (TypeError, ValueError, OverflowError) as e:
-        raise DataError(f"{path}: {key} is no list of numbers: {e}") from e
+        raise DataError(f"{path}: {key} is not a list of numbers: {e}") from e
     if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
-        raise DataError(f"{path}: {key} is no list of {'integers' if kinds == 'iu' else 'numbers'}")
+        raise DataError(f"{path}: {key} must list {'integers' if kinds == 'iu' else 'numbers'}")
     return array
 
 
@@ -100,7 +100,7 @@ def _lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"cannot read {path}: {e}") from e
-    for n, line in enumerate(text.split("\n"), start=1):  # a string may hold U+2028
+    for n, line in enumerate(text.split("\n"), start=1):  # a string may contain U+2028
         if line.strip():
             try:
                 row = json.loads(line)

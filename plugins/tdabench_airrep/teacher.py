@@ -1,4 +1,4 @@
-"""Teachers: another method's scores of the label corpora, to distil an encoder from."""
+"""Teachers: another method's scores on the label corpora, for distillation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tdabench.api import (
 
 @dataclass(frozen=True)
 class Teacher:
-    """Scores [dev, train] of another method on the corpora the labels are made on.
+    """Scores [dev, train] of another method on the corpora of the labels.
 
-    NaN where the teacher was not asked: it may have scored a sample of either corpus only.
+    NaN where the teacher did not score: it may have scored only a sample of either corpus.
     """
 
     scores: np.ndarray
@@ -38,12 +38,12 @@ class Teacher:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Places in the dev corpus that were scored, ascending."""
+        """Scored positions in the dev corpus, ascending."""
         return np.flatnonzero(~np.isnan(self.scores).all(1))
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """Places in the training corpus that were scored, ascending."""
+        """Scored positions in the training corpus, ascending."""
         return np.flatnonzero(~np.isnan(self.scores).all(0))
 
     def check(self, train: Corpus, dev: Corpus) -> None:
@@ -67,13 +67,13 @@ class Teacher:
     def load(cls, path: Path) -> Teacher:
         arrays, meta = read_arrays(path)
         if meta.get("kind") != "airrep-teacher" or "shape" not in meta:
-            raise DataError(f"{path} holds no teacher", "Make one with: tdabench airrep teacher")
+            raise DataError(f"{path} is not a teacher", "Make one with: tdabench airrep teacher")
         scores = np.full(meta.pop("shape"), np.nan, dtype=np.float32)
         scores[np.ix_(arrays["rows"], arrays["columns"])] = arrays["scores"]
         return cls(scores, meta)
 
     def save(self, path: Path) -> None:
-        """Writes the teacher. Raises UsageError when another kind of file is there."""
+        """Writes the teacher. Raises UsageError if `path` is another kind of file."""
         check_replaceable(path, "airrep-teacher")
         arrays = {
             "scores": self.scores[np.ix_(self.rows, self.columns)].astype(np.float32),
@@ -85,7 +85,7 @@ class Teacher:
 
 
 def blend(specs: Sequence[str]) -> Teacher | None:
-    """The weighted mean of teachers, each row standardised; `FILE` or `FILE=WEIGHT`."""
+    """Averages teachers with weights, each row standardised; `FILE` or `FILE=WEIGHT`."""
     if not specs:
         return None
     total: np.ndarray | None = None
@@ -126,13 +126,13 @@ def make_teacher(
     n_train: int = 0,
     level: float = 0.0,
 ) -> Teacher:
-    """Scores of the dev examples against the training corpus by another method.
+    """Scores the dev examples against the training corpus with another method.
 
     `level` divides each training example's scores by that power of their standard deviation over
-    dev examples: the few with large gradients then speak no louder than the others (1), or less so.
+    dev examples, so that the few with large gradients do not dominate (1: not at all).
 
-    Of `n_dev` dev and `n_train` training examples drawn by the seed, where a method is too dear to
-    score all (0). A curvature is then that of the training examples drawn.
+    For an expensive method, `n_dev` dev and `n_train` training examples are drawn by the seed (0:
+    all). A curvature is then computed on the drawn training examples.
     """
     rows, columns = (
         np.arange(len(corpus))

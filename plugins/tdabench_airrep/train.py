@@ -1,8 +1,8 @@
-"""Training an encoder: distillation from a teacher's scores, then ranking of retraining labels.
+"""Trains an encoder: distillation from a teacher's scores, then ranking of retraining labels.
 
-Every step embeds each of its distinct examples once without gradient, takes the loss and its
-gradient at the embeddings, and runs the encoder again chunk by chunk to carry that gradient into
-the weights (gradient caching: exact, two forwards and one backward, memory of one chunk).
+Every step embeds each of its distinct examples once without gradient, computes the loss and its
+gradient with respect to the embeddings, and runs the encoder again chunk by chunk to propagate this
+gradient to the weights (gradient caching: exact, two forwards, one backward, memory of one chunk).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from tdabench_airrep.teacher import Teacher
 
 Say = Callable[[str], None]
 STAGES = ("distil", "rank")
-CHUNK = 1024  # tokens a forward pass: on a processor, activations that stay in cache are faster
+CHUNK = 1024  # tokens per forward pass: on a CPU, activations that stay in cache are faster
 
 
 # --------------------------------------------------------------------------- gradient caching
 
 
 def embed(encoder: Encoder, tokens: Sequence[Tokens], chunk_tokens: int = CHUNK) -> torch.Tensor:
-    """Embeddings without gradient, float32 [example, dim] on the CPU."""
+    """Computes embeddings without gradient, float32 [example, dim] on the CPU."""
     out = torch.empty(len(tokens), encoder.dim)
     with torch.no_grad():
         for index in batch_places([len(t) for t in tokens], chunk_tokens):
@@ -67,9 +67,9 @@ def cached_backward(
 
 @dataclass(frozen=True)
 class Problem:
-    """What one step asks for: dev examples against training examples.
+    """The data of one step: dev examples and training examples.
 
-    `dev` and `train` are distinct places in the corpora; `member` [subset, train] and `r`
+    `dev` and `train` are distinct positions in the corpora; `member` [subset, train] and `r`
     [dev, subset] are labels, `teacher` [dev, train] scores to distil; either may be None.
     """
 
@@ -83,10 +83,10 @@ class Problem:
 def objective(
     q: torch.Tensor, z: torch.Tensor, problem: Problem, config: TrainConfig, rows: int = 64
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """Loss, and its gradients at the embeddings q [dev, d] and z [train, d].
+    """Computes the loss, and its gradients at the embeddings q [dev, d] and z [train, d].
 
     The ranking loss is averaged over the pairs with r_i > r_j, the distillation loss over dev
-    examples that the teacher scored. Both are sums over dev examples: taken `rows` at a time, so
+    examples that the teacher scored. Both are sums over dev examples, computed `rows` at a time, so
     that no [dev, train] matrix is held and memory does not grow with the number of dev examples.
     """
     dq, dz, value = torch.zeros_like(q), torch.zeros_like(z), 0.0
@@ -128,8 +128,8 @@ def objective(
 class Trainer:
     """Trains `encoder` in place; `seconds` is processor time.
 
-    Every draw of a step depends on the seed and on the step's number only, so that a resumed
-    training is the same training.
+    Every draw of a step depends only on the seed and the step's number, so that a resumed training
+    gives the same result.
     """
 
     def __init__(
@@ -161,15 +161,15 @@ class Trainer:
             raise UsageError("distillation needs a teacher", "Pass --teacher FILE")
         if config.holdout >= len(instances) > 0:
             raise UsageError(
-                f"{config.holdout} of {len(instances)} instances are held out: none is left",
+                f"{config.holdout} of {len(instances)} instances are held out, so none is left",
                 "Hold out fewer, or make more labels",
             )
         cut = len(instances) - config.holdout
         self.instances: list[Instance] = instances[:cut]
         self.held: list[Instance] = instances[cut:]
         self.train, self.dev = encoder.tokenize(train), encoder.tokenize(dev)
-        # Instances share their dev examples: held-out groups alone would not show an encoder that
-        # knows its queries by heart.
+        # Instances share their dev examples: held-out groups alone would not reveal an encoder that
+        # has memorised its queries.
         self.probe = np.arange(0, len(dev), config.probe)
         self.step = 0
         self.curve: list[dict[str, Any]] = []
@@ -203,7 +203,7 @@ class Trainer:
 
     def rank_problem(self, step: int) -> Problem:
         c = self.config
-        # Instances in a fresh order every round.
+        # Instances in a new order every round.
         n = len(self.instances)
         order = self.rng(f"instances-{step // n}").permutation(n)
         instance = self.instances[order[step % n]]
@@ -233,7 +233,7 @@ class Trainer:
     # ------------------------------------------------------------------ one step
 
     def lr_at(self, step: int) -> float:
-        """Warm-up within each stage; then linear decay for distillation, constant for ranking."""
+        """Returns the learning rate: warm-up per stage, then linear decay or constant."""
         c = self.config
         if step < c.distil_steps:
             return c.distil_lr * min((step + 1) / max(1, c.warmup), 1 - step / c.distil_steps)
@@ -259,7 +259,7 @@ class Trainer:
     # ------------------------------------------------------------------ before training
 
     def prepare(self) -> None:
-        """Starts the projection from the data: centred, whitened, and scaled to the loss."""
+        """Initialises the projection from the data: centred, whitened, and scaled to the loss."""
         if self.config.whiten and self.encoder.projector.weight.requires_grad:
             whiten_projection(self.encoder, self._sample(1000), self.rng("whiten"))
         self.calibrate()
@@ -269,9 +269,9 @@ class Trainer:
         return [self.train[i] for i in chosen]
 
     def calibrate(self) -> None:
-        """Scales the projection so that the ranking loss of one training instance is least.
+        """Scales the projection to minimise the ranking loss of one training instance.
 
-        Distillation fixes scores up to a factor only, and a random projection fixes nothing.
+        Distillation determines scores up to a factor, and a random projection does not at all.
         """
         if not self.instances:
             return
@@ -289,7 +289,7 @@ class Trainer:
     # ------------------------------------------------------------------ measuring
 
     def measure(self) -> dict[str, float]:
-        """LDS on the held-out instances, and agreement with the teacher on queries kept apart."""
+        """Measures held-out LDS, and agreement with the teacher on held-out queries."""
         out: dict[str, float] = {}
         if self.held:
             found = []
@@ -308,7 +308,7 @@ class Trainer:
         return out
 
     def scores_of(self, instance: Instance) -> np.ndarray:
-        """Group scores of an instance, float32 [dev, subset]."""
+        """Computes group scores of an instance, float32 [dev, subset]."""
         q = embed(self.encoder, [self.dev[i] for i in instance.dev], self.chunk_tokens)
         pool = instance.pool
         z = embed(self.encoder, [self.train[i] for i in pool], self.chunk_tokens)
@@ -320,7 +320,7 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> None:
-        """Trains to the end, or to where the held-out LDS stops rising; keeps the best weights."""
+        """Trains to the end, or until the held-out LDS stops rising; keeps the best weights."""
         c = self.config
         total = c.distil_steps + c.steps
         if not self.resume():
@@ -351,7 +351,7 @@ class Trainer:
         began = time.process_time()
         found = self.measure()
         score = found.get("lds", found.get("kernel", -loss))
-        # A start that was only whitened is a baseline of the curve, not a candidate.
+        # An encoder that is only whitened is a baseline of the curve, not a candidate.
         if stage != "start" and score > self.best_lds:
             self.best_lds = score
             self.best = {k: v.detach().clone() for k, v in self.encoder.state_dict().items()}
@@ -364,7 +364,7 @@ class Trainer:
         self.say(f"{stage} step {self.step}/{total}: {shown}{self.seconds:.0f} s")
 
     def _over(self) -> bool:
-        """Whether the last `patience` measurements of the ranking stage brought nothing better."""
+        """Tells whether the last `patience` measurements of the ranking stage did not improve."""
         scores = [r.get("lds") for r in self.curve if r["stage"] == "rank"]
         if len(scores) <= self.config.patience or scores[0] is None:
             return False
@@ -378,7 +378,7 @@ class Trainer:
     # ------------------------------------------------------------------ checkpoints
 
     def key(self) -> str:
-        """What a checkpoint belongs to; how long to train is not part of it."""
+        """Returns the key of a checkpoint, which does not include the length of training."""
         recipe = {k: v for k, v in asdict(self.config).items() if k not in ("steps", "patience")}
         sizes = [[len(i.dev), len(i.subsets)] for i in self.instances]
         shape = {n: list(p.shape) for n, p in self.encoder.named_parameters()}
@@ -411,14 +411,14 @@ class Trainer:
         write_arrays(self.checkpoint, arrays, meta)
 
     def resume(self) -> bool:
-        """Takes up the checkpoint in the folder, if there is one of this very training."""
+        """Resumes from the checkpoint in the folder, if there is one for this training."""
         if not self.checkpoint.exists():
             return False
         arrays, meta = read_arrays(self.checkpoint)
         if meta.get("kind") != "airrep-checkpoint" or meta.get("key") != self.key():
             raise DataError(
                 f"{self.checkpoint} belongs to another training",
-                "Choose another folder, or delete it to begin anew",
+                "Choose another folder, or delete it to start again",
             )
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
@@ -439,7 +439,7 @@ class Trainer:
             if name in m:
                 self.optimizer.state[p] = {
                     "step": torch.tensor(meta["moments"]),
-                    # A file has no scalars: the learnt length comes back with one entry.
+                    # A file has no scalars: the learned length is read with one entry.
                     "exp_avg": m[name].reshape(p.shape).clone(),
                     "exp_avg_sq": v[name].reshape(p.shape).clone(),
                 }
@@ -457,11 +457,11 @@ def whiten_projection(
 ) -> None:
     """Lets the projection read each span's mean centred and whitened, and makes it a rotation.
 
-    Means of language models' states share a large mean and a few large directions, which would
-    otherwise be all that a dot product sees. Each span is whitened by itself, its eigenvalues
-    damped by `damping` times their mean, and scaled to the same mean square, so that variances are
-    1 on average. The rotation is drawn at random; where there are fewer dimensions than states, it
-    is onto their principal directions.
+    Means of language models' states have a large common mean and a few large directions, which
+    would dominate a dot product. Each span is whitened separately, with eigenvalues damped by
+    `damping` times their mean, and scaled to the same mean square, so that variances are 1 on
+    average. The rotation is drawn at random; if there are fewer dimensions than states, it maps
+    onto their principal directions.
     """
     found = []
     with torch.no_grad():
@@ -497,7 +497,7 @@ def whiten_projection(
 
 
 def lds_of(f: np.ndarray, r: np.ndarray) -> float:
-    """Mean over dev examples of Spearman(f, r) over subsets; f and r [dev, subset].
+    """Averages Spearman(f, r) over subsets over dev examples; f and r [dev, subset].
 
     NaN labels are left out; a dev example with fewer than three labels is not counted.
     """

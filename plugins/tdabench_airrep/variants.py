@@ -1,4 +1,4 @@
-"""Variants of an encoder's recipe: one part left out, or fewer labels, each an encoder of its own.
+"""Variants of an encoder's recipe: without one part, or with fewer labels, each with an encoder.
 
 The harness measures them: `write_variants` makes a suite in which each is a row.
 """
@@ -18,12 +18,12 @@ PREFIX = "airrep-"
 
 
 def ablation(stages: Sequence[Stage]) -> dict[str, list[Stage]]:
-    """Returns the recipe in `stages` with one part after another left out, by name.
+    """Returns variants of the recipe in `stages`, each without one part, by name.
 
     "untrained": mean over all tokens of the last layer, random projection; "start": the recipe's
-    own body before any step; "distilled": no labels; "ranked": labels alone; "no-error": the recipe
-    less that span of the body; "no-attention": groups averaged while training; "full": the recipe.
-    Names whose part the recipe does not have are left out.
+    own body before any step; "distilled": no labels; "ranked": only labels; "no-error": the recipe
+    without that span of the body; "no-attention": groups averaged while training; "full": the
+    recipe. Variants of parts that the recipe does not have are left out.
     """
     first = stages[0]
 
@@ -85,10 +85,10 @@ def train_variants(
 ) -> dict[str, Path]:
     """Trains the ablations of `stages`, and the recipe on each budget of labels, in `work`.
 
-    A budget (instances, subsets) is the first so many subsets of the first so many instances of the
-    first labels file, and its held-out instances whole; its name is "1x24". Returns the folders of
-    the encoders by name. Trainings that begin alike share their beginning, and what `work` holds is
-    not trained again. Raises UsageError for a budget that the labels do not fill.
+    A budget (instances, subsets) is the first `subsets` of the first `instances` of the first
+    labels file, and its whole held-out instances; its name is "1x24". Returns the folders of the
+    encoders by name. Trainings with the same beginning share it, and results in `work` are reused.
+    Raises UsageError for a budget that exceeds the labels.
     """
     made: dict[str, Path] = {}
 
@@ -123,7 +123,7 @@ def write_variants(suite: Suite, target: str, encoders: Mapping[str, Path], path
 
     A label is "airrep-" and the encoder's name. Its pooling and temperature are those of its
     training, as tuned values of the target, until `tdabench tune LABEL --write` chooses others;
-    what was chosen for the same encoder in an earlier copy at `path` is kept.
+    values chosen for the same encoder in an earlier copy at `path` are kept.
     """
 
     def change(data: dict[str, Any]) -> None:

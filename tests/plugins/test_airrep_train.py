@@ -446,7 +446,7 @@ def test_what_is_missing_is_said(tiny_target, tiny_corpus, tiny_queries, tmp_pat
         _trainer(*args)
     with pytest.raises(UsageError, match="distillation needs a teacher"):
         _trainer(*args, steps=0, distil_steps=1)
-    with pytest.raises(UsageError, match="held out: none is left"):
+    with pytest.raises(UsageError, match="held out, so none is left"):
         _trainer(*args, _labels(tiny_corpus, tiny_queries), holdout=3)
     for bad in (
         {"low": 5.0},

@@ -88,7 +88,7 @@ def test_labels_are_cut_to_a_budget() -> None:
     assert (cut.retrainings, cut.meta["retrainings"]) == (11, 11)
     assert cut.meta["seconds"] == pytest.approx(40 * 11 / 20)  # of what all cost, its share
     for bad in ((4, 3), (0, 3), (1, 6), (1, 1)):
-        with pytest.raises(UsageError, match="cannot be cut"):
+        with pytest.raises(UsageError, match="cannot be taken"):
             labels.cut(*bad, holdout=1)
 
 
@@ -275,7 +275,7 @@ def test_budgets_are_variants_too(suite: Path, tmp_path: Path) -> None:
 
 
 def test_variants_say_what_is_wrong(suite: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be cut"):
+    with pytest.raises(UsageError, match="cannot be taken"):
         _variants(suite, tmp_path, "--instances", "3", "--subsets", "4")
     with pytest.raises(UsageError, match="needs --instances and --subsets"):
         _variants(suite, tmp_path, "--instances", "3")
