@@ -87,6 +87,24 @@ PATTERNS = {  # what is wrong: (pattern, examples that it must find, examples th
 }
 
 
+# First words of docstrings of public functions: "Return" or "Returns". A new verb may be added here.
+VERBS = frozenset(
+    """
+    add adjust allow annotate append apply ask average benchmark blend bootstrap break build calibrate call cast
+    check choose claim clear collect compare compute configure construct contain convert copy count
+    create decorate derive describe detect discard divide do draw drop embed emit encode end estimate evaluate
+    exit expand export fill find finish fit flush fold follow format generate give handle hash hold ignore implement import
+    initialise join keep kill label let list load lock look make mark mask measure merge move multiply name notify
+    open order pack pad parse permute plan plot pool predict prepare print propagate protect pull put raise rank read
+    rebuild receive recompute record refuse register remove render repeat replace replay report reset
+    resolve restore resume retrain return run sample save scale scan score seal select send set shorten show skip
+    solve sort split start step stop store stream strip subtract sum supply suppress survey sync take tell test time tokenise
+    track train transform tune undo unpack update use validate verify wait walk watch weight whiten wrap write
+    yield
+    """.split()
+)
+
+
 def shipped() -> Iterator[Path]:
     """Every file of text that a user or a reader of the code sees."""
     for folder in FOLDERS:
@@ -132,3 +150,50 @@ def test_shipped_text_is_plain_english(path):
         for m in re.finditer(pattern, text)
     ]
     assert not found, "\n".join(found)
+
+
+def is_verb(word: str) -> bool:
+    """Whether a docstring's first word is a verb, imperative or third person."""
+    word = word.lower()
+    forms = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y"}
+    return bool(forms & VERBS)
+
+
+def test_verbs_are_told_from_nouns_and_articles():
+    assert all(map(is_verb, ("Return", "Returns", "Hashes", "Copies", "Does")))
+    assert not any(map(is_verb, ("The", "A", "Whether", "What", "Spearman", "Rows", "`value`")))
+
+
+def documented(path: Path) -> Iterator[tuple[ast.AST, str, str]]:
+    """(node, qualified name, docstring) of public functions, methods and classes of a module."""
+
+    def inside(body: list[ast.stmt], prefix: str) -> Iterator[tuple[ast.AST, str, str]]:
+        for node in body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            doc = ast.get_docstring(node)
+            if doc:
+                yield node, f"{prefix}{node.name}", doc
+            if isinstance(node, ast.ClassDef):
+                yield from inside(node.body, f"{prefix}{node.name}.")
+
+    yield from inside(ast.parse(path.read_text(encoding="utf-8")).body, "")
+
+
+def decorators(node: ast.AST) -> set[str]:
+    return {ast.unparse(d) for d in getattr(node, "decorator_list", ())}
+
+
+PYTHON = [p for p in FILES if p.suffix == ".py" and "docs" not in p.parts]
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_docstrings_begin_as_they_should(path):
+    """A function's with a verb; a class's and a property's with what it is. Laws are statements."""
+    for node, name, doc in documented(path):
+        first = doc.split()[0]
+        what = f"{path.relative_to(ROOT)}: {name}: {doc.splitlines()[0]}"
+        if isinstance(node, ast.ClassDef):
+            assert first not in ("What", "Where", "How", "Who", "Whether"), what
+        elif not any("property" in d or d in ("law", "law()") for d in decorators(node)):
+            assert is_verb(first), f"begins with no verb (see VERBS): {what}"
