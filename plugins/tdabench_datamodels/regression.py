@@ -40,7 +40,7 @@ def ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def lasso(
     x: np.ndarray, y: np.ndarray, folds: int = 5, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Like `ridge`, with |y - b - x w|^2 / 2m + lambda |w|_1, lambda by `folds`-fold CV."""
+    """Minimises |y - b - x w|^2 / 2m + lambda |w|_1, lambda by `folds`-fold CV; see `ridge`."""
     m = len(x)
     rng = rng or np.random.default_rng(0)
     fold = rng.permutation(m) % min(folds, m)

@@ -109,7 +109,7 @@ class GradientMethod(RepresentationMethod):
         state = self.learn(context, train)
         features = self.features(context, train, "train", state)
         state = state | self.fit(context, features)
-        # Where rows are transformed (whitened, say), rounding comes last, not before.
+        # If rows are transformed (such as whitened), they are rounded afterwards.
         dtype = self.dtype if self.dtype != "float32" else ""
         rows = transform_rows(self, context, features, state, dtype)
         return GradientIndex(self, context, rows, state)

@@ -34,18 +34,19 @@ class HiddenGrad(RepresentationMethod):
 
         -dL/dh = 1/T sum_t (W[y_t] - sum_v p_t(v) W[v])
 
-    the mean over response tokens of the token's output embedding less the mean output embedding
-    under the target's prediction. It takes one forward pass; only the head is differentiated.
+    which is the mean over response tokens of the token's output embedding minus the mean output
+    embedding under the target's prediction. It takes one forward pass; only the head is
+    differentiated.
 
-    checkpoint  checkpoint of the target at which the gradient is taken
+    checkpoint  checkpoint of the target at which the gradient is computed
     whiten      centre by the training mean and multiply by (C + damping * tr(C) / width)^-1/2, C
                 the covariance over training examples
     normalise   scale phi to length 1, so that the score is a cosine
-    dtype       of the training rows kept: float32, float16 or int8 (from disk, each row scaled)
+    dtype       of the stored training rows: float32, float16 or int8 (with a scale per row)
 
     The nearest published method is Representation Gradient Tracing (arXiv 2510.02334), which joins
     the state of the last prompt token and the gradient at the first response token, both at a
-    middle layer that it selects, and so needs a backward pass through the layers above it.
+    middle layer that it selects, and therefore needs a backward pass through later layers.
     """
 
     name = "hiddengrad"
@@ -84,7 +85,7 @@ class HiddenGrad(RepresentationMethod):
         )
 
     def fit(self, context: Context, features: Rows) -> dict[str, np.ndarray]:
-        """The mean [width] and the inverse root of the damped covariance [width, width]."""
+        """Computes the mean [width] and inverse root of the damped covariance [width, width]."""
         if not self.whiten:
             return {}
         n, d = features.shape
@@ -96,7 +97,7 @@ class HiddenGrad(RepresentationMethod):
         mean = total / max(1, n)
         values, vectors = np.linalg.eigh(square / max(1, n) - np.outer(mean, mean))
         values = values.clip(0)
-        # A direction without any spread carries nothing; without damping it must not be divided by.
+        # A direction without spread carries no information, and dividing by it is undefined.
         damped = values + self.damping * values.mean()
         least = 1e-12 * max(float(damped.max()), 1e-30)
         scale = np.where(damped > least, 1 / np.sqrt(np.maximum(damped, least)), 0.0)
@@ -110,10 +111,10 @@ class HiddenGrad(RepresentationMethod):
 
 
 def hidden_gradients(model: Any, batch: Batch) -> torch.Tensor:
-    """-d loss / d (input of the output head), summed over positions: [b, width].
+    """Computes -d loss / d (input of the output head), summed over positions: [b, width].
 
     The loss of each example is its mean response-token loss. The graph begins at the head's input,
-    so that the body runs forward only.
+    so the body only runs forward.
     """
     import torch
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(name="truth")
 def command() -> None:
-    """Ground truth by retraining: plan, build, check, describe, and search for a recipe.
+    """Plan, build, verify and describe ground truth by retraining, and search for a recipe.
 
     A truth is one loss per (group, seed, query). A suite declares how each of its truths is built.
     A build runs one retraining per unit, keeps every finished one, and resumes where it stopped.
@@ -422,7 +422,7 @@ def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
 @command.command()
 @selection
 @click.option("--directions", type=click.IntRange(0), default=4, show_default=True,
-              help="Directions of metasmoothness, two trainings each; 0: none.")  # fmt: skip
+              help="Directions of metasmoothness, two trainings each; 0 skips it.")  # fmt: skip
 @click.option("--step", default=0.1, show_default=True, help="Step in the examples' weights.")
 @click.option("--save", is_flag=True, help="Record the metasmoothness in the truth's file.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
@@ -436,13 +436,13 @@ def describe(
     save: bool,
     device: str,
 ) -> None:
-    """How smooth the recipe behind each truth is, and how noisy the truth.
+    """Show how smooth the recipe behind each truth is, and how noisy the truth.
 
-    Seed agreement: Spearman correlation of two seeds over groups, the mean over queries. Noise
-    ceiling: the LDS of a perfect predictor. Metasmoothness, from -1 to 1: does a step in the
-    weights of the training examples change the losses of queries as the same step before it did
-    (arXiv 2503.13751)? Near 1, training can be differentiated; where it is low, no derivative of it
-    predicts a change of the data, whatever the method.
+    Seed agreement is the Spearman correlation of two seeds over groups, averaged over queries.
+    Noise ceiling is the LDS of a perfect predictor. Metasmoothness, from -1 to 1, is the agreement
+    of the effects of successive equal steps in the weights of training examples on the losses of
+    queries (arXiv 2503.13751). Near 1, training can be differentiated; if it is low, derivatives
+    of training do not predict the effect of changing the data.
 
     \b
     Examples:
@@ -502,7 +502,7 @@ def describe(
 
 
 def finite_or_none(value: float) -> float | None:
-    """Returns a number as JSON can hold it."""
+    """Returns a finite number for JSON, or None."""
     return value if value == value else None
 
 
@@ -510,11 +510,11 @@ def finite_or_none(value: float) -> float | None:
 @click.argument("suite", default="pocket")
 @click.option("--target", "target", help="Target label (default: the suite's main one).")
 @click.option("--grid", "grid", multiple=True, metavar="FIELD=A,B,…",
-              help="Values of a field of the recipe to try; can be repeated.")  # fmt: skip
+              help="Values of a field of the recipe to try; repeatable.")  # fmt: skip
 @click.option("--groups", type=click.IntRange(2), default=12, show_default=True,
               help="Random groups per recipe, two seeds each.")  # fmt: skip
 @click.option("--directions", type=click.IntRange(0), default=2, show_default=True,
-              help="Directions of metasmoothness; 0: leave it out.")  # fmt: skip
+              help="Directions of metasmoothness; 0 skips it.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tune_recipe(
@@ -530,8 +530,8 @@ def tune_recipe(
 
     Every combination in the grid is tried on random groups of the target's fraction, evaluated on
     the suite's tuning queries: agreement of two seeds, metasmoothness, mean loss, and the seconds
-    of a retraining. Fields that are not in the grid are the target's. The first row is the target's
-    own recipe. No truth is read, and nothing is changed: choose, and declare it under the target.
+    of a retraining. Other fields come from the target's recipe, which is the first row. No truth is
+    read, and nothing is changed: declare the recipe of your choice under the target.
 
     \b
     Example:
@@ -549,7 +549,7 @@ def tune_recipe(
     for text in grid:
         name, equals, listed = text.partition("=")
         if not (equals and name and listed):
-            raise UsageError(f"--grid {text!r} is not of the form FIELD=A,B,…", "Say lr=5e-4,1e-3")
+            raise UsageError(f"--grid {text!r} lacks the form FIELD=A,B,…", "Give lr=5e-4,1e-3")
         values[name] = listed.split(",")
     base = t.target.recipe
     recipes = [base]

@@ -50,7 +50,7 @@ def find(
     data_dir: Path | None = None,
     files: Sequence[str] = MODEL_FILES,
 ) -> Fetched:
-    """What `source` names, fetched if need be. `kind` is "model" or "dataset".
+    """Finds `source`, and fetches it if necessary. `kind` is "model" or "dataset".
 
     Paths are relative to `near`. `data_dir` is searched first: for a repository as `org/name` or
     `name`, and for a file in it also by its path alone. A dataset on the hub needs `hub:`; a model

@@ -133,7 +133,7 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become examples.
+    """The conversion of rows to examples.
 
     `layout` names a layout or is "auto"; `fields` maps a role (prompt, response, task, id) to the
     field, or path of fields, that holds it. `split` and `tasks` select rows. `empty` decides about

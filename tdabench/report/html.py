@@ -52,7 +52,7 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class Level:
-    """How much the explorer contains."""
+    """The amount of data in the explorer."""
 
     k: int
     characters: int
@@ -290,7 +290,7 @@ class CarriedTexts:
         return self._query_place[id]
 
     def examples(self, corpus: str, index: np.ndarray) -> np.ndarray:
-        """Places in `train` of the training examples `index` of the corpus named so."""
+        """Returns positions in `train` of the training examples `index` of the named corpus."""
         known = self._train_places.setdefault(corpus, np.empty(0, dtype=np.int64))
         if index.size and index.max() >= len(known):
             more = np.full(int(index.max()) + 1 - len(known), -1, dtype=np.int64)

@@ -186,7 +186,7 @@ class Plan:
         return jobs
 
     def index_key(self, method: MethodSpec, target: SuiteTarget, seed: int) -> str:
-        """Returns a key of everything that `build` depends on, so that indices are reused safely."""
+        """Returns a key of everything that `build` depends on, for safe reuse of indices."""
         return fingerprint(
             [
                 SCHEMA,

@@ -118,7 +118,9 @@ class Suite:
     fingerprint: str
     published: tuple[Published, ...] = ()
     fetched: bool = False  # whether any file is named by hub:, package: or model
-    sources: Mapping[str, str] = field(default_factory=dict)  # source as named -> source as found, pinned
+    sources: Mapping[str, str] = field(
+        default_factory=dict
+    )  # source as named -> source as found, pinned
     missing: tuple[str, ...] = ()  # unavailable assets, with reasons
 
     def __hash__(self) -> int:

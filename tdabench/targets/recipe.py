@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a target is fine-tuned on a group.
+    """The settings for fine-tuning a target on a group.
 
     A step minimises the mean over the batch of per-example losses (each the mean over response
     tokens), so that every example has the same weight at any length. The seed of a run determines

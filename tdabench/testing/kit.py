@@ -24,7 +24,7 @@ Status = Literal["passed", "failed", "expected", "unexpected", "skipped"]
 
 @dataclass(frozen=True)
 class LawResult:
-    """How one law went. `failed` and `unexpected` (a waiver that is not needed) are failures.
+    """The result of one law. `failed` and `unexpected` (an unnecessary waiver) are failures.
 
     `expected` is a failure that the method declares, with its reason in `detail`; `where` is the
     traceback of an exception other than a broken law; `missing` means skipped because an optional

@@ -90,8 +90,8 @@ def transform_rows(
 ) -> Rows:
     """Computes `method.transform` of all training features, [example, dim'].
 
-    What is in a store, which may exceed memory, streams block by block into another store of the
-    same dtype; with a `dtype`, whatever was transformed goes into a store of that dtype.
+    Features in a store, which may exceed memory, are streamed block by block into another store of
+    the same dtype; with a `dtype`, transformed features always go into a store of that dtype.
     """
     if type(method).transform is RepresentationMethod.transform:
         return features

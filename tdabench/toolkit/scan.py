@@ -43,7 +43,7 @@ class ScanResult:
 
     @classmethod
     def merge(cls, parts: Sequence[ScanResult], starts: Sequence[int], k: int) -> ScanResult:
-        """What one scan would have found of parts of a corpus, in order, that begin at `starts`.
+        """Merges the results of scans of consecutive parts of a corpus that begin at `starts`.
 
         Raises UsageError without parts.
         """

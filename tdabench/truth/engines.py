@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What one retraining gave: losses float32 [query], and the checkpoints that it kept.
+    """The result of one retraining: losses float32 [query], and the checkpoints that it kept.
 
     `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a training
     mode that rounds differently from a unit trained alone.

@@ -1,8 +1,8 @@
-"""How smooth a training recipe is: whether what it does to the data can be predicted at all.
+"""Measures the smoothness of a training recipe: whether its response to data is predictable at all.
 
-Two figures that need no attribution method. *Seed agreement*: do two seeds rank groups alike?
-*Metasmoothness* (Engstrom et al. 2025, arXiv 2503.13751, section 3): does a step in the weights of
-the data change the outcome as the same step before it did?
+Two figures need no attribution method. *Seed agreement*: do two seeds rank groups in the same
+order? *Metasmoothness* (Engstrom et al. 2025, arXiv 2503.13751, section 3): does a step in the
+weights of the data change the outcome like the previous equal step?
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tdabench.targets.training import finetune
 from tdabench.truth.engines import one_thread
 from tdabench.truth.store import Truth
 
-OnRun = Callable[[int, int], None]  # (trainings done, of)
+OnRun = Callable[[int, int], None]  # (finished trainings, total)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Metasmoothness:
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Returns how far the signs of two differences [outcome] agree, weighted by the first's sizes.
 
-    sum |a| sign(a) sign(b) / sum |a| (arXiv 2503.13751, eq. 8): 1 where every outcome goes on as it
-    began, about 0 where the second difference has nothing to do with the first.
+    sum |a| sign(a) sign(b) / sum |a| (arXiv 2503.13751, eq. 8): 1 if every outcome continues in its
+    first direction, about 0 if the second difference is unrelated to the first.
     """
     total = float(np.abs(first).sum())
     return float((first * np.sign(second)).sum() / total) if total > 0 else 0.0
@@ -72,9 +72,9 @@ def metasmoothness(
     """Trains `1 + 2 directions` times and compares successive differences of query losses.
 
     Trainings are on one random group of `fraction` of `train` in one order, with the examples'
-    losses weighted by 1, 1 + h v and 1 + 2 h v, v being random signs and h = `step`. `recipe` and
+    losses weighted by 1, 1 + h v and 1 + 2 h v, with random signs v and h = `step`. `recipe` and
     `fraction` default to the target's. Raises UsageError for a step that makes weights negative,
-    TdabenchError when the training diverges.
+    TdabenchError if the training diverges.
     """
     if directions < 1 or not 0 < step <= 0.5:
         raise UsageError(
@@ -90,7 +90,7 @@ def metasmoothness(
     total, done = 1 + 2 * directions, 0
 
     def losses(weights: np.ndarray) -> np.ndarray:
-        """The loss of each query after training with these weights [example]: float64 [query]."""
+        """Computes each query's loss after training with these weights [example]: float64 [query]."""
         nonlocal done
         model = target.fresh_model(start, seed).to(device)  # type: ignore[arg-type]
         with one_thread():
@@ -109,8 +109,9 @@ def metasmoothness(
 
 
 def seed_agreement(truth: Truth) -> float | None:
-    """Returns the Spearman correlation over groups of the losses of two seeds, the mean over
-    queries and pairs of seeds; None with one seed."""
+    """Returns the Spearman correlation of two seeds' losses over groups; None with one seed.
+
+    It is averaged over queries and pairs of seeds."""
     losses = truth.by_seed()  # [seed, query, group]
     n = len(losses)
     if n < 2:
@@ -123,8 +124,10 @@ def seed_agreement(truth: Truth) -> float | None:
 
 @dataclass(frozen=True)
 class RecipeTrial:
-    """What a recipe gave: losses on held-out queries (in nats), agreement of two seeds over groups,
-    metasmoothness, and the seconds of a retraining; or why it failed."""
+    """The results of a recipe, or the reason of its failure.
+
+    The results are the loss on held-out queries (in nats), the agreement of two seeds over groups,
+    metasmoothness, and the seconds of a retraining."""
 
     recipe: Recipe
     loss: float = float("nan")
@@ -147,8 +150,9 @@ def try_recipe(
 ) -> RecipeTrial:
     """Retrains on `groups` random groups with two seeds each, and measures metasmoothness.
 
-    `queries` are held out (a suite's tuning queries): the groups are those of no shipped truth. A
-    recipe that diverges, or whose batch is larger than a group, gives a trial with its error.
+    `queries` are held out (a suite's tuning queries), and the groups are not used by any shipped
+    truth. A recipe that diverges, or whose batch is larger than a group, gives a trial with its
+    error.
     """
     from tdabench.truth.engines import UnitTrainer
     from tdabench.truth.plan import TruthPlan
