@@ -156,7 +156,7 @@ def test_shipped_text_is_plain_english(path):
 
 def is_verb(word: str) -> bool:
     """Whether a docstring's first word is a verb, imperative or third person."""
-    word = word.lower()
+    word = word.lower().rstrip(",:")
     forms = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y"}
     return bool(forms & VERBS)
 

@@ -90,7 +90,7 @@ def metasmoothness(
     total, done = 1 + 2 * directions, 0
 
     def losses(weights: np.ndarray) -> np.ndarray:
-        """Computes each query's loss after training with these weights [example]: float64 [query]."""
+        """Computes each query's loss after training with weights [example]: float64 [query]."""
         nonlocal done
         model = target.fresh_model(start, seed).to(device)  # type: ignore[arg-type]
         with one_thread():
