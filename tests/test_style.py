@@ -99,7 +99,7 @@ VERBS = frozenset(
     multiply name notify open order pack pad parse permute plan plot pool predict prepare print
     propagate protect pull put raise rank read rebuild receive recompute record refuse register
     remove render repeat replace replay report reset resolve restore resume retrain return run
-    sample save scale scan score seal seed select send set shorten show skip solve sort split
+    sample save scale scan score seal search seed select send set shorten show skip solve sort split
     start step stop store stream strip subtract sum supply suppress survey sync take tell test
     time tokenise track train transform tune undo unpack update use validate verify wait walk
     watch weight whiten wrap write yield
