@@ -67,6 +67,10 @@ class LESS(GradientMethod):
                 "Set lora_rank and dim instead",
             )
 
+    def engine(self, context: Context, state: State, **changes: Any) -> GradientEngine:
+        # Adapters are added to the output of modules; experts in one tensor are not modules.
+        return super().engine(context, state, **{"experts": False, **changes})
+
     # ------------------------------------------------------------------ warm-up
 
     def learn(self, context: Context, train: Sequence[Example]) -> State:

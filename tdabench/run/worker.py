@@ -18,12 +18,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tdabench.benchmark import BenchmarkContext, Built, Outcome
-from tdabench.data.examples import Corpus
+from tdabench.data.examples import Corpus, Example
 from tdabench.errors import MethodError, MissingAsset, MissingExtra, TdabenchError, brief, unknown
 from tdabench.io import append_line, read_json, write_arrays
 from tdabench.method import Context, Index
@@ -44,6 +44,7 @@ from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget, truth_name
 from tdabench.run.top import top_examples
 from tdabench.run.watch import file_events, strays
+from tdabench.targets.target import Target
 from tdabench.truth.store import Truth
 
 
@@ -330,7 +331,8 @@ class Worker:
             "ok",
             primary=outcome.primary,
             metrics=metrics,
-            notes=list(outcome.notes),
+            notes=[*outcome.notes, *target_notes(target, train, queries)],
+            **gradient_coverage(),
             cost={**cost, "query": {**queried, **memory}},
             inputs={
                 **assets.used,
@@ -388,6 +390,29 @@ class OtherTruths:
         found = Truth.load(self.files[name])
         found.check(self.suite.train, self.declared.target, self.declared.recipe_of(name))
         return found.for_queries(self.suite.queries(self.split).ids)
+
+
+def gradient_coverage() -> dict[str, Any]:
+    """Returns the record's field `gradients`: the smallest share of the weights that an engine of
+    this process covered; empty if it computed no gradients."""
+    module = sys.modules.get("tdabench.toolkit.coverage")
+    if module is None or not module.covered:
+        return {}
+    return {"gradients": min(module.covered, key=lambda c: c.share).as_dict()}
+
+
+def target_notes(target: Target, *corpora: Sequence[Example]) -> list[str]:
+    """Returns remarks on how the target was measured, for the board's footnotes."""
+    module = sys.modules.get("tdabench.toolkit.coverage")
+    found = [c.warning for c in module.covered] if module is not None else []
+    if "tokenizer" in target.__dict__:  # something was tokenised
+        some = [e for corpus in corpora for e in corpus[:200]]
+        if apart := target.apart(some):
+            found.append(
+                f"{apart} of the first {len(some)} examples have other tokens if prompt and "
+                "response are tokenised as one text (docs/models.md)"
+            )
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def check_outcome(name: str, outcome: Any) -> None:

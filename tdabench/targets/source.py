@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from typing import Any
 from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, MissingExtra, UsageError, first_line
 from tdabench.io import cache_folder, fingerprint, read_json
+from tdabench.targets.forward import context_length, probe_ids
 from tdabench.targets.target import TOKENIZER_FILES, load_pretrained, no_bars, read_weights
 
 CONFIG_FILES = (
     "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+MERGE_VERSION = 2  # raise it if merging changes: merged adapters are kept on disk
 CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -44,10 +46,7 @@ class Opened:
     @property
     def context_length(self) -> int | None:
         """Number of positions that the model reads, if its configuration states it."""
-        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
-            if isinstance(self.config.get(key), int):
-                return int(self.config[key])
-        return None
+        return context_length(self.config)
 
 
 def open_model(
@@ -146,7 +145,8 @@ def _stamp(path: Path) -> list[Any]:
         return [path.stat().st_size, path.stat().st_mtime_ns]
     if _is_adapter(path):
         weights = path / "adapter_model.safetensors"
-        return [p.stat().st_mtime_ns for p in (weights, path / "adapter_config.json") if p.exists()]
+        files = [p for p in (weights, path / "adapter_config.json") if p.exists()]
+        return [MERGE_VERSION, *(p.stat().st_mtime_ns for p in files)]
     return []
 
 
@@ -274,6 +274,8 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     Plain LoRA (W + scale B A; rank-stabilised scale, per-layer ranks, Conv1D, and whole modules
     saved with it) is merged here; any other kind by peft, if it is installed.
     """
+    import torch
+
     model = load_pretrained(base)
     config = read_json(adapter / "adapter_config.json")
     odd = _not_plain(config)
@@ -290,10 +292,20 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         except ImportError as e:
             raise MissingExtra(f"peft, which merges adapters with {odd},", "peft") from e
         try:
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+            with torch.no_grad():
+                ids = probe_ids(model)
+                adapted: Any = PeftModel.from_pretrained(model, str(adapter)).eval()
+                before = adapted(input_ids=ids).logits
+                model = adapted.merge_and_unload()
+                after = model(input_ids=ids).logits
         except Exception as e:
             reason = first_line(e, 200)
             raise DataError(f"the adapter {adapter} does not fit its base: {reason}") from e
+        if float((after - before).abs().max()) > 1e-3 * float(before.abs().max()):
+            raise DataError(
+                f"merging changes the outputs of the adapter {adapter} ({odd})",
+                "Merge it in the program that trained it, and give the merged model",
+            )
     with no_bars():
         model.save_pretrained(folder)
 
@@ -302,8 +314,10 @@ def _not_plain(config: Mapping[str, Any]) -> str:
     """Names the parts of an adapter's configuration beyond plain LoRA; "" if there are none."""
     if config.get("peft_type") != "LORA":
         return str(config.get("peft_type"))
-    for key in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters",
-                "megatron_config", "corda_config", "eva_config", "lora_bias"):  # fmt: skip
+    for key in (
+        "use_dora", "layer_replication", "trainable_token_indices", "target_parameters",
+        "megatron_config", "corda_config", "eva_config", "lora_bias", "ensure_weight_tying",
+    ):  # fmt: skip
         if config.get(key):
             return key
     return "biases" if config.get("bias", "none") != "none" else ""
@@ -324,8 +338,6 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
             "Save it again with save_pretrained",
         )
     tensors = read_weights(file)
-    modules = dict(model.named_modules())
-    state = model.state_dict()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, torch.Tensor] = {}
     for key, value in tensors.items():
@@ -335,7 +347,16 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
             pairs.setdefault(match[1], {})[match[2]] = value.float()
         else:
             whole[name.replace(".modules_to_save.default", "").replace(".base_layer", "")] = value
+    if not pairs and not whole:
+        raise DataError(f"{file} has no adapter weights", "Train or save it again")
+    _untie(model, {*pairs, *(name.rpartition(".")[0] for name in whole)})
+    state, modules = model.state_dict(), dict(model.named_modules())
     with torch.no_grad():
+        # Whole tensors first: peft saves the base of an adapted head or embedding with the adapter.
+        for name, value in whole.items():
+            if name not in state or state[name].shape != value.shape:
+                raise DataError(f"{file} has {name!r}, which does not fit the base model")
+            state[name].copy_(value.float())
         for name, pair in pairs.items():
             if name not in modules or set(pair) != {"A", "B"}:
                 raise DataError(
@@ -356,12 +377,22 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
                     "Is this the model that the adapter was trained on?",
                 )
             weight += delta
-        for name, value in whole.items():
-            if name not in state or state[name].shape != value.shape:
-                raise DataError(f"{file} has {name!r}, which does not fit the base model")
-            state[name].copy_(value.float())
-    if not pairs and not whole:
-        raise DataError(f"{file} has no adapter weights", "Train or save it again")
+
+
+def _untie(model: Any, adapted: Collection[str]) -> None:
+    """Gives the output matrix its own weights if an adapter changes it or the embedding.
+
+    In training, an adapter of one of the two does not change the other.
+    """
+    import torch
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    names = {name for name, m in model.named_modules() if m is head or m is embedding}
+    if names & set(adapted):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
 
 
 def _for_layer(pattern: Mapping[str, Any] | None, name: str, default: Any) -> float:

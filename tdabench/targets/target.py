@@ -19,12 +19,14 @@ import numpy as np
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, first_line, unknown
 from tdabench.io import (
+    cache_folder,
     fingerprint,
     read_header,
     read_json,
     safetensors_bytes,
     sha256_kept,
     write_bytes,
+    write_json,
 )
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import (
@@ -35,7 +37,19 @@ from tdabench.targets.batches import (
     over_batches,
     pad,
 )
+from tdabench.targets.forward import input_rows, logits_at, way_of
 from tdabench.targets.recipe import Recipe
+from tdabench.targets.tokenizer import (
+    INERT,
+    PROBE,
+    added_first,
+    check_template,
+    continuations,
+    ids_of,
+    load_tokenizer,
+    reads_plainly,
+    render_chat,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +71,8 @@ TRUNCATIONS = ("error", "prompt-left", "right")
 SPACED = ("plain", "question")  # templates after which the response begins with a space
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 CHAT_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+READING_VERSION = 1  # raise it if the rule from text to tokens changes
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 
 _WINDOW = 16_384  # examples tokenised at a time: a tokenizer's own output is many times as large
@@ -147,8 +163,70 @@ class Target:
                 raise DataError(f"the target {self.name!r} lacks {path}")
             for p in inside:
                 hashes[p.relative_to(self.folder).as_posix()] = sha256_kept(p)
-        rest = [] if self.dtype == "float32" else [self.dtype]
+        rest: list[Any] = [] if self.dtype == "float32" else [self.dtype]
+        rest += [{"reading": self._reading}] if self._reading else []
         return fingerprint([hashes, self.template, self.max_length, self.truncate, *rest])
+
+    @cached_property
+    def _reading(self) -> str:
+        """A digest of the token ids of fixed texts and of the tokenizer's settings.
+
+        "" if tokenizer.json and the end of text in config.json, which are hashed, decide both.
+        Measured once per state of the files and version of the libraries.
+        """
+        from importlib.metadata import version
+
+        if self.template not in CHAT and reads_plainly(self.folder):
+            return ""
+        files = {
+            f: sha256_kept(self.folder / f)
+            for f in (*TOKENIZER_FILES, *SETTINGS, *CHAT_FILES, "config.json")
+            if (self.folder / f).exists()
+        }
+        libraries = [version(name) for name in ("transformers", "tokenizers")]
+        key = fingerprint([READING_VERSION, files, self.template, libraries])
+        place = cache_folder() / "readings" / f"{key}.json"
+        try:
+            return str(read_json(place)["digest"])
+        except (DataError, KeyError, TypeError):
+            digest = self._read()
+        with contextlib.suppress(DataError, UsageError, OSError):  # the cache may not be writable
+            write_json(place, {"digest": digest})
+        return digest
+
+    def _read(self) -> str:
+        settings: dict[str, Any] = {}
+        for file in SETTINGS:
+            if (self.folder / file).exists():
+                found = read_json(self.folder / file)
+                kept = {k: v for k, v in found.items() if k not in INERT}
+                settings |= {file: kept} if kept else {}
+        added = sorted(self.tokenizer.get_added_vocab())
+        texts = [*PROBE, *((f"a{t}b {t} c", f"{t}d") for t in added[:512])]
+        examples = [Example(str(i), p, r) for i, (p, r) in enumerate(texts)]
+        pieces = self._pieces(examples)
+        if not settings and self.template not in CHAT and pieces == self._plain_pieces(examples):
+            return ""
+        return fingerprint([settings, pieces])
+
+    def _plain_pieces(self, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+        """Returns `_pieces` as tokenizer.json and config.json alone define them, or []."""
+        from tokenizers import Tokenizer
+
+        end = read_json(self.folder / "config.json").get("eos_token_id")
+        if type(end) is not int or not (self.folder / "tokenizer.json").exists():
+            return []
+        raw = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        raw.no_truncation()
+        raw.no_padding()
+
+        def ids(text: str) -> list[int]:
+            return list(raw.encode(text, add_special_tokens=False).ids)
+
+        return [
+            (ids(self.prompt_text(e)) or [end], [*ids(self._response_text(e)), end])
+            for e in examples
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Returns a record's description of the target, without its fingerprint."""
@@ -212,37 +290,29 @@ class Target:
                 load_weights(model, path)
         model.eval().requires_grad_(False)
         model.config.use_cache = False
+        self._check(model)
         return model
+
+    def _check(self, model: PreTrainedModel) -> None:
+        """Raises DataError if the tokenizer does not fit the model, or the model is not causal."""
+        rows, most = input_rows(model), max(self.tokenizer.get_vocab().values(), default=0)
+        if most >= rows:
+            raise DataError(
+                f"the tokenizer of {self.name!r} has ids up to {most:,}, the model has "
+                f"{rows:,} rows of embeddings",
+                "Is it this model's tokenizer? If tokens were added to it, resize the model's "
+                "embeddings and save it again",
+            )
+        way_of(model)
 
     # ------------------------------------------------------------------ tokens
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        # transformers 5 selects the class by the model's type and lets it replace the
-        # pre-tokenizer in tokenizer.json. A folder that names the plain class needs that class.
-        config = self.folder / "tokenizer_config.json"
-        plain = config.exists() and (
-            read_json(config).get("tokenizer_class")
-            in ("PreTrainedTokenizerFast", "TokenizersBackend")
-        )
-        try:
-            loader = PreTrainedTokenizerFast if plain else AutoTokenizer
-            tokenizer = loader.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as e:
-            raise DataError(
-                f"the target {self.name!r} has no readable tokenizer: {first_line(e)}",
-                "Put tokenizer.json beside the weights (a slow tokenizer: save it with "
-                "save_pretrained)",
-            ) from e
-        if tokenizer.eos_token_id is None:
-            raise DataError(
-                f"the tokenizer of {self.name!r} has no end-of-text token, which ends a response",
-                "Name one as eos_token in its tokenizer_config.json",
-            )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token_id = tokenizer.eos_token_id
+        tokenizer = load_tokenizer(self.folder, self.name)
+        if self.template in CHAT:
+            with self._template_errors("any text"):
+                check_template(tokenizer, self.name)
         return tokenizer
 
     @property
@@ -260,19 +330,20 @@ class Target:
 
     def _chat(self, turns: Sequence[tuple[str, str]], id: str) -> str:
         """Formats a conversation with the tokenizer's chat template."""
-        last = turns[-1][0]
+        with self._template_errors(repr(id)):
+            return render_chat(self.tokenizer, turns)
+
+    @contextlib.contextmanager
+    def _template_errors(self, what: str) -> Iterator[None]:
         try:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in turns],
-                tokenize=False,
-                add_generation_prompt=last == "user",
-            )
+            yield
+        except DataError:
+            raise
         except Exception as e:  # a template is a program and may raise anything
             raise DataError(
-                f"the chat template of {self.name!r} fails on {id!r}: {first_line(e)}",
+                f"the chat template of {self.name!r} fails on {what}: {first_line(e)}",
                 'Use another template: "plain", "alpaca", "question" or "none"',
             ) from e
-        return str(text)
 
     @cached_property
     def _ending(self) -> list[int]:
@@ -283,7 +354,7 @@ class Target:
         asked, said = self._chat([("user", "a")], ""), "b"
         whole = self._chat([("user", "a"), ("assistant", said)], "")
         rest = whole.removeprefix(asked + said)
-        return eos if rest == whole else _ids(self.tokenizer, [rest])[0] or eos
+        return eos if rest == whole else ids_of(self.tokenizer, [rest])[0] or eos
 
     def tokenize(self, examples: Sequence[Example], role: str = "full") -> list[Tokens]:
         """Tokenises each example. `role="prompt"` leaves out the response.
@@ -296,23 +367,40 @@ class Target:
         return out
 
     def _tokenized(self, examples: Sequence[Example], role: str) -> list[Tokens]:
-        eos = int(self.tokenizer.eos_token_id)
-        prompts = [self.prompt_text(e) for e in examples]
-        ending = self._ending
-        space = " " if self.template in SPACED else ""
-        responses = [space + e.response for e in examples]
-        p_ids = _ids(self.tokenizer, prompts)
-        r_ids = _ids(self.tokenizer, responses) if role == "full" else [[] for _ in examples]
         out = []
-        for example, p, r in zip(examples, p_ids, r_ids):
-            if role == "full":
-                r = [*r, *ending]
-            if not p:
-                p = [eos]  # a token must precede the first predicted one
+        for example, (p, r) in zip(examples, self._pieces(examples, role)):
             if len(p) + len(r) > self.max_length:
                 p, r = self._truncated(example, p, r)
             out.append(Tokens(np.asarray(p + r, dtype=np.int64), len(p)))
         return out
+
+    @cached_property
+    def _beginning(self) -> list[int]:
+        """Token ids before a prompt: the beginning of text; chat templates contain their own."""
+        return [] if self.template in CHAT else added_first(self.tokenizer)
+
+    def _pieces(
+        self, examples: Sequence[Example], role: str = "full"
+    ) -> list[tuple[list[int], list[int]]]:
+        """Returns the token ids of each prompt and each response before truncation."""
+        p_ids = ids_of(self.tokenizer, [self.prompt_text(e) for e in examples])
+        r_ids = continuations(self.tokenizer, [self._response_text(e) for e in examples])
+        end = self._ending
+        # A token must precede the first predicted one.
+        empty = self._beginning or [int(self.tokenizer.eos_token_id)]
+        prompts = [[*self._beginning, *p] if p else empty for p in p_ids]
+        return [(p, [*r, *end] if role == "full" else []) for p, r in zip(prompts, r_ids)]
+
+    def _response_text(self, example: Example) -> str:
+        return (" " if self.template in SPACED else "") + example.response
+
+    def apart(self, examples: Sequence[Example]) -> int:
+        """Counts examples whose tokens differ if prompt and response are tokenised as one text."""
+        asked = [(e, prompt) for e in examples if (prompt := self.prompt_text(e))]
+        whole = ids_of(self.tokenizer, [prompt + self._response_text(e) for e, prompt in asked])
+        start, end = len(self._beginning), len(self._ending)
+        pieces = self._pieces([e for e, _ in asked])
+        return sum([*p[start:], *r[: len(r) - end]] != one for (p, r), one in zip(pieces, whole))
 
     def _truncated(self, example: Example, p: list[int], r: list[int]) -> tuple[list, list]:
         if self.truncate == "error":
@@ -324,8 +412,9 @@ class Target:
             )
         if self.truncate == "right" and len(p) < self.max_length:
             return p, r[: self.max_length - len(p)]
-        r = r[: self.max_length - 1]
-        return p[len(p) - (self.max_length - len(r)) :], r
+        first = self._beginning if len(self._beginning) < len(p) else []
+        r = r[: self.max_length - 1 - len(first)]
+        return [*first, *p[len(p) - (self.max_length - len(r) - len(first)) :]], r
 
     def batches(
         self, tokens: Sequence[Tokens], tokens_a_batch: int = 4096, max_examples: int = 256
@@ -421,23 +510,13 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def response_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Computes logits at the positions that predict response tokens: [tokens, vocabulary].
 
     Other positions are skipped: with a large vocabulary they take most of the memory, and with
     short responses much of the time.
     """
-    if getattr(model.config, "final_logit_softcapping", None):
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        return logits.flatten(0, 1).index_select(0, batch.places)
-    hidden = model.base_model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask
-    ).last_hidden_state  # [b, t, d]
-    return model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, batch.places))
+    return logits_at(model, batch.input_ids, batch.attention_mask, batch.places)
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

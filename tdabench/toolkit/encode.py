@@ -14,6 +14,8 @@ import numpy as np
 from tdabench.data.examples import Example
 from tdabench.errors import UsageError
 from tdabench.targets.batches import over_batches
+from tdabench.targets.forward import context_length as positions
+from tdabench.targets.forward import last_states
 
 if TYPE_CHECKING:
     import torch
@@ -106,10 +108,7 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 def context_length(model: Any, tokenizer: Any) -> int | None:
     """Returns the most tokens that both model and tokenizer accept; None if neither states it."""
-    limits = [
-        getattr(model.config, "max_position_embeddings", None),
-        getattr(tokenizer, "model_max_length", None),
-    ]
+    limits = [positions(model.config.to_dict()), getattr(tokenizer, "model_max_length", None)]
     if getattr(model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
         limits[0] = limits[0] and limits[0] - 2  # two positions are reserved for padding
     known = [int(x) for x in limits if x and x < 1 << 20]  # tokenizers use 1e30 for "no limit"
@@ -172,7 +171,7 @@ def _encode_ids(
             padded[row, : lengths[i]] = ids[i]
         real = np.arange(width) < lengths[index, None]  # [b, t]
         with torch.inference_mode():
-            hidden = _hidden(
+            hidden = last_states(
                 model,
                 torch.from_numpy(padded).to(model.device),
                 torch.from_numpy(real.astype(np.int64)).to(model.device),
@@ -188,24 +187,6 @@ def _encode_ids(
             yield some[places], pooled
     finally:
         model.train(trained)
-
-
-def _hidden(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layer: int
-) -> torch.Tensor:
-    """Computes hidden states [b, t, d] of one layer, without the language-modelling head."""
-    body = model.base_model
-    if layer == -1:
-        return body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    states = body(
-        input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
-    ).hidden_states
-    if not -len(states) <= layer < len(states):
-        raise UsageError(
-            f"the model has no layer {layer}",
-            f"Layers run from 0 (embeddings) to {len(states) - 1}",
-        )
-    return states[layer]
 
 
 def _pool(hidden: torch.Tensor, real: torch.Tensor, pooling: str) -> torch.Tensor:

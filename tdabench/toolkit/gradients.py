@@ -30,6 +30,8 @@ from tdabench.method import Context
 from tdabench.rows import Rows
 from tdabench.targets.batches import Batch, Tokens, out_of_memory, over_batches, pad
 from tdabench.targets.target import example_losses
+from tdabench.toolkit.coverage import coverage, covered, in_use
+from tdabench.toolkit.experts import expert_modules, expert_shapes, watched
 from tdabench.toolkit.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class Layer:
     p_in: Tensor | None = None
     p_out: Tensor | None = None
     start: int = 0
+    weight: str = ""  # for experts: the name of the tensor [expert, …] in `module`
+    expert: int = 0
 
     @property
     def rows(self) -> int:
@@ -109,6 +113,10 @@ class GradientEngine:
     bias        include the gradients of biases, if a layer has one
     loss        (model, batch) -> [b], the quantity to differentiate; by default the mean
                 response-token loss
+    experts     include the experts of a mixture, one layer per expert and weight; their
+                `layer.module` is the module that contains all experts
+
+    `coverage` is the share of the model's weights that the gradients cover.
 
     Raises UsageError if no layer matches, and MethodError for a quantised model.
     """
@@ -123,6 +131,7 @@ class GradientEngine:
         random: Callable[[str], torch.Generator] | None = None,
         bias: bool = False,
         loss: Loss = example_losses,
+        experts: bool = True,
     ) -> None:
         self.model, self.loss = model, loss
         self._sides: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -131,11 +140,15 @@ class GradientEngine:
         device = next(model.parameters()).device
         self.layers: list[Layer] = []
         start = 0
-        for name, module in select_layers(model, layers):
-            conv1d = not isinstance(module, torch.nn.Linear)
-            shape = tuple(module.get_parameter("weight").shape)
-            d_out, d_in = shape[::-1] if conv1d else shape
-            has_bias = bias and module.bias is not None
+        for name, module, weight, expert in _products(model, layers, experts):
+            conv1d = not weight and not isinstance(module, torch.nn.Linear)
+            if weight:
+                _, d_out, d_in = expert_shapes(module)[weight]
+                has_bias = bias and bool(module.has_bias)
+            else:
+                shape = tuple(module.get_parameter("weight").shape)
+                d_out, d_in = shape[::-1] if conv1d else shape
+                has_bias = bias and module.bias is not None
             sides: list[Tensor | None]
             if not isinstance(projection, str):
                 if name not in projection:
@@ -148,14 +161,34 @@ class GradientEngine:
                 sides = [_draw(random, f"projection/{name}/{s}", d, rank) for s, d in widths]
             p_in, p_out = (p if p is None else p.to(device, torch.float32) for p in sides)
             layer = Layer(
-                name, module, d_in + has_bias, d_out, has_bias, conv1d, p_in, p_out, start
-            )
+                name, module, d_in + has_bias, d_out, has_bias, conv1d, p_in, p_out, start,
+                weight, expert,
+            )  # fmt: skip
             for p, d in ((p_in, layer.d_in), (p_out, layer.d_out)):
                 if p is not None and p.shape[0] != d:
                     raise UsageError(f"the projection of {name} has {p.shape[0]} rows, not {d}")
             self.layers.append(layer)
             start += layer.dim
         self.dim = start
+        self._experts = {
+            (id(layer.module), layer.weight, layer.expert): layer
+            for layer in self.layers
+            if layer.weight
+        }
+        if hasattr(model, "config"):
+            self.coverage = coverage(model, self._parameters(), layers is not None)
+            covered.append(self.coverage)
+
+    def _parameters(self) -> set[str]:
+        """Returns the names of the parameters that the gradients cover."""
+        found = set()
+        for layer in self.layers:
+            weight = layer.weight or "weight"
+            owner = layer.name.removesuffix(f".{weight}.{layer.expert}")
+            found.add(f"{owner}.{weight}")
+            if layer.bias:
+                found.add(f"{owner}.{weight}_bias" if layer.weight else f"{owner}.bias")
+        return found
 
     @property
     def dims(self) -> dict[str, int]:
@@ -172,22 +205,15 @@ class GradientEngine:
         that products of the two count only real tokens; x is meaningless there (`second_moment`
         excludes it). Returns the losses [b], detached.
         """
-        odd = _odd_padding(batch)
-
-        def keep(layer: Layer, x: Tensor) -> Tensor:
-            return _with_ones(layer, _without(odd, x))
-
-        return self._pass(batch, keep, lambda layer, x, d: visit(layer, x, _without(odd, d)), loss)
+        return self._pass(batch, _with_ones, visit, loss)
 
     def gradients(self, batch: Batch) -> Tensor:
         """Computes gradients of each example's loss, with any projection: float32 [b, dim]."""
         b = len(batch.input_ids)
         out = torch.empty(b, self.dim, device=batch.input_ids.device)
         first: set[str] = set()
-        odd = _odd_padding(batch)
 
         def keep(layer: Layer, x: Tensor) -> Tensor:
-            x = _without(odd, x)
             if layer.p_in is None:
                 return _with_ones(layer, x)
             p = self._side(layer.p_in, x.dtype)
@@ -198,7 +224,7 @@ class GradientEngine:
         def visit(layer: Layer, x: Tensor, delta: Tensor) -> None:
             if layer.p_out is not None:
                 delta = delta @ self._side(layer.p_out, delta.dtype)  # [b, t, rows]
-            g = _outer(_without(odd, delta), x).view(b, -1)
+            g = _outer(delta, x).view(b, -1)
             if layer.name in first:  # the gradients of a module used twice add up
                 out[:, layer.columns] += g
             else:
@@ -226,23 +252,54 @@ class GradientEngine:
     ) -> Tensor:
         """Runs the passes: `keep(layer, x)` is the part of x to hold until `visit` gets delta."""
         seen: set[str] = set()
+        odd = _odd_padding(batch)
+        tokens = batch.input_ids.numel()
 
         def received(layer: Layer, kept: Tensor, delta: Tensor) -> None:
             seen.add(layer.name)
-            visit(layer, kept, _by_position(layer, delta, batch))
+            visit(layer, kept, _without(odd, _by_position(layer, delta, batch)))
 
         def forward_hook(layer: Layer, _module: Any, inputs: tuple, output: Tensor) -> Tensor:
-            if not output.requires_grad:
-                # No earlier layer requires a gradient, so the backward pass ends here.
-                output = output.detach().requires_grad_()
-            kept = keep(layer, _by_position(layer, inputs[0].detach(), batch))
+            if not torch.is_grad_enabled():  # this call does not contribute to the gradient
+                return output
+            output = _differentiable(output)
+            kept = keep(layer, _without(odd, _by_position(layer, inputs[0].detach(), batch)))
             output.register_hook(partial(received, layer, kept))
             return output
 
-        with _frozen(self.model), _plain_attention(self.model, batch), torch.enable_grad():
+        def routed(layer: Layer, kept: Tensor, rows: Tensor, delta: Tensor) -> None:
+            seen.add(layer.name)
+            # A token routed to one expert twice has the same x both times, and two deltas.
+            visit(layer, _scattered(kept, rows, batch), _scattered(delta, rows, batch, add=True))
+
+        def product(
+            module: Any, weight: str, expert: int, n: int, rows: Tensor, x: Tensor, y: Tensor
+        ) -> Tensor:
+            layer = self._experts.get((id(module), weight, expert))
+            if layer is None:
+                return y
+            if n != tokens:
+                raise MethodError(
+                    f"{layer.name} sees {n} tokens of {tokens}",
+                    "Exclude it with the parameter `layers`",
+                )
+            y, x = _differentiable(y), x.detach()
+            real = ... if odd is None else (~odd.flatten())[rows].nonzero()[:, 0]
+            kept = keep(layer, x[real][None])[0]
+            y.register_hook(lambda delta: routed(layer, kept, rows[real], delta[real]))
+            return y
+
+        modules = {layer.name: layer.module for layer in self._experts.values()}
+        with (
+            _frozen(self.model),
+            _plain_attention(self.model, batch),
+            watched(modules, product),
+            torch.enable_grad(),
+        ):
             hooks = [
                 layer.module.register_forward_hook(partial(forward_hook, layer))
                 for layer in self.layers
+                if not layer.weight
             ]
             try:
                 losses = (loss or self.loss)(self.model, batch)
@@ -250,10 +307,17 @@ class GradientEngine:
             finally:
                 for hook in hooks:
                     hook.remove()
-        unseen = [layer.name for layer in self.layers if layer.name not in seen]
-        if unseen:
+        unseen = [layer for layer in self.layers if layer.name not in seen]
+        nowhere = torch.zeros(0, dtype=torch.long, device=batch.input_ids.device)
+        for layer in unseen:
+            if layer.weight:  # an expert that received no token of the batch
+                x = losses.new_zeros(1, 0, layer.d_in - layer.bias)
+                delta = losses.new_zeros(0, layer.d_out)
+                routed(layer, keep(layer, x)[0].detach(), nowhere, delta)
+        lost = [layer.name for layer in unseen if not layer.weight]
+        if lost:
             raise MethodError(
-                f"no gradient reached {unseen[0]} ({len(unseen)} layers in all)",
+                f"no gradient reached {lost[0]} ({len(lost)} layers in all)",
                 "Exclude such layers with the parameter `layers`",
             )
         return losses.detach()
@@ -355,8 +419,17 @@ def select_layers(
 ) -> list[tuple[str, torch.nn.Module]]:
     """Returns (name, module) of the linear layers of `model` whose names match `layers`.
 
-    None selects all except the output head. Covers nn.Linear and the Conv1D of GPT-2.
+    None selects all except the output head and the layers that a forward pass does not apply to
+    every token in its place (experts that are modules, the cross-attention of a decoder without
+    an encoder). Covers nn.Linear and the Conv1D of GPT-2.
     """
+    return [(name, module) for name, module, *_ in _products(model, layers, experts=False)]
+
+
+def _products(
+    model: torch.nn.Module, layers: str | None, experts: bool
+) -> list[tuple[str, torch.nn.Module, str, int]]:
+    """Returns (name, module, "", 0) per linear layer, (name, module, weight, expert) per expert."""
     from transformers.pytorch_utils import Conv1D
 
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
@@ -369,22 +442,40 @@ def select_layers(
         )
     if not linear:
         raise UsageError(f"{type(model).__name__} has no linear layers for gradients")
+    there: dict[str, tuple[str, torch.nn.Module, str, int]] = {
+        n: (n, m, "", 0) for n, m in linear.items()
+    }
+    if experts:
+        for name, module in expert_modules(model).items():
+            for weight, (count, _, _) in expert_shapes(module).items():
+                for e in range(count):
+                    there[f"{name}.{weight}.{e}"] = f"{name}.{weight}.{e}", module, weight, e
     if layers is None:
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        chosen = {n: m for n, m in linear.items() if m is not head}
+        chosen = [v for v in there.values() if v[1] is not head]
+        if hasattr(model, "config"):
+            use = in_use(model)
+            names = {id(m): n for n, m in model.named_modules()}
+            chosen = [v for v in chosen if names[id(v[1])] in use.placed]
     else:
         try:
             pattern = re.compile(layers)
         except re.error as e:
             raise UsageError(f"layers = {layers!r} is not a regular expression: {e}") from e
-        chosen = {n: m for n, m in linear.items() if pattern.search(n)}
+        chosen = [v for n, v in there.items() if pattern.search(n)]
+    if not chosen and layers is None:
+        raise MethodError(
+            f"per-example gradients of {type(model).__name__} are not supported: its forward pass "
+            f"applies none of its {len(there)} linear layers to every token with gradients",
+            "Use a method without gradients",
+        )
     if not chosen:
-        some = ", ".join(list(linear)[:3])
+        some = ", ".join(list(there)[:3])
         raise UsageError(
             f"no linear layer matches layers = {layers!r}",
-            f"The model has {len(linear)}: {some}{', …' if len(linear) > 3 else ''}",
+            f"The model has {len(there)}: {some}{', …' if len(there) > 3 else ''}",
         )
-    return list(chosen.items())
+    return chosen
 
 
 def _draw(
@@ -410,8 +501,9 @@ def _odd_padding(batch: Batch) -> Tensor | None:
 
 def _without(odd: Tensor | None, v: Tensor) -> Tensor:
     """Returns `v` with zeros at `odd` padding."""
-    # The head sees only response tokens, scattered to the preceding position.
-    return v if odd is None else v.masked_fill(odd[:, : v.shape[1]], 0)
+    if odd is None:
+        return v
+    return v.masked_fill(odd.repeat_interleave(v.shape[1] // odd.shape[1], dim=1), 0)
 
 
 def _with_ones(layer: Layer, x: Tensor) -> Tensor:
@@ -419,7 +511,10 @@ def _with_ones(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
-    """Returns `v` as [b, t, d]: some layers flatten tokens; the head sees only responses."""
+    """Returns `v` as [b, t, d]: some layers flatten tokens; the head sees only responses.
+
+    Layers that see attention heads separately give [b, t * heads, d]; gradients sum over both.
+    """
     b, t = batch.input_ids.shape
     if v.dim() == 3 and v.shape[0] == b:
         return v
@@ -427,10 +522,27 @@ def _by_position(layer: Layer, v: Tensor, batch: Batch) -> Tensor:
         return v.view(b, t, -1)
     if v.dim() == 2 and v.shape[0] == len(batch.places):
         return v.new_zeros(b * t, v.shape[1]).index_copy_(0, batch.places, v).view(b, t, -1)
+    if v.dim() > 3 and v.shape[0] == b:
+        return v.flatten(1, -2)
     raise MethodError(
         f"{layer.name} mixes examples: it sees {list(v.shape)} for a batch of {b} x {t} tokens",
         "Exclude such layers (such as experts) with the parameter `layers`",
     )
+
+
+def _scattered(v: Tensor, rows: Tensor, batch: Batch, add: bool = False) -> Tensor:
+    """Returns v [n, c] at `rows` [n] of the b * t tokens as [b, t, c], zeros elsewhere."""
+    b, t = batch.input_ids.shape
+    out = v.new_zeros(b * t, v.shape[1])
+    return (out.index_add_ if add else out.index_copy_)(0, rows, v).view(b, t, -1)
+
+
+def _differentiable(output: Tensor) -> Tensor:
+    """Returns `output`, or a new start of the graph if no earlier layer requires a gradient.
+
+    The backward pass then ends here. It is a copy, because some models write into it.
+    """
+    return output if output.requires_grad else output.detach().requires_grad_().clone()
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tdabench.errors import UsageError
-from tdabench.targets.batches import Tokens
+from tdabench.errors import UsageError, first_line
+from tdabench.targets.batches import Tokens, out_of_memory
+from tdabench.targets.forward import logits_at, probe_ids, way_of
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import SCRATCH, Target
 from tdabench.targets.training import batch_order, make_optimizer
@@ -110,9 +111,8 @@ class _Stack:
         self.k, self.model = k, models[0].to(device)  # type: ignore[arg-type]
         if device == "cpu":  # torch has no batching rule for its fused attention there
             self.model.set_attn_implementation("eager")
-        head = self.model.get_output_embeddings()
-        if getattr(self.model.config, "final_logit_softcapping", None):
-            raise UsageError("stacked training does not support capped logits", "Leave out --stack")
+        way_of(self.model)  # measured now, because it cannot be measured under vmap
+        self.module = _as_module(self.model)
         named = [dict(m.named_parameters()) for m in models]
         self.params = {
             name: torch.nn.Parameter(
@@ -122,38 +122,41 @@ class _Stack:
             )
             for name, p in named[0].items()
         }
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        self.head = names[id(head.weight)]
-        self.head_bias = names[id(head.bias)] if getattr(head, "bias", None) is not None else None
-        prefix = f"{self.model.base_model_prefix}."
-        self.base = {n: n.removeprefix(prefix) for n in self.params if n.startswith(prefix)}
+        self._try()
 
-    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [k, b, t, d] of ids [k, b, t], or of ids [b, t] shared by all.
+    def _try(self) -> None:
+        """Raises UsageError for a model that cannot be run in a stack."""
+        import torch
 
-        Padding is on the right, where no real token attends to it, so no mask is needed.
+        ids = probe_ids(self.model)
+        at = torch.zeros(self.k, 1, dtype=torch.long, device=ids.device)
+        try:
+            with torch.no_grad():
+                self.token_losses(ids, at, at)
+        except RuntimeError as e:
+            if out_of_memory(e):
+                raise
+            raise UsageError(
+                f"stacked training does not support {type(self.model).__name__}: {first_line(e)}",
+                "Leave out --stack",
+            ) from e
+
+    def token_losses(self, ids: torch.Tensor, at: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+        """Computes losses [k, r] of tokens gold [k, r], predicted at flat positions at [k, r].
+
+        ids are [k, b, t], or [b, t] shared by all. Padding is on the right, where no real token
+        attends to it, so no mask is needed.
         """
         import torch
 
-        def one(params: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-            return torch.func.functional_call(
-                self.model.base_model, params, (), {"input_ids": ids, "use_cache": False}
-            ).last_hidden_state
+        def one(
+            params: dict[str, torch.Tensor], ids: torch.Tensor, at: torch.Tensor
+        ) -> torch.Tensor:
+            return torch.func.functional_call(self.module, params, (ids, at))  # [r, vocabulary]
 
-        params: dict[str, torch.Tensor] = {s: self.params[n] for n, s in self.base.items()}
-        return torch.func.vmap(one, in_dims=(0, 0 if ids.dim() == 3 else None))(params, ids)
-
-    def token_losses(
-        self, hidden: torch.Tensor, at: torch.Tensor, gold: torch.Tensor
-    ) -> torch.Tensor:
-        """Computes losses [k, r] of tokens gold [k, r], predicted at flat positions at [k, r]."""
-        import torch
-
-        rows = at[..., None].expand(-1, -1, hidden.shape[-1])
-        picked = hidden.flatten(1, 2).gather(1, rows)  # [k, r, d]
-        logits = torch.bmm(picked, self.params[self.head].transpose(1, 2))
-        if self.head_bias:
-            logits = logits + self.params[self.head_bias][:, None]
+        params: dict[str, torch.Tensor] = {f"model.{n}": p for n, p in self.params.items()}
+        dims = (0, 0 if ids.dim() == 3 else None, 0)
+        logits = torch.func.vmap(one, in_dims=dims)(params, ids, at)
         flat = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), gold.flatten(), reduction="none"
         )
@@ -174,7 +177,7 @@ class _Stack:
             value = np.zeros(self.k)
             for chosen in _parts(tokens, batches, recipe.micro_batch):
                 ids, at, gold, weight = _padded(chosen, pad_id, str(params[0].device))
-                found = self.token_losses(self.hidden(ids), at, gold) * weight / len(batches[0])
+                found = self.token_losses(ids, at, gold) * weight / len(batches[0])
                 found.sum().backward()
                 value += found.detach().sum(1).cpu().numpy()
             for row in np.flatnonzero(~np.isfinite(value)):
@@ -191,11 +194,28 @@ class _Stack:
         """Computes each example's mean response-token loss under each model: float32 [k, n]."""
         out = np.empty((self.k, len(tokens)), dtype=np.float32)
         for batch in target.batches(tokens, max(512, 8192 // self.k)):
-            b = batch.to(str(self.params[self.head].device))
+            b = batch.to(str(self.model.device))
             at, gold = (v.expand(self.k, -1) for v in (b.places, b.gold))
-            found = self.token_losses(self.hidden(b.input_ids), at, gold)
+            found = self.token_losses(b.input_ids, at, gold)
             out[:, batch.index] = b.means(found).cpu().numpy()
         return out
+
+
+def _as_module(model: PreTrainedModel) -> torch.nn.Module:
+    """Returns a module whose output is the logits [r, vocabulary] of ids [b, t] at positions [r].
+
+    `functional_call` accepts modules only."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            return logits_at(self.model, ids, None, at)
+
+    return Logits()
 
 
 def _parts(

@@ -327,7 +327,7 @@ TEMPLATE = (
 
 def test_the_chat_template_of_the_tokenizer(model):
     plain = target_of(open_model(str(model)), template="chat")
-    with pytest.raises(DataError, match="the chat template of 'm' fails on 'a'"):
+    with pytest.raises(DataError, match="the chat template of 'm' fails on any text"):
         plain.tokenize([Example("a", "p", "r")])
     (model / "chat_template.jinja").write_text(TEMPLATE)
     target = target_of(open_model(str(model)), template="chat")
@@ -461,6 +461,42 @@ def test_merging_is_pefts(saved, tmp_path):
     theirs = theirs.merge_and_unload().state_dict()
     for name, value in load_pretrained(tmp_path / "ours").state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": "all-linear", "use_rslora": True},
+    ],
+    ids=lambda c: "-".join(str(v) for v in c.values()),
+)
+def test_adapters_of_head_and_embedding_give_pefts_logits(make_target, tmp_path, tied, config):
+    """What peft computes with the adapter in place: where the two are tied, its own merge and a
+    plain sum of matrices are both wrong."""
+    peft = pytest.importorskip("peft")
+    target = make_target("qwen2" if tied else "llama")
+    target.fresh_model("warm").save_pretrained(tmp_path / "base")
+    (tokens,) = target.tokenize([Example("a", "Copy: amber 5", "x")])
+    ids = torch.from_numpy(tokens.ids[None, :9])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        settings = peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **config)
+        theirs = peft.get_peft_model(load_pretrained(tmp_path / "base"), settings).eval()
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += 0.05 * torch.randn_like(p)
+        theirs.save_pretrained(tmp_path / "adapter")
+        want = theirs(input_ids=ids).logits
+        merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "ours")
+        got = load_pretrained(tmp_path / "ours")(input_ids=ids).logits
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

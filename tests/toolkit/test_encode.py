@@ -75,7 +75,7 @@ def test_batches_are_halved_when_memory_runs_out(bert, monkeypatch):
 
     model, tokenizer = bert
     want = encode_texts(model, tokenizer, TEXTS)
-    original, sizes, most = module._hidden, [], 2
+    original, sizes, most = module.last_states, [], 2
 
     def small(model, input_ids, attention_mask, layer):
         sizes.append(len(input_ids))
@@ -83,7 +83,7 @@ def test_batches_are_halved_when_memory_runs_out(bert, monkeypatch):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return original(model, input_ids, attention_mask, layer)
 
-    monkeypatch.setattr(module, "_hidden", small)
+    monkeypatch.setattr(module, "last_states", small)
     np.testing.assert_allclose(encode_texts(model, tokenizer, TEXTS), want, atol=1e-6)
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     most = 0

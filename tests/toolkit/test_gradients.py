@@ -196,7 +196,7 @@ def test_projections_are_those_given(tiny_target: Target, tiny_corpus: Corpus) -
 
 def test_layer_patterns_are_checked(tiny_target: Target) -> None:
     model = tiny_target.model("warm")
-    with pytest.raises(UsageError, match=r"no linear layer matches.*The 15 there are: model"):
+    with pytest.raises(UsageError, match=r"no linear layer matches.*The model has 15: model"):
         GradientEngine(model, layers="nothing_like_this")
     with pytest.raises(UsageError, match="not a regular expression"):
         GradientEngine(model, layers="(")

@@ -1,0 +1,356 @@
+"""Compares losses and gradients of every causal model type of transformers with its own forward.
+
+    python benchmarks/model_sweep.py                 # all types, writes the table of docs/models.md
+    python benchmarks/model_sweep.py llama mixtral   # prints the table of these types
+
+Each type is built with two layers and random weights from a small configuration, with scalings and
+caps of logits enabled. The reference is a loop over single examples: the model's own logits,
+cross-entropy, and gradients of the weights by autograd. tdabench's losses and per-example gradients
+are computed in one batch with padding on the right, as in all of tdabench. With padding on the
+left, losses are compared with the model's own forward of that batch. One process, one thread,
+30 seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+
+from tdabench.errors import TdabenchError
+from tdabench.io import write_text
+from tdabench.targets.batches import Batch, Tokens, pad
+from tdabench.targets.forward import plain_ids, way_of
+from tdabench.targets.target import example_losses
+from tdabench.toolkit.gradients import GradientEngine
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+MARK = "<!-- the rest of this page is written by benchmarks/model_sweep.py -->\n"
+WITHIN = 1e-4  # the largest relative error of losses and gradients that counts as right
+MOST_WEIGHTS = 4_000_000
+
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(
+        "hidden_size d_model n_embd embedding_size dim n_embed lru_width attention_hidden_size "
+        "rnn_hidden_size attn_hidden_size word_embed_proj_dim embedding_dim".split(), 32),
+    **dict.fromkeys(
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers".split(), 2),
+    **dict.fromkeys(
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads "
+        "encoder_attention_heads attention_heads linear_num_value_heads mamba_n_heads "
+        "mamba_num_heads".split(), 4),
+    **dict.fromkeys("num_key_value_heads num_kv_heads multi_query_group_num "
+                    "linear_num_key_heads".split(), 2),
+    **dict.fromkeys(
+        "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim ffn_hidden_size n_inner d_ff "
+        "inner_dim shared_intermediate_size ffn_size intermediate_size_mlp "
+        "dense_intermediate_size".split(), 48),
+    **dict.fromkeys(
+        "moe_intermediate_size shared_expert_intermediate_size expert_intermediate_size "
+        "moe_shared_expert_intermediate_size expert_ffn_hidden_size".split(), 24),
+    **dict.fromkeys(
+        "head_dim kv_channels attention_head_dim d_kv d_head rotary_dim qk_rope_head_dim "
+        "qk_nope_head_dim v_head_dim linear_key_head_dim linear_value_head_dim state_size "
+        "mamba_d_state ssm_state_size hidden_size_per_layer_input".split(), 8),
+    **dict.fromkeys("num_experts num_local_experts n_routed_experts moe_num_experts".split(), 4),
+    **dict.fromkeys("num_experts_per_tok moe_topk moe_k top_k_experts num_experts_per_token "
+                    "expand mamba_expand global_attn_every_n_layers".split(), 2),
+    **dict.fromkeys(
+        "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions "
+        "seq_length".split(), 128),
+    **dict.fromkeys("n_shared_experts n_group topk_group first_k_dense_replace mamba_n_groups "
+                    "n_groups".split(), 1),
+    **dict.fromkeys("q_lora_rank kv_lora_rank qk_head_dim mamba_d_head mamba_head_dim".split(), 16),
+    **dict.fromkeys("laurel_rank mamba_d_conv time_step_rank".split(), 4),
+    **dict.fromkeys("vocab_size vocab_size_per_layer_input".split(), 300),
+    "num_kv_shared_layers": 0, "partial_rotary_factor": 1.0, "d_inner": 64, "sliding_window": 64,
+    "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "is_decoder": True,
+    # Scales and caps outside the layers, at values that change the logits:
+    "logits_scaling": 8.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5,
+    "lm_head_multiplier": 0.5, "logit_scale": 0.3, "final_logit_softcapping": 5.0,
+}  # fmt: skip
+LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite",
+          "glm_moe_dsa", "minicpm3", "youtu", "bailing_hybrid", "dots3_note_text",
+          "longcat_flash")  # fmt: skip
+CHANGES: dict[str, dict[str, Any]] = {  # ... keeps the default
+    **{kind: {"head_dim": ..., "num_key_value_heads": 4} for kind in LATENT},
+    "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False,
+                 "attention_head_size": 8, "feed_forward_size": 48},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "zaya": {"num_experts_per_tok": 1},
+    "cohere_compass_text": {"layer_types": ["full_attention"] * 2},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "roc_bert": {"pronunciation_vocab_size": 30, "shape_vocab_size": 30,
+                 "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "xlm": {"emb_dim": 32, "causal": True, "n_langs": 1},
+    "longcat_flash": {"head_dim": ..., "num_key_value_heads": 4, "zero_expert_num": 1},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """Result for one type: `outcome` is right, wrong, refused or not built."""
+
+    kind: str
+    outcome: str
+    reason: str = ""
+    name: str = ""
+    way: str = ""
+    losses: float = float("nan")
+    gradients: float = float("nan")
+    left: float = float("nan")
+    left_alone: float = float("nan")  # the model's own left-padded losses against single examples
+    share: float = float("nan")
+
+
+def types() -> list[str]:
+    """Returns every model type that transformers maps to a causal model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_config(kind: str) -> Any:
+    """Returns the configuration of a type with small values for all parameters of `SMALL`."""
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[kind]
+    values = _small(cls()) | CHANGES.get(kind, {})
+    return cls(**{k: v for k, v in values.items() if v is not ...})
+
+
+def _small(config: Any) -> dict[str, Any]:
+    values = config.to_dict()
+    changes = {}
+    for key, value in SMALL.items():
+        if key in values and not isinstance(values[key], dict):
+            optional = key in ("q_lora_rank", "sliding_window") and values[key] is None
+            if not optional:
+                changes[key] = value
+    for key in getattr(config, "sub_configs", {}):
+        inner = getattr(config, key, None)
+        if inner is not None:
+            changes[key] = {"model_type": inner.model_type, **_small(inner)}
+    return changes
+
+
+def tiny_model(kind: str) -> Any:
+    """Builds a random model of a type, with weights large enough for a nonlinear function.
+
+    Raises ValueError if the model is still large, and the error of the model's own forward if the
+    small configuration is inconsistent.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+    size = sum(p.numel() for p in model.parameters())
+    if size > MOST_WEIGHTS:
+        raise ValueError(f"{size / 1e6:,.0f}M weights with the small configuration")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).eval()
+        for p in model.parameters():
+            if not bool(torch.isfinite(p).all()):
+                torch.nn.init.normal_(p, std=0.02)
+    embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding)
+                  for p in m.parameters()}  # fmt: skip
+    for p in model.parameters():
+        if p.dim() >= 2 and id(p) not in embeddings:
+            p.data.mul_(3.0)
+    model.config.use_cache = False
+    with torch.no_grad():
+        ids = torch.tensor([plain_ids(model)[:9]])
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return model
+
+
+def sequences(model: Any) -> list[Tokens]:
+    """Returns five sequences of plain tokens of different lengths."""
+    rng = np.random.default_rng(0)
+    plain = plain_ids(model)
+    return [
+        Tokens(rng.choice(plain, size=length).astype(np.int64), start)
+        for length, start in ((9, 4), (5, 2), (12, 7), (7, 1), (10, 9))
+    ]
+
+
+def own_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Computes the mean response loss of each example from the model's own logits: [b]."""
+    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    logits = getattr(out, "logits", None)
+    logits = out[0] if logits is None else logits
+    rows = logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(
+        rows.flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="none"
+    ).view(batch.loss_mask.shape)
+    return losses.masked_fill(~batch.loss_mask, 0).sum(1) / batch.loss_mask.sum(1)
+
+
+def left_padded(batch: Batch) -> Batch:
+    """Returns the same examples with padding on the left."""
+
+    def moved(v: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        return torch.stack([row.roll(int(n)) for row, n in zip(v, by)])
+
+    by = batch.attention_mask.shape[1] - batch.attention_mask.sum(1)
+    return Batch(
+        batch.index, moved(batch.input_ids, by), moved(batch.attention_mask, by),
+        moved(batch.loss_mask, by),
+    )  # fmt: skip
+
+
+def loop(model: Any, engine: GradientEngine, tokens: list[Tokens]) -> tuple[Any, Any]:
+    """Computes losses [n] and gradients [n, dim] of single examples from the model's own logits."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    model.requires_grad_(True)
+    losses, rows = [], []
+    for i in range(len(tokens)):
+        model.zero_grad(set_to_none=True)
+        loss = own_losses(model, pad(tokens, np.array([i]), 1)).sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        row = []
+        for layer in engine.layers:
+            if layer.weight:
+                owner = layer.name.removesuffix(f".{layer.weight}.{layer.expert}")
+                g = parameters[f"{owner}.{layer.weight}"].grad
+                g = None if g is None else g[layer.expert]
+                turned = layer.module.is_transposed
+            else:
+                g, turned = parameters[f"{layer.name}.weight"].grad, layer.conv1d
+            if g is None:
+                g = torch.zeros(layer.d_out, layer.d_in)
+            elif turned:
+                g = g.T
+            row.append(g.reshape(-1))
+        rows.append(torch.cat(row))
+    model.requires_grad_(False)
+    return np.array(losses), torch.stack(rows).numpy()
+
+
+def measure(kind: str) -> Found:
+    """Builds a type and compares it with its own forward."""
+    try:
+        model = tiny_model(kind)
+    except Exception as e:
+        return Found(kind, "not built", _line(e))
+    name = type(model).__name__
+    try:
+        way = way_of(model)
+        engine = GradientEngine(model)
+        tokens = sequences(model)
+        right = pad(tokens, np.arange(len(tokens)), 1)
+        with torch.no_grad():
+            losses = example_losses(model, right).numpy()
+        gradients = engine.gradients(right).numpy()
+    except TdabenchError as e:
+        return Found(kind, "refused", str(e), name)
+    except Exception as e:
+        return Found(kind, "wrong", f"{type(e).__name__}: {_line(e)}", name)
+    want, grads = loop(model, engine, tokens)
+    off = float(np.abs(losses / want - 1).max())
+    norms = np.linalg.norm(grads, axis=1)
+    far = float((np.linalg.norm(gradients - grads, axis=1) / np.where(norms > 0, norms, 1)).max())
+    left = left_padded(right)
+    try:
+        with torch.no_grad():
+            theirs = own_losses(model, left).numpy()
+            ours = example_losses(model, left).numpy()
+        on_left = float(np.abs(ours / theirs - 1).max())
+        alone = float(np.abs(theirs / want - 1).max())
+    except Exception:
+        on_left = alone = float(
+            "nan"
+        )  # the model's own forward does not accept padding on the left
+    good = off <= WITHIN and far <= WITHIN and not on_left > WITHIN
+    return Found(
+        kind, "right" if good else "wrong", "", name, way, off, far, on_left, alone,
+        engine.coverage.share,
+    )  # fmt: skip
+
+
+def _line(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+
+
+def table(found: list[Found]) -> str:
+    """Returns the generated part of docs/models.md."""
+    import transformers
+
+    counts = {o: sum(f.outcome == o for f in found) for o in
+              ("right", "refused", "wrong", "not built")}  # fmt: skip
+    built = len(found) - counts["not built"]
+    lines = [
+        f"transformers {transformers.__version__} has {len(found)} causal model types. {built} "
+        f"could be built with a small configuration: {counts['right']} right, "
+        f"{counts['refused']} refused with the reason, {counts['wrong']} wrong.",
+        "",
+        "| type | result | way | loss error | gradient error | padding left | weights covered |",
+        "|-|-|-|-|-|-|-|",
+    ]
+    for f in found:
+        if f.outcome in ("right", "wrong") and f.way:
+            left = "not accepted" if np.isnan(f.left) else f"{f.left:.0e}"
+            if f.left_alone > WITHIN:
+                left += " *"
+            lines.append(
+                f"| {f.kind} | {f.outcome} | {f.way} | {f.losses:.0e} | {f.gradients:.0e} | "
+                f"{left} | {100 * f.share:.0f}% |"
+            )
+    lines += [
+        "",
+        "\\* With padding on the left the model's own losses differ from those of single examples.",
+        "",
+    ]
+    for outcome in ("refused", "wrong", "not built"):
+        some = [f for f in found if f.outcome == outcome and not (outcome == "wrong" and f.way)]
+        if some:
+            lines += [f"## {outcome.capitalize()}", ""]
+            lines += [f"- {f.kind}: {f.reason}" for f in some]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("types", nargs="*", help="model types (all of them, and the page, if none)")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    found = []
+    for kind in args.types or types():
+        f = measure(kind)
+        found.append(f)
+        print(
+            f"{f.kind:28} {f.outcome:9} {f.way:6} {f.losses:8.0e} {f.gradients:8.0e} {f.left:8.0e}"
+            f" {f.share:6.2f}  {f.reason}", file=sys.stderr, flush=True,
+        )  # fmt: skip
+    if args.json:
+        write_text(args.json, json.dumps([asdict(f) for f in found], indent=1))
+    if args.types:
+        print(table(found))
+    else:
+        head = PAGE.read_text(encoding="utf-8").split(MARK)[0] if PAGE.exists() else ""
+        write_text(PAGE, head + MARK + "\n" + table(found))
+
+
+if __name__ == "__main__":
+    main()
