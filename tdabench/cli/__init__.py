@@ -27,7 +27,7 @@ COMMANDS = {
     "compare": ("compare", "Compare two runs or methods with a paired test."),
     "report": ("report", "Write a run as an HTML page or a table."),
     "plot": ("plot", "Draw fidelity against cost."),
-    "verify": ("verify", "Recompute a board from its records alone."),
+    "verify": ("verify", "Recompute a board from its records."),
     "tune": ("tune", "Choose a method's parameters on the tuning queries."),
     "methods": ("methods", "List methods, or the parameters of one."),
     "benchmarks": ("benchmarks", "List benchmarks, or describe one."),
@@ -93,7 +93,7 @@ Plugins may add commands: tdabench plugins lists them.
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="tdabench", prog_name="tdabench")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error; may stand anywhere.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; allowed anywhere.")
 def cli(debug: bool) -> None:
     """Benchmark training-data-attribution methods on language models.
 
