@@ -1,14 +1,14 @@
-"""Encoding speed of AirRep: length-sorted token-budget batches against a fixed-batch loop.
+"""Encoding speed of AirRep: length-sorted token-budget batches compared with a fixed-batch loop.
 
     python benchmarks/airrep_encode.py [--encoder DIR] [--corpus FILE] [--split NAME] [--examples N]
         [--max-tokens N]
 
 The corpus is JSON lines with `prompt` and `response`, or with FLAN's `inputs` and `targets`.
 
-Prints examples a second of (a) this package, (b) a loop over fixed batches in corpus order, each
-padded to its longest, and (c) the bare forward passes over batches of equal length, which need no
-padding; then a/b, with a bootstrap interval over repeats, and a/c. (c) groups examples by exact
-length, so that it computes on real tokens only.
+Prints examples per second of (a) this package, (b) a loop over fixed batches in corpus order, each
+padded to its longest example, and (c) the bare forward passes over batches of equal length, which
+need no padding; then a/b, with a bootstrap interval over repeats, and a/c. (c) groups examples by
+exact length, so that it computes only on real tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fixed(encoder: Encoder, examples: list[Example], size: int) -> np.ndarray:
 
 
 def bare(encoder: Encoder, examples: list[Example], budget: int = 2048) -> float:
-    """Seconds in forward passes alone, batches made beforehand."""
+    """Times forward passes alone, on prepared batches: seconds."""
     tokens = encoder.tokenize(examples)
     by_length: dict[int, list[int]] = {}
     for i, t in enumerate(tokens):

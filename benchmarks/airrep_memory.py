@@ -2,11 +2,10 @@
 
     python benchmarks/airrep_memory.py [--dev N] [--pools 1000,2000,4000] [--subsets N]
 
-For each pool size a process of its own takes one full training step (dev examples x subsets of half
-the pool, every example of the pool embedded, the gradient of all) on the body that pocket's encoder
-has, and reports its peak resident memory, and how much of it the step added. Gradient caching holds
-one chunk's activations whatever the pool, so that doubling the pool should change the peak by less
-than a tenth.
+For each pool size, a separate process takes one full training step (dev examples x subsets of half
+the pool, every example of the pool embedded, the gradient of all) on the body of pocket's encoder,
+and reports its peak resident memory, and the part that the step added. Gradient caching holds one
+chunk's activations for any pool, so doubling the pool should change the peak by less than a tenth.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 
 
 def peak() -> int:
-    """Bytes: most resident memory of this process so far."""
+    """Returns the peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

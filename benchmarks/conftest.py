@@ -1,4 +1,4 @@
-"""Options and fixtures of the timing suite; the same ones serve a plugin's own CI."""
+"""Options and fixtures of the timing suite, which also serve a plugin's own CI."""
 
 from tdabench.testing.timing import pytest_addoption, pytest_generate_tests, timed
 

@@ -1,11 +1,11 @@
-"""What datamodels reach with so many retrainings, cross-fitted on the groups of one shipped truth.
+"""LDS of datamodels by number of retrainings, cross-fitted on the groups of one shipped truth.
 
     OMP_NUM_THREADS=1 python benchmarks/datamodels_folds.py [--truth lds] [--folds 5]
 
-The groups are dealt into folds. For each fold the regression sees some of the other folds' groups,
-and predicts the fold's, which it is scored on: no group is on both sides. LDS is Spearman's
-correlation within a fold, the mean over folds and queries; its interval is the bootstrap's over
-queries, and does not know that another draw of groups would differ.
+The groups are divided into folds. For each fold, the regression is fitted on some of the other
+folds' groups and scored on its predictions for this fold: no group is on both sides. LDS is
+Spearman's correlation within a fold, averaged over folds and queries; its interval is a bootstrap
+over queries, which does not include the variation between draws of groups.
 """
 
 from __future__ import annotations

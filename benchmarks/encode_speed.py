@@ -1,15 +1,14 @@
-"""Encoding text against the bare model on input that needs no padding.
+"""Encoding text compared with the bare model on input that needs no padding.
 
     python benchmarks/encode_speed.py [--texts 2000] [--device cuda]
 
-Texts are those of the suite `pocket`. The yardstick is the model alone: ids tokenised beforehand,
-texts of exactly equal length together (at most `--budget` tokens, of which few lengths have as
-many), no attention mask, mean over tokens. `encode_texts` starts from strings: it tokenises, sorts
-by length, pads, masks, pools and puts rows back in order; "less tokenising" takes off what the
-tokenizer needs by itself, which the yardstick has done beforehand. Models are random, of two
-shapes: `small` (2 layers, 128 wide) and `minilm` (6 layers, 384 wide, as most small sentence
-encoders). Time is wall time, best of rounds that go around all contenders; each number of threads
-is a process of its own.
+The texts come from the suite `pocket`. The yardstick is the model alone: ids tokenised beforehand,
+batches of texts of exactly equal length (at most `--budget` tokens; few lengths have that many), no
+attention mask, mean over tokens. `encode_texts` starts from strings: it tokenises, sorts by length,
+pads, masks, pools and restores the order; "less tokenising" subtracts the time of the tokenizer
+itself, which the yardstick excludes. Models are random, of two shapes: `small` (2 layers, 128 wide)
+and `minilm` (6 layers, 384 wide, like most small sentence encoders). Time is wall time, the best of
+rounds over all contenders; each number of threads runs in a separate process.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def equal_lengths(ids: Sequence[Sequence[int]], budget: int, device: str) -> list[tuple]:
-    """(places, token ids [b, t]) of texts of one length, on the device."""
+    """Yields (positions, token ids [b, t]) of texts of one length, on the device."""
     import numpy as np
     import torch
 
@@ -114,7 +113,7 @@ def equal_lengths(ids: Sequence[Sequence[int]], budget: int, device: str) -> lis
 
 def rounds(runs: dict[str, Callable[[], Any]], n: int) -> tuple[dict[str, float], dict[str, Any]]:
     seconds, answers = dict.fromkeys(runs, float("inf")), {}
-    for _ in range(n + 1):  # the first warms up
+    for _ in range(n + 1):  # the first is a warm-up
         for name, run in runs.items():
             start = time.perf_counter()
             answers[name] = run()

@@ -1,12 +1,11 @@
-"""LDS of dear methods on some of a suite's queries, beside others on the same ones.
+"""LDS of expensive methods on some of a suite's queries, with other methods on the same queries.
 
     OMP_NUM_THREADS=1 python benchmarks/few_queries.py magic magic:share=0.25 source ekfac logra
 
-A method is a name, or name:parameter=value,…; the suite's tuned values stand where none is given.
-Every `--every`th query is taken. Scores are kept under `--work` block by block, so that a run that
-was stopped goes on. Intervals are the bootstrap's over queries and groups; differences are paired
-with the first method's. With `--split tuning` it is the tuning truth that is looked at, as one does
-to choose a parameter.
+A method is a name, or name:parameter=value,…; other parameters have the suite's tuned values. Every
+`--every`th query is used. Scores are kept under `--work` block by block, so that an interrupted run
+resumes. Intervals are bootstrapped over queries and groups; differences are paired with the first
+method's. `--split tuning` uses the tuning truth, for choosing a parameter.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def main() -> None:
 def scores(
     spec: str, suite: Suite, target: SuiteTarget, queries: list[Any], truth: Truth, work: Path
 ) -> tuple[np.ndarray, float]:
-    """Group scores [query, group] of a method, and the processor time of building and scoring."""
+    """Computes a method's group scores [query, group], and processor time of build and scoring."""
     name, _, given = spec.partition(":")
     cls = registry().method(name).cls
     params = dict(suite.method_params.get(name, {}))

@@ -1,19 +1,18 @@
-"""How fast per-example gradients are: the engine against plain training passes and other engines.
+"""Speed of per-example gradients: the engine, plain training passes and other engines.
 
     OMP_NUM_THREADS=1 python benchmarks/gradient_speed.py [--examples 512] [--rank 16]
     python benchmarks/gradient_speed.py --shape qwen2-0.5b --dtype bfloat16 --tables gradients
 
-Everything runs in one go on one model and one set of examples (the target `instruct` of the suite
-`pocket`), in batches of the same length-sorted order. On a CPU time is the process's own, which
-other processes do not distort; on an accelerator it is wall time. Rounds go around all contenders
-and the best of each counts. Ratios are tdabench's throughput over the contender's. Packages run
-their own passes; rows "with tdabench's loss", which takes logits of response tokens only, leave the
-gradients alone to compare.
+Everything runs in one process on one model and one set of examples (the target `instruct` of the
+suite `pocket`), in batches of the same length-sorted order. On a CPU, time is the process's own,
+which other processes do not distort; on an accelerator it is wall time. Rounds cycle through all
+contenders, and the best of each counts. Ratios are tdabench's throughput over the contender's.
+Packages run their own passes; rows "with tdabench's loss", which takes logits of response tokens
+only, compare the gradients alone.
 
-`--shape qwen2-0.5b` takes a model of the shape of Qwen2.5-0.5B instead, its weights drawn at
-random, which time does not depend on, and joins the corpus's examples to longer ones. Contenders
-that are not installed (bergson, kronfluence) are left out, and said so; so are those whose memory
-runs out.
+`--shape qwen2-0.5b` uses a model with the shape of Qwen2.5-0.5B instead, with random weights, on
+which time does not depend, and joins the corpus's examples into longer ones. Contenders that are
+not installed (bergson, kronfluence) or run out of memory are left out and reported.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def main() -> None:
 
 
 def qwen(pocket: Target, folder: Path, dtype: str) -> Target:
-    """A target of the shape of Qwen2.5-0.5B, with the tokenizer of `pocket`."""
+    """Makes a target with the shape of Qwen2.5-0.5B and the tokenizer of `pocket`."""
     from paper_cost import qwen_config
 
     shutil.copytree(pocket.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -106,7 +105,7 @@ def qwen(pocket: Target, folder: Path, dtype: str) -> Target:
 
 
 def joined(corpus: Corpus, n: int, k: int) -> list[Example]:
-    """`n` examples, each the prompt of one in `corpus` and the responses of it and k - 1 others."""
+    """Joins `n` examples, each with one prompt from `corpus` and the responses of k examples."""
     picks = (np.arange(n)[:, None] + 311 * np.arange(k)) % len(corpus)
     return [
         Example(f"j{i}", corpus[p[0]].prompt, " ".join(corpus[j].response for j in p.tolist()))
@@ -115,7 +114,7 @@ def joined(corpus: Corpus, n: int, k: int) -> list[Example]:
 
 
 def model_of(context: Context, args: argparse.Namespace) -> Any:
-    """The target's model, a copy of its own."""
+    """Returns a new copy of the target's model."""
     model = context.target.fresh_model(args.checkpoint)
     return model.to(args.device, getattr(torch, args.dtype))
 
@@ -180,7 +179,7 @@ def feature_runs(
             trained.zero_grad(set_to_none=True)
 
     def bare() -> None:
-        """What hooks cannot do without: the floor of any engine that leaves the model's code."""
+        """Times the passes that any engine with hooks needs, a lower bound on its time."""
         first = frozen.get_input_embeddings()
         hook = first.register_forward_hook(lambda _m, _i, out: out.detach().requires_grad_())
         for batch in batches:
@@ -223,15 +222,14 @@ def feature_runs(
 
 
 def labels(batch: Batch) -> torch.Tensor:
-    """Token ids where the loss is taken, -100 elsewhere, as transformers and bergson want them."""
+    """Returns token ids where the loss is taken, -100 elsewhere, for transformers and bergson."""
     out = torch.full_like(batch.input_ids, -100)
     out[:, 1:] = torch.where(batch.loss_mask, batch.input_ids[:, 1:], -100)
     return out
 
 
 def hooks_after(model: Any, batches: list[Batch], engine: GradientEngine) -> Run:
-    """Hooks as most libraries set them: weights stay trainable, whole gradients are formed in the
-    hook and projected then."""
+    """Times common hooks: weights stay trainable; whole gradients are formed, then projected."""
     layers = {layer.name: layer for layer in engine.layers}
 
     def run() -> None:
@@ -291,14 +289,14 @@ def vmapped(context: Context, batches: list[Batch], args: argparse.Namespace) ->
 def bergson(
     context: Context, batches: list[Batch], args: argparse.Namespace, own_loss: bool
 ) -> Run:
-    """bergson's collector; with `own_loss` in its own passes, which take logits at every token."""
+    """Times bergson's collector; `own_loss` uses its own passes, with logits at every token."""
     from bergson.collector.collector import fwd_bwd_factory
     from bergson.collector.gradient_collectors import GradientCollector
     from bergson.config import IndexConfig
     from bergson.gradients import GradientProcessor
 
     model = model_of(context, args)
-    model.get_input_embeddings().requires_grad_(True)  # as bergson does, so that gradient flows
+    model.get_input_embeddings().requires_grad_(True)  # as in bergson, so that gradients flow
     n = sum(len(b.index) for b in batches)
     names = {name.removeprefix("model.") for name, _ in select_layers(model)}
 
@@ -308,7 +306,7 @@ def bergson(
     def run() -> None:
         collector = GradientCollector(
             model=model.base_model,
-            data=range(n),  # only counted
+            data=range(n),  # only its length is used
             cfg=config,
             processor=GradientProcessor(projection_dim=args.rank),
             target_modules=names,
@@ -332,7 +330,7 @@ def trak_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[st
     from tdabench_gradients.trak import TRAK
 
     def traker(most: int) -> None:
-        """traker in batches of at most so many examples: it draws its projection for each."""
+        """Times traker in batches of limited size, since it draws its projection for each batch."""
         kept, adapter._EXAMPLES_A_BATCH = adapter._EXAMPLES_A_BATCH, most
         try:
             adapter.Traker(proj_dim=args.trak_dim).build(context, train)
@@ -370,7 +368,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
 
     target = context.target
     tokens = target.tokenize(train)
-    # Sorted by length as ours are, so that its batches hold no more padding.
+    # Sorted by length like ours, so that its batches have no more padding.
     order = np.argsort([-len(t) for t in tokens], kind="stable")
     names = [n for n, _ in select_layers(target.model(args.checkpoint, args.device))]
 
@@ -412,7 +410,7 @@ def ekfac_runs(context: Context, train: Any, args: argparse.Namespace) -> dict[s
 
 
 class Rows(torch.utils.data.Dataset):
-    """Indices: kronfluence asks for a dataset, the collate function makes the batch."""
+    """Indices, since kronfluence needs a dataset; the collate function makes the batch."""
 
     def __init__(self, n: int) -> None:
         self.n = n

@@ -1,19 +1,19 @@
-"""How build time, query time, memory and bytes grow with the corpus, family by family.
+"""Growth of build time, query time, memory and bytes with the corpus, by family.
 
     python benchmarks/growth.py [--families text,embedding] [--sizes 1000,10000] [--device cuda]
 
 Each family is one representative method on the target `instruct` of the suite `pocket`, whose
 corpus is repeated with a running number in every prompt, so that no two examples are equal. Every
-size of every family is a process of its own: it builds an index, answers 100 queries (scores of
-all examples when they fit 512 MB, and the best 100), and writes it down. Time is processor time:
-other processes do not distort it. Memory is the most that was resident in a build or a query
-(VmHWM), the process's 300 to 500 MB of libraries, model and corpus included.
+size of every family runs in a separate process: it builds an index, answers 100 queries (scores of
+all examples if they fit in 512 MB, and the best 100), and writes the result. Time is processor
+time, which other processes do not distort. Memory is the peak resident set of a build or a query
+(VmHWM), including the process's 300 to 500 MB of libraries, model and corpus.
 
-A family is measured as far as its build takes about `--budget` seconds; beyond that nothing is
-claimed but the extrapolation. The exponent is fitted by least squares to log time against log n
-over sizes of which the smallest no longer shows fixed costs (the upper two decades measured).
-The extrapolation to 10^9 is on paper: it keeps the exponent, splits rows over shards of at most
-`--shard` rows and puts as many shards on a node as fit its disk.
+A family is measured up to a build time of about `--budget` seconds; beyond that there is only the
+extrapolation. The exponent is fitted by least squares to log time over log n, for sizes at which
+fixed costs no longer show (the upper two measured decades). The extrapolation to 10^9 keeps the
+exponent, splits rows into shards of at most `--shard` rows and puts as many shards on a node as fit
+on its disk.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "influence": ("ekfac", {}),
     "learned": ("airrep", {}),
 }
-NODE_DISK, NODE_CORES = 8e12, 32  # bytes, cores: the node that the extrapolation counts in
+NODE_DISK, NODE_CORES = 8e12, 32  # bytes, cores: the node of the extrapolation
 
 
 def main() -> None:

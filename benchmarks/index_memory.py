@@ -2,11 +2,11 @@
 
     python benchmarks/index_memory.py [--examples 20000] [--layers 16] [--rank 32] [--device cuda]
 
-LoGra on the target `instruct` of the suite `pocket`, with as many linear layers and such a rank as
+LoGra on the target `instruct` of the suite `pocket`, with as many linear layers and a rank that
 give 16,384 dimensions; the corpus is pocket's, repeated under new ids. As float32 the features are
 1.3 GB, and whitening writes as much again, so both stream through feature stores on disk. Memory is
-the most that is resident at once (VmHWM, reset before each phase), with the anonymous part apart:
-the rest are file-backed pages, which the system takes back when it needs them.
+the peak resident set (VmHWM, reset before each phase), with the anonymous part listed separately;
+the rest are file-backed pages, which the system can reclaim when needed.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def main() -> None:
 
 
 class Phase:
-    """Prints how long a phase took and what was resident at most, on the way out."""
+    """Prints the time and the peak resident memory of a phase at its end."""
 
     def __init__(self, name: str) -> None:
         self.name, self.own = name, 0
 
     def __enter__(self) -> Phase:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         self.start, self.stop = time.perf_counter(), threading.Event()
         self.thread = threading.Thread(target=self.look, daemon=True)
         self.thread.start()

@@ -1,11 +1,11 @@
-"""What keeps inner products of gradients from predicting retraining: norms, directions, pooling.
+"""Why inner products of gradients predict retraining poorly: norms, directions, pooling.
 
     OMP_NUM_THREADS=1 python benchmarks/inner_products.py [--checkpoint base]
 
-Takes projected gradients of pocket's training examples and test queries, and prints the LDS of
-their inner products as they are, with norms taken out, without the directions in which training
-gradients are largest (what a curvature damps), and pooled otherwise. It looks at the test truth to
-explain results, not to choose settings.
+Computes projected gradients of pocket's training examples and test queries, and prints the LDS of
+their inner products: plain, without norms, without the directions in which training gradients are
+largest (which a curvature damps), and with other poolings. It uses the test truth to explain
+results, not to choose settings.
 """
 
 from __future__ import annotations

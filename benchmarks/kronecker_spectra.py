@@ -1,16 +1,16 @@
-"""How the eigenvalues of K-FAC and of EK-FAC differ, in the eigenbasis that both share.
+"""Differences between the eigenvalues of K-FAC and EK-FAC, in the eigenbasis that both share.
 
     OMP_NUM_THREADS=1 python benchmarks/kronecker_spectra.py [--target instruct]
 
-K-FAC takes products of two factors' eigenvalues, EK-FAC the mean square of per-example gradients in
-the basis of those factors. Both add damping times the mean of a layer's eigenvalues, and what that
-does depends on how the rest spreads around the mean. Printed for each kind of layer:
+K-FAC uses products of two factors' eigenvalues, EK-FAC the mean square of per-example gradients in
+the basis of these factors. Both add damping times the mean of a layer's eigenvalues, and its effect
+depends on the spread of the others around the mean. Printed for each kind of layer:
 
-    mean   mean of EK-FAC's eigenvalues over that of K-FAC's
+    mean   mean of EK-FAC's eigenvalues divided by the mean of K-FAC's
     r      correlation of their logarithms
-    below  share of a layer's eigenvalues under the damping, K-FAC's and EK-FAC's
-    kept   share of a layer's squared training gradients (EK-FAC's own account of it) in the
-           directions that damping shrinks by less than half, K-FAC's and EK-FAC's
+    below  share of a layer's eigenvalues below the damping, for K-FAC and EK-FAC
+    kept   share of a layer's squared training gradients (according to EK-FAC) in the
+           directions that damping shrinks by less than half, for K-FAC and EK-FAC
 """
 
 from __future__ import annotations

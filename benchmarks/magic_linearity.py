@@ -1,17 +1,17 @@
-"""How far the exact derivative of a training run foretells another run, from near to far.
+"""How far the exact derivative of a training run predicts other runs, from near to far.
 
     OMP_NUM_THREADS=1 python benchmarks/magic_linearity.py [--share 0.25] [--groups 12]
 
 MAGIC's scores are d(-loss_q) / d w_z at w = share for every example. For groups S of the shipped
-truth the very same run (same start, same batches) is trained again at
+truth the same run (same start, same batches) is trained again at
 
     w_z = share + e (1[z in S] - share),
 
-from e near 0, where the derivative must be right, to e = 1, where members weigh 1 and all others
-nothing. Printed for each e is Pearson's correlation over groups of the foretold change of -loss
-with the change found, the mean over queries with its standard error, and how large the foretold
-changes are beside those found (root mean squares). The last line is the truth itself: models
-trained on S alone, in other orders. The same for other methods' plain scores, whose scale is free.
+from e near 0, where the derivative must be accurate, to e = 1, where members have weight 1 and all
+others zero. Printed for each e are Pearson's correlation over groups between the predicted and the
+measured change of -loss, averaged over queries with its standard error, and the ratio of predicted
+to measured changes (root mean squares). The last line is the truth itself: models trained on S
+alone, in other orders. The same is printed for other methods' plain scores, whose scale is free.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
         tokens = context.target.tokenize(queries)
 
         def outcome(weights: np.ndarray) -> np.ndarray:
-            """-loss [query] after the run with these weights of examples."""
+            """Computes -loss [query] after the run with the given weights of examples."""
             run.weights = torch.from_numpy(weights).to(run.start.theta)
             for state in run.forwards(run.start, 0, len(run)):
                 end = state
@@ -74,7 +74,7 @@ def main() -> None:
             f"{target.label}, share {args.share:g}: {len(run)} steps, {len(queries)} queries, "
             f"{len(members)} groups"
         )
-        print(f"{'e':>9}  {'foretold/found':>14}  " + "  ".join(f"{m:>15}" for m in scores))
+        print(f"{'e':>9}  {'predicted/measured':>14}  " + "  ".join(f"{m:>15}" for m in scores))
         for e in args.steps:
             weights = args.share + e * (members - args.share)  # [group, train]
             found = np.stack([outcome(w) - before for w in weights])  # [group, query]

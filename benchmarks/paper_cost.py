@@ -1,18 +1,17 @@
-"""Cost of AirRep against LoGra on the architectures of the paper, with random weights.
+"""Cost of AirRep and LoGra on the architectures of the paper, with random weights.
 
     OMP_NUM_THREADS=1 python benchmarks/paper_cost.py [--examples 2] [--tokens 256]
     python benchmarks/paper_cost.py --examples 32 --rounds 5 --dtype bfloat16   # on a GPU
 
 The target is a Qwen2.5-0.5B, the encoder a GTE-small with AirRep's projection (arXiv 2505.18513),
-both drawn at random from their published configurations: time and bytes do not depend on the
-weights. LoGra is taken on the MLP layers at rank 16 (18,432 dimensions) and rank 4 (1,152), the
-paper's two settings.
-Both read the same numbers of tokens; of each example a quarter is response. On a CPU time is the
-process's own, which other processes do not distort; on an accelerator it is wall time. Bytes are
-those of a feature store, counted on disk.
+both initialised at random from their published configurations: time and bytes do not depend on the
+weights. LoGra uses the MLP layers at rank 16 (18,432 dimensions) and rank 4 (1,152), the paper's
+two settings. Both read the same numbers of tokens; a quarter of each example is response. On a CPU,
+time is the process's own, which other processes do not distort; on an accelerator it is wall time.
+Bytes are the size of a feature store on disk.
 
-What preparing AirRep costs once (retraining and encoder training) is not in these figures:
-`tdabench show airrep` has it, and docs/benchmarks/cost.md the break-even.
+These figures exclude AirRep's one-time preparation (retraining and encoder training), which
+`tdabench show airrep` reports; docs/benchmarks/cost.md has the break-even.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def gte(device: str) -> Encoder:
         intermediate_size=1536, max_position_embeddings=512,
     )  # fmt: skip
     body = BertModel(config, add_pooling_layer=False)
-    tokenizer = None  # ids are given: the same number of tokens for both
+    tokenizer = None  # ids are given, with the same number of tokens for both
     return Encoder(body, 384, tokenizer, TextFormat()).requires_grad_(False).to(device)  # type: ignore[arg-type]
 
 
@@ -69,7 +68,7 @@ def clock(device: str) -> float:
 
 
 def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """The best of `rounds`, after one that warms up."""
+    """Returns the best of `rounds`, after a warm-up round."""
     work()
     best = float("inf")
     for _ in range(rounds):
@@ -80,7 +79,7 @@ def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
 
 
 def stored_bytes(dim: int, n: int, dtype: str) -> float:
-    """Bytes an example in a feature store of `n` rows, counted on disk."""
+    """Returns bytes per example of a feature store with `n` rows on disk."""
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore.create(Path(folder) / "rows", n, dim, dtype)
         store.write(np.arange(n), np.ones((n, dim), np.float32))

@@ -1,11 +1,11 @@
-"""How large a report over 50 methods, 10 benchmarks and 2,000 queries is, and how soon it opens.
+"""Size and opening time of a report over 50 methods, 10 benchmarks and 2,000 queries.
 
     python benchmarks/report_opening.py [--methods 50] [--benchmarks 10] [--queries 2000]
 
-Writes a run of random values with texts and top examples, then its report, and opens that in
-headless Chromium `--times` times. Printed is the wall time from the start of the navigation until
-the page's load event, by when board, plots and explorer stand (the page draws itself while it
-loads), and until the next frame after it. Needs selenium, Chromium and its driver.
+Writes a run of random values with texts and top examples and its report, and opens the report in
+headless Chromium `--times` times. Prints the wall time from the start of the navigation to the
+page's load event, when board, plots and explorer are complete (the page draws itself while it
+loads), and to the next frame after it. Needs selenium, Chromium and its driver.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _write_suite(
 
 
 def opening(path: Path, times: int) -> list[tuple[float, float]]:
-    """Seconds until the load event and until the next frame, for each of `times` openings."""
+    """Measures seconds to the load event and to the next frame, for each of `times` openings."""
     from selenium import webdriver
 
     binary = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -1,21 +1,21 @@
-"""Top-100 of 100 queries over a million rows on disk, against reading the file and multiplying.
+"""Top-100 of 100 queries over a million rows on disk, compared with reading and multiplying.
 
     python benchmarks/retrieval_speed.py [--rows 1000000] [--device cuda] [--folder DIR]
 
-Rows are drawn from a seed (`gauss`: independent normal numbers, where neighbours lie as close
-together as they can; `clusters`: 1,000 directions with noise, of length 1) and written to feature
-stores of every dtype once; then, in this one run:
+Rows are drawn from a seed (`gauss`: independent normal numbers, where neighbours are as close
+together as possible; `clusters`: 1,000 directions with noise, of length 1) and written once to
+feature stores of every dtype; then, in one run:
 
-* the yardstick: the float16 file is read once from front to back into a buffer, cast to float32
-  and multiplied with the queries, and nothing is kept. The best of several block sizes counts;
+* the yardstick: the float16 file is read once sequentially into a buffer, cast to float32 and
+  multiplied with the queries, and nothing is kept. The best of several block sizes counts;
 * `scan` of each store, and of float16 and int8 with top-k, softmax-abs of the whole corpus and
   sums together;
 * with `--faiss SPEC`, FAISS: an index of that factory string, built in memory.
 
 Files are in the page cache for all contenders (each is read once before). Recall is the share of
-the exact top-100 by the float32 rows. Every measurement is a process of its own. Memory is what
-that process holds of its own (RssAnon, sampled every 2 ms, interpreter and queries included), with
-file-backed pages (RssFile: libraries, mapped files) counted apart.
+the exact top-100 by the float32 rows. Every measurement runs in a separate process. Memory is that
+process's own (RssAnon, sampled every 2 ms, including interpreter and queries), with file-backed
+pages (RssFile: libraries, mapped files) counted separately.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def report(args: argparse.Namespace) -> None:
     found: dict[str, dict] = {}
     for name in names:
         one = child(args, name)
-        if name in found:  # the yardstick is taken before and after; its best counts
+        if name in found:  # the yardstick runs before and after; its best counts
             one = min(one, found[name], key=lambda m: m["seconds"])
         found[name] = one
     base = found["yardstick"]["seconds"]
@@ -106,7 +106,7 @@ def child(args: argparse.Namespace, name: str) -> dict:
 
 
 def chunks(args: argparse.Namespace) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows [50,000, dim]), the same at every call."""
+    """Yields (first row, rows [50,000, dim]), the same at every call."""
     centres = np.random.default_rng(7).standard_normal((1000, args.dim), dtype=np.float32)
     for a in range(0, args.rows, 50_000):
         rng = np.random.default_rng([1, a])
@@ -131,7 +131,7 @@ def place(args: argparse.Namespace, name: str) -> Path:
 
 
 def build(args: argparse.Namespace) -> None:
-    """Every store, and the exact answer."""
+    """Builds every store, and the exact answer."""
     if place(args, "exact.npy").exists():
         return
     print("writing the stores …", file=sys.stderr)
@@ -216,7 +216,7 @@ def recall(ids: np.ndarray, exact: np.ndarray) -> float:
 
 
 def best_of(run: Any, rounds: int) -> dict:
-    """The least wall time of `rounds`, the answer, and the most memory meanwhile."""
+    """Returns the least wall time of `rounds`, the answer, and the peak memory."""
     run()  # page cache, thread pools
     seconds = float("inf")
     with Watch() as watch:
@@ -228,7 +228,7 @@ def best_of(run: Any, rounds: int) -> dict:
 
 
 class Watch:
-    """The most anonymous and file-backed bytes resident in this process, sampled."""
+    """Sampled peaks of anonymous and file-backed resident bytes of this process."""
 
     own = mapped = 0
 

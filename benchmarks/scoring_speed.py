@@ -1,19 +1,19 @@
-"""How long LDS scoring takes: blocked matrix products against a loop and against dattri's metric.
+"""Speed of LDS scoring: blocked matrix products, a loop, and dattri's metric.
 
     python benchmarks/scoring_speed.py [--queries 2000] [--train 20000] [--groups 100]
 
-Everything is measured in this one run, on the same scores and the same threads; ratios are to
-tdabench's time. "AirRep's script" is the loop of scripts/04_evaluate.py in the authors' repository:
-for every group and query the members' scores are pooled in torch, then scipy.stats.spearmanr a
-query (that script has `softmax` and `sum`; `softmax-abs` is the same loop with the pooling of the
-paper). The lean loop is the same in numpy without the copies. dattri's metric sums; it has no other
-pooling.
+Everything is measured in one run, on the same scores and the same threads; ratios are relative to
+tdabench's time. "AirRep's script" is the loop in scripts/04_evaluate.py of the authors' repository:
+for every group and query, the members' scores are pooled in torch, then scipy.stats.spearmanr runs
+per query (that script has `softmax` and `sum`; `softmax-abs` is the same loop with the pooling of
+the paper). The lean loop is the same in numpy without the copies. dattri's metric sums; it has no
+other pooling.
 
-Differences: of group scores, relative to the largest of each query, and of the LDS. A query's own
-correlation can differ by about 1e-4 where two groups lie within float32 rounding of each other and
-change places; the last column says by how much.
+Differences are between group scores, relative to the largest of each query, and between LDS values.
+A single query's correlation can differ by about 1e-4 where two groups lie within float32 rounding
+of each other and swap ranks; the last column shows by how much.
 
-Memory is the peak resident set of a process of its own that pools and ranks.
+Memory is the peak resident set of a separate process that pools and ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np  # isort: skip
 from tdabench import stats
 from tdabench.groups import Groups, pool_scores, threads
 
-Scored = tuple[np.ndarray, np.ndarray]  # group scores [query, group], LDS a query [query]
+Scored = tuple[np.ndarray, np.ndarray]  # group scores [query, group], LDS per query [query]
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
     memory = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     print(
         f"tdabench, resident at most: {memory['peak'] / 1e6:.0f} MB, of which "
-        f"{memory['scores'] / 1e6:.0f} MB are there before (interpreter, scores)"
+        f"{memory['scores'] / 1e6:.0f} MB are in use before (interpreter, scores)"
     )
 
 
@@ -99,7 +99,7 @@ def timed(f: Callable[[], Scored], repeats: int = 1) -> tuple[float, Scored]:
 
 
 def resident() -> int:
-    """The most bytes this process has had in memory (ru_maxrss would count its parent's)."""
+    """Returns this process's peak memory in bytes (ru_maxrss would include its parent's)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
@@ -168,7 +168,7 @@ def dattri(scores: np.ndarray, groups: Groups, truth: np.ndarray) -> Scored:
 
     indices = torch.from_numpy(np.stack(list(groups)))
     found, _ = lds(torch.from_numpy(scores).T, (torch.from_numpy(truth).T, indices))
-    pooled = pool_scores(scores, groups, "sum")  # dattri does not give its group scores
+    pooled = pool_scores(scores, groups, "sum")  # dattri does not return its group scores
     return pooled, found.numpy()
 
 

@@ -1,13 +1,12 @@
-"""An index in shards, built and searched through Ray on a cluster of several nodes on this machine.
+"""A sharded index, built and searched through Ray on a local cluster of several nodes.
 
     python benchmarks/sharded_index.py [--rows 200000] [--nodes 2]
 
-The same rows are built and searched three ways: one store, shards in one process, shards through
-Ray on `--nodes` nodes of one core each. The answers must be the same, which is checked: ids
-exactly, the rest as far as float32 sums in another order allow (scores to 1e-5, pooled scores, of
-which the largest are near 100, to 1e-4). Times are wall times; on one machine the nodes share
-its cores, so they show what Ray costs and not what more machines would bring. Needs the extra
-`ray`.
+The same rows are built and searched in three ways: one store, shards in one process, shards through
+Ray on `--nodes` nodes of one core each. The script checks that the answers agree: ids exactly, the
+rest up to float32 sums in another order (scores to 1e-5, pooled scores, of which the largest are
+near 100, to 1e-4). Times are wall times; on one machine the nodes share its cores, so they show the
+overhead of Ray and not the gain of more machines. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ DIM = 384
 
 
 def encode(items: range) -> np.ndarray:
-    """Rows that depend on their own number only."""
+    """Makes rows that depend only on their number."""
     first, out = items[0] // 1000, []
     for block in range(first, items[-1] // 1000 + 1):
         x = np.random.default_rng([5, block]).standard_normal((1000, DIM), dtype=np.float32)
@@ -56,7 +55,7 @@ def main() -> None:
         cluster.add_node(**node)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
-    # The nodes do not have this script: its functions travel by value.
+    # The nodes do not have this script, so its functions are sent by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with tempfile.TemporaryDirectory() as folder:

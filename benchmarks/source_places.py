@@ -1,11 +1,11 @@
-"""What SOURCE would score had it taken its gradients or its curvature before the run, not along it.
+"""Scores of SOURCE with its gradients or its curvature taken before the run instead of along it.
 
     OMP_NUM_THREADS=1 python benchmarks/source_places.py --target continued [--every 4]
 
-SOURCE takes the query's gradient at the end of the training run, and those of the training examples
-and the curvature in the middle of each segment; an influence function (EK-FAC) takes all of them at
-one checkpoint. Here they move to the base one after another. LDS on the tuning truth (summed
-scores), so that nothing is chosen by the test truth.
+SOURCE takes the query's gradient at the end of the training run, and the training examples'
+gradients and the curvature in the middle of each segment; an influence function (EK-FAC) takes all
+of them at one checkpoint. Here they move to the base one after another. LDS is on the tuning truth
+(summed scores), so that nothing is chosen by the test truth.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""What SOURCE would score had its training run gone on for longer, or been shorter.
+"""Scores of SOURCE for longer or shorter training times.
 
     OMP_NUM_THREADS=1 python benchmarks/source_times.py --target continued [--every 4]
 
-SOURCE weighs a direction of curvature h by (1 - exp(-t h)) / h, with t the time of training, which
-it takes from the recipe. Small t h makes it TracIn, large t h an influence function. Here t is
-multiplied by a factor, and the LDS taken on the tuning truth (summed scores), so that nothing is
-chosen by the test truth.
+SOURCE weights a direction of curvature h by (1 - exp(-t h)) / h, where t is the training time from
+the recipe. Small t h makes it TracIn, large t h an influence function. Here t is multiplied by a
+factor. LDS is on the tuning truth (summed scores), so that nothing is chosen by the test truth.
 """
 
 from __future__ import annotations

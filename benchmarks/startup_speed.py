@@ -1,10 +1,10 @@
-"""How long a user waits for help, completion and a board that is there already.
+"""Waiting time for help, completion and an existing board.
 
     python benchmarks/startup_speed.py
 
-Each command is a fresh process, best and worst of several; the interpreter alone is shown beside
-them. `torch` says whether the command loaded torch. The board is that of a run that is complete:
-the run is made first, in a temporary folder (its time does not count).
+Each command runs in a new process, best and worst of several; the interpreter alone is shown for
+comparison. `torch` says whether the command loaded torch. The board belongs to a complete run,
+which is made first in a temporary folder (its time does not count).
 """
 
 from __future__ import annotations

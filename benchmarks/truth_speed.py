@@ -1,16 +1,16 @@
-"""How fast truth is built: tdabench against a straightforward loop, same recipe, same losses.
+"""Speed of truth builds: tdabench and a straightforward loop, same recipe, same losses.
 
     python benchmarks/truth_speed.py [--target instruct] [--units 8] [--loop-units 1] [--stack 4]
 
-The loop is what one writes first: one process with a thread a core, batches of the recipe's size
-padded to a fixed length, text tokenised as it is needed, logits at every position. Its other row
-pads to the longest of each batch instead, which is already an optimisation. tdabench's rows are
-its engines: in this process (one thread), a pool of processes (one thread each), and a stack of
-targets under vmap. All retrain the same units of one plan of the suite `pocket`.
+The loop is a straightforward implementation: one process with one thread per core, batches of the
+recipe's size padded to a fixed length, text tokenised on the fly, logits at every position. Its
+other row pads to the longest example of each batch, which is already an optimisation. tdabench's
+rows are its engines: in this process (one thread), a pool of processes (one thread each), and a
+stack of targets under vmap. All retrain the same units of one plan of the suite `pocket`.
 
-Seconds are wall time, a unit's share once all workers are busy; loading and starting is shown
-apart. Take them on an otherwise idle machine. `difference` is the largest of any query's loss from
-the pool's. Ratios are units a second over those of the first row.
+Seconds are wall time per unit once all workers are busy; loading and start-up are shown separately.
+Run this on an otherwise idle machine. `difference` is the largest difference of a query's loss from
+the pool's. Ratios are units per second relative to the first row.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def loop(trainer, train, queries, unit, width, device):  # type: ignore[no-untyped-def]
-    """One retraining as one would write it first: losses of the queries [query]."""
+    """Runs one retraining in the straightforward way: losses of the queries [query]."""
     plan, target = trainer.plan, trainer.target
     model = target.fresh_model(plan.start).to(device)
     model.requires_grad_(True).train()
@@ -115,7 +115,7 @@ def loop(trainer, train, queries, unit, width, device):  # type: ignore[no-untyp
 
 
 def full_losses(target, model, examples, width):  # type: ignore[no-untyped-def]
-    """Mean response-token loss of each example, from logits at every position: [b]."""
+    """Computes each example's mean response-token loss from logits at every position: [b]."""
     tokens = [target.tokenize([e])[0] for e in examples]
     width = width or max(len(t) for t in tokens)
     ids = torch.full((len(tokens), width), target.pad_id)
@@ -135,7 +135,7 @@ def full_losses(target, model, examples, width):  # type: ignore[no-untyped-def]
 
 
 def timed(parts, engine, n, at_once):  # type: ignore[no-untyped-def]
-    """Seconds a unit once every worker has done one, seconds until then, and the losses."""
+    """Measures seconds per unit once every worker has finished one, seconds before, and losses."""
     plan = parts[0]
     units, stamps = plan.units()[:n], []
     with tempfile.TemporaryDirectory() as folder:
