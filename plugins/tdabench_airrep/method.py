@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -36,10 +36,15 @@ class AirRep(RepresentationMethod):
     """
 
     name: ClassVar[str] = "airrep"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     family: ClassVar[str] = "learned"
     source: ClassVar[str] = "arXiv 2505.18513"
     summary: ClassVar[str] = "encoder trained on retraining labels, attention-pooled groups"
+    # Pooling is the published one; training sets the scale of the scores, tuning may correct it.
+    grid: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "pooling": ("softmax-abs",),
+        "temperature": (1.0, "auto"),
+    }
 
     encoder: str = "airrep"
     pooling: str = "softmax-abs"

@@ -130,7 +130,8 @@ def hidden_gradients(model: Any, batch: Batch) -> torch.Tensor:
     try:
         with torch.enable_grad():
             losses = batch.means(token_losses(model, batch))  # [b]
-            (gradient,) = torch.autograd.grad(losses.sum(), states[0])
+            # The head's last call made the losses: a model that is new is probed before.
+            (gradient,) = torch.autograd.grad(losses.sum(), states[-1])
     finally:
         handle.remove()
     if gradient.dim() == 3:  # the head read every position: [b, t, width]

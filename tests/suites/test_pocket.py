@@ -7,6 +7,7 @@ import pytest
 
 from tdabench import stats
 from tdabench.errors import DataError
+from tdabench.io import read_json
 from tdabench.run.sources import load_suite
 from tdabench.run.truths import draw_plan
 from tdabench.targets import Recipe
@@ -131,6 +132,19 @@ def test_retraining_shows_what_the_truth_says(label, name, split, tmp_path):
     )  # fmt: skip
     # Rounding differs between machine types and training amplifies it: far below another seed.
     assert found["mean_difference"] < 0.2 * found["between_seeds"]
+
+
+@pytest.mark.parametrize("label", [t.label for t in MAIN])
+def test_a_shipped_encoder_is_airrep_as_published(label):
+    """Text states and retraining labels only: no error of prediction, no teacher, no gradient."""
+    target = SUITE.target(label)
+    record = read_json(SUITE.assets_for(target)["airrep"] / "airrep.json")
+    assert set(record["body"]["spans"]) <= {"all", "response"}
+    assert (record["teacher"], record["earlier"]) == (None, None)
+    assert record["labels"]["target"] == target.target.fingerprint
+    assert record["recipe"]["pooling"] == SUITE.tuned[label]["airrep"]["pooling"] == "softmax-abs"
+    assert record["cost"]["retrainings"] > 0
+    assert record["best"]["lds"] > record["curve"][0]["lds"]  # training helped on what it held out
 
 
 def test_an_altered_asset_is_one_clear_line(tmp_path):
