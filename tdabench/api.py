@@ -61,6 +61,7 @@ from tdabench.targets.target import example_losses as example_losses
 from tdabench.targets.target import no_bars as no_bars
 from tdabench.targets.target import response_logits as response_logits
 from tdabench.targets.target import token_losses as token_losses
+from tdabench.targets.training import batch_order as batch_order
 from tdabench.targets.training import finetune as finetune
 from tdabench.toolkit.encode import encode_texts as encode_texts
 from tdabench.toolkit.encode import pooled_hidden_states as pooled_hidden_states

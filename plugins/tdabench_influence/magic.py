@@ -82,7 +82,8 @@ class MAGIC(Followed, TDAMethod):
     def build(self, context: Context, train: Sequence[Example]) -> MagicIndex:
         from tdabench_influence.training import batch_orders
 
-        orders = batch_orders(context, train, self.recipe_of(context), self.share_of(context))
+        recipe, share = self.recipe_of(context), self.share_of(context)
+        orders = batch_orders(context, train, recipe, share, self.follow)
         run = self.run(context, train, orders)
         every = max(1, math.isqrt(len(run)))
         kept = {0: run.start}

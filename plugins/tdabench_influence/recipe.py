@@ -23,12 +23,15 @@ class Followed:
             truth's groups hold, every example has that weight in batches of batch_size / share, so
             the run takes as many steps, at the same learning rates, as the truth's runs, and lies
             between them
+    follow  name of a run of a truth, to train in its order: `<suite>-<target>-<truth>-s00` is that
+            of the first seed of a truth with `order = "pool"`; "" draws an order
     """
 
     name: ClassVar[str]
 
     recipe: str = ""
     share: float | None = None
+    follow: str = ""
 
     def check_followed(self) -> None:
         """Raises UsageError for a share out of range or an invalid recipe."""

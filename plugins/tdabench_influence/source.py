@@ -106,7 +106,7 @@ class SOURCE(Followed, StreamingMethod):
         from tdabench_influence.training import Run, batch_orders
 
         recipe, share = self.recipe_of(context), self.share_of(context)
-        orders = batch_orders(context, train, recipe, share)
+        orders = batch_orders(context, train, recipe, share, self.follow)
         model = context.target.fresh_model(self.checkpoint).to(context.device)  # type: ignore[arg-type]
         tokens = context.target.tokenize(train)
         run = Run(context, model, tokens, orders, recipe, share)

@@ -6,14 +6,22 @@ Weights and moments are flat vectors [dim], so the formulas are those of one lon
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdabench.api import Context, Example, MethodError, example_losses, map_batches
+from tdabench.api import (
+    Context,
+    Example,
+    MethodError,
+    batch_order,
+    example_losses,
+    map_batches,
+    named_seed,
+)
 
 if TYPE_CHECKING:
     from tdabench.api import Batch, Recipe, Tokens
@@ -239,12 +247,16 @@ class _Losses(torch.nn.Module):
 
 
 def batch_orders(
-    context: Context, train: Sequence[Example], recipe: Recipe, share: float
+    context: Context, train: Sequence[Example], recipe: Recipe, share: float, run: str = ""
 ) -> list[np.ndarray]:
     """Draws the corpus positions of each batch of batch_size / share examples, epoch by epoch.
 
-    They are drawn by id, so that the order of the corpus does not matter.
+    They are drawn by id, so that the order of the corpus does not matter; with `run`, as that run of
+    a truth drew them from the corpus.
     """
+    if run:
+        own = replace(recipe, batch_size=max(1, round(recipe.batch_size / share)))
+        return list(batch_order(len(train), own, named_seed(0, run)))
     by_id = np.argsort([e.id for e in train], kind="stable")
     size = max(1, round(recipe.batch_size / share))
     orders = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from tdabench_influence.training import Run, State
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, UsageError
 from tdabench.method import Context
+from tdabench.seeds import named_seed
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
-from tdabench.targets.training import finetune
+from tdabench.targets.training import batch_order, finetune
 from tdabench.testing import parametrize_with_laws
 
 ROUGH = "batch_size=8,clip=0.8,weight_decay=0.1,eps=1e-6"  # every branch is taken
@@ -142,3 +144,36 @@ def test_bad_settings_are_refused(context: Context, tiny_corpus: Corpus) -> None
             MAGIC(**settings)
     with pytest.raises(MethodError, match="diverged at step"):
         MAGIC(share=1.0, recipe="lr=1e30,epochs=3,batch_size=4").build(context, tiny_corpus[:8])
+
+
+def test_follows_the_order_of_a_truths_run(context: Context, tiny_corpus: Corpus) -> None:
+    """With share 1 it is the very training behind a truth with `order = "pool"`."""
+    train = tiny_corpus[:20]
+    recipe = Recipe(lr=1e-3, epochs=2, batch_size=6, eps=1e-3)
+    context = replace(context, target=replace(context.target, recipe=recipe))
+    index = MAGIC(share=1.0, follow="toy-tiny-loo-s00").build(context, train)
+    target, seed = context.target, named_seed(0, "toy-tiny-loo-s00")
+    for mine, theirs in zip(index.run.orders, batch_order(20, recipe, seed), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    theirs = finetune(
+        target.fresh_model("base"), target.tokenize(train), recipe, seed, target.pad_id
+    )
+    want = torch.cat([p.detach().flatten() for p in theirs.parameters()])
+    end = index.kept[len(index.run)].theta
+    assert float((end - want).norm() / (want - index.run.start.theta).norm()) < 1e-3
+
+
+def test_other_recipes_than_adamw_on_all_weights_are_refused(
+    context: Context, tiny_corpus: Corpus
+) -> None:
+    for recipe, what in (
+        (Recipe(lora_rank=2), "lora_rank=2"),
+        (Recipe(optimizer="sgd"), "optimizer=sgd"),
+        (Recipe(max_steps=3), "max_steps=3"),
+    ):
+        other = replace(context, target=replace(context.target, recipe=recipe))
+        with pytest.raises(UsageError, match=what):
+            MAGIC().build(other, tiny_corpus[:8])
+    half = replace(context, target=replace(context.target, fraction=0.5))
+    assert MAGIC().share_of(half) == 0.5
+    assert MAGIC(share=1.0).share_of(half) == 1.0
