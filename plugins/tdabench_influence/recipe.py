@@ -23,8 +23,8 @@ class Followed:
             truth's groups hold, every example has that weight in batches of batch_size / share, so
             the run takes as many steps, at the same learning rates, as the truth's runs, and lies
             between them
-    follow  name of a run of a truth, to train in its order: `<suite>-<target>-<truth>-s00` is that
-            of the first seed of a truth with `order = "pool"`; "" draws an order
+    follow  name of a run of a truth, to train in its order: `<suite>-<target>-<truth>-s00` for
+            the first seed of a truth with `order = "pool"`; "" draws an order
     """
 
     name: ClassVar[str]

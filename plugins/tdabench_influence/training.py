@@ -251,8 +251,8 @@ def batch_orders(
 ) -> list[np.ndarray]:
     """Draws the corpus positions of each batch of batch_size / share examples, epoch by epoch.
 
-    They are drawn by id, so that the order of the corpus does not matter; with `run`, as that run of
-    a truth drew them from the corpus.
+    They are drawn by id, so that the order of the corpus does not matter; with `run`, as that run
+    of a truth drew them from the corpus.
     """
     if run:
         own = replace(recipe, batch_size=max(1, round(recipe.batch_size / share)))

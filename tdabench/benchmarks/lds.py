@@ -20,6 +20,7 @@ from tdabench.benchmarks.common import (
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
+from tdabench.truth.smoothness import seed_agreement
 from tdabench.truth.store import Truth
 
 
@@ -165,6 +166,25 @@ def rank_outcome(
         if v is not None
     }
     arrays = {"group_scores": scores, **boot.arrays()}
+    agreed = seed_agreement(truth)
+    if agreed is not None:
+        metrics["seed_agreement"] = Metric(agreed)
+    smooth = truth.plan.get("metasmoothness")
+    if isinstance(smooth, Mapping) and isinstance(smooth.get("value"), float):
+        metrics["metasmoothness"] = Metric(smooth["value"])
+    single = truth.plan.get("order") == "pool"
+    if single and truth.n_seeds > 1:
+        run = stats.bootstrap_lds(scores, truth.by_seed()[0], replicates)
+        metrics[f"{name}[run]"] = metric(run, clip=(-1.0, 1.0))
+        notes.append(
+            f"{name} is of the expected loss over {truth.n_seeds} seeds; {name}[run] of the run of "
+            "the first seed alone, in its order, which methods that follow that run predict"
+        )
+    elif single:
+        notes.append(
+            "the truth is of single runs (one seed and one order): without training noise, and "
+            "predicted in full only by a method that follows that run (magic.follow)"
+        )
 
     ceiling = ceiling_of(truth, replicates, context)
     if ceiling is not None:
@@ -172,6 +192,10 @@ def rank_outcome(
         metrics["ceiling"] = Metric(ceiling.value, low, high)
         metrics["share_of_ceiling"] = metric(ceiling.share(boot))
         arrays["ceiling_per_query"] = ceiling.per_query.astype(np.float32)
+    elif truth.n_seeds < 2 and single:
+        # The same training again gives the same losses: nothing of the truth is chance.
+        metrics["ceiling"] = Metric(1.0)
+        metrics["share_of_ceiling"] = metrics[name]
     elif truth.n_seeds < 2:
         notes.append("one seed per group: the truth's noise, and therefore a ceiling, is unknown")
     else:

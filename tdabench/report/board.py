@@ -20,6 +20,7 @@ from tdabench.report.records import Run, find_runs, read_run
 from tdabench.run.record import Record, describe_machine, finite, machine_of
 
 CEILING, SHARE, TRUTH_SEEDS = "ceiling", "share_of_ceiling", "truth_seeds"
+AGREEMENT, SMOOTHNESS = "seed_agreement", "metasmoothness"
 TIMES = ("prepare", "build", "query")
 COSTS = (*TIMES, "bytes")
 
@@ -40,6 +41,8 @@ class Column:
     queries: int | None = None
     groups: int | None = None
     truth_seeds: int | None = None
+    agreement: float | None = None
+    smoothness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -383,6 +386,8 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
         queries=queries,
         groups=groups,
         truth_seeds=int(seeds) if seeds else None,
+        agreement=finite(record.metric(AGREEMENT).get("value")),
+        smoothness=finite(record.metric(SMOOTHNESS).get("value")),
     )
 
 

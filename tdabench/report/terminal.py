@@ -152,6 +152,10 @@ def context_line(table: Table) -> Text:
         parts.append(f"{count(column.groups)} groups{seeds}")
     if column.ceiling is not None:
         parts.append(f"noise ceiling {number(column.ceiling)}")
+    if column.agreement is not None:
+        parts.append(f"two seeds agree {number(column.agreement)}")
+    if column.smoothness is not None:
+        parts.append(f"metasmoothness {number(column.smoothness)}")
     if table.primary != table.columns[0].name:
         parts.append(f"ranked by {table.primary}")
     return Text(" · ".join(clean(p, 80) for p in parts if p), "bold")

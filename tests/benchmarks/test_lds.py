@@ -11,6 +11,7 @@ from tdabench.benchmark import Stored
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups
+from tdabench.truth.store import Truth
 
 RNG = np.random.default_rng(0)
 N_TRAIN, N_QUERIES, N_GROUPS = 30, 8, 12
@@ -124,6 +125,31 @@ def test_ceiling_and_share_with_several_seeds_and_a_note_with_one(make_context) 
     alone = run(make_context, SCORES, noisy[:1])
     assert "ceiling" not in alone.metrics
     assert any("one seed" in n for n in alone.notes)
+
+
+def test_truth_of_single_runs_beside_the_expected_one(make_context) -> None:
+    """With one order per seed, each seed is a single run: without noise, its ceiling is 1."""
+    noise = 2 * GROUP_SCORES.std() * np.random.default_rng(3).normal(size=(2, N_QUERIES, N_GROUPS))
+    plan = {"order": "pool", "metasmoothness": {"value": 0.75, "step": 0.1}}
+
+    def scored(values):
+        truth = truth_of(values, GROUPS, QUERIES.ids)
+        truth = Truth(truth.losses, truth.groups, truth.query_ids, {**truth.plan, **plan})
+        index = FixedIndex(SCORES, QUERIES.ids)
+        return LDS(replicates=50).run(make_context(index, TRAIN, QUERIES, {"lds": truth}))
+
+    both = scored(GROUP_SCORES + np.stack([np.zeros_like(noise[0]), noise[1]]))
+    assert both.metrics["lds[run]"].value == pytest.approx(1, abs=1e-12)  # the first seed alone
+    assert both.metrics["lds"].value < 0.9
+    assert both.metrics["seed_agreement"].value < 0.9
+    assert both.metrics["metasmoothness"].value == 0.75
+    assert any("the first seed alone" in n for n in both.notes)
+    alone = scored(GROUP_SCORES[None] + noise[:1])
+    assert alone.metrics["ceiling"].value == 1
+    assert alone.metrics["share_of_ceiling"].value == alone.metrics["lds"].value
+    assert "lds[run]" not in alone.metrics
+    assert "seed_agreement" not in alone.metrics
+    assert any("single runs" in n for n in alone.notes)
 
 
 def test_the_same_run_twice_is_the_same_and_methods_are_paired(make_context) -> None:
