@@ -61,7 +61,9 @@ def _autograd(
     from tdabench.api import map_batches, response_logits
 
     model = index.context.target.fresh_model(index.method.checkpoint).to(index.context.device)  # type: ignore[arg-type]
-    model.set_attn_implementation("eager")  # fused attention has no forward-mode derivative
+    # Fused attention and grouped products of experts have no forward-mode derivative.
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:

@@ -60,8 +60,9 @@ class Run:
         share: float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # Fused attention cannot be differentiated twice.
+        # Fused attention and grouped products of experts cannot be differentiated twice.
         model.set_attn_implementation("eager")
+        model.set_experts_implementation("eager")
         self.context, self.tokens, self.orders, self.recipe = context, tokens, orders, recipe
         self.share, self.module = share, _Losses(model.to(dtype))
         self.weights = torch.full((len(tokens),), share, dtype=dtype, device=context.device)

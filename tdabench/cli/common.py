@@ -168,6 +168,10 @@ def warn(message: str) -> None:
 def emit_json(value: Any) -> None:
     """Prints `value` on stdout as one JSON document, with terminal control characters escaped."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):  # a latin-1 terminal: JSON's own escapes are ASCII
+        text = json.dumps(value, indent=2, sort_keys=True, default=str)
     click.echo(_ACTING.sub(lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
@@ -189,7 +193,8 @@ def console(**options: Any) -> Console:
     from rich.console import Console
 
     if not sys.stdout.isatty():
-        options.setdefault("width", int(os.environ.get("COLUMNS", 0)) or 200)
+        columns = os.environ.get("COLUMNS", "")
+        options.setdefault("width", (int(columns) if columns.isdecimal() else 0) or 200)
     return Console(highlight=False, **options)
 
 

@@ -51,11 +51,12 @@ def command(
 
     found = compare(a, b, runs, benchmark, target)
     if as_json:
-        import json
         from dataclasses import asdict
 
+        from tdabench.cli.common import emit_json
+
         rows = [asdict(d) | {"regressed": d.regressed, "words": d.words()} for d in found]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, sort_keys=True))
+        emit_json(rows)
     else:
         from rich.console import Console
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "airrep,trak"
 SIDES = (
-    ("most helpful: the highest scores", "green"),
+    ("most helpful: the highest scores (above 0)", "green"),
     ("most harmful: the lowest scores (below 0)", "red"),
 )
 
@@ -195,9 +195,12 @@ def _sides(found: Traced, q: int) -> list[tuple[str, list[tuple[float, int]]]]:
     assert found.top_score is not None
     assert found.bottom is not None
     assert found.bottom_score is not None
+    top = zip(found.top_score[q].tolist(), found.top[q].tolist())
+    bottom = zip(found.bottom_score[q].tolist(), found.bottom[q].tolist())
+    # Among few examples the lowest scores are also the highest: only the sign tells the sides.
     return [
-        ("helpful", [(float(s), int(i)) for s, i in zip(found.top_score[q], found.top[q])]),
-        ("harmful", [(float(s), int(i)) for s, i in zip(found.bottom_score[q], found.bottom[q])]),
+        ("helpful", [(s, i) for s, i in top if s > 0]),
+        ("harmful", [(s, i) for s, i in bottom if s < 0]),
     ]
 
 
@@ -266,6 +269,8 @@ def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> Non
                 for f in part:
                     table.add_column(Text(f.label), ratio=1, overflow="fold")
                 columns = [_sides(f, q)[n][1] for f in part]
+                if not any(columns):
+                    table.add_row(Text(), *[Text("no such score", "dim")] * len(columns))
                 for rank in range(max(len(c) for c in columns)):
                     cells = [_example(suite, *c[rank], style) if rank < len(c) else Text()
                              for c in columns]  # fmt: skip

@@ -14,8 +14,9 @@ import os
 import tempfile
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -153,9 +154,19 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     return (line for line in _all_lines(path) if line[2].strip())
 
 
+def _object(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. Raises DataError for a repeated key, of which the last would count."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
+        raise DataError(f"{place}: the key {twice!r} is repeated", "Rename or remove one of them")
+    return found
+
+
 def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode("utf-8-sig" if n == 1 else "utf-8"))
+        text = raw.decode("utf-8-sig" if n == 1 else "utf-8")
+        row = json.loads(text, object_pairs_hook=partial(_object, f"{path}, line {n}"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
@@ -188,6 +199,12 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any
     csv.field_size_limit(1 << 30)  # the default refuses documents
     reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
     try:
+        for name, n in Counter(reader.fieldnames or ()).items():
+            if n > 1:
+                raise DataError(
+                    f"{path}, line 1: {n} columns are named {name!r}",
+                    "Rename or remove all but one",
+                )
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if None in row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import click
 import pytest
 
 from tdabench.cli import COMMANDS, LazyGroup, cli, main
+from tdabench.cli.common import emit_json
 from tdabench.registry import configure
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "rich")
@@ -283,3 +285,23 @@ def test_show_explains_a_failure(capsys, tmp_path: Path):
     assert json.loads(capsys.readouterr().out) == [record]
     assert main(["show", "dmo", "--run", str(tmp_path)]) == 2
     assert "Did you mean 'demo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["", "abc", "-5", "80"])
+def test_any_width_of_the_terminal_is_accepted(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["methods"]) == 0
+    assert "tfidf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_json_is_valid_whatever_stdout_can_encode(encoding, monkeypatch):
+    value = {"words": "é – 数学 🙂 \x1b[0m \u202e"}
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", out)
+    emit_json(value)
+    out.flush()
+    text = out.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert json.loads(text) == value
+    assert "\x1b" not in text
+    assert ("数学" in text) == (encoding == "utf-8")

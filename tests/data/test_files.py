@@ -261,3 +261,18 @@ def test_memory_does_not_grow_with_a_streamed_corpus(tmp_path):
     tracemalloc.stop()
     assert path.stat().st_size > 20e6
     assert peak < 3e6
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a", "response": "b", "prompt": "c"}', "key 'prompt' is repeated"),
+        ("b.jsonl", '{"prompt": "a", "response": "b", "m": {"x": 1, "x": 2}}', "'x' is repeated"),
+        ("c.csv", "prompt,response,prompt\na,b,c\n", "line 1: 2 columns are named 'prompt'"),
+        ("d.csv", "prompt,response,note,note\na,b,c,d\n", "line 1: 2 columns are named 'note'"),
+    ],
+)  # fmt: skip
+def test_a_repeated_key_or_column_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        list(read_corpus(tmp_path / name, Reading()))

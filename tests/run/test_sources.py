@@ -384,9 +384,14 @@ def test_tracing_own_data_in_a_pipe_and_as_json(own, capsys):
     captured = capsys.readouterr()
     rows = [line.split("\t") for line in captured.out.splitlines()]
     assert rows[0][:5] == ["query", "method", "side", "rank", "score"]
+    # Cosines of word counts are never negative: no example is harmful.
     assert [(r[1], r[2], r[3]) for r in rows[1:]] == [
-        (m, s, r) for m in ("tfidf", "random") for s in ("helpful", "harmful") for r in "12"
+        (m, s, r)
+        for m, sides in (("tfidf", ["helpful"]), ("random", ["helpful", "harmful"]))
+        for s in sides
+        for r in "12"
     ]
+    assert all((float(r[4]) > 0) == (r[2] == "helpful") for r in rows[1:])
     assert captured.err.count("building its index") == 2
     assert "amber" in rows[1][6]
     assert main([*asked, "--json"]) == 0

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tdabench.errors import UsageError
 from tdabench.groups import Groups
@@ -82,3 +83,54 @@ def test_one_diverging_unit_leaves_the_others_alone(parts, tmp_path, monkeypatch
 def test_recipes_that_a_stack_does_not_follow_are_refused(parts, tmp_path, recipe):
     with pytest.raises(UsageError, match="stacked training does not support"):
         build(plan_of(parts, **recipe), *parts, tmp_path, engine=Stacked(2))
+
+
+@pytest.mark.parametrize("kind", ["granite", "gemma2", "mixtral"])
+def test_a_stack_uses_the_models_own_logits(kind):
+    """Models that scale or cap logits after the output matrix, and one with experts."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tdabench.targets.batches import Tokens, pad
+    from tdabench.targets.target import token_losses
+    from tdabench.truth.stacked import _Stack
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=90, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, intermediate_size=48, bos_token_id=0, eos_token_id=0,
+        pad_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.logits_scaling, config.final_logit_softcapping = 8.0, 0.5
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        models.append(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+        models[-1].config.use_cache = False
+    tokens = [Tokens(np.arange(3, 3 + n), start) for n, start in ((9, 4), (5, 2))]
+    batch = pad(tokens, np.arange(2), 1)
+    want = [token_losses(m, batch).detach() for m in models]
+    stack = _Stack(models, 2, "cpu")
+    at, gold = (v.expand(2, -1) for v in (batch.places, batch.gold))
+    got = stack.token_losses(batch.input_ids, at, gold)
+    torch.testing.assert_close(got, torch.stack(want), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_stacked_is_refused():
+    """Its forward pass branches on its weights, for which no batching rule exists."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tdabench.truth.stacked import _Stack
+
+    class Branching(LlamaForCausalLM):
+        def forward(self, **inputs):
+            if self.lm_head.weight.sum() > 1e9:
+                raise ValueError
+            return super().forward(**inputs)
+
+        base_model = property(lambda self: self)  # its own forward is the only way
+
+    config = LlamaConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=48,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="stacked training does not support Branching"):
+        _Stack([Branching(config).eval()], 2, "cpu")
