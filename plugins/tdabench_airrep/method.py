@@ -1,4 +1,4 @@
-"""The method: encode both sides with a trained encoder, pool groups by attention."""
+"""The method `airrep`: encodes with a trained encoder and pools groups by attention."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ WINDOW = 16_384  # examples encoded at a time into a store
 class AirRep(RepresentationMethod):
     """f(x, S) = Enc(x) . sum_i a_i Enc(z_i), a = softmax over S of |Enc(x) . Enc(z_i)|.
 
-    `encoder` is a folder, or the name of an asset of the suite. `max_tokens` (0: the encoder's
-    own) and `text` ("": the encoder's own, else a template with {prompt} and {response}) change
-    how examples are put to it; `dtype` is that of the arithmetic, `store` that of the training
-    rows kept (int8: each row with its own scale). Source: arXiv 2505.18513, eq. 5.
+    `encoder` is a folder, or the name of an asset of the suite. `max_tokens` (0: set by the
+    encoder) and `text` ("": set by the encoder, else a template with {prompt} and {response})
+    define the text format; `dtype` is the dtype of the arithmetic, `store` the dtype of the stored
+    training rows (int8: each row with its own scale). Source: arXiv 2505.18513, eq. 5.
     """
 
     name: ClassVar[str] = "airrep"
@@ -65,7 +65,7 @@ class AirRep(RepresentationMethod):
             )
 
     def folder(self, context: Context) -> Path:
-        """The encoder's folder: a suite's asset of that name, else a path."""
+        """Returns the encoder's folder: a suite's asset of that name, else a path."""
         if self.encoder in context.assets:
             return context.asset(self.encoder)
         path = Path(self.encoder).expanduser()
@@ -79,7 +79,7 @@ class AirRep(RepresentationMethod):
         return context.asset(self.encoder)
 
     def open(self, context: Context) -> Encoder:
-        """The encoder, with this method's text parameters."""
+        """Opens the encoder with this method's text parameters."""
         from dataclasses import replace
 
         from tdabench_airrep.loading import load_encoder
@@ -107,7 +107,7 @@ class AirRep(RepresentationMethod):
         return kept
 
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
-        """Seconds and retrainings behind the encoder, as its own record tells them."""
+        """Returns seconds and retrainings behind the encoder, from its own record."""
         path = self.folder(context) / "airrep.json"
         if not path.exists():
             return None

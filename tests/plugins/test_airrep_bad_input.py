@@ -201,5 +201,5 @@ def test_mistakes_exit_with_2_as_a_process(world) -> None:
     code = f"import sys; from tdabench.cli import main; sys.exit(main({words!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "there is nothing to start from at 'nowhere'" in done.stderr
+    assert "there is no model or encoder at 'nowhere'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -457,9 +457,9 @@ def test_what_is_missing_is_said(tiny_target, tiny_corpus, tiny_queries, tmp_pat
     ):
         with pytest.raises(UsageError):
             TrainConfig(**bad)
-    with pytest.raises(UsageError, match="nothing to start from"):
+    with pytest.raises(UsageError, match="there is no model or encoder"):
         Body(init="some-model").encoder(tiny_target, 0)
-    with pytest.raises(UsageError, match="not scratch:"):
+    with pytest.raises(UsageError, match="lacks the form scratch:"):
         Body(init="scratch:big").encoder(tiny_target, 0)
 
 
@@ -575,7 +575,7 @@ def test_gte_small_is_where_training_starts(hub, tiny_target, tiny_corpus) -> No
     encoder = Body(init=init, dim=4).encoder(tiny_target, 0)
     assert (encoder.causal, encoder.text.max_words, encoder.text.max_tokens) == (False, 256, 64)
     assert encode(encoder, tiny_corpus).shape == (60, 4)
-    with pytest.raises(UsageError, match="'some/one' cannot be had from the hub"):
+    with pytest.raises(UsageError, match="'some/one' is not available from the hub"):
         Body(init="hub:some/one").encoder(tiny_target, 0)
 
 
