@@ -121,7 +121,7 @@ def train_variants(
 def write_variants(suite: Suite, target: str, encoders: Mapping[str, Path], path: Path) -> Suite:
     """Writes a copy of a suite to `path` in which each encoder is a variant of `airrep`.
 
-    A label is "airrep-" and the encoder's name. Its pooling and temperature are those of its
+    A label is "airrep-" and the encoder's name. Pooling and temperature are taken from its
     training, as tuned values of the target, until `tdabench tune LABEL --write` chooses others;
     values chosen for the same encoder in an earlier copy at `path` are kept.
     """

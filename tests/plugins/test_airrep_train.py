@@ -587,7 +587,7 @@ def test_without_a_hub_training_starts_from_the_target(hub, tiny_target) -> None
     shutil.rmtree(hub)
     lines: list[str] = []
     assert default_init(lines.append) == "target:base"
-    assert lines[0].startswith("starting from target:base (the model 'thenlper/gte-small' cannot")
+    assert lines[0].startswith("starting from target:base (the model 'thenlper/gte-small' is not")
 
 
 def test_minilm_is_a_body(tiny_target, tiny_corpus, tiny_queries, tmp_path) -> None:
