@@ -68,7 +68,10 @@ from tdabench.toolkit.encode import pooled_hidden_states as pooled_hidden_states
 from tdabench.toolkit.representation import RepresentationIndex as RepresentationIndex
 from tdabench.toolkit.representation import RepresentationMethod as RepresentationMethod
 from tdabench.toolkit.representation import Role as Role
-from tdabench.toolkit.representation import transform_rows as transform_rows
+from tdabench.toolkit.representation import build_index as build_index
+from tdabench.toolkit.representation import open_index as open_index
+from tdabench.toolkit.sharded import in_processes as in_processes
+from tdabench.toolkit.sharded import on_ray as on_ray
 from tdabench.toolkit.store import FeatureStore as FeatureStore
 from tdabench.truth.build import build as build_truth  # noqa: F401
 from tdabench.truth.build import finished as finished_units  # noqa: F401

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from tdabench.api import (
     Context,
     Example,
     MethodError,
-    RepresentationIndex,
     RepresentationMethod,
     Role,
     Rows,
     UsageError,
     row_blocks,
-    transform_rows,
 )
 
 if TYPE_CHECKING:
@@ -105,32 +102,13 @@ class GradientMethod(RepresentationMethod):
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
         return self.features(context, examples, role, {})
 
-    def build(self, context: Context, train: Sequence[Example]) -> GradientIndex:
-        state = self.learn(context, train)
-        features = self.features(context, train, "train", state)
-        state = state | self.fit(context, features)
-        # If rows are transformed (such as whitened), they are rounded afterwards.
-        dtype = self.dtype if self.dtype != "float32" else ""
-        rows = transform_rows(self, context, features, state, dtype)
-        return GradientIndex(self, context, rows, state)
+    @property
+    def rows_dtype(self) -> str:
+        return self.dtype if self.dtype != "float32" else ""
 
     @property
     def _transforms(self) -> bool:
         return type(self).transform is not RepresentationMethod.transform
-
-    def load(self, context: Context, path: Path) -> GradientIndex:
-        index = super().load(context, path)
-        return GradientIndex(self, context, index.rows, index.state)
-
-
-class GradientIndex(RepresentationIndex):
-    """Encodes queries with the state that the method learned from the training corpus."""
-
-    method: GradientMethod
-
-    def query_features(self, queries: Sequence[Example]) -> Any:
-        features = self.method.features(self.context, queries, "query", self.state)
-        return self.method.transform(features[:], self.state, "query")
 
 
 # --------------------------------------------------------------------------- curvature

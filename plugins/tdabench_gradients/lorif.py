@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tdabench.api import Context, Example, Role, Rows, UsageError, row_blocks
-from tdabench_gradients.base import GradientIndex, GradientMethod, State, block_starts
+from tdabench.api import (
+    Context,
+    Example,
+    RepresentationIndex,
+    Role,
+    Rows,
+    UsageError,
+    row_blocks,
+)
+from tdabench_gradients.base import GradientMethod, State, block_starts
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +98,7 @@ class LoRIF(GradientMethod):
         dim = int(((layout[:, 0] + layout[:, 1]) * layout[:, 2]).sum())
         return FactoredRows(self.stream(context, examples, role, compute, dim), layout)
 
-    def load(self, context: Context, path: Path) -> GradientIndex:
+    def load(self, context: Context, path: Path) -> RepresentationIndex:
         index = super().load(context, path)
         index.rows = FactoredRows(index.rows, self.layout(context))
         return index
@@ -141,9 +149,9 @@ class LoRIF(GradientMethod):
             out[:, a:b] = g / lam - (g @ v) * (1 / lam - 1 / (s + lam)) @ v.T
         return out
 
-    def build(self, context: Context, train: Sequence[Example]) -> GradientIndex:
+    def build(self, context: Context, train: Sequence[Example]) -> RepresentationIndex:
         features = self.features(context, train, "train", {})
-        return GradientIndex(self, context, features, self.fit(context, features))
+        return RepresentationIndex(self, context, features, self.fit(context, features))
 
     @property
     def _transforms(self) -> bool:

@@ -22,6 +22,7 @@ from tdabench.errors import TdabenchError, brief, did_you_mean, one_line
 COMMANDS = {
     "run": ("run", "Measure methods on a suite and print the board."),
     "trace": ("trace", "Show the training examples behind a model output."),
+    "index": ("index", "Index a corpus of any size, and search it."),
     "leaderboard": ("leaderboard", "Print the board of one or more run folders."),
     "show": ("show", "Show one result, or one failure, in full."),
     "compare": ("compare", "Compare two runs or methods with a paired test."),

@@ -125,7 +125,7 @@ def command(
         raise UsageError(
             f"the suite has the targets {', '.join(labels)}", f"Name one: --target {labels[0]}"
         )
-    queries = _queries(plan.suite, plan.targets[0].target, prompt, response, queries_file, own,
+    queries = asked(plan.targets[0].target, prompt, response, queries_file, own,
                        checkpoint, device)  # fmt: skip
     from tdabench.report.records import runs_in
 
@@ -148,8 +148,7 @@ def _silent(what: str, done: int, total: int) -> None:
     """Discards progress."""
 
 
-def _queries(
-    suite: Suite,
+def asked(
     target: Any,
     prompt: str | None,
     response: str | None,
@@ -158,6 +157,7 @@ def _queries(
     checkpoint: str | None,
     device: str,
 ) -> Sequence[Example]:
+    """Returns the queries that a command was asked: a prompt with its response, or a file."""
     from tdabench.data import Example, read_corpus
     from tdabench.run.own import reading_of
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tdabench.data.examples import Example
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import UsageError
 from tdabench.groups import Groups, check_pooling
 from tdabench.io import fingerprint, read_arrays, write_arrays, write_json
 from tdabench.method import Context, Index, TDAMethod, no_progress
@@ -57,28 +58,35 @@ class RepresentationMethod(TDAMethod):
         """
         return features
 
+    def learn(self, context: Context, train: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Computes state that `features` needs, from the training examples (none by default)."""
+        return {}
+
+    def features(
+        self,
+        context: Context,
+        examples: Sequence[Example],
+        role: Role,
+        state: dict[str, np.ndarray],
+    ) -> Rows:
+        """Returns features [example, dim] given what `learn` returned: by default, `encode`."""
+        return self.encode(context, examples, role)
+
+    @property
+    def rows_dtype(self) -> str:
+        """The dtype of a store for transformed rows; "" to keep them as `transform` leaves them."""
+        return ""
+
     def build(self, context: Context, train: Sequence[Example]) -> RepresentationIndex:
-        features = self.encode(context, train, "train")
+        state = self.learn(context, train)
+        features = self.features(context, train, "train", state)
         check_rows(self.name, features, len(train))
-        state = self.fit(context, features)
-        rows = transform_rows(self, context, features, state)
+        state = {**state, **self.fit(context, features)}
+        rows = transform_rows(self, context, features, state, self.rows_dtype)
         return RepresentationIndex(self, context, rows, state)
 
     def load(self, context: Context, path: Path) -> RepresentationIndex:
-        arrays, meta = read_arrays(path / "state.safetensors")
-        self.check_saved(path, meta)
-        state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
-        if meta["rows"] == "sparse":
-            from scipy.sparse import csr_matrix
-
-            parts = (arrays["rows.data"], arrays["rows.indices"], arrays["rows.indptr"])
-            rows: Any = csr_matrix(parts, shape=tuple(meta["shape"]))
-        elif meta["rows"] == "store":
-            kind: Any = Shards if (path / "rows" / "shards.json").exists() else FeatureStore
-            rows = kind.open(path / "rows")
-        else:
-            rows = arrays["rows"]
-        return RepresentationIndex(self, context, rows, state)
+        return open_index(self, context, path)
 
 
 def transform_rows(
@@ -119,7 +127,7 @@ class RepresentationIndex(Index):
 
     def query_features(self, queries: Sequence[Example]) -> Any:
         """Returns transformed query features [query, dim']."""
-        features = self.method.encode(self.context, queries, "query")
+        features = self.method.features(self.context, queries, "query", self.state)
         check_rows(self.method.name, features, len(queries))
         return self.method.transform(features[:], self.state, "query")
 
@@ -163,11 +171,19 @@ class RepresentationIndex(Index):
         return np.concatenate(pooled)
 
     def save(self, path: Path) -> None:
+        if isinstance(self.rows, np.ndarray) or is_sparse(self.rows):
+            return self._write(path)
+        self.rows.copy_to(path / "rows")  # type: ignore[attr-defined]
+        self._write(path)
+
+    def _write(self, path: Path, **more: Any) -> None:
+        """Writes everything but rows in a store, which lie in `path`/rows already."""
         arrays = {f"state.{k}": np.asarray(v) for k, v in self.state.items()}
         meta: dict[str, Any] = {
             "method": self.method.name,
             "version": self.method.version,
             "shape": list(self.rows.shape),
+            **more,
         }
         if is_sparse(self.rows):
             m = self.rows.tocsr()  # type: ignore[attr-defined]
@@ -178,8 +194,37 @@ class RepresentationIndex(Index):
             arrays["rows"] = self.rows
         else:
             meta["rows"] = "store"
-            self.rows.copy_to(path / "rows")  # type: ignore[attr-defined]
         write_arrays(path / "state.safetensors", arrays, meta)
+
+
+def open_index(
+    method: RepresentationMethod,
+    context: Context,
+    path: Path,
+    run: Run = in_turn,
+    verify: bool = True,
+) -> RepresentationIndex:
+    """Opens the index that `RepresentationIndex.save` or `build_index` wrote to the folder `path`.
+
+    `run` says where an index in shards is read and searched; `verify` reads every byte of a store
+    once. Raises DataError for an index of another method or version, or a damaged one.
+    """
+    arrays, meta = read_arrays(path / "state.safetensors")
+    method.check_saved(path, meta)
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    rows: Any
+    if meta["rows"] == "sparse":
+        from scipy.sparse import csr_matrix
+
+        parts = (arrays["rows.data"], arrays["rows.indices"], arrays["rows.indptr"])
+        rows = csr_matrix(parts, shape=tuple(meta["shape"]))
+    elif meta["rows"] == "store" and (path / "rows" / "shards.json").exists():
+        rows = Shards.open(path / "rows", run, verify)
+    elif meta["rows"] == "store":
+        rows = FeatureStore.open(path / "rows", verify=verify)
+    else:
+        rows = arrays["rows"]
+    return RepresentationIndex(method, context, rows, state)
 
 
 # --------------------------------------------------------------------------- an index in shards
@@ -188,34 +233,58 @@ class RepresentationIndex(Index):
 def build_index(
     method: RepresentationMethod,
     context: Context,
-    train: Sequence[Example],
+    train: Corpus,
     folder: Path,
     rows_a_shard: int,
     *,
     dtype: str = "float32",
     run: Run = in_turn,
 ) -> RepresentationIndex:
-    """Runs `method.build` in shards under `folder`: `run` encodes and transforms, `fit` runs here.
+    """Builds the saved index of a method in shards of `rows_a_shard` rows, of `dtype`, in `folder`.
 
-    `fit` reads the features of all shards in blocks. Scores equal those of `method.build`, up to
-    the rounding of `dtype`, if a method's features of an example do not depend on others in the
-    corpus (only `fit` may depend on them).
+    `run` encodes and transforms each shard; `learn` and `fit` run here, and `fit` reads the
+    features of all shards in blocks. Finished shards are kept, so that an interrupted build
+    resumes, and a finished index of the same method, target, corpus and dtype is opened. Scores
+    equal those of `method.build`, up to the rounding of `dtype`, if the features of an example do
+    not depend on others in the corpus (only `learn` and `fit` may).
+
+    Raises UsageError for a method that builds its index in one piece, or encodes sparse rows.
     """
+    if type(method).build is not RepresentationMethod.build:
+        raise UsageError(
+            f"{method.name} builds its index in one piece, not in shards",
+            "Use tdabench run or tdabench trace, or another method",
+        )
     folder = Path(folder)
     context = replace(context, progress=no_progress)
-    key = fingerprint([method.name, method.version, repr(method), context.target.fingerprint])
-    key = fingerprint([key, context.seed, [[e.id, e.prompt, e.response] for e in train]])
-    encode = partial(_encode, method, context)
+    key = fingerprint(
+        [method.name, method.version, repr(method), context.target.fingerprint, context.seed,
+         train.fingerprint, context.device.partition(":")[0], dtype]
+    )  # fmt: skip
+    if (folder / "state.safetensors").exists():
+        if read_arrays(folder / "state.safetensors")[1].get("key") == key:
+            return open_index(method, context, folder, run)
+        (folder / "state.safetensors").unlink()  # an index without it is unfinished
+    plain = type(method).transform is RepresentationMethod.transform
+    learned = method.learn(context, train)
     features = build_shards(
-        folder / "features", train, encode, rows_a_shard, dtype=dtype, key=key, run=run
+        folder / ("rows" if plain else "features"),
+        train,
+        partial(_encode, method, context, learned),
+        rows_a_shard,
+        dtype=dtype if plain else "float32",  # rounding comes last
+        key=key,
+        run=run,
     )
-    state = method.fit(context, features)
-    if type(method).transform is RepresentationMethod.transform:
-        return RepresentationIndex(method, context, features, state)
-    places = [(features.path(i), method, state) for i in range(len(features.starts) - 1)]
-    rows = _transformed(folder / "rows", features, places, dtype, run)
-    shutil.rmtree(folder / "features")
-    return RepresentationIndex(method, context, rows, state)
+    state = {**learned, **method.fit(context, features)}
+    rows = features
+    if not plain:
+        places = [(features.path(i), method, state) for i in range(len(features.starts) - 1)]
+        rows = _transformed(folder / "rows", features, places, dtype, run)
+        shutil.rmtree(folder / "features")
+    index = RepresentationIndex(method, context, rows, state)
+    index._write(folder, key=key)
+    return index
 
 
 def _transformed(folder: Path, features: Shards, places: list[Any], dtype: str, run: Run) -> Shards:
@@ -236,10 +305,20 @@ def _transform_shard(
     return FeatureStore.of(folder / path.name, len(source), blocks, dtype).shape[1]
 
 
-def _encode(method: RepresentationMethod, context: Context, examples: Sequence[Example]) -> Rows:
+def _encode(
+    method: RepresentationMethod,
+    context: Context,
+    state: dict[str, np.ndarray],
+    examples: Sequence[Example],
+) -> Rows:
     own = fingerprint([e.id for e in examples])
     scratch = context.scratch / f"shard-{own}"
     scratch.mkdir(parents=True, exist_ok=True)
-    rows = method.encode(replace(context, scratch=scratch), examples, "train")
+    rows = method.features(replace(context, scratch=scratch), examples, "train", state)
     check_rows(method.name, rows, len(examples))
-    return rows.toarray() if hasattr(rows, "toarray") else rows
+    if is_sparse(rows):
+        raise UsageError(
+            f"{method.name} encodes sparse rows, which shards do not hold",
+            "Use tdabench run or tdabench trace, or another method",
+        )
+    return rows

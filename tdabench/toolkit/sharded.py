@@ -8,16 +8,18 @@ path. Scores of a shard equal those of one index over all rows: products of the 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
+from tdabench.groups import threads
 from tdabench.io import fingerprint, read_json, write_json
 from tdabench.rows import Rows, row_blocks
 from tdabench.toolkit.scan import ScanResult, scan
@@ -30,6 +32,69 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # (task, items
 def in_turn(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Runs tasks here, one after another."""
     return [task(item) for item in items]
+
+
+def in_processes(
+    workers: int,
+    prepare: Callable[[], None] | None = None,
+    done: Callable[[int, int], None] = lambda finished, total: None,
+) -> Run:
+    """Runs tasks in `workers` processes of this machine, which share its cores evenly.
+
+    `prepare` runs once in each; `done` hears of each finished task (how many, of how many). With
+    one worker, tasks run here.
+    """
+
+    def run(task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        results: list[Any] = [None] * len(items)
+        if workers == 1:
+            for i in range(len(items)):
+                results[i] = task(items[i])
+                done(i + 1, len(items))
+            return results
+        from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+        from concurrent.futures.process import BrokenProcessPool
+        from multiprocessing import get_context
+
+        waiting: dict[Future, int] = {}
+        begun = finished = 0
+        with (
+            _threads_for(workers),
+            ProcessPoolExecutor(workers, get_context("spawn"), initializer=prepare) as pool,
+        ):
+            try:
+                while begun < len(items) or waiting:
+                    while begun < len(items) and len(waiting) < 2 * workers:
+                        waiting[pool.submit(task, items[begun])] = begun
+                        begun += 1
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        results[waiting.pop(future)] = future.result()
+                        finished += 1
+                        done(finished, len(items))
+            except BrokenProcessPool as e:
+                raise TdabenchError(
+                    "a worker process died, most likely for its memory",
+                    "Use fewer workers or smaller shards; the same command goes on from here",
+                ) from e
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
+
+    return run
+
+
+@contextlib.contextmanager
+def _threads_for(workers: int) -> Iterator[None]:
+    """Processes that are started meanwhile use their share of this process's threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(max(1, threads() // workers))))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
@@ -175,10 +240,7 @@ def build_shards(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "shards.json").unlink(missing_ok=True)
     starts = [*range(0, n, rows_a_shard), n]
-    tasks = [
-        (folder / f"shard-{i:05d}", items[a:b], fingerprint([key, a, b, dtype]) if key else "")
-        for i, (a, b) in enumerate(pairwise(starts))
-    ]
+    tasks = _Tasks(folder, items, starts, [key, dtype] if key else [])
     dims = run(partial(_build_shard, encode=encode, dtype=dtype), tasks)
     if len(set(dims)) > 1:
         raise DataError(f"the shards have rows of different lengths: {sorted(set(dims))}")
@@ -188,6 +250,23 @@ def build_shards(
             shutil.rmtree(old)
     write_json(folder / "shards.json", {"schema": SCHEMA, "starts": starts, "dim": dim})
     return Shards(folder, np.array(starts), dim, run)
+
+
+class _Tasks(Sequence[tuple[Path, Sequence[Any], str]]):
+    """What each shard is built from, taken from the corpus only when it is asked for."""
+
+    def __init__(self, folder: Path, items: Sequence[Any], starts: list[int], key: list) -> None:
+        self.folder, self.items, self.starts, self.key = folder, items, starts, key
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        a, b = self.starts[i : i + 2]
+        key = fingerprint([*self.key, a, b]) if self.key else ""
+        return self.folder / f"shard-{i:05d}", self.items[a:b], key
 
 
 def _build_shard(

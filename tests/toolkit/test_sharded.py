@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
-from tdabench.data.examples import Example
-from tdabench.errors import DataError, UsageError
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.groups import Groups
 from tdabench.method import Context
-from tdabench.toolkit.representation import RepresentationMethod, build_index
+from tdabench.toolkit.representation import RepresentationMethod, build_index, open_index
 from tdabench.toolkit.scan import scan
-from tdabench.toolkit.sharded import Shards, build_shards, in_turn, on_ray
+from tdabench.toolkit.sharded import Shards, build_shards, in_processes, in_turn, on_ray
 from tdabench.toolkit.store import FeatureStore
 
 
@@ -118,10 +120,10 @@ class NoTarget:
     fingerprint = "none"
 
 
-def corpus(n: int) -> list[Example]:
+def corpus(n: int) -> Corpus:
     words = "red green blue cold warm slow quick north south river stone cloud".split()
     rng = np.random.default_rng(3)
-    return [Example(f"e{i}", " ".join(rng.choice(words, 5)), "yes indeed") for i in range(n)]
+    return Corpus(Example(f"e{i}", " ".join(rng.choice(words, 5)), "yes indeed") for i in range(n))
 
 
 def check_index(folder: Path, run) -> None:
@@ -141,12 +143,62 @@ def check_index(folder: Path, run) -> None:
     )
     (folder / "saved").mkdir()
     sharded.save(folder / "saved")
-    again = method.load(context, folder / "saved")
-    np.testing.assert_array_equal(again.top_k(asked, 7)[1], alone.ids)
+    for path in (folder / "saved", folder / "index"):  # a copy, and where it was built
+        again = method.load(context, path)
+        np.testing.assert_array_equal(again.top_k(asked, 7)[1], alone.ids)
+    elsewhere = open_index(method, context, folder / "index", run, verify=False)
+    np.testing.assert_array_equal(elsewhere.top_k(asked, 7)[1], alone.ids)
 
 
 def test_a_method_is_built_in_shards(tmp_path: Path) -> None:
     check_index(tmp_path, in_turn)
+
+
+def test_tasks_run_in_processes_in_order(tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    run = in_processes(2, done=lambda *counts: heard.append(counts))
+    assert run(abs, range(-9, 0)) == list(range(9, 0, -1))
+    assert heard == [(n, 9) for n in range(1, 10)]
+
+
+def test_what_goes_wrong_in_a_process_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_processes(2)(partial(divmod, 1), [1, 0, 2])
+    with pytest.raises(TdabenchError, match="a worker process died"):
+        in_processes(2)(os._exit, [3, 3])
+    assert in_processes(2)(abs, []) == []
+
+
+def test_an_index_in_shards_resumes_and_says_what_it_cannot_hold(tmp_path: Path, monkeypatch):
+    context = Context(target=NoTarget(), scratch=tmp_path / "scratch")  # type: ignore[arg-type]
+    train, asked, runs = corpus(20), corpus(23)[20:], []
+
+    def counted(task, items):
+        runs.append(len(items))
+        return in_turn(task, items)
+
+    folder, method = tmp_path / "index", Letters()
+    first = build_index(method, context, train, folder, 6, run=counted)
+    assert runs == [4, 4]  # encoded, then transformed
+    again = build_index(method, context, train, folder, 6, run=counted)
+    assert runs == [4, 4, 4]  # opened only
+    np.testing.assert_array_equal(again.score(asked), first.score(asked))
+    build_index(method, context, train, folder, 6, dtype="float16", run=counted)
+    assert runs[3:] == [4, 4]
+
+    class Whole(Letters):
+        def build(self, context, train):
+            return super().build(context, train)
+
+    with pytest.raises(UsageError, match="letters builds its index in one piece"):
+        build_index(Whole(), context, train, folder, 6)
+
+    class Sparse(Letters):
+        def encode(self, context, examples, role):
+            return sp.csr_matrix(super().encode(context, examples, role))
+
+    with pytest.raises(UsageError, match="letters encodes sparse rows"):
+        build_index(Sparse(), context, train, tmp_path / "sparse", 6)
 
 
 # --------------------------------------------------------------------------- Ray
