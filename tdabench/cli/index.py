@@ -45,10 +45,10 @@ def worker_options(function: Any) -> Any:
 
 @click.group(name="index")
 def command() -> None:
-    """Index a corpus of any size in shards, and search it.
+    """Build an index of a corpus of any size in shards, and search it.
 
     For methods that score by products of representations. The index is a folder; it is built by
-    several processes or a Ray cluster, and an interrupted build goes on where it stopped.
+    several processes or a Ray cluster, and an interrupted build resumes.
 
     \b
     Examples:

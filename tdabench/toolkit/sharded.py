@@ -74,7 +74,7 @@ def in_processes(
             except BrokenProcessPool as e:
                 raise TdabenchError(
                     "a worker process died, most likely for its memory",
-                    "Use fewer workers or smaller shards; the same command goes on from here",
+                    "Use fewer workers or smaller shards; the same command resumes",
                 ) from e
             except BaseException:
                 pool.shutdown(cancel_futures=True)
