@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdabench.cli import main
 from tdabench.method import Context
 from tdabench.registry import registry
 from tdabench.run.sources import load_suite
@@ -26,6 +27,17 @@ def tdabench(*words: object, code: int = 0) -> tuple[str, str]:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
+
+
+@pytest.fixture
+def ask(capsys):
+    """The same command in this process."""
+
+    def asked(*words: object, code: int = 0) -> tuple[str, str]:
+        assert main([str(w) for w in words]) == code
+        return tuple(capsys.readouterr())
+
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,7 @@ def whole(toy_suite: Path, tmp_path: Path, name: str = "hidden"):
     return suite, method.build(Context(suite.target("tiny").target, tmp_path), suite.train)
 
 
-def test_searching_finds_what_the_whole_index_finds(built, toy_suite, queries, tmp_path: Path):
+def test_searching_finds_what_the_whole_index_finds(built, toy_suite, queries, tmp_path: Path, ask):
     folder, about = built
     suite, index = whole(toy_suite, tmp_path)
     assert (about["n_train"], about["shards"], about["dtype"]) == (60, 4, "float32")
@@ -67,39 +79,39 @@ def test_searching_finds_what_the_whole_index_finds(built, toy_suite, queries, t
         np.testing.assert_allclose([e["score"] for e in row["examples"]], scores[q], rtol=1e-5)
         assert row["sum_of_scores"] == pytest.approx(sums[q], rel=1e-4)
         assert row["corpus_score"] == pytest.approx(sums[q], rel=1e-4)
-    lines, _ = tdabench("index", "search", folder, "Copy: amber", "--response", "amber", "-k", 3)
+    lines, _ = ask("index", "search", folder, "Copy: amber", "--response", "amber", "-k", 3)
     assert [line.split("\t")[1] for line in lines.splitlines()] == ["rank", "1", "2", "3"]
     assert not (folder / "work").exists()
 
 
-def test_the_same_command_builds_nothing_again(built, toy_suite):
+def test_the_same_command_builds_nothing_again(built, toy_suite, ask):
     folder, _ = built
     before = {p: p.stat().st_mtime_ns for p in (folder / "rows").rglob("*") if p.is_file()}
     words = ["--method", "hidden", "--suite", toy_suite, "--shard-rows", 16, "--device", "cpu"]
-    out, _ = tdabench("index", "build", folder, *words)
+    out, _ = ask("index", "build", folder, *words)
     assert "60 examples x" in out
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_learned_state_and_two_planes(toy_suite, queries, tmp_path: Path):
+def test_learned_state_and_two_planes(toy_suite, queries, tmp_path: Path, ask):
     """A gradient method with curvature, its rows in two planes of int8."""
     suite, index = whole(toy_suite, tmp_path, "logra")
     folder = tmp_path / "idx"
     words = ["--method", "logra", "--suite", toy_suite, "--shard-rows", 25, "--store", "int8x2"]
-    tdabench("index", "build", folder, *words)
-    out, _ = tdabench("index", "search", folder, "--queries", queries, "-k", 5, "--json")
+    ask("index", "build", folder, *words)
+    out, _ = ask("index", "search", folder, "--queries", queries, "-k", 5, "--json")
     scores, _ = index.top_k(suite.queries(), 5)
     got = [[e["score"] for e in row["examples"]] for row in json.loads(out)["queries"]]
     np.testing.assert_allclose(got, scores, rtol=2e-3, atol=1e-3 * np.abs(scores).max())
 
 
 @needs_faiss
-def test_the_approximate_index(toy_suite, queries, tmp_path: Path):
+def test_the_approximate_index(toy_suite, queries, tmp_path: Path, ask):
     suite, index = whole(toy_suite, tmp_path)
     words = ["--method", "hidden", "--suite", toy_suite, "--shard-rows", 16]
-    tdabench("index", "build", tmp_path / "idx", *words, "--approximate", "Flat")
+    ask("index", "build", tmp_path / "idx", *words, "--approximate", "Flat")
     asked = ["index", "search", tmp_path / "idx", "--queries", queries, "-k", 4, "--json"]
-    row = json.loads(tdabench(*asked, "--approximate")[0])["queries"][0]
+    row = json.loads(ask(*asked, "--approximate")[0])["queries"][0]
     assert [e["index"] for e in row["examples"]] == index.top_k(suite.queries(), 4)[1][0].tolist()
     assert "corpus_score" not in row
 
@@ -113,26 +125,26 @@ def test_the_approximate_index(toy_suite, queries, tmp_path: Path):
         ("lorif", "lorif builds its index in one piece"),
     ],
 )
-def test_what_cannot_be_indexed_is_said_in_one_line(toy_suite, tmp_path: Path, method, said):
+def test_what_cannot_be_indexed_is_said_in_one_line(toy_suite, tmp_path: Path, method, said, ask):
     words = ["--method", method, "--suite", toy_suite]
-    _, err = tdabench("index", "build", tmp_path / "idx", *words, code=2)
+    _, err = ask("index", "build", tmp_path / "idx", *words, code=2)
     assert said in err
     assert "Traceback" not in err
 
 
-def test_a_search_says_what_is_wrong(built, tmp_path: Path):
+def test_a_search_says_what_is_wrong(built, tmp_path: Path, ask):
     folder, about = built
-    _, err = tdabench("index", "search", tmp_path, "p", code=2)
+    _, err = ask("index", "search", tmp_path, "p", code=2)
     assert "holds no finished index. Build it with: tdabench index build" in err
-    _, err = tdabench("index", "search", folder, "p", "--response", "r", "--approximate", code=2)
+    _, err = ask("index", "search", folder, "p", "--response", "r", "--approximate", code=2)
     assert "has no approximate index" in err
-    _, err = tdabench("index", "search", folder, code=2)
+    _, err = ask("index", "search", folder, code=2)
     assert "search takes a prompt, or a file of them with --queries" in err
     for change in ({"corpus": "0" * 16}, {"target_fingerprint": "0" * 16}, {"seed": "x"}):
         (folder / "index.json").write_text(json.dumps({**about, **change}))
-        _, err = tdabench("index", "search", folder, "p", "--response", "r", code=2)
+        _, err = ask("index", "search", folder, "p", "--response", "r", code=2)
         assert "was built with another" in err or "does not describe an index" in err
     (folder / "index.json").write_text(json.dumps(about))
     (tmp_path / "mine.txt").write_text("mine")
-    _, err = tdabench("index", "build", tmp_path, "--method", "hidden", code=2)
+    _, err = ask("index", "build", tmp_path, "--method", "hidden", code=2)
     assert "holds 'mine.txt'. Give an empty or new folder" in err
