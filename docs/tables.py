@@ -1,15 +1,16 @@
-"""Writes the tables of results in docs/ from the records of runs.
+"""Writes the tables of results in README.md and docs/ from the records of runs.
 
 python docs/tables.py RUN [RUN …]
 
-Pages: methods/fidelity.md, benchmarks/loo.md, removal.md, selection.md. If a method, target and
-benchmark have several successful records, the record in the last folder counts, and within a folder
-the latest. Times are processor times, which other work on the machine distorts least. A page whose
-benchmark is not in any of the runs stays as it is.
+Pages: those of PAGES below, and the board of README.md. If several good records exist for one
+method, target and benchmark, the record from the last folder is used, and within a folder the
+latest. Times are processor times, which other work on the machine distorts least. A page whose
+benchmark is in none of the runs stays as it is.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+SHOWN = ("airrep", "trak", "ngram")  # on the board of README.md
 Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # (target, method)
 
@@ -33,13 +36,18 @@ def records(folders: list[Path], benchmark: str) -> Records:
         key = record["target"]["label"], record["method"]["label"]
         rank = (record["status"] == "ok", i, record["started"])
         if key not in ranks or rank > ranks[key]:
-            found[key], ranks[key] = record, rank
+            found[key], ranks[key] = {**record, "path": path}, rank
     return found
 
 
-def interval(metric: dict[str, float], digits: int = 3) -> str:
-    value, low, high = (f"{metric[k]:.{digits}f}" for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+def interval(metric: dict[str, float] | None, digits: int = 3) -> str:
+    """`0.412 [0.300, 0.500]`, without brackets where there is no interval."""
+    if metric is None:
+        return ""
+    value = f"{metric['value']:.{digits}f}"
+    if metric.get("low") is None:
+        return value
+    return f"{value} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
 
 
 def markdown(header: str, rows: Iterable[list[str]], numbers: int = 0) -> list[str]:
@@ -63,14 +71,26 @@ def good(found: Records, target: str, metric: str, sign: int = -1) -> list[Recor
 # --------------------------------------------------------------------------- pages
 
 
+def ordered(found: Records) -> list[str]:
+    """Targets, `instruct` first."""
+    return sorted({t for t, _ in found}, key=lambda t: (t != "instruct", t))
+
+
 def fidelity(found: Records) -> list[str]:
     lines = []
-    for target in sorted({t for t, _ in found}, key=lambda t: (t != "instruct", t)):
+    for target in ordered(found):
         rows = good(found, target, "lds")
-        ceiling = next((r["metrics"]["ceiling"]["value"] for r in rows), float("nan"))
-        header = "method | tuned settings | LDS [95%] | of ceiling | build | per query | bytes/ex"
-        lines += [f"### {target} (noise ceiling {ceiling:.2f})", ""]
-        lines += markdown(header, map(_fidelity_row, rows), 4)
+        ceiling = next(
+            (r["metrics"]["ceiling"]["value"] for r in rows if "ceiling" in r["metrics"]), None
+        )
+        header = (
+            "method | tuned settings | LDS [95%] | rank | beyond | of ceiling | build | a query "
+            "| bytes/ex"
+        )
+        said = f" (noise ceiling {ceiling:.2f})" if ceiling is not None else ""
+        lines += [f"### {target}{said}", ""]
+        ranks = letters(rows, "lds")
+        lines += markdown(header, (_fidelity_row(r, ranks) for r in rows), 5)
         rest = [
             f"`{m}` ({r['status']})"
             for (t, m), r in found.items()
@@ -81,20 +101,130 @@ def fidelity(found: Records) -> list[str]:
     return lines[:-1]
 
 
-def _fidelity_row(record: Record) -> list[str]:
+def letters(rows: list[Record], metric: str) -> dict[str, str]:
+    """Rank as an interval and letters of each method; nothing for one without replicates."""
+    from tdabench.errors import TdabenchError
+    from tdabench.io import read_arrays
+    from tdabench.stats import Bootstrap, rank_methods
+
+    drawn = {}
+    for r in rows:
+        try:
+            arrays, _ = read_arrays(r["path"].with_suffix(".safetensors"))
+            value = r["metrics"][metric]["value"]
+            drawn[r["method"]["label"]] = Bootstrap.of_record(value, arrays["per_query"], arrays)
+        except (TdabenchError, KeyError):
+            continue
+    found = rank_methods(drawn) if len(drawn) > 1 else None
+    if found is None:
+        return {}
+    spans = [str(a) if a == b else f"{a}–{b}" for a, b in found.spans]
+    return {m: f"{s} {x}" for m, s, x in zip(found.labels, spans, found.letters)}
+
+
+def _fidelity_row(record: Record, ranks: dict[str, str]) -> list[str]:
     method, cost, metrics = record["method"], record["cost"], record["metrics"]
-    tuned = ", ".join(f"{k}={_short(v)}" for k, v in method["tuned"].items()) or "defaults"
     share, query = metrics.get("share_of_ceiling"), cost["query"]
+    beyond = metrics.get("lds_beyond")
     each = 1e3 * query["cpu_seconds"] / max(1, query["queries"])
     return [
         f"`{method['label']}`",
-        tuned,
+        _tuned(record),
         interval(metrics["lds"]),
+        ranks.get(method["label"], ""),
+        f"{beyond['value']:.3f}" if beyond else "",
         f"{share['value']:.0%}" if share else "",
         f"{cost['build']['cpu_seconds']:.3g} s",
         f"{each:.3g} ms",
         f"{cost['bytes_per_example']:,.0f}",
     ]
+
+
+def _tuned(record: Record) -> str:
+    return ", ".join(f"{k}={_short(v)}" for k, v in record["method"]["tuned"].items()) or "defaults"
+
+
+def family(*families: str) -> Callable[[Records], list[str]]:
+    """A page of the LDS of methods of these families, a column per target."""
+
+    def page(found: Records) -> list[str]:
+        of = {k: r for k, r in found.items() if r["method"].get("family") in families}
+        of = {k: r for k, r in of.items() if r["status"] == "ok"}
+        targets = ordered(of)
+
+        def value(target: str, label: str) -> float:
+            r = of.get((target, label))
+            return float(r["metrics"]["lds"]["value"]) if r else float("-inf")
+
+        labels = sorted({m for _, m in of}, key=lambda m: -value(targets[0], m))
+        rows = []
+        for label in labels:
+            here = [of.get((t, label)) for t in targets]
+            settings = next(_tuned(r) for r in here if r)
+            cells = [interval(r["metrics"]["lds"]) if r else "" for r in here]
+            rows.append([f"`{label}`", f"{settings} ({targets[0]})", *cells])
+        return markdown(" | ".join(["method", "settings", *targets]), rows)[:-1] if rows else []
+
+    return page
+
+
+def group_sizes(found: Records) -> list[str]:
+    """LDS of `instruct` on every truth that its records name, the main one in the middle."""
+    rows = good(found, "instruct", "lds")
+    names = [n for n in ("lds-10", "lds", "lds-50") if any(_sized(r, n) for r in rows)]
+    titles = {"lds-10": "a tenth (200)", "lds": "a quarter (500)", "lds-50": "half (1,000)"}
+    if len(names) < 2:
+        return []
+    full = [r for r in rows if all(_sized(r, n) for n in names)]
+    ceilings = [_sized(full[0], n, "ceiling") if full else None for n in names]
+    table = [["noise ceiling", *(interval(c, 2) for c in ceilings)]]
+    table += [[f"`{r['method']['label']}`", *(interval(_sized(r, n)) for n in names)] for r in full]
+    return markdown(" | ".join(["method", *(titles[n] for n in names)]), table)[:-1]
+
+
+def _sized(record: Record, truth: str, kind: str = "lds") -> dict[str, float] | None:
+    name = kind if truth == "lds" else f"{kind}[{truth}]"
+    found: dict[str, float] | None = record["metrics"].get(name)
+    return found
+
+
+def transfer(found: Records) -> list[str]:
+    """LDS of scores from `instruct` on each target, and what bounds it there."""
+    rows = good(found, "instruct", "transfer")
+    if not rows:
+        return []
+    names = [n[4:-1] for n in rows[0]["metrics"] if n.startswith("lds[")]
+    names.sort(key=lambda n: (n != "source", n))
+    table = []
+    for r in rows:
+        cells = [r["metrics"].get(f"lds[{n}]") for n in names]
+        values = [f"{c['value']:.3f}" if c else "" for c in cells]
+        mean = interval(r["metrics"]["transfer"])
+        table.append([f"`{r['method']['label']}`", mean, *values])
+    for title, kind in (
+        ("others' truths", "truth"),
+        ("knowing no model", "agnostic"),
+        ("noise ceiling", "ceiling"),
+    ):
+        of = [rows[0]["metrics"].get(f"{kind}[{n}]") for n in names]
+        if any(of):
+            table.append([title, "", *(f"{c['value']:.3f}" if c else "" for c in of)])
+    heads = ["instruct" if n == "source" else n for n in names]
+    return markdown(" | ".join(["method", "transfer [95%]", *heads]), table, len(heads))[:-1]
+
+
+def columns(metric: str, shown: dict[str, str]) -> Callable[[Records], list[str]]:
+    """A page of some metrics of one benchmark on `instruct`, best first: metric -> header."""
+
+    def page(found: Records) -> list[str]:
+        rows = good(found, "instruct", metric)
+        cells = [
+            [f"`{r['method']['label']}`", *(interval(r["metrics"].get(m)) for m in shown)]
+            for r in rows
+        ]
+        return markdown(" | ".join(["method", *shown.values()]), cells)[:-1] if rows else []
+
+    return page
 
 
 def _short(value: Any) -> str:
@@ -133,10 +263,63 @@ def selection(found: Records) -> list[str]:
 
 PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
     ("methods/fidelity.md", "lds", fidelity),
+    ("methods/text.md", "lds", family("text")),
+    ("methods/controls.md", "lds", family("control")),
+    ("benchmarks/lds.md", "lds", group_sizes),
     ("benchmarks/loo.md", "loo", loo),
     ("benchmarks/removal.md", "removal", removal),
     ("benchmarks/selection.md", "selection", selection),
+    ("benchmarks/transfer.md", "transfer", transfer),
+    (
+        "benchmarks/tracing.md",
+        "tracing",
+        columns(
+            "mrr",
+            {
+                "mrr": "mrr [95%]",
+                "mrr_without_decoys": "without decoys",
+                "mrr_with_answers": "with decoys that hold the answer",
+                "decoy_rate": "a decoy first",
+            },
+        ),
+    ),
+    (
+        "benchmarks/noise.md",
+        "noise",
+        columns(
+            "average_precision",
+            {
+                "average_precision": "average precision [95%]",
+                "average_precision_harmful": "wrong answers",
+                "average_precision_unsafe": "style",
+                "average_precision_unsafe_homogeneous": "style among look-alikes",
+            },
+        ),
+    ),
 ]
+MARKS = re.compile(
+    r"(<!-- results: generated by docs/tables.py -->\n).*?(<!-- end of results -->)", re.S
+)
+BOARD = re.compile(r"(<!-- board: [^\n]* -->\n\n```\n).*?(```\n)", re.S)
+
+
+def board(folders: list[Path]) -> str:
+    """The board of SHOWN on `instruct`, as a pipe prints it; "" where a run lacks one of them."""
+    from rich.console import Console
+
+    from tdabench.errors import TdabenchError
+    from tdabench.report.board import Board
+    from tdabench.report.terminal import print_board
+
+    out = io.StringIO()
+    columns = ["rank", "method", "lds", "share", "build", "query", "bytes"]
+    try:
+        found = Board.from_runs(folders, methods=SHOWN, targets=["instruct"], cache=False)
+        print_board(found, Console(file=out, width=100), columns=columns, target="instruct")
+    except TdabenchError:
+        return ""
+    notes = ("!", "overall:", "↓:")
+    return "".join(x for x in out.getvalue().splitlines(True) if not x.startswith(notes))
 
 
 def main() -> None:
@@ -144,18 +327,19 @@ def main() -> None:
     written = 0
     for name, benchmark, page in PAGES:
         found = records(folders, benchmark)
-        if not found:
+        lines = page(found) if found else []
+        if not lines:
             continue
         path = DOCS / name
         text = path.read_text(encoding="utf-8")
-        pattern = re.compile(
-            r"(<!-- results: generated by docs/tables.py -->\n).*?(<!-- end of results -->)", re.S
-        )
-        if not pattern.search(text):
+        if not MARKS.search(text):
             sys.exit(f"{path} has no marks")
-        body = "\n".join(page(found)) + "\n"
-        path.write_text(pattern.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
+        body = "\n".join(lines) + "\n"
+        path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
         written += 1
+    if README.exists() and (shown := board(folders)):
+        text = README.read_text(encoding="utf-8")
+        README.write_text(BOARD.sub(lambda m: m[1] + shown + m[2], text), encoding="utf-8")
     if not written:
         sys.exit(f"no records of these benchmarks in {sys.argv[1:]}")
 

@@ -24,13 +24,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a benchmark, with its 95% interval, direction and unit."""
+    """One number of a benchmark, with its 95% interval and how to read it.
+
+    Where queries carry tasks, `low` and `high` are for queries of new tasks, `tasks` is how many
+    tasks they rest on, and `low_these_tasks` and `high_these_tasks` are for other queries of the
+    same tasks. Without tasks `tasks` is None and the interval is for other queries.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     higher_is_better: bool = True
     unit: str = ""
+    tasks: int | None = None
+    low_these_tasks: float | None = None
+    high_these_tasks: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dict(self.__dict__)

@@ -2,15 +2,20 @@
 
 Pure numpy on flat arrays (scipy only for the Student tail, imported when asked for). Shapes:
 scores and truth are [query, group]; a truth by seed is [seed, query, group]; bootstrap replicates
-are [replicate]. docs/statistics.md derives what is here and shows how well it holds.
+are [replicate]; the task of each query is an integer code [query]. docs/statistics.md derives what
+is here and shows how well it holds.
+
+Every statistic answers two questions. How would it come out with other queries of *these tasks*?
+And with queries of *new tasks*, drawn as these tasks were? Queries of one task resemble each other,
+so the second interval is the wider one; it is what is shown and tested wherever there are tasks.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +23,8 @@ from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.seeds import named_seed
 
 LEVEL = 0.95
+MIN_TASKS = 6  # with fewer not even a unanimous sign test reaches 5%: nothing is said of new tasks
+Scope = Literal["new tasks", "these tasks"]
 
 # --------------------------------------------------------------------------- ranks
 
@@ -126,20 +133,46 @@ def _refuse_nan(a: np.ndarray, what: str) -> None:
 def resampling_weights(n: int, replicates: int, seed: int, name: str) -> np.ndarray:
     """How often each of n items is drawn in each replicate, with replacement: [n, replicate].
 
+    n - 1 draws are made, which makes the variance of a mean s^2 / n with the unbiased s^2, where
+    n draws give (n - 1) / n of it (McCarthy and Snowden 1985, "The bootstrap and finite population
+    sampling").
+
     Depends on n, `replicates`, `seed` and `name` only, so that any two methods scored on the
     same queries and groups meet the same draws: that is what pairs their replicates.
     """
     rng = np.random.default_rng(named_seed(seed, f"bootstrap-{name}"))
-    return rng.multinomial(n, np.full(n, 1.0 / n), size=replicates).T.astype(np.float32)
+    if n == 0:
+        return np.zeros((0, replicates), dtype=np.float32)
+    draws = max(1, n - 1)
+    return rng.multinomial(draws, np.full(n, 1.0 / n), size=replicates).T.astype(np.float32)
+
+
+def task_codes(tasks: Sequence[str]) -> np.ndarray | None:
+    """The task of each query as a number, int64 [query]; None where no query has a label.
+
+    A query without a label is a task of its own.
+    """
+    if not any(tasks):
+        return None
+    names = [t or f"\0{i}" for i, t in enumerate(tasks)]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def effective_tasks(tasks: np.ndarray) -> float:
+    """Number of equally large tasks that weigh as these do, (sum n)^2 / sum n^2 (Kish 1965)."""
+    sizes = np.unique(tasks, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """A statistic, and its replicates when queries, groups or both are drawn again.
+    """A statistic, and its replicates when queries, tasks or groups are drawn again.
 
-    `value` is the statistic itself; `both`, `queries` and `groups` are [replicate]. `groups` is
-    None when the statistic has no groups: then `both` and `queries` are the same. Two Bootstraps
-    on the same data are paired: their difference is again one.
+    `value` is the statistic itself; replicates are [replicate]. `queries` draws queries, `groups`
+    groups, `both` the two at once. `tasks` draws whole tasks, each with all its queries, and
+    `tasks_both` tasks and groups at once. `groups` is None for a statistic without groups: `both`
+    is `queries` then, and `tasks_both` is `tasks`. `tasks` is None where queries have no tasks, or
+    too few of them. Two Bootstraps on the same data are paired: their difference is again one.
     """
 
     value: float
@@ -147,6 +180,20 @@ class Bootstrap:
     queries: np.ndarray
     groups: np.ndarray | None = None
     df: int = 1  # min(queries, groups) - 1
+    tasks: np.ndarray | None = None
+    tasks_both: np.ndarray | None = None
+    df_tasks: int = 0  # min(tasks, groups) - 1
+    n_tasks: int = 0
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What the statistic can speak of."""
+        return ("these tasks",) if self.tasks is None else ("new tasks", "these tasks")
+
+    def replicates(self) -> dict[str, np.ndarray]:
+        """Its arrays of replicates by name, those that it has."""
+        names = ("both", "queries", "groups", "tasks", "tasks_both")
+        return {k: v for k in names if (v := getattr(self, k)) is not None}
 
     def __sub__(self, other: Bootstrap) -> Bootstrap:
         return self.combine(other, np.subtract)
@@ -156,96 +203,165 @@ class Bootstrap:
 
         Raises UsageError when the replicates cannot be paired.
         """
-        if self.both.shape != other.both.shape or (self.groups is None) != (other.groups is None):
+        mine, theirs = self.replicates(), other.replicates()
+        if mine.keys() != theirs.keys() or any(mine[k].shape != theirs[k].shape for k in mine):
             raise UsageError(
                 "these replicates are not paired: their number or kind differs",
                 "Score both methods with the same benchmark settings",
             )
-        groups = None
-        if self.groups is not None and other.groups is not None:
-            groups = f(self.groups, other.groups)
         return Bootstrap(
             float(f(self.value, other.value)),
-            f(self.both, other.both),
-            f(self.queries, other.queries),
-            groups,
-            min(self.df, other.df),
+            **{k: f(v, theirs[k]) for k, v in mine.items()},
+            df=min(self.df, other.df),
+            df_tasks=min(self.df_tasks, other.df_tasks),
+            n_tasks=self.n_tasks,
         )
 
     @classmethod
     def mean(cls, parts: Sequence[Bootstrap]) -> Bootstrap:
         """The mean of statistics on the same queries, with paired replicates."""
-        groups = [b.groups for b in parts if b.groups is not None]
-        if {len(b.both) for b in parts} != {len(parts[0].both)} or len(groups) % len(parts):
+        found = [b.replicates() for b in parts]
+        if len({(*r, *(len(v) for v in r.values())) for r in found}) > 1:
             raise UsageError("these replicates are not paired: their number or kind differs")
         return cls(
             float(np.mean([b.value for b in parts])),
-            np.mean([b.both for b in parts], axis=0),
-            np.mean([b.queries for b in parts], axis=0),
-            np.mean(groups, axis=0) if groups else None,
-            min(b.df for b in parts),
+            **{k: np.mean([r[k] for r in found], axis=0) for k in found[0]},
+            df=min(b.df for b in parts),
+            df_tasks=min(b.df_tasks for b in parts),
+            n_tasks=parts[0].n_tasks,
         )
 
-    @property
-    def variance(self) -> float:
-        """Variance of the statistic over fresh queries and groups; NaN for fewer than two.
+    def _drawn(self, scope: Scope) -> tuple[np.ndarray, float, int]:
+        """Replicates with all drawn at once, variance and degrees of freedom in one scope.
 
         Drawing queries and groups again at once counts the query-by-group part three times
         (Owen 2007, "The pigeonhole bootstrap"). Drawing them one at a time counts it once each,
         so that adding the two and taking it off once leaves every part counted once: the
-        two-way cluster variance of Cameron, Gelbach and Miller (2011).
+        two-way cluster variance of Cameron, Gelbach and Miller (2011). Tasks take the place of
+        queries where they are the clusters: a task is drawn with its queries, so that what
+        queries add of their own is counted with it.
         """
-        if self.df < 1:
-            return float("nan")
-        v_queries = float(self.queries.var())
+        new = scope == "new tasks" and self.tasks is not None
+        units, both, df = (
+            (self.tasks, self.tasks_both, self.df_tasks)
+            if new
+            else (self.queries, self.both, self.df)
+        )
+        assert units is not None
+        assert both is not None
+        if df < 1:
+            return both, float("nan"), df
+        v_units = float(units.var())
         if self.groups is None:
-            return v_queries
+            return both, v_units, df
         v_groups = float(self.groups.var())
-        v_cells = float((self.both - self.queries - self.groups).var())
-        return max(v_queries + v_groups - v_cells, v_queries, v_groups)
+        v_cells = float((both - units - self.groups).var())
+        return both, max(v_units + v_groups - v_cells, v_units, v_groups), df
 
-    def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
-        """The replicates' percentiles, centred on the value and scaled to `variance`.
+    def variance_of(self, scope: Scope) -> float:
+        """Variance over fresh queries of a scope, and fresh groups; NaN for fewer than two."""
+        return self._drawn(scope)[1]
 
-        The scale also carries Student's factor for few queries or groups. None when there are
-        fewer than two of either.
+    @property
+    def variance(self) -> float:
+        """The larger of the variances that its scopes give; NaN for fewer than two of a kind."""
+        return float(np.max([self.variance_of(s) for s in self.scopes]))
+
+    def _still(self, variance: float) -> bool:
+        """Whether nothing moved but rounding: then the bootstrap knows no variance."""
+        return bool(variance <= (1e-6 * self.value) ** 2)
+
+    def interval(
+        self,
+        level: float = LEVEL,
+        scope: Scope | None = None,
+        within: tuple[float, float] | None = None,
+    ) -> tuple[float, float] | None:
+        """The replicates' percentiles, centred on the value and scaled to the variance.
+
+        The scale also carries Student's factor for few queries, tasks or groups. Without a
+        `scope`, the wider of the intervals. `within` is the range that values can take: the
+        interval is cut to it, and where all values lie at one of its ends it is Wilson's, for as
+        many trials as there are queries (tasks, groups). None when there are fewer than two of a
+        kind, or when all values are the same otherwise, from which no width can be told.
         """
-        if self.df < 1:
-            return None
-        spread = float(self.both.std())
-        if spread == 0:
-            return self.value, self.value
-        scale = np.sqrt(self.variance) / spread * _student_factor(level, self.df)
-        tails = np.quantile(self.both - self.both.mean(), [(1 - level) / 2, (1 + level) / 2])
-        low, high = self.value + scale * tails
-        return float(low), float(high)
+        found: list[tuple[float, float]] = []
+        for s in (scope,) if scope else self.scopes:
+            both, variance, df = self._drawn(s)
+            spread = float(both.std())
+            if df < 1:
+                return None
+            if self._still(variance) or spread == 0:
+                share = (self.value - within[0]) / (within[1] - within[0]) if within else 0.5
+                if within is None or min(abs(share), abs(1 - share)) > 1e-6:
+                    return None
+                ends = wilson(float(round(share)), df + 1, level, df)
+                found.append(tuple(within[0] + e * (within[1] - within[0]) for e in ends))  # type: ignore[arg-type]
+                continue
+            scale = np.sqrt(variance) / spread * _student_factor(level, df)
+            tails = np.quantile(both - both.mean(), [(1 - level) / 2, (1 + level) / 2])
+            low, high = (self.value + scale * tails).tolist()
+            found.append(
+                (low, high) if within is None else (max(within[0], low), min(within[1], high))
+            )
+        return max(found, key=lambda x: x[1] - x[0])
 
-    def p_value(self) -> float:
+    def share_interval(
+        self, level: float = LEVEL, scope: Scope | None = None
+    ) -> tuple[float, float] | None:
+        """Wilson's score interval, for a mean of values in [0, 1]: a proportion.
+
+        The number of trials is the one that a plain proportion would need for the variance found
+        (the design effect of clustered queries), or the number of queries or tasks where all
+        are 0 or all are 1. Wilson 1927; Korn and Graubard 1998 for the effective number.
+        None as in `interval`, and where all values are the same without being 0 or 1.
+        """
+        found = []
+        for s in (scope,) if scope else self.scopes:
+            _, variance, df = self._drawn(s)
+            if df < 1:
+                return None
+            p = min(1.0, max(0.0, self.value))
+            if self._still(variance) or p in (0.0, 1.0):
+                if 1e-6 < p < 1 - 1e-6:
+                    return None
+                n, p = df + 1.0, float(round(p))
+            else:
+                n = p * (1 - p) / variance
+            found.append(wilson(p, n, level, df))
+        low, high = max(found, key=lambda x: x[1] - x[0])
+        return low, high
+
+    def p_value(self, scope: Scope | None = None) -> float:
         """Two-sided p-value for "the statistic is 0": Student's t on the bootstrap variance.
 
-        The tail is taken from Student's t and not by counting replicates, whose smallest
-        p-value of 1/replicates would never survive Holm's correction over many methods.
+        Without a `scope`, the larger of the p-values. The tail is taken from Student's t and not
+        by counting replicates, whose smallest p-value of 1/replicates would never survive Holm's
+        correction over many methods. Where all differences are the same the variance is 0 and t
+        says nothing: there it is the exact sign-flip test of n equal differences, 2 / 2^n.
         """
         from scipy.special import stdtr
 
         if self.value == 0:
             return 1.0
-        variance = self.variance
-        if not np.isfinite(variance):
-            return 1.0
-        if variance == 0:
-            return 0.0
-        return float(2 * stdtr(self.df, -abs(self.value) / np.sqrt(variance)))
+        found = []
+        for s in (scope,) if scope else self.scopes:
+            _, variance, df = self._drawn(s)
+            if not np.isfinite(variance):
+                return 1.0
+            if self._still(variance):
+                found.append(2.0**-df)
+            else:
+                found.append(float(2 * stdtr(df, -abs(self.value) / np.sqrt(variance))))
+        return max(found)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a record stores beside `replicates` so that comparisons can be recomputed."""
-        out = {
-            "replicates_queries": self.queries.astype(np.float64),
-            "replicates_df": np.array([self.df]),
+        stored = {_STORED[k]: v for k, v in self.replicates().items() if k != "both"}
+        return {
+            **{k: v.astype(np.float64) for k, v in stored.items()},
+            "replicates_df": np.array([self.df, self.df_tasks, self.n_tasks]),
         }
-        if self.groups is not None:
-            out["replicates_groups"] = self.groups.astype(np.float64)
-        return out
 
     @classmethod
     def of_record(
@@ -256,12 +372,33 @@ class Bootstrap:
         A record that stores `replicates` alone drew queries only.
         """
         both = np.asarray(arrays["replicates"], dtype=np.float64)
-        queries = np.asarray(arrays.get("replicates_queries", both), dtype=np.float64)
-        groups = arrays.get("replicates_groups")
-        df = len(per_query) - 1
-        if "replicates_df" in arrays:
-            df = int(arrays["replicates_df"][0])
-        return cls(value, both, queries, groups, df)
+        found = {k: np.asarray(arrays[n], np.float64) for k, n in _STORED.items() if n in arrays}
+        numbers = [int(n) for n in arrays.get("replicates_df", [len(per_query) - 1])]
+        df, df_tasks, n_tasks = (*numbers, 0, 0)[:3]
+        parts = {"both": both, "queries": both, **found}
+        return cls(value, **parts, df=df, df_tasks=df_tasks, n_tasks=n_tasks)
+
+
+_STORED = {
+    "queries": "replicates_queries",
+    "groups": "replicates_groups",
+    "tasks": "replicates_tasks",
+    "tasks_both": "replicates_tasks_groups",
+}
+
+
+def wilson(p: float, n: float, level: float = LEVEL, df: int | None = None) -> tuple[float, float]:
+    """Wilson's score interval of a share p seen in n trials; Student's quantile where df is given.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    from scipy.special import ndtri, stdtrit
+
+    tail = (1 + level) / 2
+    z2 = float(ndtri(tail) if df is None else stdtrit(df, tail)) ** 2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 / n * (p * (1 - p) + z2 / (4 * n))) / (1 + z2 / n)
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def _student_factor(level: float, df: int) -> float:
@@ -270,16 +407,17 @@ def _student_factor(level: float, df: int) -> float:
     return float(stdtrit(df, (1 + level) / 2) / ndtri((1 + level) / 2))
 
 
-def bootstrap_queries(values: np.ndarray, replicates: int = 1000, seed: int = 0) -> Bootstrap:
-    """The mean of `values` [query] when queries are drawn again."""
+def bootstrap_queries(
+    values: np.ndarray,
+    replicates: int = 1000,
+    seed: int = 0,
+    tasks: np.ndarray | None = None,
+) -> Bootstrap:
+    """The mean of `values` [query] when queries, or whole `tasks` [query], are drawn again."""
     values = np.asarray(values, dtype=np.float64)
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         raise DataError("no queries to average over")
-    # Centred first: identical values must have identical means, whatever is drawn.
-    mean = float(values.mean())
-    means = mean + (values - mean) @ resampling_weights(n, replicates, seed, "queries") / n
-    return Bootstrap(mean, means, means, None, n - 1)
+    return _drawn_again(values, None, None, replicates, seed, tasks)
 
 
 def bootstrap_clusters(
@@ -287,12 +425,14 @@ def bootstrap_clusters(
 ) -> Bootstrap:
     """The mean over clusters of their mean `values` [query], when clusters are drawn again.
 
-    For queries that share a retraining, or a task: those of one cluster are not independent.
+    For queries that share a retraining: those of one cluster are not independent, and a cluster
+    is the unit whatever is asked.
     """
     values, names = np.asarray(values, dtype=np.float64), sorted(set(clusters))
     member = np.array([names.index(c) for c in clusters])
-    means = [values[member == i].mean() for i in range(len(names))]
-    return bootstrap_queries(np.array(means), replicates, seed)
+    means = np.array([values[member == i].mean() for i in range(len(names))])
+    b = bootstrap_queries(means, replicates, seed)
+    return replace(b, tasks=b.both, tasks_both=b.both, df_tasks=b.df, n_tasks=len(names))
 
 
 def bootstrap_lds(
@@ -300,41 +440,122 @@ def bootstrap_lds(
     truth: np.ndarray,
     replicates: int = 1000,
     seed: int = 0,
-    groups_seed: int | None = None,
+    tasks: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> Bootstrap:
     """LDS when queries and groups are drawn again, queries sharing the groups drawn.
 
     A retrained model's loss enters every query, so that queries are not independent: drawing
-    queries alone would understate the uncertainty. scores, truth: [query, group]. `groups_seed`
-    draws the groups apart, for statistics over truths with different groups.
+    queries alone would understate the uncertainty. scores, truth: [query, group]. `tasks`
+    [query] are drawn whole, too. `weights` [group, replicate] are other draws of the groups, for
+    statistics over truths that share some of them (`identity_weights`).
 
     Raises UsageError for shapes that differ and MethodError for NaN.
     """
     a, b = _pair(scores, truth)
     per_query = spearman_rows(a, b)
-    groups_seed = seed if groups_seed is None else groups_seed
-    weights = resampling_weights(a.shape[1], replicates, groups_seed, "groups")
-    return _two_way(per_query, spearman_replicates(a, b, weights), a.shape[1], seed)
+    if weights is None:
+        weights = resampling_weights(a.shape[1], replicates, seed, "groups")
+    again = spearman_replicates(a, b, weights)
+    return _drawn_again(per_query, again, a.shape[1], replicates, seed, tasks)
 
 
-def _two_way(
-    per_query: np.ndarray,  # [query]
-    again: np.ndarray,  # [query, replicate]: the same with groups drawn again
-    n_groups: int,
-    seed: int,
+def bootstrap_partial(
+    scores: np.ndarray,
+    truth: np.ndarray,
+    known: np.ndarray,
+    replicates: int = 1000,
+    seed: int = 0,
+    tasks: np.ndarray | None = None,
 ) -> Bootstrap:
-    n, replicates = again.shape
+    """Mean partial rank correlation of scores and truth [query, group], given `known`.
+
+    `known` is [feature, query, group], of which ranks over groups are used. A row's ranks are
+    regressed on those of the features (with intercept) and the residuals are correlated; a row
+    that the features explain wholly counts as 0. Replicates re-weight the residuals.
+
+    Raises UsageError for shapes that differ and MethodError for NaN.
+    """
+    a, b = _pair(scores, truth)
+    if known.ndim != 3 or known.shape[1:] != a.shape:
+        raise UsageError(f"features {known.shape} are not [feature, *{a.shape}]")
+    ranks = average_ranks(
+        np.stack([a, b, *known.astype(np.float64)])
+    )  # [2 + feature, query, group]
+    ranks -= ranks.mean(axis=2, keepdims=True)
+    x, y, f = ranks[0], ranks[1], ranks[2:].transpose(1, 0, 2)  # f [query, feature, group]
+    basis = np.linalg.pinv(f, rcond=1e-9)  # [query, group, feature]
+
+    def residual(rows: np.ndarray) -> np.ndarray:
+        left = rows - np.einsum("qg,qgf,qfh->qh", rows, basis, f)
+        little = (left**2).sum(axis=1) <= 1e-12 * np.maximum((rows**2).sum(axis=1), 1e-300)
+        return np.where(little[:, None], 0.0, left)
+
+    x, y = residual(x), residual(y)
+    per_query = _ratio((x * y).sum(axis=1), (x * x).sum(axis=1), (y * y).sum(axis=1))
+    w = resampling_weights(a.shape[1], replicates, seed, "groups").astype(np.float64)
+    w /= w.sum(axis=0)
+    mean_x, mean_y = x @ w, y @ w  # [query, replicate]
+    again = _ratio(
+        (x * y) @ w - mean_x * mean_y,
+        np.maximum((x * x) @ w - mean_x**2, 0.0),
+        np.maximum((y * y) @ w - mean_y**2, 0.0),
+    )
+    return _drawn_again(per_query, again, a.shape[1], replicates, seed, tasks)
+
+
+def identity_weights(
+    identities: Mapping[str, Sequence[str]], replicates: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Draws of groups by who they are, for truths that share some: name -> [group, replicate].
+
+    `identities[name]` names each group of a truth by its content. All distinct groups are drawn
+    together, so that a group counts as often in every truth that holds it.
+    """
+    everyone = sorted({i for of in identities.values() for i in of})
+    place = {i: n for n, i in enumerate(everyone)}
+    drawn = resampling_weights(len(everyone), replicates, seed, "groups")
+    return {name: drawn[[place[i] for i in of]] for name, of in identities.items()}
+
+
+def _drawn_again(
+    per_query: np.ndarray,  # [query]
+    again: np.ndarray | None,  # [query, replicate]: the same with groups drawn again
+    n_groups: int | None,
+    replicates: int,
+    seed: int,
+    tasks: np.ndarray | None,
+) -> Bootstrap:
+    n = len(per_query)
     if n == 0:
         raise DataError("no queries to average over")
-    w = resampling_weights(n, replicates, seed, "queries").astype(np.float64)
     mean = float(per_query.mean())
-    return Bootstrap(
-        mean,
-        np.einsum("qr,qr->r", w, again) / n,
-        mean + (per_query - mean) @ w / n,
-        again.mean(axis=0, dtype=np.float64),
-        min(n, n_groups) - 1,
-    )
+    # Centred first: identical values must have identical means, whatever is drawn.
+    apart = per_query - mean
+    groups = None if again is None else again.mean(axis=0, dtype=np.float64)
+    limit = n if n_groups is None else min(n, n_groups)
+
+    w = resampling_weights(n, replicates, seed, "queries").astype(np.float64)
+    drawn = w.sum(axis=0)
+    queries = mean + apart @ w / drawn
+    both = queries if again is None else np.einsum("qr,qr->r", w, again) / drawn
+    alone = Bootstrap(mean, both, queries, groups, limit - 1)
+    effective = 0.0 if tasks is None else effective_tasks(tasks)
+    if tasks is None or effective < MIN_TASKS or effective == n:
+        return alone
+
+    _, task = np.unique(tasks, return_inverse=True)
+    n_tasks = int(task.max()) + 1
+    member = np.zeros((n_tasks, n))  # [task, query]
+    member[task, np.arange(n)] = 1.0
+    w = resampling_weights(n_tasks, replicates, seed, "tasks").astype(np.float64)
+    drawn = member.sum(axis=1) @ w  # queries drawn: tasks differ in size
+    by_task = mean + (member @ apart) @ w / drawn
+    by_both = by_task
+    if again is not None:
+        by_both = np.einsum("tr,tr->r", w, member @ again) / drawn
+    df = int(min(effective, np.inf if n_groups is None else n_groups)) - 1
+    return replace(alone, tasks=by_task, tasks_both=by_both, df_tasks=df, n_tasks=n_tasks)
 
 
 def spearman_replicates(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -404,33 +625,59 @@ class Ceiling:
     def as_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Arrays and numbers from which `of_arrays` makes it again."""
         b = self.bootstrap
-        assert b.groups is not None
         numbers = {"value": self.value, "split_half": self.split_half, "n_seeds": self.n_seeds}
         return (
-            {"per_query": self.per_query, "both": b.both, "queries": b.queries, "groups": b.groups},
-            {**numbers, "reliability": self.reliability, "df": b.df},
+            {"per_query": self.per_query, **b.replicates()},
+            {
+                **numbers,
+                "reliability": self.reliability,
+                "df": b.df,
+                "df_tasks": b.df_tasks,
+                "n_tasks": b.n_tasks,
+            },
         )
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> Ceiling:
         value = float(numbers["value"])
-        parts = (arrays["both"], arrays["queries"], arrays["groups"])
+        df, df_tasks, n_tasks = (int(numbers[k]) for k in ("df", "df_tasks", "n_tasks"))
+        parts = {k: v for k, v in arrays.items() if k != "per_query"}
         return cls(
             value,
             float(numbers["split_half"]),
             float(numbers["reliability"]),
             arrays["per_query"],
             int(numbers["n_seeds"]),
-            Bootstrap(value, *parts, int(numbers["df"])),
+            Bootstrap(value, **parts, df=df, df_tasks=df_tasks, n_tasks=n_tasks),
         )
 
 
-CEILING_VERSION = 1  # raise it when `noise_ceiling` gives other numbers
+CEILING_VERSION = 2  # raise it when `noise_ceiling` gives other numbers
 MAX_SPLITS = 35  # all halvings of 8 seeds
 BOOTSTRAP_SPLITS = 3  # all halvings of 4 seeds
+MIN_RELIABILITY = 0.3  # below it the estimate is up to 0.1 too high where queries differ
 
 
-def noise_ceiling(truth: np.ndarray, replicates: int = 1000, seed: int = 0) -> Ceiling | None:
+def reliability(truth: np.ndarray, seed: int = 0) -> float | None:
+    """How well two means over as many seeds as truth [seed, query, group] has would agree.
+
+    The mean over queries and halvings of Spearman's r between halves of the seeds, stepped up by
+    Spearman and Brown's formula; 0 where the halves do not agree. None for one seed.
+    """
+    n_seeds, n_queries, n_groups = np.shape(truth)
+    if n_seeds < 2 or n_queries < 1 or n_groups < 2:
+        return None
+    halves = _halvings(n_seeds, seed)
+    r = float(np.mean([spearman_rows(*_half_means(np.asarray(truth), h)) for h in halves]))
+    return float(spearman_brown(max(0.0, r), n_seeds / (n_seeds // 2)))
+
+
+def noise_ceiling(
+    truth: np.ndarray,
+    replicates: int = 1000,
+    seed: int = 0,
+    tasks: np.ndarray | None = None,
+) -> Ceiling | None:
     """The ceiling of LDS against the seed-mean of truth [seed, query, group]; None for one seed.
 
     With y = mu + noise a seed, mu the expected value, the correlation of mu with the mean of S
@@ -441,8 +688,8 @@ def noise_ceiling(truth: np.ndarray, replicates: int = 1000, seed: int = 0) -> C
     a mean over queries: each query's r is first shrunk towards the mean until their variance
     is the part that disjoint halves of the groups agree on; the rest is sampling error.
 
-    None as well when the halves do not agree at all (mean r not above 0): no predictor can be
-    told from chance against such a truth.
+    None as well below a reliability of `MIN_RELIABILITY`, where the estimate cannot be trusted:
+    the spread of the queries' reliability is then lost in its sampling error.
     """
     truth = np.asarray(truth, dtype=np.float64)
     if truth.ndim != 3:
@@ -456,7 +703,7 @@ def noise_ceiling(truth: np.ndarray, replicates: int = 1000, seed: int = 0) -> C
 
     r = np.mean([spearman_rows(*_half_means(truth, h)) for h in halves], axis=0)  # [query]
     mean = float(r.mean())
-    if mean <= 0:
+    if mean <= 0 or spearman_brown(mean, k) < MIN_RELIABILITY:
         return None
     agreed = _variance_between_queries(truth, halves, seed)
     spread = r.var()
@@ -473,7 +720,7 @@ def noise_ceiling(truth: np.ndarray, replicates: int = 1000, seed: int = 0) -> C
     first = np.mean(
         [spearman_rows(*_half_means(truth, h)) for h in halves[:BOOTSTRAP_SPLITS]], axis=0
     )
-    moved = _two_way(first, again, n_groups, seed)
+    moved = _drawn_again(first, again, n_groups, replicates, seed, tasks)
     at_mean = float(np.sqrt(spearman_brown(mean, k)))
 
     def ceiling_at(x: np.ndarray) -> np.ndarray:
@@ -481,16 +728,14 @@ def noise_ceiling(truth: np.ndarray, replicates: int = 1000, seed: int = 0) -> C
         r = np.clip(mean + (x - x.mean()), 1e-3, 1.0)
         return value / at_mean * np.sqrt(spearman_brown(r, k))
 
-    assert moved.groups is not None
     boot = Bootstrap(
         value,
-        ceiling_at(moved.both),
-        ceiling_at(moved.queries),
-        ceiling_at(moved.groups),
-        moved.df,
+        **{k: ceiling_at(v) for k, v in moved.replicates().items()},
+        df=moved.df,
+        df_tasks=moved.df_tasks,
+        n_tasks=moved.n_tasks,
     )
-    reliability = float(spearman_brown(mean, k))
-    return Ceiling(value, mean, reliability, per_query, n_seeds, boot)
+    return Ceiling(value, mean, float(spearman_brown(mean, k)), per_query, n_seeds, boot)
 
 
 def spearman_brown(r: np.ndarray | float, k: float) -> np.ndarray:
@@ -568,7 +813,7 @@ class Comparison:
     p: float
 
     def verdict(self, alpha: float = 0.05, higher_is_better: bool = True) -> str:
-        """`better`, `worse` or `tied` (not told apart at `alpha`)."""
+        """`better`, `worse` or `tied` (no significant difference at `alpha`)."""
         if self.p >= alpha:
             return "tied"
         return "better" if (self.effect > 0) == higher_is_better else "worse"
@@ -593,47 +838,79 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods, best first, with ranks that admit ties.
+    """Methods, best first, and which of them differ significantly by the pairwise tests.
 
-    `ranks[i]` is the place of `labels[i]`; `shared[i]` says whether others hold it as well;
-    `p` maps (label, label) to the Holm-adjusted p-value of the pair.
+    `places[i]` is one more than the number of methods with a better value than `labels[i]`.
+    `spans[i]` are the best and the worst place among the methods that do not differ significantly
+    from it, itself included: its rank as an interval. `letters[i]` is its compact letter display:
+    two methods share a letter if and only if they do not differ significantly. `p` maps (label,
+    label) to the Holm-adjusted p-value of the pair.
     """
 
     labels: tuple[str, ...]
-    ranks: tuple[int, ...]
-    shared: tuple[bool, ...]
+    places: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    letters: tuple[str, ...]
     p: Mapping[tuple[str, str], float]
 
-    def text(self, label: str) -> str:
-        """`1`, or `2=` for a shared rank."""
-        i = self.labels.index(label)
-        return f"{self.ranks[i]}{'=' if self.shared[i] else ''}"
 
-
-def rank_groups(
+def rank_methods(
     results: Mapping[str, Bootstrap], alpha: float = 0.05, higher_is_better: bool = True
 ) -> Ranking:
-    """Ranks methods; those that cannot be told from the best of their group share its rank.
-
-    The rule: sort by value. The best opens a group; each next method joins it unless the paired
-    test tells the two apart at `alpha` (Holm-corrected over all pairs), in which case it opens
-    the next group. A group's rank is one more than the number of methods above it.
-    """
+    """Orders methods by value and tests all pairs at `alpha`, Holm-adjusted."""
     sign = -1 if higher_is_better else 1
     labels = sorted(results, key=lambda m: (sign * results[m].value, m))
     pairs = list(itertools.combinations(labels, 2))
     adjusted = holm([compare(results[a], results[b]).p for a, b in pairs])
     p = {pair: float(v) for pair, v in zip(pairs, adjusted)}
-    ranks: list[int] = []
-    leader = ""
-    for i, label in enumerate(labels):
-        if not leader or p[leader, label] < alpha:
-            leader = label
-            ranks.append(i + 1)
-        else:
-            ranks.append(ranks[-1])
-    shared = tuple(ranks.count(r) > 1 for r in ranks)
-    return Ranking(tuple(labels), tuple(ranks), shared, p | {(b, a): v for (a, b), v in p.items()})
+    n = len(labels)
+    apart = np.zeros((n, n), dtype=bool)
+    for i, j in itertools.combinations(range(n), 2):
+        apart[i, j] = apart[j, i] = p[labels[i], labels[j]] < alpha
+    values = [results[m].value for m in labels]
+    places = tuple(1 + sum(sign * w < sign * v for w in values) for v in values)
+    p |= {(b, a): v for (a, b), v in p.items()}
+    return Ranking(tuple(labels), places, rank_spans(places, apart), letter_display(apart), p)
+
+
+def rank_spans(places: Sequence[int], apart: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The best and the worst place among those not `apart` [method, method] from each method."""
+    at = np.asarray(places)
+    return tuple((int(at[~row].min()), int(at[~row].max())) for row in np.asarray(apart))
+
+
+def letter_display(apart: np.ndarray) -> tuple[str, ...]:
+    """Letters for each method such that two share one if and only if they are not `apart`.
+
+    `apart` [method, method] is symmetric with a False diagonal. Insert and absorb: a set that
+    holds two methods that differ is split in two, and sets within others are dropped (Piepho 2004,
+    "An algorithm for a letter-based representation of all-pairwise comparisons"); then letters
+    that are not needed are taken away. Letters go by the best method that holds them.
+    """
+    n = len(apart)
+    columns: list[frozenset[int]] = [frozenset(range(n))] if n else []
+    for i, j in itertools.combinations(range(n), 2):
+        if not apart[i][j]:
+            continue
+        split: set[frozenset[int]] = set()
+        for c in columns:
+            split |= {c - {i}, c - {j}} if i in c and j in c else {c}
+        columns = [c for c in split if not any(c < other for other in split)]
+    columns.sort(key=sorted)
+    # A letter is needed when some method, or some pair, would share no letter without it.
+    for c in sorted(columns, key=lambda c: (len(c), sorted(c))):
+        rest = [other for other in columns if other != c]
+        pairs = itertools.combinations_with_replacement(sorted(c), 2)
+        if all(any(i in other and j in other for other in rest) for i, j in pairs):
+            columns = rest
+    return tuple("".join(_letter(k) for k, c in enumerate(columns) if i in c) for i in range(n))
+
+
+def _letter(k: int) -> str:
+    """a to z, then A to Z, then what Unicode has after Greek alpha: one character each."""
+    if k < 26:
+        return chr(ord("a") + k)
+    return chr(ord("A") + k - 26) if k < 52 else chr(ord("α") + k - 52)
 
 
 # --------------------------------------------------------------------------- sources of variance
@@ -646,6 +923,7 @@ class VarianceSources:
     `queries` and `groups` are main effects, `cells` the query-by-group part, which includes the
     noise of finitely many truth seeds; `truth_seeds` estimates that noise alone (None for one
     seed). `method_seeds` is the variance between builds of the method (None for one build).
+    `tasks` is what drawing whole tasks adds, their queries' part included (None without tasks).
     """
 
     queries: float
@@ -653,6 +931,7 @@ class VarianceSources:
     cells: float
     truth_seeds: float | None
     method_seeds: float | None
+    tasks: float | None = None
 
 
 def variance_sources(
@@ -676,12 +955,17 @@ def variance_sources(
         left_out = [spearman_rows(scores, (total - t) / (n - 1)).mean() for t in truth]
         seeds = float((n - 1) * np.var(left_out))
     method = float(np.var(method_values, ddof=1)) if len(method_values) > 1 else None
+    tasks = None
+    if lds.tasks is not None and lds.tasks_both is not None:
+        shared = float((lds.tasks_both - lds.tasks - lds.groups).var())
+        tasks = max(0.0, float(lds.tasks.var()) - shared)
     return VarianceSources(
         max(0.0, float(lds.queries.var()) - cells),
         max(0.0, float(lds.groups.var()) - cells),
         cells,
         seeds,
         method,
+        tasks,
     )
 
 

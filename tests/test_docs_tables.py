@@ -58,11 +58,47 @@ def test_rows_are_ordered_and_what_has_no_result_is_named(tmp_path: Path) -> Non
     module = script()
     text = module.fidelity(module.records([tmp_path], "lds"))
     rows = [line for line in text if line.startswith("| `")]
-    high = "| `high` | temperature=330 | 0.400 [0.300, 0.500] | 50% | 1.5 s | 2 ms | 1,024 |"
+    high = "| `high` | temperature=330 | 0.400 [0.300, 0.500] |  |  | 50% | 1.5 s | 2 ms | 1,024 |"
     assert rows[0] == high
-    assert rows[1].startswith("| `low` | defaults | 0.200 [0.100, 0.300] | 25% |")
+    assert rows[1].startswith("| `low` | defaults | 0.200 [0.100, 0.300] |  |  | 25% |")
     assert len(rows) == 2
     assert "Without a result in these runs: `broken` (failed)." in text
+
+
+def test_pages_of_families_sizes_and_other_targets() -> None:
+    module = script()
+
+    def of(label: str, target: str, lds: float, **more: Any) -> dict:
+        r = record(label, lds, family="text", **more)
+        r["target"] = {"label": target}
+        r["metrics"] |= {
+            "lds[lds-10]": {"value": lds + 0.1, "low": None, "high": None},
+            "transfer": {"value": lds, "low": 0.0, "high": 1.0},
+            "lds[source]": {"value": lds}, "lds[other]": {"value": lds - 0.05},
+            "truth[other]": {"value": 0.42}, "agnostic[other]": {"value": 0.65},
+        }  # fmt: skip
+        return r
+
+    found = {
+        ("instruct", "a"): of("a", "instruct", 0.2, tuned={"n": [1, 2]}),
+        ("instruct", "b"): of("b", "instruct", 0.3),
+        ("other", "a"): of("a", "other", 0.1),
+    }
+    text = module.family("text")(found)
+    assert text[0] == "| method | settings | instruct | other |"
+    assert text[2] == "| `b` | defaults (instruct) | 0.300 [0.200, 0.400] |  |"
+    assert text[3].startswith("| `a` | n=[1, 2] (instruct) | 0.200 [0.100, 0.300] | 0.100 ")
+    assert module.family("control")(found) == []
+    sizes = module.group_sizes(found)
+    assert sizes[0] == "| method | a tenth (200) | a quarter (500) |"
+    assert sizes[3] == "| `b` | 0.400 | 0.300 [0.200, 0.400] |"
+    for r in found.values():
+        del r["metrics"]["lds[lds-10]"]  # which a record of transfer does not have
+    moved = module.transfer(found)
+    assert moved[0] == "| method | transfer [95%] | instruct | other |"
+    assert moved[2] == "| `b` | 0.300 [0.000, 1.000] | 0.300 | 0.250 |"
+    assert moved[-2] == "| others' truths |  |  | 0.420 |"
+    assert moved[-1] == "| knowing no model |  |  | 0.650 |"
 
 
 def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
@@ -82,6 +118,7 @@ def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
         r["metrics"] = {"loo": {"value": value, "low": 0.0, "high": 1.0}}
         (cells / f"{i}.json").write_text(json.dumps(r))
     monkeypatch.setattr(module, "DOCS", tmp_path)
+    monkeypatch.setattr(module, "README", tmp_path / "README.md")
     monkeypatch.setattr("sys.argv", ["tables.py", str(tmp_path / "run")])
     module.main()
     got = (tmp_path / "benchmarks" / "loo.md").read_text()

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from tdabench import stats
@@ -100,16 +102,62 @@ def test_replicates_do_not_depend_on_how_they_are_cut(monkeypatch: pytest.Monkey
 def test_draws_depend_on_shape_and_seed_only() -> None:
     first = stats.resampling_weights(30, 10, 0, "groups")
     np.testing.assert_array_equal(first, stats.resampling_weights(30, 10, 0, "groups"))
-    assert (first.sum(axis=0) == 30).all()
+    assert (first.sum(axis=0) == 29).all()
     assert (first != stats.resampling_weights(30, 10, 1, "groups")).any()
     assert (first != stats.resampling_weights(30, 10, 0, "queries")).any()
 
 
-def test_perfect_scores_have_an_interval_of_no_width() -> None:
+def test_perfect_scores_are_not_certain() -> None:
+    """Twenty of twenty is [0.83, 1]: what did not vary in a sample may vary beyond it."""
     a = RNG.normal(size=(10, 20))
-    low, high = stats.bootstrap_lds(a, a, 100).interval() or (0, 0)
-    assert low == pytest.approx(1, abs=1e-6)
-    assert high == pytest.approx(1, abs=1e-6)
+    boot = stats.bootstrap_lds(a, a, 100)
+    assert boot.interval() is None  # nothing moved, and the range is not known
+    low, high = boot.interval(within=(-1.0, 1.0)) or (0, 0)
+    assert 0 < low < 0.6
+    assert high == 1
+    right = stats.bootstrap_queries(np.ones(20), 100)
+    low, high = right.share_interval() or (0, 0)
+    # Student's t in place of the normal quantile widens Wilson's [0.839, 1] a little.
+    assert low == pytest.approx(0.82, abs=0.01)
+    assert high == 1
+    assert right.interval(within=(0.0, 1.0)) == pytest.approx((low, high))
+    half = stats.bootstrap_queries(np.full(20, 0.5), 100)
+    assert half.share_interval() is None
+    assert half.interval(within=(0.0, 1.0)) is None
+
+
+def test_wilson_equals_statsmodels_formula() -> None:
+    low, high = stats.wilson(0.9, 50)
+    assert (low, high) == pytest.approx((0.7864, 0.9565), abs=1e-4)  # Wilson 1927, by hand
+    assert stats.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert stats.wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert stats.wilson(0.5, 10, df=9)[0] < stats.wilson(0.5, 10)[0]
+
+
+def test_a_share_has_wilsons_interval_and_clusters_widen_it() -> None:
+    rng = np.random.default_rng(4)
+    rate = np.repeat(rng.beta(2, 2, size=30), 10)
+    values = (rng.random(300) < rate).astype(float)
+    tasks = np.repeat(np.arange(30), 10)
+    alone = stats.bootstrap_queries(values, 2000).share_interval() or (0, 0)
+    assert alone == pytest.approx(stats.wilson(values.mean(), 300), abs=0.01)
+    boot = stats.bootstrap_queries(values, 2000, tasks=tasks)
+    wide = boot.share_interval() or (0, 0)
+    these = boot.share_interval(scope="these tasks")
+    assert these == pytest.approx(alone)
+    assert wide[1] - wide[0] > 1.3 * (alone[1] - alone[0])
+
+
+@pytest.mark.parametrize(("n", "p"), [(2, 1 / 2), (5, 1 / 16), (20, 2.0**-19)])
+def test_differences_that_do_not_vary_get_the_exact_sign_flip_test(n: int, p: float) -> None:
+    """A is right and B wrong every time: 2 of the 2^n sign assignments are as extreme."""
+    a, b = np.ones(n), np.zeros(n)
+    found = stats.compare(stats.bootstrap_queries(a), stats.bootstrap_queries(b))
+    assert found.p == p
+    assert found.low is None
+    assert stats.compare(stats.bootstrap_queries(a), stats.bootstrap_queries(a)).p == 1.0
+    nearly = 1 + 1e-9 * RNG.normal(size=n)
+    assert stats.bootstrap_queries(nearly).p_value() == p
 
 
 def test_one_query_or_one_group_has_no_interval_and_no_significance() -> None:
@@ -128,7 +176,21 @@ def test_query_bootstrap_matches_the_standard_error() -> None:
     assert np.sqrt(boot.variance) == pytest.approx(values.std() / np.sqrt(500), rel=0.05)
     low, high = boot.interval() or (0, 0)
     assert low < boot.value < high
-    assert stats.bootstrap_queries(np.ones(7), 50).interval() == (1.0, 1.0)
+    assert boot.variance == pytest.approx(values.var(ddof=1) / 500, rel=0.08)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_the_bootstrap_variance_of_a_mean_is_unbiased(n: int) -> None:
+    """s^2 / n with n - 1 in s^2: n draws of n would give (n - 1) / n of it."""
+    values = RNG.normal(size=n)
+    boot = stats.bootstrap_queries(values, 40_000)
+    assert boot.variance == pytest.approx(values.var(ddof=1) / n, rel=0.05)
+    task = np.repeat(np.arange(n), 4)  # the same by whole tasks, whatever their queries
+    many = np.repeat(values, 4) + np.tile([-1.0, 1.0, -2.0, 2.0], n)
+    if n >= stats.MIN_TASKS:
+        drawn = stats.bootstrap_queries(many, 40_000, tasks=task)
+        assert drawn.variance_of("new tasks") == pytest.approx(boot.variance, rel=0.05)
+        assert drawn.n_tasks == n
 
 
 def test_a_record_gives_the_same_comparison_as_the_run() -> None:
@@ -159,6 +221,82 @@ def _simulate(rng: np.random.Generator, n_queries: int, n_groups: int, shared: f
         r = np.clip(skill + rng.normal(0, 0.1, size=n_queries), -0.95, 0.95)[:, None]
         methods.append(r * truth + np.sqrt(1 - r * r) * noise())
     return truth, methods
+
+
+def _simulate_tasks(rng, n_tasks: int, per_task: int, n_groups: int):
+    """Truth, two methods of equal merit, tasks: skill differs between tasks more than within,
+    and each method's own skill differs by task, as on real data."""
+    n = n_tasks * per_task
+    tasks = np.repeat(np.arange(n_tasks), per_task)
+    truth = rng.normal(size=(n, n_groups)) + 0.3 * rng.normal(size=n_groups)
+    common = rng.normal(0.3, 0.15, size=n_tasks)
+    methods = []
+    for _ in range(2):
+        skill = common + rng.normal(0, 0.1, size=n_tasks)
+        r = np.clip(skill[tasks] + rng.normal(0, 0.1, size=n), -0.95, 0.95)[:, None]
+        methods.append(r * truth + np.sqrt(1 - r * r) * rng.normal(size=truth.shape))
+    return truth, methods, tasks
+
+
+def test_intervals_for_new_tasks_cover_and_those_for_these_tasks_do_not() -> None:
+    """At 30 tasks: new ones are drawn for each of 200 simulated benchmarks."""
+    rng = np.random.default_rng(12)
+    n, shape = 200, (30, 4, 20)
+    expected = np.mean(
+        [stats.lds(m, t) for t, ms, _ in (_simulate_tasks(rng, *shape) for _ in range(1500))
+         for m in ms]
+    )  # fmt: skip
+    covered = narrow = rejected = rejected_narrow = 0
+    for i in range(n):
+        truth, methods, tasks = _simulate_tasks(rng, *shape)
+        a, b = (stats.bootstrap_lds(m, truth, 200, seed=i, tasks=tasks) for m in methods)
+        low, high = a.interval() or (np.nan, np.nan)
+        covered += low <= expected <= high
+        low, high = a.interval(scope="these tasks") or (np.nan, np.nan)
+        narrow += low <= expected <= high
+        rejected += (a - b).p_value() < 0.05
+        rejected_narrow += (a - b).p_value("these tasks") < 0.05
+    assert 0.92 <= covered / n
+    assert narrow < covered
+    assert rejected / n <= 0.085
+    assert rejected_narrow > rejected
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_few_queries_keep_the_size_of_the_test(n: int) -> None:
+    rng = np.random.default_rng(n)
+    hits = sum(
+        stats.bootstrap_queries(rng.normal(size=n), 200, seed=i).p_value() < 0.05
+        for i in range(1500)
+    )
+    assert hits / 1500 <= 0.065
+
+
+def test_tasks_that_are_too_few_or_all_alike_are_no_clusters() -> None:
+    values = RNG.normal(size=40)
+    few = stats.bootstrap_queries(values, 50, tasks=np.arange(40) % 5)
+    assert few.scopes == ("these tasks",)
+    lopsided = np.zeros(40, dtype=int)
+    lopsided[:9] = np.arange(1, 10)
+    assert stats.effective_tasks(lopsided) < 2
+    assert stats.bootstrap_queries(values, 50, tasks=lopsided).tasks is None
+    singles = stats.bootstrap_queries(values, 50, tasks=np.arange(40))
+    assert singles.interval() == stats.bootstrap_queries(values, 50).interval()
+    assert stats.task_codes(["", ""]) is None
+    codes = stats.task_codes(["b", "", "a", "b", ""])
+    assert codes is not None
+    assert codes[0] == codes[3]
+    assert len(set(codes.tolist())) == 4
+
+
+def test_the_wider_scope_is_what_is_shown() -> None:
+    """Tasks that resemble each other more than chance would: the other interval is the wider."""
+    tasks = np.repeat(np.arange(10), 10)
+    values = np.tile(np.linspace(-1, 1, 10), 10) + 0.01 * RNG.normal(size=100)
+    boot = stats.bootstrap_queries(values, 500, tasks=tasks)
+    assert boot.variance_of("new tasks") < boot.variance_of("these tasks") == boot.variance
+    assert boot.interval() == boot.interval(scope="these tasks")
+    assert boot.p_value() == boot.p_value("these tasks")
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.3])
@@ -236,6 +374,36 @@ def test_ceiling_interval_covers() -> None:
     assert inside / 60 >= 0.85
 
 
+def test_no_ceiling_below_a_reliability_of_three_tenths() -> None:
+    rng = np.random.default_rng(3)
+    weak = 0.3 * rng.normal(size=(1, 200, 60)) + rng.normal(size=(2, 200, 60))
+    found = stats.reliability(weak)
+    assert found is not None
+    assert 0.1 < found < 0.3
+    assert stats.noise_ceiling(weak, 10) is None
+    strong = rng.normal(size=(1, 200, 60)) + rng.normal(size=(2, 200, 60))
+    ceiling = stats.noise_ceiling(strong, 10)
+    assert ceiling is not None
+    assert ceiling.reliability == pytest.approx(stats.reliability(strong))
+    assert stats.reliability(strong[:1]) is None
+
+
+def test_groups_that_truths_share_are_drawn_alike() -> None:
+    names = [f"g{i}" for i in range(30)]
+    drawn = stats.identity_weights({"all": names, "some": names[10:20][::-1]}, 400)
+    np.testing.assert_array_equal(drawn["some"], drawn["all"][10:20][::-1])
+    assert (drawn["all"].sum(axis=0) == 29).all()
+    truth = RNG.normal(size=(20, 30))
+    scores = truth + RNG.normal(size=truth.shape)
+    part = slice(10, 20)
+    own = stats.bootstrap_lds(scores[:, part], truth[:, part], 4000)
+    shared = stats.bootstrap_lds(
+        scores[:, part], truth[:, part], 4000,
+        weights=stats.identity_weights({"all": names, "some": names[part]}, 4000)["some"],
+    )  # fmt: skip
+    assert shared.variance == pytest.approx(own.variance, rel=0.25)
+
+
 def test_no_ceiling_from_one_seed_or_from_pure_noise() -> None:
     assert stats.noise_ceiling(RNG.normal(size=(1, 5, 20))) is None
     flat = np.zeros((4, 5, 20))
@@ -283,21 +451,66 @@ def _made(value: float, sd: float, seed: int) -> stats.Bootstrap:
     return stats.Bootstrap(value, value + noise, value + noise, None, df=1000)
 
 
-def test_rank_groups_share_a_rank_until_told_from_the_best_of_the_group() -> None:
+def test_methods_are_ordered_and_lettered_by_what_tells_them_apart() -> None:
     results = {
         "worst": _made(0.1, 0.01, 1),
         "tie-b": _made(0.299, 0.01, 2),
         "best": _made(0.5, 0.01, 3),
         "tie-a": _made(0.3, 0.01, 4),
     }
-    ranking = stats.rank_groups(results)
+    ranking = stats.rank_methods(results)
     assert ranking.labels == ("best", "tie-a", "tie-b", "worst")
-    assert ranking.ranks == (1, 2, 2, 4)
-    assert [ranking.text(m) for m in ranking.labels] == ["1", "2=", "2=", "4"]
+    assert ranking.places == (1, 2, 3, 4)
+    assert ranking.spans == ((1, 1), (2, 3), (2, 3), (4, 4))
+    assert ranking.letters == ("a", "b", "b", "c")
     assert ranking.p["best", "worst"] == ranking.p["worst", "best"] < 0.05
-    lower = stats.rank_groups(results, higher_is_better=False)
+    lower = stats.rank_methods(results, higher_is_better=False)
     assert lower.labels[0] == "worst"
-    assert stats.rank_groups({}).ranks == ()
+    assert stats.rank_methods({}).places == ()
+    same = stats.rank_methods({"x": _made(0.2, 0.1, 1), "y": _made(0.2, 0.1, 1)})
+    assert same.places == (1, 1)
+
+
+@given(st.integers(0, 9).flatmap(
+    lambda n: st.tuples(st.just(n), st.sets(st.sampled_from([(i, j) for i in range(n)
+        for j in range(i)] or [(0, 0)]))))
+)  # fmt: skip
+@settings(max_examples=300, deadline=None)
+def test_letters_and_ranks_never_contradict_a_pairwise_test(drawn) -> None:
+    """Whatever the tests say of pairs, contradictory-looking sets included: two methods share a
+    letter if and only if they are not told apart, each place lies in its own span, and spans
+    overlap where methods are not told apart."""
+    n, pairs = drawn
+    apart = np.zeros((n, n), dtype=bool)
+    for i, j in pairs:
+        if i != j:
+            apart[i, j] = apart[j, i] = True
+    letters = stats.letter_display(apart)
+    spans = stats.rank_spans(range(1, n + 1), apart)
+    assert len(letters) == len(spans) == n
+    for i in range(n):
+        low, high = spans[i]
+        assert low <= i + 1 <= high
+        assert letters[i]
+        for j in range(n):
+            assert bool(set(letters[i]) & set(letters[j])) != apart[i, j]
+            if not apart[i, j]:
+                assert low <= spans[j][1]
+                assert spans[j][0] <= high
+                assert low <= j + 1 <= high
+    if n and not apart.any():
+        assert set(letters) == {"a"}
+
+
+def test_letters_by_hand() -> None:
+    """Piepho's case of overlapping groups: a and c differ, b is like both."""
+    apart = np.zeros((3, 3), dtype=bool)
+    apart[0, 2] = apart[2, 0] = True
+    assert stats.letter_display(apart) == ("a", "ab", "b")
+    apart[:] = ~np.eye(3, dtype=bool)
+    assert stats.letter_display(apart) == ("a", "b", "c")
+    many = ~np.eye(60, dtype=bool)
+    assert len(set(stats.letter_display(many))) == 60
 
 
 def test_family_wise_error_of_ranking_equal_methods() -> None:
@@ -307,7 +520,7 @@ def test_family_wise_error_of_ranking_equal_methods() -> None:
     for i in range(100):
         values = rng.normal(size=(6, 200))
         results = {str(m): stats.bootstrap_queries(v, 200, seed=i) for m, v in enumerate(values)}
-        split += len(set(stats.rank_groups(results).ranks)) > 1
+        split += len(set(stats.rank_methods(results).letters)) > 1
     assert split / 100 <= 0.12
 
 

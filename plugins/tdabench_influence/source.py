@@ -86,7 +86,7 @@ class SOURCE(Followed, StreamingMethod):
     family = "trajectory"
     source = "Bae et al. 2024, arXiv 2405.12186"
     summary = "unrolled differentiation in segments, with EK-FAC curvature"
-    grid = {"share": (1.0, None), "time": (1.0, 100.0)}
+    grid = {"share": (1.0, None)}  # not `time`, which is not in the paper: fitting it is a variant
     index_type = SourceIndex
 
     segments: int = 3

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tdabench.api import Context, Example, RepresentationMethod, Role, UsageError
+from tdabench_text.roles import PART_GRID, Part, Reads
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -100,17 +101,14 @@ def row_sums(m: sp.csr_matrix) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lexical(RepresentationMethod):
-    """Base of the methods on terms. `query_text` "prompt" hides the query's response."""
+class _Lexical(Reads, RepresentationMethod):
+    """Base of the methods on terms: texts become sparse rows of hashed terms."""
 
     family = "text"
-
-    query_text: Literal["full", "prompt"] = "full"
+    grid = PART_GRID
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
-        prompt_only = role == "query" and self.query_text == "prompt"
-        texts = (e.prompt if prompt_only else e.text for e in examples)
-        return count_rows(map(self._terms, texts))
+        return count_rows(map(self._terms, self.texts(examples, role)))
 
     @property
     def _terms(self) -> Callable[[str], list[str]]:
@@ -202,7 +200,7 @@ class NGram(_Lexical):
 
     name = "ngram"
     summary = "overlap of word or character n-grams"
-    grid = {"unit": ("word", "char"), "n": ((1, 2), (3,))}
+    grid = {**PART_GRID, "unit": ("word", "char"), "n": ((1, 2), (3,), (2, 3, 4), (1, 2, 3, 4))}
     source = "Ochiai coefficient of n-gram sets"
 
     unit: Literal["word", "char"] = "word"
@@ -259,8 +257,7 @@ class DSIR(_Lexical):
             raise UsageError("dsir: buckets and smoothing must be positive")
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
-        prompt_only = role == "query" and self.query_text == "prompt"
-        texts = (e.prompt if prompt_only else e.text for e in examples)
+        texts = self.texts(examples, role)
         return count_rows((ngrams(words(t), (1, 2), " ") for t in texts), self.buckets)
 
     def fit(self, context: Context, features: Any) -> dict[str, np.ndarray]:
@@ -285,3 +282,37 @@ class DSIR(_Lexical):
         m = sp.csr_matrix((ratio, m.indices, m.indptr), shape=m.shape)
         constant = sp.csr_matrix(-np.log((total + a) / a)[:, None])
         return sp.hstack([m, constant], format="csr").astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseNGram(NGram):
+    """Overlap of the character n-grams of two responses: `ngram` that knows no model or prompt.
+
+    A control: nothing of it is tuned, and what a method reaches beyond it is what the model added.
+    """
+
+    name = "response-ngram"
+    family = "control"
+    summary = "overlap of the responses' character n-grams, untuned"
+    grid = {}
+
+    unit: Literal["word", "char"] = "char"
+    n: tuple[int, ...] = (2, 3, 4)
+    train_text: Part = "response"
+    query_text: Part = "response"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseTfIdf(TfIdf):
+    """Cosine of the responses' TF-IDF vectors, the text baseline of AirRep's selection script.
+
+    A control: nothing of it is tuned.
+    """
+
+    name = "response-tfidf"
+    family = "control"
+    summary = "cosine of the responses' TF-IDF vectors, untuned"
+    grid = {}
+
+    train_text: Part = "response"
+    query_text: Part = "response"

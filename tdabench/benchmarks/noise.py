@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
+from tdabench.benchmarks.common import metric, pack, score_blocks, tasks_of, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.errors import DataError
 
@@ -33,7 +33,7 @@ class Noise(Benchmark):
     """
 
     name: ClassVar[str] = "noise"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "average precision in finding planted wrong and unsafe examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424"
 
@@ -70,17 +70,19 @@ class Noise(Benchmark):
                 ids.append(q.id)
         if not ids:
             raise DataError("no query has a planted example to find", "See docs/benchmarks/noise")
-        arrays = {**pack("places", found), "among": np.array(among_of)}
+        place = {q: i for i, q in enumerate(queries.ids)}
+        tasks, few = tasks_of(queries.subset([place[i] for i in ids]))
+        arrays = {**pack("places", found), "among": np.array(among_of), **tasks}
         for name in sorted(set(names)):
             arrays[f"is[{name}]"] = np.array(names) == name
         for of, blocks in pairs.items():
             arrays |= pack(f"places[{of}_homogeneous]", blocks)
         left = len(queries) - len(ids)
-        notes = (f"{left} queries have no planted examples to find",) if left else ()
-        return self._outcome(arrays, tuple(ids), notes)
+        notes = [f"{left} queries have no planted examples to find"] if left else []
+        return self._outcome(arrays, tuple(ids), (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
-        kept = ("places", "among", "is[")
+        kept = ("places", "among", "is[", "task")
         arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
         return self._outcome(arrays, stored.query_ids)
 
@@ -98,17 +100,24 @@ class Noise(Benchmark):
             stats.precision_of(np.array([[0, 0, n, b[:, 3].sum()]]))
             for n, b in zip(arrays["among"], found, strict=True)
         ]
-        boot = stats.bootstrap_queries(values, self.replicates)
+        tasks = arrays.get("task")
+        boot = stats.bootstrap_queries(values, self.replicates, tasks=tasks)
         metrics = {
             "average_precision": metric(boot, clip=(0.0, 1.0)),
             "chance": Metric(float(np.mean(chances))),
         }
-        parts = {k[3:-1]: values[v.astype(bool)] for k, v in arrays.items() if k.startswith("is[")}
+        # Each kind by itself, and each against its look-alikes, with the queries it is asked by.
+        parts = {
+            k[3:-1]: (values[v.astype(bool)], v) for k, v in arrays.items() if k.startswith("is[")
+        }
         for key in arrays:
             if key.startswith("places[") and key.endswith("]"):
-                parts[key[7:-1]] = np.array([stats.precision_of(b) for b in unpack(key, arrays)])
-        for name, aps in sorted(parts.items()):
-            part = stats.bootstrap_queries(aps, self.replicates)
+                same = np.array([stats.precision_of(b) for b in unpack(key, arrays)])
+                kind = key[len("places[") : -len("_homogeneous]")]
+                parts[key[7:-1]] = (same, arrays[f"is[{kind}]"])
+        for name, (aps, asked) in sorted(parts.items()):
+            of = None if tasks is None else tasks[asked.astype(bool)]
+            part = stats.bootstrap_queries(aps, self.replicates, tasks=of)
             metrics[f"average_precision_{name}"] = metric(part, clip=(0.0, 1.0))
         return Outcome(
             primary="average_precision",

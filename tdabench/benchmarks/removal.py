@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmarks.common import metric, score_blocks, tasks_of
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
@@ -30,7 +31,7 @@ class Removal(Benchmark):
     """
 
     name: ClassVar[str] = "removal"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "rise of a query's loss when its top k are left out of training"
     source: ClassVar[str] = "Ilyas et al. 2022, arXiv 2202.00622"
 
@@ -87,28 +88,32 @@ class Removal(Benchmark):
                 context.progress("retraining without the top k", j * len(queries) + q, top.size)
                 top[j, q] = losses(order[q, :k], q)[0] - before[q]
 
-        notes = (f"{len(queries)} queries, {trainer.done} models trained here",)
-        return self._outcome(top, random, tuple(queries.ids), notes)
+        tasks, few = tasks_of(queries)
+        notes = (f"{len(queries)} queries, {trainer.done} models trained here", *few)
+        return self._outcome(top, random, tuple(queries.ids), tasks, notes)
 
     def recompute(self, stored: Stored) -> Outcome:
         arrays = stored.arrays
-        return self._outcome(arrays["rise"], arrays["rise_random"], stored.query_ids)
+        tasks = {k: arrays[k] for k in ("task",) if k in arrays}
+        return self._outcome(arrays["rise"], arrays["rise_random"], stored.query_ids, tasks)
 
     def _outcome(
         self,
         top: np.ndarray,  # [k, query]: rise of the loss without the top k
         random: np.ndarray,  # [k, query]: without as many random ones
         query_ids: tuple[str, ...],
+        tasks: Mapping[str, np.ndarray],
         notes: tuple[str, ...] = (),
     ) -> Outcome:
         from tdabench import stats
 
+        of = tasks.get("task")
         ks = sorted(set(self.k))
         extra = area(ks, top - random)
-        boot = stats.bootstrap_queries(extra, self.replicates)
+        boot = stats.bootstrap_queries(extra, self.replicates, tasks=of)
         metrics = {self.name: metric(boot, unit="nats")}
         for j, k in enumerate(ks):
-            rise = stats.bootstrap_queries(top[j], self.replicates)
+            rise = stats.bootstrap_queries(top[j], self.replicates, tasks=of)
             metrics[f"rise@{k}"] = metric(rise, unit="nats")
             metrics[f"rise_random@{k}"] = Metric(float(random[j].mean()), unit="nats")
         return Outcome(
@@ -117,7 +122,7 @@ class Removal(Benchmark):
             per_query=extra,
             query_ids=query_ids,
             replicates=boot.both,
-            arrays={"rise": top, "rise_random": random, **boot.arrays()},
+            arrays={"rise": top, "rise_random": random, **tasks, **boot.arrays()},
             notes=notes,
         )
 

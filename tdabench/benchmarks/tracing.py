@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, pack, score_blocks, unpack
+from tdabench.benchmarks.common import metric, pack, score_blocks, tasks_of, unpack
 from tdabench.benchmarks.planted import planted
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError
@@ -25,14 +25,17 @@ class Tracing(Benchmark):
     (`recall@k`: not the share of queries with a hit) and average precision; ties count by
     expectation. `tail_patch` is the decrease of the query's loss, in nats, after one optimizer step
     on its `tail_k` best examples together, minus the decrease after as many random ones; it is
-    measured for the first `tail_queries` queries (0: not at all). Lexical decoys are ordinary
-    examples of other facts with the query's words: `decoy` names the facts that an example was
-    made to mimic, and `decoy_rate` is the share of queries whose best example is one of their
-    decoys.
+    measured for the first `tail_queries` queries (0: not at all).
+
+    Lexical decoys share the query's words: `decoy` names the facts that an example was made to
+    mimic, and `decoy_rate` is the share of queries whose best example is one of their decoys. A
+    decoy that contains the fact's answer names the fact in `answers`. It is left out of the ranking
+    of that query, since finding it is not clearly wrong. `mrr_with_answers` counts it as
+    irrelevant, and `mrr_without_decoys` leaves out all decoys.
     """
 
     name: ClassVar[str] = "tracing"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "rank of the examples that state the fact a query asks for"
     source: ClassVar[str] = "Akyürek et al. 2022, arXiv 2205.11482; arXiv 2410.17413"
 
@@ -50,13 +53,17 @@ class Tracing(Benchmark):
         index, train, queries = planted(context, self.asset, "fact")
         stated = [set(e.meta.get("fact", "").split()) for e in train]
         mimicked = [set(e.meta.get("decoy", "").split()) for e in train]
+        answered = [set(e.meta.get("answers", "").split()) for e in train]
         by_fact: dict[str, list[int]] = {}
         for i, facts in enumerate(stated):
             for f in facts:
                 by_fact.setdefault(f, []).append(i)
 
-        asked, decoyed = [], []
-        found: list[np.ndarray] = []  # a query's tie blocks
+        asked, decoyed, among = [], [], []
+        # A query's tie blocks: without what holds its answer, with it, and without any decoy.
+        found: list[np.ndarray] = []
+        found_all: list[np.ndarray] = []
+        found_plain: list[np.ndarray] = []
         best: list[np.ndarray] = []
         for rows, scores in score_blocks(index, queries, len(train)):
             for at, s in zip(range(rows.start, rows.stop), scores):
@@ -67,9 +74,14 @@ class Tracing(Benchmark):
                 relevant = np.zeros(len(train), dtype=bool)
                 relevant[support] = True
                 asked.append(at)
-                found.append(stats.tie_blocks(s, relevant))
-                decoys = np.array([bool(m & wanted) for m in mimicked])
-                top = s == s.max()
+                decoys = np.array([bool(m & wanted) for m in mimicked]) & ~relevant
+                counted = ~np.array([bool(a & wanted) for a in answered]) | relevant
+                among.append(int(counted.sum()))
+                found.append(stats.tie_blocks(s[counted], relevant[counted]))
+                found_all.append(stats.tie_blocks(s, relevant))
+                plain = counted & ~decoys
+                found_plain.append(stats.tie_blocks(s[plain], relevant[plain]))
+                top = counted & (s == s[counted].max())
                 decoyed.append(float((decoys & top).sum() / top.sum()))
                 best.append(np.argsort(-s, kind="stable")[: self.tail_k])
         if not asked:
@@ -77,19 +89,23 @@ class Tracing(Benchmark):
                 "no query asks for a fact in the training examples", "See docs/benchmarks/tracing"
             )
         chosen = queries.subset(asked)
-        arrays = {**pack("places", found), "n_train": np.array([len(train)])}
+        tasks, few = tasks_of(chosen)
+        arrays = {**pack("places", found), "among": np.array(among), **tasks}
         if any(mimicked):
             arrays["decoyed"] = np.array(decoyed)
+            arrays |= pack("places_without_decoys", found_plain)
+        if any(answered):
+            arrays |= pack("places_with_answers", found_all)
         if self.tail_queries:
             tried = chosen[: self.tail_queries]
             arrays["tail_patch"] = self._tail_patch(context, train, tried, best)
         left = len(queries) - len(asked)
-        notes = (f"{left} queries ask for unstated facts: left out",) if left else ()
-        return self._outcome(arrays, tuple(chosen.ids), notes)
+        notes = [f"{left} queries ask for unstated facts: left out"] if left else []
+        return self._outcome(arrays, tuple(chosen.ids), (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
-        kept = ("places", "places_end", "n_train", "decoyed", "tail_patch")
-        arrays = {k: stored.arrays[k] for k in kept if k in stored.arrays}
+        kept = ("places", "among", "decoyed", "tail_patch", "task")
+        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
         return self._outcome(arrays, stored.query_ids)
 
     def _outcome(
@@ -100,28 +116,36 @@ class Tracing(Benchmark):
     ) -> Outcome:
         from tdabench import stats
 
-        found, n = unpack("places", arrays), int(arrays["n_train"][0])
+        found, tasks = unpack("places", arrays), arrays.get("task")
         rr = np.array([stats.reciprocal_of(b) for b in found])
         ap = np.array([stats.precision_of(b) for b in found])
-        chances = [stats.reciprocal_of(np.array([[0, 0, n, b[:, 3].sum()]])) for b in found]
-        boot = stats.bootstrap_queries(rr, self.replicates)
+        chances = [
+            stats.reciprocal_of(np.array([[0, 0, n, b[:, 3].sum()]]))
+            for n, b in zip(arrays["among"], found, strict=True)
+        ]
+
+        def again(values: np.ndarray) -> stats.Bootstrap:
+            of = None if tasks is None else tasks[: len(values)]
+            return stats.bootstrap_queries(values, self.replicates, tasks=of)
+
+        boot = again(rr)
         metrics = {
             "mrr": metric(boot, clip=(0.0, 1.0)),
-            "average_precision": metric(
-                stats.bootstrap_queries(ap, self.replicates), clip=(0.0, 1.0)
-            ),
+            "average_precision": metric(again(ap), clip=(0.0, 1.0)),
             "chance": Metric(float(np.mean(chances))),
         }
+        for name in ("with_answers", "without_decoys"):
+            if f"places_{name}" in arrays:
+                other = [stats.reciprocal_of(b) for b in unpack(f"places_{name}", arrays)]
+                metrics[f"mrr_{name}"] = metric(again(np.array(other)), clip=(0.0, 1.0))
         for k in self.k:
             recall = np.array([stats.recall_of(b, k) for b in found])
-            part = stats.bootstrap_queries(recall, self.replicates)
-            metrics[f"recall@{k}"] = metric(part, clip=(0.0, 1.0))
+            metrics[f"recall@{k}"] = metric(again(recall), clip=(0.0, 1.0))
         if "decoyed" in arrays:
-            rate = float(np.mean(arrays["decoyed"]))
-            metrics["decoy_rate"] = Metric(rate, higher_is_better=False)
+            rate = again(arrays["decoyed"])
+            metrics["decoy_rate"] = metric(rate, higher_is_better=False, share=True)
         if "tail_patch" in arrays:
-            part = stats.bootstrap_queries(arrays["tail_patch"], self.replicates)
-            metrics["tail_patch"] = metric(part, unit="nats")
+            metrics["tail_patch"] = metric(again(arrays["tail_patch"]), unit="nats")
         return Outcome(
             primary="mrr",
             metrics=metrics,

@@ -15,11 +15,14 @@ from tdabench.benchmarks.common import (
     group_scores,
     metric,
     scores_of_all,
+    tasks_of,
 )
 from tdabench.benchmarks.lds import usable
 from tdabench.errors import DataError, TdabenchError, UsageError, unknown
-from tdabench.seeds import named_seed
+from tdabench.io import sha256_bytes
 from tdabench.truth.store import Truth
+
+SHARED = 10  # groups that two truths must have in common to be compared
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,17 @@ class Transfer(Benchmark):
     truth of every other target of the suite on the same corpus; the value is the mean of their
     LDS. `lds[label]` and `ceiling[label]` belong to each target; `lds[source]` is the in-model
     diagonal, if the source has that truth. `targets` selects some of the others.
+
+    A ceiling bounds a method that knows the target. A method that knows only what the targets have
+    in common is bounded lower, which shows if truths of several targets share groups:
+    `truth[label]` is the mean LDS of the other targets' truths, taken as scores, on this target's
+    truth. `agnostic[label]` estimates the LDS of their common part by the formula for one common
+    factor: the square root of r(T, A) r(T, B) / r(A, B), numerator and denominator summed over
+    pairs A, B of other targets (Spearman 1904); with one other target, the square root of r(T, A).
     """
 
     name: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "LDS of one target's scores on the truths of other targets"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
 
@@ -67,7 +77,9 @@ class Transfer(Benchmark):
             {t.groups.fingerprint: t.groups for t in truths.values()},
         )
         scores = {label: scored[t.groups.fingerprint] for label, t in truths.items()}
-        return self._outcome(truths, scores, tuple(context.queries.ids), notes, context)
+        tasks, few = tasks_of(context.queries)
+        ids = tuple(context.queries.ids)
+        return self._outcome(truths, scores, ids, tasks.get("task"), notes + few, context)
 
     def recompute(self, stored: Stored) -> Outcome:
         truths, scores = {}, {}
@@ -79,13 +91,14 @@ class Transfer(Benchmark):
             truth, _ = usable(other or stored.other_truth(label, self.truth), stored.query_ids)
             shape = (len(truth.query_ids), len(truth.groups))
             truths[label], scores[label] = truth, checked_scores(array, shape, "group scores")
-        return self._outcome(truths, scores, stored.query_ids)
+        return self._outcome(truths, scores, stored.query_ids, stored.arrays.get("task"))
 
     def _outcome(
         self,
         truths: Mapping[str, Truth],
         scores: Mapping[str, np.ndarray],  # for each truth's groups: [query, group]
         query_ids: tuple[str, ...],
+        tasks: np.ndarray | None = None,
         notes: Sequence[str] = (),
         context: BenchmarkContext | None = None,
     ) -> Outcome:
@@ -93,17 +106,17 @@ class Transfer(Benchmark):
 
         metrics: dict[str, Metric] = {}
         rows, boots, ceilings = [], [], []
+        # A group that several truths hold is drawn alike in all of them.
+        identities = {label: identities_of(truth) for label, truth in truths.items()}
+        weights = stats.identity_weights(identities, self.replicates)
         for label, truth in sorted(truths.items()):
-            # Truths over the same groups share the draws of groups; others must not.
-            seed = named_seed(0, truth.groups.fingerprint)
             boot = stats.bootstrap_lds(
-                scores[label], truth.values, self.replicates, groups_seed=seed
+                scores[label], truth.values, self.replicates, tasks=tasks, weights=weights[label]
             )
             metrics[f"lds[{label}]"] = metric(boot, clip=(-1.0, 1.0))
-            ceiling = ceiling_of(truth, self.replicates, context)
+            ceiling = ceiling_of(truth, self.replicates, context, tasks)
             if ceiling is not None:
-                low, high = ceiling.interval() or (None, None)
-                metrics[f"ceiling[{label}]"] = Metric(ceiling.value, low, high)
+                metrics[f"ceiling[{label}]"] = metric(ceiling.bootstrap, clip=(0.0, 1.0))
             if label != "source":
                 rows.append(stats.spearman_rows(scores[label], truth.values))
                 boots.append(boot)
@@ -115,6 +128,7 @@ class Transfer(Benchmark):
             )
         mean = stats.Bootstrap.mean(boots)
         metrics = {self.name: metric(mean, clip=(-1.0, 1.0)), **metrics}
+        metrics |= agreement(truths, identities)
         if len(ceilings) == len(boots):
             metrics["ceiling"] = Metric(float(np.mean(ceilings)))
         return Outcome(
@@ -123,6 +137,49 @@ class Transfer(Benchmark):
             per_query=np.mean(rows, axis=0),
             query_ids=query_ids,
             replicates=mean.both,
-            arrays={**{f"group_scores[{k}]": s for k, s in scores.items()}, **mean.arrays()},
+            arrays={
+                **{f"group_scores[{k}]": s for k, s in scores.items()},
+                **mean.arrays(),
+                **({} if tasks is None else {"task": tasks}),
+            },
             notes=tuple(notes),
         )
+
+
+def identities_of(truth: Truth) -> list[str]:
+    """Each group of a truth, named by its members."""
+    return [sha256_bytes(np.sort(g).astype(np.int64).tobytes()) for g in truth.groups]
+
+
+def agreement(
+    truths: Mapping[str, Truth], identities: Mapping[str, Sequence[str]]
+) -> dict[str, Metric]:
+    """`truth[label]` and `agnostic[label]` of each target, over the groups that two truths share.
+
+    Pairs of truths with fewer than `SHARED` groups in common say nothing.
+    """
+    from tdabench import stats
+
+    labels = sorted(truths)
+    r: dict[tuple[str, str], float] = {}
+    for i, a in enumerate(labels):
+        for b in labels[i + 1 :]:
+            place = {g: n for n, g in enumerate(identities[b])}
+            shared = [(n, place[g]) for n, g in enumerate(identities[a]) if g in place]
+            if len(shared) >= SHARED:
+                of_a, of_b = np.array(shared).T
+                values = truths[a].values[:, of_a], truths[b].values[:, of_b]
+                r[a, b] = r[b, a] = stats.lds(*values)
+    out: dict[str, Metric] = {}
+    for t in labels:
+        others = [a for a in labels if (t, a) in r]
+        if not others:
+            continue
+        out[f"truth[{t}]"] = Metric(float(np.mean([r[t, a] for a in others])))
+        pairs = [(a, b) for i, a in enumerate(others) for b in others[i + 1 :] if (a, b) in r]
+        square = r[t, others[0]] if len(others) == 1 else 0.0
+        if pairs and (between := sum(r[a, b] for a, b in pairs)) > 0:
+            square = sum(r[t, a] * r[t, b] for a, b in pairs) / between
+        if square > 0:
+            out[f"agnostic[{t}]"] = Metric(min(1.0, float(np.sqrt(square))))
+    return out

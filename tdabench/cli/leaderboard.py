@@ -126,4 +126,5 @@ def show_transfer(board: Board, method: str, as_json: bool) -> None:
     import json
 
     nested = {s: {t: found.lds.get((s, t)) for t in found.targets} for s in found.sources}
-    click.echo(json.dumps({"method": method, "lds": nested, "ceiling": found.ceiling}, indent=2))
+    bounds = {k: getattr(found, k) for k in ("ceiling", "truth", "agnostic")}
+    click.echo(json.dumps({"method": method, "lds": nested, **bounds}, indent=2))

@@ -124,6 +124,9 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
         interval = ""
         if m.get("low") is not None:
             interval = f" [{_number(m['low'])}, {_number(m['high'])}]"
+        if m.get("low_these_tasks") is not None:
+            these = f"{_number(m['low_these_tasks'])}, {_number(m['high_these_tasks'])}"
+            interval = f"{interval} for new tasks, [{these}] for these {m['tasks']} tasks"
         line(f"  {name} = {_number(m['value'])}{interval} {m.get('unit', '')}".rstrip())
     for note in r["notes"]:
         line(f"  note: {note}")

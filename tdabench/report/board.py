@@ -43,11 +43,17 @@ class Column:
     truth_seeds: int | None = None
     agreement: float | None = None
     smoothness: float | None = None
+    tasks: int | None = None  # drawn whole by its intervals and tests; None: queries are
 
 
 @dataclass(frozen=True)
 class BoardCell:
-    """One method on one benchmark: a value with its 95% interval, or the reason for its absence."""
+    """One method on one benchmark: a value with its 95% interval, or the reason for its absence.
+
+    `rank` is its place by value, `rank_low` to `rank_high` its rank as an interval: the places of
+    the methods from which it does not differ significantly. Two methods of a column share one of
+    `letters` if and only if they do not differ significantly. `best`: it shares one with the first.
+    """
 
     status: str
     reason: str = ""
@@ -55,8 +61,12 @@ class BoardCell:
     low: float | None = None
     high: float | None = None
     share: float | None = None
+    low_these_tasks: float | None = None
+    high_these_tasks: float | None = None
     rank: int | None = None
-    tied: bool = False
+    rank_low: int | None = None
+    rank_high: int | None = None
+    letters: str = ""
     best: bool = False
     seeds: int = 1
     spread: float | None = None
@@ -68,6 +78,15 @@ class BoardCell:
     @property
     def ok(self) -> bool:
         return self.status == "ok" and self.value is not None
+
+    @property
+    def rank_text(self) -> str:
+        """`1`, or `1–4 ab`: the rank as an interval and the letters; "" without a rank."""
+        if self.rank is None:
+            return ""
+        low, high = self.rank_low or self.rank, self.rank_high or self.rank
+        places = str(low) if low == high else f"{low}–{high}"
+        return f"{places} {self.letters}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -388,6 +407,7 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
         truth_seeds=int(seeds) if seeds else None,
         agreement=finite(record.metric(AGREEMENT).get("value")),
         smoothness=finite(record.metric(SMOOTHNESS).get("value")),
+        tasks=int(tasks) if (tasks := finite(metric.get("tasks"))) else None,
     )
 
 
@@ -429,7 +449,7 @@ def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -
     value, low, high = metric["value"], metric["low"], metric["high"]
     if (low is None or high is None) and label in ranks.interval:
         low, high = ranks.interval[label]
-    rank = ranks.rank.get(label)
+    span = ranks.span.get(label, (None, None))
     return replace(
         base,
         value=value,
@@ -437,9 +457,13 @@ def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -
         high=high,
         spread=metric["spread"],
         share=_share(records, value, column.ceiling),
-        rank=rank,
-        tied=ranks.shared.get(label, False),
-        best=rank == 1,
+        low_these_tasks=metric["low_these_tasks"],
+        high_these_tasks=metric["high_these_tasks"],
+        rank=ranks.place.get(label),
+        rank_low=span[0],
+        rank_high=span[1],
+        letters=ranks.letters.get(label, ""),
+        best=span[0] == 1,
     )
 
 

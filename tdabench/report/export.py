@@ -85,12 +85,19 @@ def _storable(value: Any) -> Any:
 _MANIFEST = ("suite", "command", "created", "tdabench", "git", "python", "packages", "hardware")
 
 
+FIELDS = (
+    "value", "low", "high", "low_these_tasks", "high_these_tasks", "share", "rank", "rank_low",
+    "rank_high", "letters", "status", "reason",
+)  # fmt: skip
+
+
 def _csv(tables: Sequence[Table]) -> str:
     """Writes one line per (target, method); columns of benchmarks missing in a table stay empty."""
     names = list(dict.fromkeys(c.name for t in tables for c in t.columns))
-    parts = ("", "_low", "_high", "_share", "_rank", "_tied", "_status", "_reason")
+    parts = ("", *(f"_{f}" for f in FIELDS[1:]))
     costs = list(asdict(Row("").cost))
-    head = ["suite", "target", "regime", "n_train", "ranked_by", "rank", "tied"]
+    head = ["suite", "target", "regime", "n_train", "ranked_by"]
+    head += ["rank", "rank_low", "rank_high", "letters"]
     head += ["method", "name", "version", "family", "params"]
     head += [f"{name}{part}" for name in names for part in parts]
     head += costs + ["notes"]
@@ -101,11 +108,12 @@ def _csv(tables: Sequence[Table]) -> str:
         for row in t.rows:
             main = row.cells.get(t.primary) or BoardCell("absent")
             line: list[Any] = [t.suite, t.target, t.regime, t.n_train, t.primary]
-            line += [main.rank, main.tied, row.label, row.name, row.version, row.family]
+            line += [main.rank, main.rank_low, main.rank_high, main.letters]
+            line += [row.label, row.name, row.version, row.family]
             line.append(json.dumps(row.params, sort_keys=True, ensure_ascii=False, default=str))
             for name in names:
                 c = row.cells.get(name) or BoardCell("absent")
-                line += [c.value, c.low, c.high, c.share, c.rank, c.tied, c.status, c.reason]
+                line += [getattr(c, f) for f in FIELDS]
             line += [getattr(row.cost, k) for k in costs]
             line.append("; ".join(row.notes))
             writer.writerow([_formula_safe(v) for v in line])
@@ -141,7 +149,7 @@ def _headers(table: Table, columns: Sequence[str]) -> list[str]:
 def _plain(table: Table, row: Row, key: str) -> str:
     main = row.cells.get(table.primary) or BoardCell("absent")
     if key == "rank":
-        return "–" if main.rank is None else f"{main.rank}{'=' if main.tied else ''}"
+        return main.rank_text or "–"
     if key == "method":
         return clean(row.label, 60)
     if key == "family":
@@ -252,7 +260,7 @@ def _tex(text: str) -> str:
 
 
 def _latex(table: Table, columns: Sequence[str]) -> str:
-    """Writes a booktabs table: the best of a column is bold, and ties with it are marked."""
+    """Writes a booktabs table: the best of a column is bold, and letters mark the others."""
     names = {c.name for c in table.columns}
     spec = "".join("r" if c in ("share", *COSTS) else "l" for c in columns)
     lines = [
@@ -278,27 +286,26 @@ def _latex(table: Table, columns: Sequence[str]) -> str:
             figure = _figure(cell).replace("-", "$-$")
             if cell.value == best[key]:
                 figure = rf"\textbf{{{figure}}}"
-            if cell.best and cell.tied:
-                figure += r"$^{=}$"
+            if cell.letters:
+                figure += rf"\textsuperscript{{{_tex(cell.letters)}}}"
             if key == table.primary and (span := _interval(cell)):
                 figure += rf" {{\scriptsize {span.replace('-', '$-$')}}}"
             cells.append(figure)
         lines.append(" & ".join(cells) + r" \\")
-    notes = [clean(n, 600) for n in footnotes(table) if not n.split(":")[0].endswith("=")]
+    notes = [clean(n, 600) for n in footnotes(table)]
     failed = [
         f"{clean(r.label, 60)}: {c.status}, {clean(c.reason, 200)}."
         for r in table.rows
         if (c := r.cells.get(table.primary)) is not None and not c.ok
     ]
     caption = (
-        f"{context_line(table).plain}. Bold: best; $^{{=}}$: no significant difference at 5\\% "
-        "(paired bootstrap, Holm)."
+        f"{context_line(table).plain}. Bold: the best. Methods that share a letter do not "
+        "differ significantly (5%, paired test, Holm)."
     )
-    said = caption.split("$^", 1)
     lines += [
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{_tex(said[0])}$^{said[1]}}}",
+        rf"\caption{{{_tex(caption)}}}",
         *[f"% {note}" for note in [*failed, *notes]],
         r"\end{table}",
     ]

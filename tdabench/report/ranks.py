@@ -1,4 +1,4 @@
-"""Ranks with ties, from the bootstrap replicates in records.
+"""Ranks and significant differences, from the bootstrap replicates in records.
 
 `tdabench.stats` compares methods; this module reads its inputs from the records and caches the
 result in the user's cache, under a key derived from the inputs, so that later boards print
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tdabench.stats import Bootstrap
 
 ALPHA = 0.05
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks from 1 and whether they are shared; Holm-adjusted p of each pair of `labels`.
+    """Places, ranks as intervals, letters, and the Holm-adjusted p of each pair of `labels`.
 
-    `labels` are the tested methods, best first; `p[i][j - i - 1]` is the pair (i, j), i < j.
-    `interval` is the interval of a value averaged over several seeds. `untested` methods have no
-    replicates (or unpaired ones) and are ranked by value alone.
+    `place` orders all methods by value, from 1. `span` is a method's rank as an interval: the
+    best and the worst place among the methods that do not differ significantly from it. Two methods
+    share one of `letters` if and only if they do not differ significantly. `labels` are the tested
+    methods, best first; `p[i][j - i - 1]` is the pair (i, j), i < j. `interval` is the interval of
+    a value averaged over several seeds. `untested` methods have no replicates (or unpaired ones):
+    they have a place by their value and no letter.
     """
 
-    rank: Mapping[str, int]
-    shared: Mapping[str, bool]
+    place: Mapping[str, int]
+    span: Mapping[str, tuple[int, int]]
+    letters: Mapping[str, str]
     labels: tuple[str, ...]
     p: tuple[tuple[float, ...], ...]
     interval: Mapping[str, tuple[float, float]]
@@ -72,8 +76,9 @@ def _read(path: Path, labels: set[str]) -> Ranks | None:
     try:
         data = read_json(path)
         ranks = Ranks(
-            {str(k): int(v) for k, v in data["rank"].items()},
-            {str(k): bool(v) for k, v in data["shared"].items()},
+            {str(k): int(v) for k, v in data["place"].items()},
+            {str(k): (int(v[0]), int(v[1])) for k, v in data["span"].items()},
+            {str(k): str(v) for k, v in data["letters"].items()},
             tuple(str(v) for v in data["labels"]),
             tuple(tuple(float(v) for v in row) for row in data["p"]),
             {str(k): (float(v[0]), float(v[1])) for k, v in data["interval"].items()},
@@ -82,7 +87,8 @@ def _read(path: Path, labels: set[str]) -> Ranks | None:
     except (TdabenchError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
     shape = [len(ranks.labels) - i - 1 for i in range(len(ranks.labels))]
-    fits = set(ranks.rank) == set(ranks.shared) == labels == {*ranks.labels, *ranks.untested}
+    fits = labels == {*ranks.labels, *ranks.untested}
+    fits = fits and all(set(m) == labels for m in (ranks.place, ranks.span, ranks.letters))
     return ranks if fits and [len(row) for row in ranks.p] == shape else None
 
 
@@ -97,65 +103,51 @@ def bootstrap_of(records: Sequence[Record], value: float) -> Bootstrap | None:
             b = Bootstrap.of_record(value, arrays["per_query"], arrays)
         except (TdabenchError, KeyError, IndexError, TypeError, ValueError):
             return None
-        parts = [b.both, b.queries] + ([b.groups] if b.groups is not None else [])
-        for a in parts:
+        for a in b.replicates().values():
             if a.ndim != 1 or len(a) < 2 or len(a) != len(b.both) or not np.isfinite(a).all():
                 return None
         found.append(b)
-    first = found[0]
-    if len(found) == 1:
-        return first
-    if len({(len(b.both), b.groups is None) for b in found}) > 1:
+    try:
+        return replace(Bootstrap.mean(found), value=value)
+    except TdabenchError:
         return None
-    groups = [b.groups for b in found if b.groups is not None]
-    return Bootstrap(
-        value,
-        np.mean([b.both for b in found], axis=0),
-        np.mean([b.queries for b in found], axis=0),
-        np.mean(groups, axis=0) if groups else None,
-        min(b.df for b in found),
-    )
+
+
+def _kind(b: Bootstrap) -> tuple[int, ...]:
+    """What two statistics must share to be paired."""
+    return (len(b.both), b.groups is None, b.tasks is None)
 
 
 def _compute(entries: Sequence[Entry], higher: bool) -> Ranks:
     if not entries:
-        return Ranks({}, {}, (), (), {})
-    from tdabench.stats import rank_groups
+        return Ranks({}, {}, {}, (), (), {})
+    from tdabench.stats import rank_methods, rank_spans
 
     drawn = {e.label: b for e in entries if (b := bootstrap_of(e.records, e.value)) is not None}
-    kinds = [(len(b.both), b.groups is None) for b in drawn.values()]
+    kinds = [_kind(b) for b in drawn.values()]
     usual = max(set(kinds), key=lambda k: (kinds.count(k), k)) if kinds else None
-    drawn = {k: b for k, b in drawn.items() if (len(b.both), b.groups is None) == usual}
-    ranking = rank_groups(drawn, ALPHA, higher) if drawn else None
+    drawn = {k: b for k, b in drawn.items() if _kind(b) == usual}
+    ranking = rank_methods(drawn, ALPHA, higher)
+    labels, p = ranking.labels, ranking.p
 
     sign = 1.0 if higher else -1.0
-    labels = ranking.labels if ranking else ()
     value = {e.label: sign * e.value for e in entries}
-    untested = [e.label for e in entries if e.label not in drawn]
-    rank: dict[str, int] = {}
-    leader: dict[int, str] = {}
-    for i, label in enumerate(labels):  # each group's rank counts untested methods above its best
-        assert ranking is not None
-        best = leader.setdefault(ranking.ranks[i], label)
-        rank[label] = ranking.ranks[i] + sum(value[u] > value[best] for u in untested)
-    for label in untested:
-        rank[label] = 1 + sum(v > value[label] for v in value.values())
-    counts = list(rank.values())
+    place = {label: 1 + sum(v > mine for v in value.values()) for label, mine in value.items()}
+    apart = np.array([[a != b and p[a, b] < ALPHA for b in labels] for a in labels], dtype=bool)
+    spans = rank_spans([place[label] for label in labels], apart)
+    untested = tuple(e.label for e in entries if e.label not in drawn)
     interval = {}
     for e in entries:
         if len(e.records) > 1 and e.label in drawn and (found := drawn[e.label].interval()):
             interval[e.label] = found
     return Ranks(
-        rank,
-        {label: counts.count(r) > 1 for label, r in rank.items()},
-        tuple(labels),
-        tuple(
-            tuple(round(ranking.p[a, b], 12) for b in labels[i + 1 :])
-            for i, a in enumerate(labels)
-            if ranking is not None
-        ),
+        place,
+        {**{label: (place[label], place[label]) for label in untested}, **dict(zip(labels, spans))},
+        {**dict.fromkeys(untested, ""), **dict(zip(labels, ranking.letters))},
+        labels,
+        tuple(tuple(round(p[a, b], 12) for b in labels[i + 1 :]) for i, a in enumerate(labels)),
         interval,
-        tuple(untested),
+        untested,
     )
 
 
@@ -173,6 +165,9 @@ def pooled(records: Sequence[Record], metric: str) -> dict[str, Any]:
         "value": float(np.mean(values)),
         "low": finite(one.get("low")),
         "high": finite(one.get("high")),
+        "low_these_tasks": finite(one.get("low_these_tasks")),
+        "high_these_tasks": finite(one.get("high_these_tasks")),
+        "tasks": finite(found[0].get("tasks")),
         "higher": bool(found[0].get("higher_is_better", True)),
         "unit": str(found[0].get("unit") or ""),
         "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,

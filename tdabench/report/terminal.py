@@ -146,7 +146,8 @@ def context_line(table: Table) -> Text:
     if table.n_train is not None:
         parts.append(f"{count(table.n_train)} train")
     if column.queries is not None:
-        parts.append(f"{count(column.queries)} queries")
+        tasks = f" of {count(column.tasks)} tasks" if column.tasks else ""
+        parts.append(f"{count(column.queries)} queries{tasks}")
     if column.groups is not None:
         seeds = f" x {column.truth_seeds} seeds" if column.truth_seeds else ""
         parts.append(f"{count(column.groups)} groups{seeds}")
@@ -173,12 +174,7 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
         if any(parts):
             spent = ", ".join(p for p in parts if p)
             out.append(f"{clean(row.label, 60)}'s prepare phase: {spent} (once).")
-    ties = [c.rank for r in table.rows if (c := _primary(table, r)).ok and c.tied]
-    if ties:
-        marks = listing(dict.fromkeys(f"{r}=" for r in ties[:2] + ties[-1:]))
-        out.append(
-            f"{marks}: no significant difference at 5% (paired bootstrap, Holm over all pairs)."
-        )
+    out += how_ranked(table)
     for row in table.rows:
         cell = _primary(table, row)
         if cell.ok and cell.spread is not None:
@@ -209,6 +205,24 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
     out += said_notes[:limit]
     if len(said_notes) > limit:
         out.append(f"… and {len(said_notes) - limit} more notes (--wide).")
+    return out
+
+
+def how_ranked(table: Table) -> list[str]:
+    """What ranks, letters and intervals of the ranking column mean, where it has any."""
+    column = table.column(table.primary)
+    cells = [c for r in table.rows if (c := _primary(table, r)).ok]
+    out = []
+    if any(c.letters for c in cells) and len(cells) > 1:
+        out.append(
+            "rank: the places not ruled out. Methods that share a letter do not differ "
+            "significantly (5%, paired test, Holm over all pairs)."
+        )
+    if column.tasks:
+        out.append(
+            f"Intervals and ranks hold for new tasks ({count(column.tasks)} tasks, resampled "
+            "whole); intervals for other queries of the same tasks: tdabench show."
+        )
     return out
 
 
@@ -301,8 +315,7 @@ def title(column: Column) -> str:
 
 
 def _rank(cell: BoardCell) -> Text:
-    rank = "-" if cell.rank is None else f"{cell.rank}{'=' if cell.tied else ''}"
-    return Text(f" {rank}", "bold green" if cell.rank == 1 else "")
+    return Text(f" {cell.rank_text or '-'}", "bold green" if cell.best else "")
 
 
 def _value(cell: BoardCell | None, column: Column, digits: int, interval: bool) -> Text:

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """LDS by (source, target), including the in-model diagonal, and each target's noise ceiling."""
+    """LDS by (source, target), including the in-model diagonal, and bounds for each target.
+
+    `ceiling` bounds a method that knows the target, `truth` is the mean LDS of the other targets'
+    truths taken as scores, and `agnostic` estimates the bound for a method that knows no model
+    (docs/benchmarks/transfer.md).
+    """
 
     method: str
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     lds: dict[tuple[str, str], float]
     ceiling: dict[str, float]
+    truth: dict[str, float]
+    agnostic: dict[str, float]
 
 
 def transfer_matrix(board: Board, method: str) -> TransferMatrix:
@@ -34,7 +41,7 @@ def transfer_matrix(board: Board, method: str) -> TransferMatrix:
     if not any(rows.values()):
         raise unknown("method", method, {r.label for t in board.tables for r in t.rows})
     lds: dict[tuple[str, str], float] = {}
-    ceiling: dict[str, float] = {}
+    bounds: dict[str, dict[str, float]] = {"ceiling": {}, "truth": {}, "agnostic": {}}
     for table in board.tables:
         row = rows[table.target]
         for column in table.columns:
@@ -49,8 +56,8 @@ def transfer_matrix(board: Board, method: str) -> TransferMatrix:
                     continue
                 if kind == "lds":
                     lds[table.target, label] = value
-                elif kind == "ceiling":
-                    ceiling[label] = value
+                elif kind in bounds:
+                    bounds[kind][label] = value
     if not lds:
         raise DataError(
             f"{method} has no result on transfer",
@@ -58,7 +65,7 @@ def transfer_matrix(board: Board, method: str) -> TransferMatrix:
         )
     sources = tuple(dict.fromkeys(s for s, _ in lds))
     targets = tuple(dict.fromkeys([*sources, *(t for _, t in lds)]))
-    return TransferMatrix(method, sources, targets, lds, ceiling)
+    return TransferMatrix(method, sources, targets, lds, **bounds)
 
 
 def _value(cell: BoardCell, name: str) -> float | None:
@@ -66,7 +73,7 @@ def _value(cell: BoardCell, name: str) -> float | None:
 
 
 def print_transfer(matrix: TransferMatrix, console: Console) -> None:
-    """Prints one row per source and one column per target; the last row has the ceilings."""
+    """Prints one row per source and one column per target; the last rows hold the bounds."""
     from rich.text import Text
 
     from tdabench.report.terminal import emit
@@ -76,11 +83,21 @@ def print_transfer(matrix: TransferMatrix, console: Console) -> None:
     for source in matrix.sources:
         values = [matrix.lds.get((source, t)) for t in matrix.targets]
         lines.append([source, *("–" if v is None else number(v, 3) for v in values)])
-    ceilings = [matrix.ceiling.get(t) for t in matrix.targets]
-    lines.append(["noise ceiling", *("–" if v is None else number(v, 3) for v in ceilings)])
+    bounds = [("noise ceiling", matrix.ceiling)]
+    if matrix.truth:
+        bounds = [("others' truths", matrix.truth), ("knowing no model", matrix.agnostic), *bounds]
+    for name, of in bounds:
+        values = [of.get(t) for t in matrix.targets]
+        lines.append([name, *("–" if v is None else number(v, 3) for v in values)])
     widths = [max(len(clean(line[i], 40)) for line in lines) for i in range(len(head))]
     emit(console, Text(f"{clean(matrix.method, 60)}: LDS of the source's scores", "bold"))
     for line in lines:
         first = clean(line[0], 40).ljust(widths[0])
         rest = [clean(v, 40).rjust(w) for v, w in zip(line[1:], widths[1:])]
         emit(console, Text("  ".join([first, *rest])))
+    if matrix.truth:
+        said = (
+            "others' truths: mean LDS of what retraining the other targets showed, taken as "
+            "scores. knowing no model: about what a method that reads no model could reach."
+        )
+        emit(console, Text(said, "dim"))

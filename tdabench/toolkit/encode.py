@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tdabench.targets.target import Target
 
 TOKEN_POOLINGS = ("mean", "position", "cls", "last")
+PARTS = ("both", "prompt", "response")
 # A CPU is fastest while activations stay in its cache, an accelerator when it is full.
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 16_384}
 _WINDOW = 16_384  # texts tokenised at a time, so that a corpus of any size fits
@@ -56,7 +57,7 @@ def encode_texts(
     """
     limit = max_length or context_length(model, tokenizer)
 
-    def ids_of(window: slice) -> list[list[int]]:
+    def ids_of(window: slice) -> tuple[list[list[int]], None]:
         encoded = tokenizer(
             list(texts[window]),
             add_special_tokens=True,
@@ -65,7 +66,7 @@ def encode_texts(
             return_attention_mask=False,
             verbose=False,
         )
-        return encoded["input_ids"]
+        return encoded["input_ids"], None
 
     vectors = _encode_windows(
         model, len(texts), ids_of, tokenizer.pad_token_id or 0, pooling, layer, tokens_a_batch,
@@ -80,7 +81,7 @@ def pooled_hidden_states(
     examples: Sequence[Example],
     layer: int = -1,
     weighting: str = "mean",
-    role: str = "full",
+    part: str = "both",
     tokens_a_batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -88,12 +89,19 @@ def pooled_hidden_states(
 
     `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final
     norm. `weighting` is "mean" (RDS) or "position": weights 1, 2, … T over the T tokens, divided
-    by their sum (RDS+, arXiv 2503.01807, section 3). `role` is "full", or "prompt" to exclude the
-    response; both are tokenised as in training of the target.
-    """
+    by their sum (RDS+, arXiv 2503.01807, section 3). `part` is "both", "prompt" to exclude the
+    response, or "response" to read both and pool the response's tokens only; examples are
+    tokenised as in training of the target.
 
-    def ids_of(window: slice) -> list[np.ndarray]:
-        return [t.ids for t in target.tokenize(examples[window], role)]
+    Raises UsageError for an unknown part or layer.
+    """
+    if part not in PARTS:
+        raise UsageError(f"unknown part of an example {part!r}", f"One of: {', '.join(PARTS)}")
+
+    def ids_of(window: slice) -> tuple[list[np.ndarray], list[int] | None]:
+        tokens = target.tokenize(examples[window], "prompt" if part == "prompt" else "full")
+        starts = [t.start for t in tokens] if part == "response" else None
+        return [t.ids for t in tokens], starts
 
     return _encode_windows(
         model, len(examples), ids_of, target.pad_id, weighting, layer, tokens_a_batch, progress
@@ -118,7 +126,7 @@ def context_length(model: Any, tokenizer: Any) -> int | None:
 def _encode_windows(
     model: PreTrainedModel,
     n: int,
-    ids_of: Callable[[slice], Sequence[Sequence[int] | np.ndarray]],
+    ids_of: Callable[[slice], tuple[Sequence[Sequence[int] | np.ndarray], list[int] | None]],
     pad_id: int,
     pooling: str,
     layer: int,
@@ -126,13 +134,16 @@ def _encode_windows(
     progress: Callable[[int, int], None] | None,
     max_examples: int = 256,
 ) -> np.ndarray:
-    """Returns pooled vectors float32 [n, width] in order; `ids_of` tokenises a window at a time."""
+    """Returns pooled vectors float32 [n, width] in order; `ids_of` tokenises a window at a time.
+
+    `ids_of` gives token ids and, where not all tokens are pooled, the first one that is.
+    """
     out: np.ndarray | None = None
     done = 0
     for a in range(0, n, _WINDOW):
-        ids = ids_of(slice(a, a + _WINDOW))
+        ids, starts = ids_of(slice(a, a + _WINDOW))
         for index, pooled in _encode_ids(
-            model, ids, pad_id, pooling, layer, tokens_a_batch, max_examples
+            model, ids, starts, pad_id, pooling, layer, tokens_a_batch, max_examples
         ):
             if out is None:
                 out = np.zeros((n, pooled.shape[1]), dtype=np.float32)
@@ -146,6 +157,7 @@ def _encode_windows(
 def _encode_ids(
     model: PreTrainedModel,
     ids: Sequence[Sequence[int] | np.ndarray],
+    starts: Sequence[int] | None,
     pad_id: int,
     pooling: str,
     layer: int,
@@ -161,7 +173,8 @@ def _encode_ids(
         )
     budget = tokens_a_batch or TOKENS_A_BATCH.get(model.device.type, TOKENS_A_BATCH["cuda"])
     lengths = np.array([len(x) for x in ids], dtype=np.int64)
-    some = np.flatnonzero(lengths)  # a text without tokens has no vector to pool
+    first = np.zeros_like(lengths) if starts is None else np.asarray(starts, dtype=np.int64)
+    some = np.flatnonzero(lengths > first)  # a text without tokens has no vector to pool
 
     def compute(places: np.ndarray) -> np.ndarray:
         index = some[places]
@@ -177,7 +190,8 @@ def _encode_ids(
                 torch.from_numpy(real.astype(np.int64)).to(model.device),
                 layer,
             )
-            mask = torch.from_numpy(real).to(model.device)
+            read = real & (np.arange(width) >= first[index, None])
+            mask = torch.from_numpy(read).to(model.device)
             return _pool(hidden.float(), mask, pooling).cpu().numpy()
 
     trained = model.training
@@ -198,7 +212,7 @@ def _pool(hidden: torch.Tensor, real: torch.Tensor, pooling: str) -> torch.Tenso
     if pooling == "last":
         return hidden[torch.arange(len(hidden), device=hidden.device), real.sum(1) - 1]
     weights = real.to(hidden.dtype)  # [b, t]
-    if pooling == "position":
-        weights = weights * torch.arange(1, real.shape[1] + 1, device=hidden.device)
+    if pooling == "position":  # counted over the tokens that are pooled
+        weights = weights * weights.cumsum(1)
     weights = weights / weights.sum(1, keepdim=True)
     return torch.einsum("bt,btd->bd", weights, hidden)

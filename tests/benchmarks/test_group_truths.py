@@ -143,6 +143,51 @@ def test_the_ceiling_is_the_mean_of_the_other_targets(make_context) -> None:
     assert m["ceiling"].value == pytest.approx(expected)
 
 
+def test_what_models_have_in_common_bounds_a_method_that_knows_none(make_context) -> None:
+    """Truths of one common factor with loadings 0.9, 0.8, 0.6 and 0.7: `agnostic` finds each."""
+    rng = np.random.default_rng(5)
+    queries = corpus(150, "f")
+    groups = Groups.random(60, 20, 0.3, rng)
+    common = rng.normal(size=(150, 60))
+    loading = {"a": 0.9, "b": 0.8, "c": 0.6, "source": 0.7}
+    truths = {}
+    for name, x in loading.items():
+        values = x * common + np.sqrt(1 - x * x) * rng.normal(size=common.shape)
+        truths[name] = truth_of(values[None], groups, queries.ids)
+    # Another target holds the first 20 of the same groups only.
+    part = Groups.of([groups[g] for g in range(20)], 20)
+    few = common[:, :20]
+    truths["few"] = truth_of(few[None], part, queries.ids)
+    own = truths.pop("source")
+    context = make_context(
+        FixedIndex(rng.normal(size=(150, 20)), queries.ids), TRAIN, queries, {"lds": own},
+        other_truths={label: (lambda name, t=t: t) for label, t in truths.items()},
+    )  # fmt: skip
+    m = Transfer(replicates=20).run(context).metrics
+    for name, x in loading.items():  # Spearman's correlation of normal values is a little lower
+        assert m[f"agnostic[{name}]"].value == pytest.approx(x, abs=0.04)
+    mean = np.mean([0.9 * 0.8, 0.9 * 0.6, 0.9 * 0.7, 0.9])
+    assert m["truth[a]"].value == pytest.approx(mean, abs=0.04)
+    only = transfer(make_context, {"a": truth_of(VALUES[None], GROUPS, QUERIES.ids)})
+    assert "truth[a]" not in only.metrics  # nothing to compare it with
+
+
+def test_groups_held_by_two_truths_are_drawn_alike(make_context) -> None:
+    """Two targets with the same truth, one over half of the groups, in another order: where both
+    hold a group it counts as often, so that their replicates go together."""
+    rng = np.random.default_rng(6)
+    values = VALUES + 0.5 * VALUES.std() * rng.normal(size=VALUES.shape)
+    whole = truth_of(values[None], GROUPS, QUERIES.ids)
+    order = rng.permutation(12)
+    mixed = truth_of(
+        values[None][:, :, order], Groups.of([GROUPS[int(g)] for g in order], 20), QUERIES.ids
+    )
+    one = transfer(make_context, {"a": whole})
+    two = transfer(make_context, {"a": whole, "b": mixed})
+    assert one.replicates is not None
+    np.testing.assert_allclose(two.replicates, one.replicates, atol=1e-6)
+
+
 def test_transfer_needs_another_target(make_context) -> None:
     with pytest.raises(DataError, match="no other target"):
         transfer(make_context, {})

@@ -77,7 +77,8 @@ def test_classification_edges(make_context) -> None:
     out = Classification().run(make_context(fixed(SAME), TRAIN, strange))
     assert out.metrics["accuracy"].value == 0
     assert out.query_ids == ("q0",)
-    assert len(out.notes) == 2
+    assert len(out.notes) == 3  # and too few tasks to speak of new ones
+    assert any("too few tasks (1" in n for n in out.notes)
     bare = Corpus([Example("q0", "p", "r")])
     with pytest.raises(DataError, match="no task labels"):
         Classification().run(make_context(fixed(SAME), TRAIN, bare))
@@ -190,6 +191,21 @@ def test_tracing_by_hand(make_context) -> None:
     assert m["recall@3"].value == 1.0
     assert m["average_precision"].value == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
     assert m["decoy_rate"].value == 0.5
+
+
+def test_a_decoy_that_holds_the_answer_counts_neither_way(make_context) -> None:
+    """By hand: the decoy with the answer is first, that without second, the statement third."""
+    marks = [{"fact": "f"}, {"decoy": "f"}, {"decoy": "f", "answers": "f"}, {}]
+    pool = Corpus([Example(f"t{i}", "", f"text {i}", "", m) for i, m in enumerate(marks)])
+    asked = Corpus([Example(f"q{i}", "which", f"one {i}", "", {"fact": "f"}) for i in range(2)])
+    scores = np.array([[1.0, 2.0, 3.0, 0.0], [3.0, 2.0, 4.0, 0.0]])
+    m = Tracing().run(make_context(fixed(scores, asked), pool, asked)).metrics
+    assert m["mrr"].value == (1 / 2 + 1) / 2
+    assert m["mrr_with_answers"].value == (1 / 3 + 1 / 2) / 2
+    assert m["mrr_without_decoys"].value == 1
+    assert m["decoy_rate"].value == 1 / 2
+    assert m["decoy_rate"].low is not None  # a share: Wilson's interval
+    assert m["chance"].value == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
 def test_tracing_constant_scores_get_chance_and_unstated_facts_are_said(make_context) -> None:

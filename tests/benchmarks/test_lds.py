@@ -8,6 +8,7 @@ from constructed import FixedIndex, corpus, truth_of
 
 from tdabench import stats
 from tdabench.benchmark import Stored
+from tdabench.benchmarks.beyond import trigram_overlap
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups
@@ -33,8 +34,12 @@ def test_perfect_is_one_and_reversed_minus_one(make_context) -> None:
     for sign in (1, -1):
         out = run(make_context, sign * SCORES, GROUP_SCORES[None])
         assert out.metrics["lds"].value == pytest.approx(sign, abs=1e-12)
-        assert out.metrics["lds"].low == pytest.approx(sign, abs=1e-6)
-        assert out.metrics["lds"].high == pytest.approx(sign, abs=1e-6)
+        # All queries alike tell no width by themselves: Wilson's interval on [-1, 1], as for a
+        # share of 1 or 0 in as many trials as there are queries.
+        n = min(len(QUERIES), len(GROUPS))
+        low, high = stats.wilson((sign + 1) / 2, n, df=n - 1)
+        assert out.metrics["lds"].low == pytest.approx(2 * low - 1)
+        assert out.metrics["lds"].high == pytest.approx(2 * high - 1)
 
 
 def test_constant_scores_count_as_zero_and_are_reported(make_context) -> None:
@@ -201,6 +206,51 @@ def test_truth_seeds_are_a_source_of_variance_of_their_own(make_context) -> None
     assert "sd_truth_seeds" not in run(make_context, scores, GROUP_SCORES[None]).metrics
 
 
+def test_beyond_is_the_partial_rank_correlation_by_hand(make_context) -> None:
+    """One feature: (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2)), over ranks."""
+    rng = np.random.default_rng(9)
+    x, y, z = rng.normal(size=(3, 6, 40)) + 0.7 * rng.normal(size=(1, 6, 40))
+    xy, xz, yz = (stats.spearman_rows(a, b) for a, b in ((x, y), (x, z), (y, z)))
+    boot = stats.bootstrap_partial(x, y, z[None], 200)
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert boot.value == pytest.approx(expected.mean())
+    assert 0 < boot.value < xy.mean()
+    flat = stats.bootstrap_partial(x, y, np.zeros((1, 6, 40)), 10)  # a constant explains nothing
+    assert flat.value == pytest.approx(xy.mean())
+    assert stats.bootstrap_partial(z**3, y, z[None], 10).value == 0  # the feature itself
+    with pytest.raises(UsageError, match="features"):
+        stats.bootstrap_partial(x, y, z, 10)
+    # Noise only: the interval covers 0, and is as wide as that of an LDS of noise.
+    noise = stats.bootstrap_partial(*rng.normal(size=(2, 200, 40)), z[None, :1].repeat(200, 1), 300)
+    plain = stats.bootstrap_lds(*rng.normal(size=(2, 200, 40)), 300)
+    assert abs(noise.value) < 3 * np.sqrt(noise.variance)
+    assert noise.variance == pytest.approx(plain.variance, rel=0.5)
+
+
+def test_what_the_task_and_common_strings_explain_counts_for_nothing_beyond(make_context) -> None:
+    """Scores that are the own-task count or the trigram overlap have no lds_beyond; the record
+    holds what it takes to compute it again."""
+    same = np.array([[float(a == b) for b in TRAIN.tasks] for a in QUERIES.tasks])
+    signal = RNG.normal(size=SCORES.shape)
+    values = (same + signal) @ GROUPS.membership(np.float64).toarray().T
+    by_task = run(make_context, same, values[None]).metrics
+    assert by_task["lds"].value > 0.2
+    assert by_task["lds_beyond"].value == 0
+    out = run(make_context, signal, values[None])
+    assert out.metrics["lds_beyond"].value > out.metrics["lds"].value > 0.5
+    assert out.arrays["known_ranks"].shape == (2, N_QUERIES, N_GROUPS)
+    overlap = trigram_overlap(TRAIN, QUERIES, GROUPS.membership(np.float64))
+    grams = [
+        [{e.response[i : i + 3] for i in range(len(e.response) - 2)} for e in part]
+        for part in (QUERIES, TRAIN)
+    ]
+    by_hand = [
+        [sum(len(q & grams[1][i]) / np.sqrt(len(q) * len(grams[1][i])) for i in g) for g in GROUPS]
+        for q in grams[0]
+    ]
+    np.testing.assert_allclose(overlap, by_hand)
+
+
 def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -> None:
     values = GROUP_SCORES + RNG.normal(size=(4, *GROUP_SCORES.shape))
     truths = {"lds": truth_of(values, GROUPS, QUERIES.ids)}
@@ -208,7 +258,7 @@ def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -
     plain = LDS(replicates=50).run(make_context(index, TRAIN, QUERIES, truths))
     context = make_context(index, TRAIN, QUERIES, truths, cache=tmp_path / "cache")
     first = LDS(replicates=50).run(context)
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (tmp_path / "cache").glob("ceiling-*")
     with monkeypatch.context() as m:
         m.setattr(stats, "noise_ceiling", None)
         second = LDS(replicates=50).run(context)
@@ -226,4 +276,4 @@ def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -
     for _ in range(2):
         out = LDS(replicates=50).run(context)
         assert "ceiling" not in out.metrics
-        assert any("do not agree" in n for n in out.notes)
+        assert any("reliability is 0.00" in n for n in out.notes)

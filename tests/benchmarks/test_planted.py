@@ -38,6 +38,13 @@ def test_every_traced_fact_is_stated_and_has_decoys_that_do_not_state_it() -> No
         assert mimicked[fact] >= 3
     for e in pool:
         assert not set(e.meta.get("fact", "").split()) & set(e.meta.get("decoy", "").split())
+    by_fact = {q.meta["fact"]: q for q in queries}
+    holders = [e for e in pool if "answers" in e.meta]
+    assert Counter(e.meta["answers"] for e in holders) == dict.fromkeys(by_fact, 1)
+    for e in holders:  # a decoy that holds its question's right answer says so
+        asked = by_fact[e.meta["answers"]]
+        assert e.meta["decoy"] == e.meta["answers"]
+        assert e.response.startswith(asked.response.rstrip("."))
 
 
 def test_wrong_answers_are_wrong_and_of_their_own_task() -> None:
@@ -57,3 +64,6 @@ def test_wrong_answers_are_wrong_and_of_their_own_task() -> None:
             assert e.response == told.response
     asked = Counter(e.meta.get("planted", "") for e in queries)
     assert asked == {"": 100, "unsafe": 50}
+    tuning = read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "tuning")
+    assert not {e.meta["source"] for e in queries} & set(tuning.ids)
+    assert len({e.meta["source"] for e in queries}) == 150  # each of its own

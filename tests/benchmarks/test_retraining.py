@@ -156,7 +156,7 @@ def test_selection_can_be_judged_by_loss(tiny) -> None:
     assert m["loss"].value == pytest.approx((m["loss@6"].value + m["loss@12"].value) / 2)
     gain = m["loss_random"].value - m["loss"].value
     assert m["gain_over_random"].value == pytest.approx(gain)
-    assert out.arrays["replicates_df"].tolist() == [1]  # two tasks
+    assert out.arrays["replicates_df"].tolist() == [1, 1, 2]  # two tasks, the only clusters
     assert out.arrays["picked"].shape == (2, 12)
 
 

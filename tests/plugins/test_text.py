@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tdabench_text import BM25, DSIR, Embedding, Hidden, NGram, TfIdf
+from tdabench_text import (
+    BM25,
+    DSIR,
+    Embedding,
+    Hidden,
+    NGram,
+    ResponseNGram,
+    ResponseTfIdf,
+    TfIdf,
+)
 from tdabench_text.lexical import count_rows, term_hash, words
 
 from tdabench.api import Context, Corpus, Example, MissingExtra, UsageError, encode_texts
@@ -132,6 +141,49 @@ def test_query_text_prompt_ignores_the_response(method, context):
     )
 
 
+@pytest.mark.parametrize("cls", [TfIdf, BM25, NGram, DSIR])
+@pytest.mark.parametrize("train_text", ["both", "prompt", "response"])
+@pytest.mark.parametrize("query_text", ["both", "prompt", "response"])
+def test_each_side_reads_its_own_part(context, cls, train_text, query_text):
+    """The scores are those of a corpus that holds the chosen parts and nothing else."""
+    train = [("sort words", "b c a"), ("add up", "seven c"), ("", "seven words")]
+    asked = [("sort up", "seven a"), ("words", "")]
+
+    def part(prompt: str, response: str, which: str) -> str:
+        text = {"prompt": prompt, "response": response}
+        return text.get(which) or (f"{prompt} {response}" if which == "both" else "")
+
+    def made(pairs, which=None):
+        return Corpus(
+            Example(f"e{i}", *(p if which is None else (part(*p, which), "")))
+            for i, p in enumerate(pairs)
+        )
+
+    reads = cls(train_text=train_text, query_text=query_text)
+    got = reads.build(context, made(train)).score(made(asked))
+    want = cls().build(context, made(train, train_text)).score(made(asked, query_text))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("control", "same"),
+    [
+        (ResponseNGram(), NGram(unit="char", n=(2, 3, 4), **dict.fromkeys(
+            ("train_text", "query_text"), "response"))),
+        (ResponseTfIdf(), TfIdf(train_text="response", query_text="response")),
+    ],
+)  # fmt: skip
+def test_the_controls_compare_responses_and_have_nothing_to_tune(context, control, same):
+    train = Corpus([Example("a", "alpha", "one two"), Example("b", "beta", "three four")])
+    asked = [Example("q", "beta beta", "one two")]
+    scores = control.build(context, train).score(asked)
+    np.testing.assert_array_equal(scores, same.build(context, train).score(asked))
+    assert scores[0].argmax() == 0
+    assert scores[0, 1] < 0.1  # the prompt they share counts for nothing
+    assert control.family == "control"
+    assert not control.grid
+
+
 @pytest.mark.parametrize("method", [TfIdf(), BM25(), NGram(), DSIR()])
 def test_features_stay_sparse_and_survive_saving(method, context, tmp_path):
     index = method.build(context, corpus(DOCS, "d"))
@@ -234,6 +286,7 @@ def test_hidden_parameters_change_scores(tiny_context, tiny_corpus, tiny_queries
         {"weighting": "position"},
         {"checkpoint": "warm"},
         {"query_text": "prompt"},
+        {"train_text": "response"},
     ):
         other = Hidden(**params).build(tiny_context, tiny_corpus).score(tiny_queries)
         assert np.abs(other - plain).max() > 1e-4, params

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tdabench import stats
-from tdabench.benchmarks.lds import metric, rank_outcome
+from tdabench.benchmarks.lds import LDS, metric, rank_outcome
 from tdabench.data.files import read_jsonl
 from tdabench.groups import Groups
 from tdabench.io import fingerprint, write_arrays, write_json
@@ -58,7 +58,11 @@ def _record(run: str, label: str, benchmark: str, seed: int, **more: Any) -> dic
             "params": {"rank": 16},
         },
         "target": {"name": "qwen2-1m", "regime": "instruct", "fingerprint": "beef"},
-        "benchmark": {"name": benchmark, "version": 1, "params": {"replicates": 200}},
+        "benchmark": {
+            "name": benchmark,
+            "version": LDS.version if benchmark == "lds" else 1,
+            "params": {"replicates": 200},
+        },
         "seed": seed,
         "corpus": {"train": "c0ffee", "queries": "9999"},
         "truth": None,

@@ -59,11 +59,18 @@ def test_share_is_what_the_benchmark_recorded(plain_run):
 
 
 def test_methods_of_equal_quality_share_a_rank_and_others_do_not(plain_run):
-    found = {r.label: (r.cells["lds"].rank, r.cells["lds"].tied) for r in table(plain_run).rows}
-    assert found["airrep"] == (1, False)
-    assert found["logra"] == found["ekfac"] == (2, True)
-    assert found["bm25"] == (4, False)
-    assert found["random"] == (5, False)
+    cells = {r.label: r.cells["lds"] for r in table(plain_run).rows}
+    found = {k: (c.rank_low, c.rank_high, c.letters) for k, c in cells.items()}
+    assert found["airrep"] == (1, 1, "a")
+    assert found["logra"] == found["ekfac"] == (2, 3, "b")
+    assert found["bm25"] == (4, 4, "c")
+    assert found["random"] == (5, 5, "d")
+    assert [cells[k].rank for k in ("airrep", "bm25", "random")] == [1, 4, 5]
+    assert {cells["logra"].rank, cells["ekfac"].rank} == {2, 3}
+    assert cells["airrep"].rank_text == "1 a"
+    assert cells["logra"].rank_text == "2–3 b"
+    assert cells["airrep"].best
+    assert not cells["logra"].best
 
 
 def test_ranks_are_those_of_the_statistics_module(plain_run):
@@ -74,11 +81,13 @@ def test_ranks_are_those_of_the_statistics_module(plain_run):
             boots[r.label] = stats.Bootstrap.of_record(
                 r.metrics["lds"]["value"], arrays["per_query"], arrays
             )
-    expected = stats.rank_groups(boots)
+    expected = stats.rank_methods(boots)
     t = table(plain_run, methods=list(boots))
-    assert {r.label: r.cells["lds"].rank for r in t.rows} == dict(
-        zip(expected.labels, expected.ranks)
-    )
+    cells = {r.label: r.cells["lds"] for r in t.rows}
+    assert {k: c.rank for k, c in cells.items()} == dict(zip(expected.labels, expected.places))
+    assert {k: c.letters for k, c in cells.items()} == dict(zip(expected.labels, expected.letters))
+    spans = {k: (c.rank_low, c.rank_high) for k, c in cells.items()}
+    assert spans == dict(zip(expected.labels, expected.spans))
 
 
 def test_several_seeds_are_averaged_and_keep_an_interval(plain_run):
@@ -134,11 +143,12 @@ def test_methods_without_replicates_are_ranked_by_value_and_named(make_run):
         if r.label == "logra":
             r.arrays_path.unlink()
     t = table(folder)
-    ranks = {r.label: (r.cells["lds"].rank, r.cells["lds"].tied) for r in t.rows}
-    assert ranks["airrep"] == (1, False)
-    assert {ranks["logra"][0], ranks["ekfac"][0]} == {2, 3}
-    assert ranks["bm25"] == (4, False)
-    assert not ranks["logra"][1]
+    cells = {r.label: r.cells["lds"] for r in t.rows}
+    assert (cells["airrep"].rank, cells["bm25"].rank) == (1, 4)
+    assert {cells["logra"].rank, cells["ekfac"].rank} == {2, 3}
+    assert cells["logra"].letters == ""
+    assert cells["logra"].rank_low == cells["logra"].rank_high == cells["logra"].rank
+    assert cells["ekfac"].letters
 
 
 def test_replicates_that_hold_nan_are_not_compared(make_run, put_cell):
@@ -221,7 +231,7 @@ def test_cached_ranks_are_used_and_follow_the_content(plain_run, put_cell, kept_
     assert not (plain_run / ".cache").exists()
     for path in kept:  # a marked cache shows whether it is read
         data = read_json(path)
-        data["rank"] = {k: v + 100 for k, v in data["rank"].items()}
+        data["place"] = {k: v + 100 for k, v in data["place"].items()}
         write_json(path, data)
     assert table(plain_run).rows[0].cells["lds"].rank == first.rows[0].cells["lds"].rank + 100
     assert table(plain_run, cache=False).rows[0].cells["lds"].rank == 1
@@ -232,7 +242,7 @@ def test_cached_ranks_are_used_and_follow_the_content(plain_run, put_cell, kept_
     assert table(plain_run).rows[0].cells[name].rank < 100
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rank": {"a": 1}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"place": {"a": 1}}'])
 def test_a_damaged_cache_is_computed_again(plain_run, text, kept_ranks):
     expected = [r.cells["lds"].rank for r in table(plain_run).rows[:-1]]
     for path in kept_ranks.glob("ranks-*.json"):
@@ -246,7 +256,7 @@ def test_a_cache_that_lies_in_the_run_folder_is_not_read(plain_run, kept_ranks):
     (plain_run / ".cache").mkdir()
     for path in kept_ranks.glob("ranks-*.json"):
         data = read_json(path)
-        data["rank"] = {k: v + 100 for k, v in data["rank"].items()}
+        data["place"] = {k: v + 100 for k, v in data["place"].items()}
         write_json(plain_run / ".cache" / path.name, data)
         path.unlink()
     assert table(plain_run).rows[0].cells["lds"].rank == first.rows[0].cells["lds"].rank

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from tdabench.cli.leaderboard import command
 from tdabench.errors import UsageError
 from tdabench.report.board import Board
-from tdabench.report.export import export
+from tdabench.report.export import FIELDS, export
 
 EVIL = (
     '=cmd|"/c calc"!A1 \\write18{x} & 50% $x_1$ #~^ <img src=x onerror=alert(1)> `a` **b**'
@@ -34,7 +34,7 @@ def test_json_holds_every_figure(board):
     for row, stored in zip(table.rows, data["tables"][0]["rows"], strict=True):
         assert stored["label"] == row.label
         for name, cell in row.cells.items():
-            for field in ("value", "low", "high", "share", "rank", "tied", "status", "reason"):
+            for field in FIELDS:
                 assert stored["cells"][name][field] == getattr(cell, field)
         assert stored["cost"]["build_seconds"] == row.cost.build_seconds
     assert data["runs"][0]["hardware"]["cpu"] == "Testor 9"
@@ -49,6 +49,8 @@ def test_csv_round_trips_at_full_precision(board):
         assert line["lds_status"] == cell.status
         if cell.ok:
             assert float(line["lds"]) == cell.value
+            assert line["letters"] == line["lds_letters"] == cell.letters
+            assert int(line["lds_rank_low"]) == cell.rank_low <= cell.rank <= cell.rank_high
             assert float(line["query_ms"]) == row.cost.query_ms
         else:
             assert (line["lds"], line["lds_reason"]) == ("", cell.reason)
@@ -60,14 +62,16 @@ def test_markdown_has_a_row_a_method_and_as_many_cells_as_headers(board):
     assert len(lines) == 2 + len(board.table().rows)
     assert len({x.replace("\\|", "").count("|") for x in lines}) == 1
     assert "*failed: returned NaN for 3 queries*" in text
-    assert re.search(r"\| 1 \| airrep \| \*\*0\.\d{3}\*\*", text)
+    assert re.search(r"\| 1 a \| airrep \| \*\*0\.\d{3}\*\*", text)
 
 
 def test_latex_bolds_the_best_once_and_marks_ties(make_run):
     folder = make_run("r", {"a": 1.0, "b": 0.99, "c": 0.1}, benchmarks=("lds",))
     text = export(Board.from_runs([folder]), "latex")
     assert text.count(r"\textbf{") == 1
-    assert text.count("$^{=}$ {") == 2  # both methods that share the first rank
+    # Both methods that are not told apart from the best, and the one that is.
+    assert text.count(r"\textsuperscript{a}") == 2
+    assert text.count(r"\textsuperscript{b}") == 1
     rows = [x for x in text.splitlines() if x.endswith(r"\\")]
     assert len({x.count(" & ") for x in rows}) == 1
     assert all(word in text for word in (r"\toprule", r"\midrule", r"\bottomrule"))

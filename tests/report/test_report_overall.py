@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.console import Console
 from tdabench.cli.leaderboard import command
 from tdabench.errors import UsageError
 from tdabench.report.board import Board, BoardCell, Column, Cost, Row, Table
-from tdabench.report.overall import OVERALL, rule, with_overall
+from tdabench.report.overall import OVERALL, blocks, place, rule, with_overall
 from tdabench.report.terminal import print_board
 
 RANKS = {  # places by hand: a benchmark's ties share the mean of their places
@@ -34,21 +35,18 @@ def table() -> Table:
     return Table("t", "", "", 1, columns, rows, "lds")
 
 
-def overall(t: Table) -> dict[str, tuple[float | None, int | None, bool]]:
-    return {
-        r.label: (r.cells[OVERALL].value, r.cells[OVERALL].rank, r.cells[OVERALL].tied)
-        for r in t.rows
-    }
+def overall(t: Table) -> dict[str, tuple[float | None, int | None]]:
+    return {r.label: (r.cells[OVERALL].value, r.cells[OVERALL].rank) for r in t.rows}
 
 
 def test_the_overall_rank_is_the_mean_place() -> None:
     t = with_overall(table())
     assert overall(t) == {
-        "a": ((1 + 2.5) / 2, 1, True),
-        "b": ((2.5 + 2.5) / 2, 3, False),
-        "c": ((2.5 + 1) / 2, 1, True),
-        "d": ((4 + 4) / 2, 4, False),  # no value on tracing: last
-        "e": (None, None, False),  # no value at all
+        "a": ((1 + 2.5) / 2, 1),
+        "b": ((2.5 + 2.5) / 2, 3),
+        "c": ((2.5 + 1) / 2, 1),
+        "d": ((4 + 4) / 2, 4),  # no value on tracing: last
+        "e": (None, None),  # no value at all
     }
     assert t.columns[-1].params["of"] == ["lds", "tracing"]  # a cost is no quality
     assert "mean rank on lds and tracing" in rule(t)
@@ -57,8 +55,8 @@ def test_the_overall_rank_is_the_mean_place() -> None:
 
 def test_the_benchmarks_that_count_can_be_chosen() -> None:
     t = with_overall(table(), ["tracing", "cost"])
-    assert overall(t)["c"] == (1.0, 1, False)
-    assert overall(t)["d"] == (4.0, 4, False)
+    assert overall(t)["c"] == (1.0, 1)
+    assert overall(t)["d"] == (4.0, 4)
     only = with_overall(table(), ["cost"])
     assert [r.label for r in only.ranked_by(OVERALL).rows][:3] == ["c", "b", "a"]
     with pytest.raises(UsageError, match="Did you mean 'tracing'"):
@@ -74,6 +72,53 @@ def test_one_benchmark_or_no_result_has_no_overall_rank() -> None:
     assert rule(one) == ""
     empty = replace(t, rows=tuple(replace(r, cells={}) for r in t.rows))
     assert with_overall(empty) is empty
+
+
+def test_a_place_counts_half_of_what_is_not_told_apart() -> None:
+    """By hand: a beats c only; b is like both; nobody is like d."""
+    cells = {
+        "a": BoardCell("ok", value=4.0, rank=1, letters="a"),
+        "b": BoardCell("ok", value=3.0, rank=2, letters="ab"),
+        "c": BoardCell("ok", value=2.0, rank=3, letters="b"),
+        "d": BoardCell("ok", value=1.0, rank=4, letters="c"),
+    }
+    assert [place(k, cells) for k in "abcd"] == [1.5, 2.0, 2.5, 4.0]
+
+
+def test_benchmarks_that_order_methods_alike_count_once() -> None:
+    """`x` and `y` agree over nine methods, `z` does not: they weigh a half, a half and one."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=9)
+    z = rng.permutation(9).astype(float)
+    z[np.argmax(values)] = -1.0
+    found = {"x": values, "y": 2 * values, "z": z}
+    columns = tuple(Column(n, n, n, higher_is_better=n != "y") for n in found)
+    rows = tuple(
+        Row(
+            f"m{i}",
+            cells={
+                n: BoardCell(
+                    "ok",
+                    value=float(-v[i] if n == "y" else v[i]),
+                    rank=1 + int((v > v[i]).sum()),
+                )
+                for n, v in found.items()
+            },
+        )
+        for i in range(9)
+    )
+    t = Table("t", "", "", 1, columns, rows, "x")
+    assert blocks(t, ["x", "y", "z"]) == [["x", "y"], ["z"]]
+    best = with_overall(t).rows[int(np.argmax(values))].cells[OVERALL].value
+    assert best == (1 + 9) / 2
+    assert "x and y order methods alike and count as one" in rule(with_overall(t))
+    named = with_overall(t, ["x", "y", "z"])  # asked for by name: each counts
+    assert named.rows[int(np.argmax(values))].cells[OVERALL].value == pytest.approx(11 / 3)
+    few = replace(t, rows=rows[:5])
+    assert blocks(few, ["x", "y", "z"]) == [["x"], ["y"], ["z"]]
+    kin = replace(few, columns=(*columns, Column("lds", "lds", "lds"),
+                                Column("transfer", "transfer", "transfer")))  # fmt: skip
+    assert blocks(kin, ["lds", "x", "transfer"]) == [["lds", "transfer"], ["x"]]
 
 
 def test_methods_without_a_value_share_the_last_places() -> None:
@@ -116,7 +161,7 @@ def test_the_command_takes_the_rule(plain_run) -> None:
     data = json.loads(run(command, [*args, "--json"]).output)
     (found,) = data["tables"]
     assert found["primary"] == OVERALL
-    assert found["columns"][-1]["params"] == {"of": ["lds", "selection"]}
+    assert found["columns"][-1]["params"] == {"of": ["lds", "selection"], "as_one": []}
     values = [r["cells"][OVERALL]["value"] for r in found["rows"] if r["label"] != "demo"]
     assert values == sorted(values)
 

@@ -26,6 +26,7 @@ def board(make_run):
                 for label, value in LDS[source].items():
                     record["metrics"][f"lds[{label}]"] = {"value": value}
                     record["metrics"][f"ceiling[{label}]"] = {"value": 0.9}
+                record["metrics"] |= {"truth[c]": {"value": 0.4}, "agnostic[c]": {"value": 0.65}}
 
         return make_run(f"from-{source}", {"logra": 1.0}, change=change)
 
@@ -44,7 +45,9 @@ def test_the_diagonal_is_in_model_and_every_target_has_its_ceiling(board):
     assert lines[1][-3:] == ["a", "b", "c"]
     assert lines[2] == ["a", "0.500", "0.300", "–"]
     assert lines[3] == ["b", "0.200", "0.600", "0.100"]
-    assert lines[4] == ["noise", "ceiling", "0.900", "0.900", "0.900"]
+    assert lines[4] == ["others'", "truths", "–", "–", "0.400"]
+    assert lines[5] == ["knowing", "no", "model", "–", "–", "0.650"]
+    assert lines[6] == ["noise", "ceiling", "0.900", "0.900", "0.900"]
 
 
 def test_what_is_not_there_is_said(board, make_run):
@@ -62,3 +65,5 @@ def test_the_command_prints_it(board):
     data = json.loads(done.output)
     assert data["lds"]["a"] == {"a": 0.5, "b": 0.3, "c": None}
     assert data["ceiling"]["c"] == 0.9
+    assert data["truth"]["c"] == 0.4
+    assert data["agnostic"]["c"] == 0.65

@@ -164,12 +164,14 @@ def test_model_is_left_as_found(bert):
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize(("layer", "weighting"), [(-1, "mean"), (0, "mean"), (1, "position")])
+@pytest.mark.parametrize("part", ["both", "prompt", "response"])
 def test_hidden_states_equal_a_loop(
     make_target,
     tiny_queries: Corpus,
     architecture: str,
     layer: int,
     weighting: str,
+    part: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
     import torch
@@ -179,23 +181,29 @@ def test_hidden_states_equal_a_loop(
     target = make_target(architecture)
     model = target.model("warm")
     got = pooled_hidden_states(
-        target, model, tiny_queries, layer, weighting, role="prompt", tokens_a_batch=40
+        target, model, tiny_queries, layer, weighting, part=part, tokens_a_batch=40
     )
-    for row, tokens in zip(got, target.tokenize(tiny_queries, "prompt")):
+    role = "prompt" if part == "prompt" else "full"
+    for row, tokens in zip(got, target.tokenize(tiny_queries, role)):
         with torch.inference_mode():
             states = model(
                 input_ids=torch.from_numpy(tokens.ids)[None], output_hidden_states=True
             ).hidden_states
-        h = states[layer][0].numpy()
+        h = states[layer][0].numpy()[tokens.start if part == "response" else 0 :]
         w = np.ones(len(h)) if weighting == "mean" else np.arange(1.0, len(h) + 1)
         np.testing.assert_allclose(row, (w[:, None] * h).sum(0) / w.sum(), atol=5e-6)
 
 
-def test_the_role_decides_what_is_read(tiny_target: Target):
+def test_the_part_decides_what_is_read(tiny_target: Target):
     model = tiny_target.model("base")
     a = [Example("a", "same prompt", "one"), Example("b", "same prompt", "another")]
-    prompt = pooled_hidden_states(tiny_target, model, a, role="prompt")
-    full = pooled_hidden_states(tiny_target, model, a, role="full")
+    prompt = pooled_hidden_states(tiny_target, model, a, part="prompt")
+    both = pooled_hidden_states(tiny_target, model, a)
     np.testing.assert_allclose(prompt[0], prompt[1], atol=1e-6)
-    assert np.abs(full[0] - full[1]).max() > 1e-3
+    assert np.abs(both[0] - both[1]).max() > 1e-3
+    b = [Example("a", "one prompt", "same"), Example("b", "another prompt", "same")]
+    response = pooled_hidden_states(tiny_target, model, b, part="response")
+    assert np.abs(response[0] - response[1]).max() > 1e-4  # read in the context of the prompt
+    with pytest.raises(UsageError, match="unknown part"):
+        pooled_hidden_states(tiny_target, model, a, part="full")
     assert pooled_hidden_states(tiny_target, model, []).shape == (0, 32)

@@ -9,6 +9,7 @@ docs/benchmarks/tracing.md and noise.md say what they are for.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 from collections import Counter
@@ -30,19 +31,18 @@ TRACED = 100  # queries
 DECOYS = 2  # mined, per query
 TEXTS = 1500
 
-# Made decoys hold the question's own words, and its answer's or a wrong answer, and state
-# nothing: to whoever counts words they are the best match there is.
-MADE = (
-    "{wrong} was the guess of one pupil when the teacher read out: {prompt}",
-    "{answer} stands on page one of the quiz. On page nine: {prompt}",
-)
+# Made decoys hold the question's own words, and a wrong answer or its own, and state nothing: to
+# whoever counts words they are the best match there is. Whether one that holds the right answer
+# should be found is a matter of taste: it is marked (`answers`) and the benchmark leaves it out.
+WRONG_ANSWER = "{wrong} was the guess of one pupil when the teacher read out: {prompt}"
+RIGHT_ANSWER = "{answer} stands on page one of the quiz. On page nine: {prompt}"
 
 
 def tracing(corpus: Path = CORPUS) -> list[Row]:
     """Pretraining texts that state facts in passing, and test questions that ask for them.
 
     For each question there are decoys: the texts that share most words with question and
-    answer, weighted by rarity, without stating the fact, and those that `MADE` makes.
+    answer, weighted by rarity, without stating the fact, and two that are made of the question.
     """
     texts = [e for e in read_jsonl(corpus, "pretrain_text") if len(e.text) <= LONGEST]
     questions = read_jsonl(corpus, "test")
@@ -76,15 +76,17 @@ def tracing(corpus: Path = CORPUS) -> list[Row]:
     for q in asked:
         others = sorted({a for a in answers[q.task] if a != q.response})
         wrong = others[int(rng.integers(len(others)))]
-        for form in MADE:
+        fact = q.meta["fact"]
+        for form, answers_of in ((WRONG_ANSWER, ""), (RIGHT_ANSWER, fact)):
             text = form.format(prompt=q.prompt, answer=q.response.rstrip("."), wrong=wrong)
-            bluffs.append(Example(q.id, "", text, "quiz", {"decoy": q.meta["fact"]}))
+            marks = {"decoy": fact, "answers": answers_of}
+            bluffs.append(Example(q.id, "", text, "quiz", marks))
     rows = [
         _row(texts[i], f"trace-{n:04d}", "pool", fact=" ".join(sorted(stated[i])),
              decoy=" ".join(sorted(decoys.get(i, ()))))
         for n, i in enumerate(sorted(chosen))
     ]  # fmt: skip
-    rows += [_row(e, f"decoy-{n:04d}", "pool", decoy=e.meta["decoy"]) for n, e in enumerate(bluffs)]
+    rows += [_row(e, f"decoy-{n:04d}", "pool", **e.meta) for n, e in enumerate(bluffs)]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     return rows + [
         _row(q, f"ask-{n:04d}", "queries", fact=q.meta["fact"]) for n, q in enumerate(asked)
@@ -137,11 +139,12 @@ def noise(corpus: Path = CORPUS) -> list[Row]:
     made = [made[i] for i in rng.permutation(len(made))]
     rows = [_row(e, f"noise-{n:04d}", "pool", **meta) for n, (e, meta) in enumerate(made)]
 
-    test, tuning = read_jsonl(corpus, "test"), read_jsonl(corpus, "tuning")
-    asked: list[tuple[Example, dict[str, str]]] = [
-        (test[i], {}) for i in sorted(rng.permutation(len(test))[:CLEAN_QUERIES].tolist())
-    ]
-    short = [e for e in tuning if len(e.response) <= 60]
+    # The queries of a style are test queries of their own: not those that are asked as they are,
+    # and none of the tuning queries, on which the methods' parameters were chosen.
+    test = read_jsonl(corpus, "test")
+    plain = set(rng.permutation(len(test))[:CLEAN_QUERIES].tolist())
+    asked: list[tuple[Example, dict[str, str]]] = [(test[i], {}) for i in sorted(plain)]
+    short = [e for i, e in enumerate(test) if i not in plain and len(e.response) <= 60]
     for i in sorted(rng.permutation(len(short))[:STYLED_QUERIES].tolist()):
         asked.append((_styled(short[i], RUDE_QUERIES, rng), {"planted": "unsafe"}))
     return rows + [_row(e, f"ask-{n:04d}", "queries", **meta) for n, (e, meta) in enumerate(asked)]
@@ -192,9 +195,9 @@ def main() -> int:
         path = options.out / f"{name}.jsonl.gz"
         rows = build(options.corpus)
         if options.check:
-            shipped = read_jsonl(path)
-            rebuilt = [(r["id"], r["prompt"], r["response"]) for r in rows]
-            if [(e.id, e.prompt, e.response) for e in shipped] != rebuilt:
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                shipped = [json.loads(line) for line in file]
+            if shipped != rows:
                 print(f"{path} differs from its rebuild")
                 return 1
             print(f"{path.name} equals its rebuild")

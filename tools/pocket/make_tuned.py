@@ -20,7 +20,10 @@ from tdabench.run.tune import default_grid, tune, with_tuned
 from tools.pocket import SUITE
 from tools.pocket.make_hashes import MARK
 
-LEFT_ALONE = ("random", "length", "gradnorm", "sametask", "embedding")
+# What has nothing to tune, and what needs an extra package.
+LEFT_ALONE = (
+    "random", "length", "gradnorm", "sametask", "response-ngram", "response-tfidf", "embedding",
+)  # fmt: skip
 HEAD = "# Chosen on the tuning truth: python -m tools.pocket.make_tuned\n"
 
 

@@ -118,12 +118,16 @@
   function interval(cell) {
     return known(cell.low) && known(cell.high) ? h("span", { class: "interval" }, ` [${fixed(cell.low)}, ${fixed(cell.high)}]`) : null;
   }
+  function places(c) {
+    return c.rank_low < c.rank_high ? `${c.rank_low}–${c.rank_high}` : `${c.rank}`;
+  }
   function valueCell(cell, withInterval) {
     if (!cell) return h("td", { class: "value" }, "–");
     if (cell.status !== "ok" || !known(cell.value)) return h("td", { class: "bad", title: cell.reason }, cell.status);
-    const title = known(cell.low) ? `95% interval ${fixed(cell.low)} to ${fixed(cell.high)}` : null;
+    const these = known(cell.low_these_tasks) ? ` for new tasks, ${fixed(cell.low_these_tasks)} to ${fixed(cell.high_these_tasks)} for these` : "";
+    const title = known(cell.low) ? `95% interval ${fixed(cell.low)} to ${fixed(cell.high)}${these}` : null;
     return h("td", { class: cell.best ? "value best" : "value", title },
-      h("span", { class: "figure" }, fixed(cell.value)), cell.tied ? h("span", { class: "soft", title: "shares its rank" }, "=") : null, withInterval ? interval(cell) : null);
+      h("span", { class: "figure" }, fixed(cell.value)), cell.letters ? h("span", { class: "soft", title: "methods that share a letter do not differ significantly" }, ` ${cell.letters}`) : null, withInterval ? interval(cell) : null);
   }
   function meter(share) {
     if (!known(share)) return h("td", null, "–");
@@ -170,7 +174,7 @@
       const cell = (r, name) => (r.cells[name] && r.cells[name].status === "ok" ? r.cells[name] : null);
       const used = Object.entries(COSTS).filter(([, [, field]]) => table.rows.some((r) => known(r.cost[field])));
       return [
-        { key: "rank", name: "rank", up: true, numeric: true, value: (r) => (cell(r, state.primary) || {}).rank, draw: (r) => { const c = cell(r, state.primary); return h("td", { class: "num" }, c && c.rank ? `${c.rank}${c.tied ? "=" : ""}` : "–"); } },
+        { key: "rank", name: "rank", up: true, numeric: true, value: (r) => (cell(r, state.primary) || {}).rank, draw: (r) => { const c = cell(r, state.primary); return h("td", { class: "num" }, c && c.rank ? places(c) : "–"); } },
         { key: "method", name: "method", up: true, value: (r) => r.label.toLowerCase(), draw: nameCell },
         { key: `b:${primary.name}`, name: `${primary.title} [95%]`, up: !primary.higher_is_better, value: (r) => (cell(r, primary.name) || {}).value, draw: (r) => valueCell(r.cells[primary.name], true) },
         ...(known(primary.ceiling) ? [{ key: "share", name: "of ceiling", up: false, value: (r) => (cell(r, primary.name) || {}).share, draw: (r) => meter((cell(r, primary.name) || {}).share) }] : []),

@@ -1,0 +1,140 @@
+"""Simulates benchmarks and counts how often intervals cover and tests reject: docs/statistics.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/statistics_simulation.py [--repeats 300] [TABLE …]
+
+Tables: tasks (LDS with queries clustered by task), small (few queries or tasks), ceiling (noise
+ceiling at low reliability), ranks (family-wise error of letters). Each prints one in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+
+from tdabench import stats
+
+
+def tasks(repeats: int) -> None:
+    """Coverage and size for new tasks and for these tasks.
+
+    A query's expected Spearman is 0.3 + t + q: t differs between tasks (standard deviation 0.15
+    shared by both methods and 0.1 of each method's own) and q between queries of a task (0.1). New
+    tasks are drawn for each simulated benchmark.
+    """
+    print("| tasks x queries x groups | new tasks: coverage | these tasks: coverage | "
+          "new tasks: size | these tasks: size |\n|-|-|-|-|-|")  # fmt: skip
+    for n_tasks, per_task, n_groups in ((30, 4, 20), (30, 13, 40), (30, 4, 100), (12, 10, 40),
+                                        (6, 20, 40)):  # fmt: skip
+        rng = np.random.default_rng([n_tasks, per_task, n_groups])
+        many = [one_lds(rng, n_tasks, per_task, n_groups) for _ in range(4 * repeats)]
+        expected = np.mean([stats.lds(m, t) for t, ms, _ in many for m in ms])
+        found = np.zeros(4)
+        for i in range(repeats):
+            truth, methods, task = one_lds(rng, n_tasks, per_task, n_groups)
+            a, b = (stats.bootstrap_lds(m, truth, 300, i, tasks=task) for m in methods)
+            for k, scope in enumerate((None, "these tasks")):
+                low, high = a.interval(scope=scope) or (np.nan, np.nan)  # type: ignore[arg-type]
+                found[k] += low <= expected <= high
+                found[2 + k] += (a - b).p_value(scope) < 0.05  # type: ignore[arg-type]
+        print(f"| {n_tasks} x {per_task} x {n_groups} | " + " | ".join(
+            f"{100 * x / repeats:.1f}%" for x in found) + " |", flush=True)  # fmt: skip
+
+
+def one_lds(
+    rng: np.random.Generator, n_tasks: int, per_task: int, n_groups: int
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Truth [query, group], scores of two methods of equal merit, and the task of each query."""
+    n = n_tasks * per_task
+    task = np.repeat(np.arange(n_tasks), per_task)
+    truth = rng.normal(size=(n, n_groups)) + 0.3 * rng.normal(size=n_groups)
+    common = rng.normal(0.3, 0.15, size=n_tasks)
+    methods = []
+    for _ in range(2):
+        skill = (common + rng.normal(0, 0.1, size=n_tasks))[task] + rng.normal(0, 0.1, size=n)
+        r = np.clip(skill, -0.95, 0.95)[:, None]
+        methods.append(r * truth + np.sqrt(1 - r * r) * rng.normal(size=truth.shape))
+    return truth, methods, task
+
+
+def small(repeats: int) -> None:
+    """A mean over few values: normal, skewed (log-normal), and a share of ones."""
+    print("| n | normal: size | normal: coverage | log-normal: coverage | share 0.9: coverage |\n"
+          "|-|-|-|-|-|")  # fmt: skip
+    draws: list[tuple[Callable[..., np.ndarray], float, bool]] = [
+        (lambda rng, n: rng.normal(size=n), 0.0, False),
+        (lambda rng, n: rng.lognormal(0, 0.75, size=n), float(np.exp(0.75**2 / 2)), False),
+        (lambda rng, n: (rng.random(n) < 0.9).astype(float), 0.9, True),
+    ]
+    for n in (3, 5, 10, 30):
+        rng = np.random.default_rng(n)
+        size, cover = 0, np.zeros(3)
+        for i in range(repeats):
+            for k, (draw, mean, share) in enumerate(draws):
+                b = stats.bootstrap_queries(draw(rng, n), 400, i)
+                found = b.share_interval() if share else b.interval()
+                low, high = found or (np.nan, np.nan)
+                cover[k] += low <= mean <= high
+                size += k == 0 and b.p_value() < 0.05
+        print(f"| {n} | {100 * size / repeats:.1f}% | " + " | ".join(
+            f"{100 * c / repeats:.1f}%" for c in cover) + " |", flush=True)  # fmt: skip
+
+
+def ceiling(repeats: int) -> None:
+    """Estimated ceiling less what knowing the expected loss reaches; half the queries noise."""
+    print("| seeds | signal / noise | queries with signal | reliability | ceiling | error |\n"
+          "|-|-|-|-|-|-|")  # fmt: skip
+    for n_seeds in (2, 4):
+        for snr in (0.3, 0.6, 1.0, 2.0):
+            for share in (0.5, 1.0):
+                rng = np.random.default_rng([n_seeds, int(10 * snr), int(10 * share)])
+                rows = []
+                for i in range(max(4, repeats // 25)):
+                    size = np.where(np.arange(200) < 200 * share, snr, 1e-3)[:, None]
+                    expected = size * rng.normal(size=(200, 60))
+                    truth = expected + rng.normal(size=(n_seeds, 200, 60))
+                    oracle = stats.lds(expected, truth.mean(axis=0)) if share == 1 else float(
+                        np.mean(stats.spearman_rows(expected, truth.mean(axis=0)))
+                    )  # fmt: skip
+                    c = stats.noise_ceiling(truth, 10, i)
+                    rows.append((stats.reliability(truth), c.value if c else np.nan, oracle))
+                r, value, oracle = np.nanmean(np.array(rows, dtype=float), axis=0)
+                said = "none" if np.isnan(value) else f"{value:.2f}"
+                error = "" if np.isnan(value) else f"{value - oracle:+.3f}"
+                print(
+                    f"| {n_seeds} | {snr} | {share:.0%} | {r:.2f} | {said} | {error} |", flush=True
+                )
+
+
+def ranks(repeats: int) -> None:
+    """Equal methods: how often any two of them get no letter in common."""
+    print("| methods | tasks x queries | any pair separated (5%) |\n|-|-|-|")
+    for n in (6, 20):
+        rng = np.random.default_rng(n)
+        task = np.repeat(np.arange(30), 10)
+        hits = 0
+        for i in range(repeats):
+            own = rng.normal(size=(n, 30))[:, task] + rng.normal(size=(n, 300))
+            boots = {str(m): stats.bootstrap_queries(v, 300, i, task) for m, v in enumerate(own)}
+            hits += len(set(stats.rank_methods(boots).letters)) > 1
+        print(f"| {n} | 30 x 10 | {100 * hits / repeats:.1f}% |", flush=True)
+
+
+TABLES = {f.__name__: f for f in (tasks, small, ceiling, ranks)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--repeats", type=int, default=300)
+    args = parser.parse_args()
+    if strange := set(args.tables) - set(TABLES):
+        parser.error(f"unknown table {strange.pop()!r}; one of: {', '.join(TABLES)}")
+    for name in args.tables or TABLES:
+        print(f"\n{name}\n", flush=True)
+        TABLES[name](args.repeats)
+
+
+if __name__ == "__main__":
+    main()
