@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test install docs clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on the embedded suite
-	$(BIN)/tdabench run --methods airrep,trak
+	$(BIN)/tdabench run --methods airrep,trak,ngram
 
 test: $(VENV)/.installed-test  ## lint, types and tests: what CI runs
 	$(BIN)/ruff check .

@@ -59,7 +59,8 @@ def main() -> None:
     print(f"{'':24} {'LDS [95%]':22} {'less the first [95%]':26} {'processor s':>11}", flush=True)
     for spec in args.methods:
         grouped, seconds = scores(spec, suite, target, queries, truth, args.work)
-        boot = boots[spec] = stats.bootstrap_lds(grouped, truth.values)
+        tasks = stats.task_codes([q.task for q in queries[:most]])
+        boot = boots[spec] = stats.bootstrap_lds(grouped, truth.values, tasks=tasks)
         low, high = boot.interval()
         line = f"{spec:24} {boot.value:6.3f} [{low:.3f}, {high:.3f}]  "
         first = next(iter(boots.values()))

@@ -94,9 +94,7 @@ def ceiling(repeats: int) -> None:
                     size = np.where(np.arange(200) < 200 * share, snr, 1e-3)[:, None]
                     expected = size * rng.normal(size=(200, 60))
                     truth = expected + rng.normal(size=(n_seeds, 200, 60))
-                    oracle = stats.lds(expected, truth.mean(axis=0)) if share == 1 else float(
-                        np.mean(stats.spearman_rows(expected, truth.mean(axis=0)))
-                    )  # fmt: skip
+                    oracle = stats.lds(expected, truth.mean(axis=0))
                     c = stats.noise_ceiling(truth, 10, i)
                     rows.append((stats.reliability(truth), c.value if c else np.nan, oracle))
                 r, value, oracle = np.nanmean(np.array(rows, dtype=float), axis=0)

@@ -44,6 +44,7 @@ class Difference:
     cost_a: Cost
     cost_b: Cost
     reason: str = ""
+    tasks: int | None = None  # resampled whole by the test; None: queries are resampled
     crossover: str = ""  # for the benchmark cost: the corpus size from which one is cheaper
 
     @property
@@ -197,6 +198,7 @@ def _difference(a: _Side, b: _Side) -> Difference:
         higher_is_better=column.higher_is_better,
         cost_a=a.row.cost,
         cost_b=b.row.cost,
+        tasks=column.tasks,
         reason="a record has no bootstrap replicates",
         crossover=_crossover(a, b) if column.benchmark == "cost" else "",
     )
@@ -304,6 +306,10 @@ def print_comparison(found: Sequence[Difference], console: Console) -> None:
             hang(console, Text("  "), Text(d.crossover, "dim"))
     for cost in _costs(found):
         hang(console, Text(), Text(cost, "dim"))
+    if tasks := {d.tasks for d in found if d.p is not None and d.tasks}:
+        said = ", ".join(map(count, sorted(tasks)))
+        scope = f"Intervals and p-values hold for new tasks ({said} tasks, resampled whole)."
+        hang(console, Text(), Text(scope, "dim"))
     if len([d for d in found if d.p is not None]) > 1:
         hang(console, Text(), Text("p-values are Holm-adjusted over all lines.", "dim"))
 

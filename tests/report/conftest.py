@@ -113,11 +113,12 @@ def write_run(
     change: Callable[[dict[str, Any]], None] = lambda record: None,
     manifest: Mapping[str, Any] | None = None,
     top: int = 0,
+    tasks: int = 0,
 ) -> Path:
     """Writes a run. `methods` maps a label to how much signal its scores carry.
 
     `failed` maps a label to (status, reason); `seeds` a label to a number of seeds; `change`
-    edits every record before it is written.
+    edits every record before it is written; `tasks` spreads the queries of LDS over tasks.
     """
     truth, signal = make_truth()
     truth.save(folder / "truth.safetensors")
@@ -137,7 +138,8 @@ def write_run(
                     continue
                 if benchmark == "lds":
                     scores = quality * signal + rng.normal(size=signal.shape)
-                    outcome = rank_outcome("lds", scores.astype(np.float32), truth, 200)
+                    of = np.arange(N_QUERIES) % tasks if tasks else None
+                    outcome = rank_outcome("lds", scores.astype(np.float32), truth, 200, of)
                     arrays = dict(outcome.arrays)
                     metrics = {k: v.as_dict() for k, v in outcome.metrics.items()}
                     record["notes"] = list(outcome.notes)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tdabench.errors import UsageError
 from tdabench.report.board import Board
+from tdabench.report.compare import compare, print_comparison
 from tdabench.report.terminal import print_board
 from tdabench.report.text import clean, count, milliseconds, number, seconds
 
@@ -74,6 +75,23 @@ def test_140_columns_show_everything(board):
     assert "airrep's prepare phase: 4,800 retrainings, 41 min (once)." in text
     assert "do not differ significantly (5%, paired test" in " ".join(text.split())
     assert "tdabench show demo" in text
+
+
+def test_a_board_says_whether_it_speaks_of_new_tasks(make_run):
+    clustered = Board.from_runs([make_run("tasks", benchmarks=("lds",), tasks=10)])
+    text = plain(printed(clustered, 140))
+    assert "40 queries of 10 tasks · 60 groups" in text
+    assert "Intervals and ranks hold for new tasks (10 tasks, resampled whole)" in text
+    for row in clustered.table().rows:
+        cell = row.cells["lds"]
+        assert cell.high - cell.low >= cell.high_these_tasks - cell.low_these_tasks > 0
+    few = Board.from_runs([make_run("few", benchmarks=("lds",), tasks=4)])
+    assert "new tasks" not in plain(printed(few, 140))
+    assert few.table().column("lds").tasks is None
+    found = compare("bm25", "airrep", [clustered.runs[0].folder])
+    out = io.StringIO()
+    print_comparison(found, Console(file=out, width=140))
+    assert "hold for new tasks (10 tasks, resampled whole)" in out.getvalue()
 
 
 def test_figures_shown_are_those_of_the_board(board):
