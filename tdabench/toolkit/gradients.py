@@ -423,7 +423,11 @@ def select_layers(
     every token in its place (experts that are modules, the cross-attention of a decoder without
     an encoder). Covers nn.Linear and the Conv1D of GPT-2.
     """
-    return [(name, module) for name, module, *_ in _products(model, layers, experts=False)]
+    chosen = [(name, module) for name, module, *_ in _products(model, layers, experts=False)]
+    if hasattr(model, "config"):  # for the record: other packages do not say what they cover
+        names = {f"{name}.weight" for name, _ in chosen}
+        covered.append(coverage(model, names, layers is not None))
+    return chosen
 
 
 def _products(

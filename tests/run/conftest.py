@@ -80,8 +80,13 @@ def make_suite(
 ) -> Callable[..., Path]:
     """A function from further TOML (and another corpus) to the path of a suite of one's own."""
 
-    def make(extra: str = "", train: Corpus = tiny_corpus, queries: Corpus = tiny_queries) -> Path:
-        return write_suite(tmp_path / "suite", tiny_target, train, queries, extra)
+    def make(
+        extra: str = "",
+        train: Corpus = tiny_corpus,
+        queries: Corpus = tiny_queries,
+        target: Target = tiny_target,
+    ) -> Path:
+        return write_suite(tmp_path / "suite", target, train, queries, extra)
 
     return make
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pytest
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
 from tdabench.groups import Groups
-from tdabench.io import read_arrays, read_json
+from tdabench.io import read_arrays, read_json, write_json
 from tdabench.run import Options, Request, RunFolder, RunResult, make_plan, run
+from tdabench.run.plan import plan_indices
 from tdabench.truth import Truth
 
 QUICK = Options(jobs=2, threads=1, timeout=300.0)
@@ -216,6 +218,30 @@ def test_another_asset_is_another_measurement(make_suite, toys, tmp_path, builds
     found = measure(suite, tmp_path / "run", "asset,toy")
     assert sorted(builds()) == ["asset", "asset", "toy"]  # toy never opened it
     assert found["asset"]["status"] == "ok"
+
+
+def test_nothing_is_reused_if_the_tokenizer_changes(
+    make_suite, toys, tmp_path, builds, tiny_target
+):
+    """Whatever the template: another end of text means other losses."""
+    folder = Path(shutil.copytree(tiny_target.folder, tmp_path / "target"))
+    suite = make_suite(target=replace(tiny_target, folder=folder))
+    measure(suite, tmp_path / "run", "toy")
+    request, file = Request(str(suite), ("toy",)), folder / "tokenizer_config.json"
+    settings = read_json(file)
+
+    def index_key() -> str:
+        return plan_indices(request).builds[0].index_key
+
+    key = index_key()
+    write_json(file, settings | {"model_max_length": 99})  # changes no token
+    assert index_key() == key
+    measure(suite, tmp_path / "run", "toy")
+    assert builds() == ["toy"]
+    write_json(file, settings | {"eos_token": "A"})
+    assert index_key() != key  # `trace` and own data, which have no truth, build it again
+    with pytest.raises(GuardError, match="truth 'toy' was built on another target"):
+        measure(suite, tmp_path / "run", "toy")
 
 
 def test_a_method_whose_asset_the_suite_lacks_is_skipped(toy_suite, toys, tmp_path):

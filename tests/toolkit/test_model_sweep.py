@@ -141,3 +141,28 @@ def test_experts_are_left_out_or_chosen_by_name(sweep: Any) -> None:
     np.testing.assert_allclose(alone, together, atol=1e-6)
     assert (alone == 0).any()
     assert model.config._experts_implementation != "tdabench"
+
+
+def test_what_is_not_covered_is_recorded_and_told(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch, tiny_target: Any, tiny_corpus: Any
+) -> None:
+    from tdabench.run.worker import gradient_coverage, target_notes
+    from tdabench.toolkit import coverage
+    from tdabench.toolkit.gradients import select_layers
+
+    monkeypatch.setattr(coverage, "covered", coverage.deque())
+    monkeypatch.setattr("tdabench.toolkit.gradients.covered", coverage.covered)
+    assert gradient_coverage() == {}
+    tiny_target.tokenize(tiny_corpus)
+    assert target_notes(tiny_target, tiny_corpus) == []
+    GradientEngine(sweep.tiny_model("qwen3"))
+    assert gradient_coverage()["gradients"]["share"] > 0.95
+    assert target_notes(tiny_target) == []
+    select_layers(sweep.tiny_model("mixtral"))  # what other packages cover
+    recorded = gradient_coverage()["gradients"]
+    assert recorded["share"] < 0.5
+    assert next(iter(recorded["left_out"])) == "MixtralExperts"
+    assert recorded["chosen"] is False
+    (note,) = target_notes(tiny_target)
+    assert note.startswith("gradients cover ")
+    assert "MixtralExperts" in note
