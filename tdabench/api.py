@@ -58,7 +58,7 @@ from tdabench.targets.batches import pad as pad
 from tdabench.targets.recipe import Recipe as Recipe
 from tdabench.targets.target import Target as Target
 from tdabench.targets.target import example_losses as example_losses
-from tdabench.targets.target import no_bars as no_bars
+from tdabench.targets.target import load_body as load_body
 from tdabench.targets.target import response_logits as response_logits
 from tdabench.targets.target import token_losses as token_losses
 from tdabench.targets.training import batch_order as batch_order

@@ -373,6 +373,11 @@ def carried(path: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
+def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns shapes by name of the arrays in a safetensors file, from its header alone."""
+    return {k: tuple(v["shape"]) for k, v in read_header(path).items() if k != "__metadata__"}
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Returns the header of a safetensors file: an entry per array, and `__metadata__`.
 

@@ -22,6 +22,7 @@ BASE = {
     "groups",
     "hookspecs",
     "io",
+    "limited",
     "method",
     "params",
     "rows",

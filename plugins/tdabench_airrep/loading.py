@@ -15,8 +15,8 @@ from tdabench.api import (
     Example,
     MissingExtra,
     UsageError,
+    load_body,
     named_seed,
-    no_bars,
     read_json,
 )
 from tdabench_airrep.encoder import NOT_BODY, Encoder, Pooled, TextFormat
@@ -257,19 +257,9 @@ def _length(config: Any) -> int:
 
 
 def _pretrained(folder: Path) -> nn.Module:
-    from transformers import AutoModel
-
-    try:
-        with no_bars():
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"{folder} contains no readable model: {e}") from e
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+    model = load_body(folder)
     model.config.use_cache = False
-    return model.eval()
+    return model
 
 
 def _scratch(size: str, tokenizer: Tokenizer, target: Target, seed: int) -> nn.Module:

@@ -24,7 +24,7 @@ from tdabench.api import (
     Rows,
     UsageError,
     encode_texts,
-    no_bars,
+    load_body,
     pooled_hidden_states,
     row_blocks,
 )
@@ -205,18 +205,13 @@ def sentence_settings(folder: Path) -> tuple[str, int | None]:
 @lru_cache(maxsize=1)
 def _load(folder: Path, device: str) -> tuple[Any, Any]:
     """Loads encoder and tokenizer, and caches them: loading takes longer than a few queries."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        # transformers initialises weights that a folder lacks.
-        with no_bars(), torch.random.fork_rng(devices=[]):
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
     except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"cannot load the encoder at {folder}: {e}") from e
+        raise DataError(f"cannot load the tokenizer of the encoder at {folder}: {e}") from e
+    model: Any = load_body(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return model.to(device).eval().requires_grad_(False), tokenizer

@@ -9,14 +9,18 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
+import re
 import tempfile
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,14 +28,23 @@ import numpy as np
 
 from tdabench.data.examples import Corpus, Example, content_line
 from tdabench.data.layouts import BadRow, Layout, Reading
-from tdabench.errors import DataError, MissingExtra, first_line
-from tdabench.io import cache_folder, fingerprint, read_json, write_json, write_text
+from tdabench.data.packed import READER_MEMORY, Limits
+from tdabench.errors import DataError, MissingExtra
+from tdabench.io import (
+    cache_folder,
+    cannot_write,
+    fingerprint,
+    open_input,
+    read_json,
+    write_json,
+    write_text,
+)
+from tdabench.limited import limited
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl", ".json")
 TABLES = (".csv", ".tsv")
 STREAM_BYTES = 128 << 20  # larger files are streamed
 PACKED_BYTES = 32 << 20  # the same for compressed formats
-MAX_LINE = 64 << 20  # bytes: a few kilobytes of gzip can expand to one line of gigabytes
 
 
 def read_corpus(
@@ -54,11 +67,19 @@ def read_corpus(
     name = name or reading.split or prefix
     if not path.exists():
         raise DataError(f"{path} is missing", "Check the path")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path} is neither a file nor a folder", "Give a file of examples")
     if stream is None:
         stream = _size(path) > (STREAM_BYTES if _is_plain(path) else PACKED_BYTES)
     if stream:
         return FileCorpus.of(path, reading, name, prefix)
-    examples = list(read_examples(path, reading, prefix))
+    examples, held = [], 0
+    for example in read_examples(path, reading, prefix):
+        examples.append(example)
+        held += len(example.prompt) + len(example.response)
+        if held > STREAM_BYTES and not _is_plain(path):  # it was larger than it looked
+            del examples
+            return FileCorpus.of(path, reading, name, prefix)
     _check_some(path, reading, len(examples))
     try:
         return Corpus(examples, name)
@@ -116,9 +137,11 @@ def read_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, dict[
             return
         bare = path.with_suffix("") if path.suffix == ".gz" else path
         if bare.suffix == ".parquet":
-            yield from _parquet_rows(path)
+            yield from _packed_rows(path, None)
         elif bare.suffix in TABLES:
-            yield from _table_rows(path, "\t" if bare.suffix == ".tsv" else ",")
+            yield from _table_rows(path, "\t" if bare.suffix == ".tsv" else "")
+        elif bare.suffix in JSON_LINES and _is_list(path):
+            yield from _list_rows(path)
         elif bare.suffix in JSON_LINES:
             for n, _, raw in _lines(path):
                 yield f"{path}, line {n}", _row(path, n, raw)
@@ -134,19 +157,30 @@ def read_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, dict[
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    file = open_input(path)
+    return gzip.open(file, "rb") if path.suffix == ".gz" else file
 
 
 def _all_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yields (number, offset, line) of every line."""
+    """Yields (number, offset, line) of every line.
+
+    Raises DataError for a line beyond the limit of a row, and for a compressed file that expands
+    too far.
+    """
     n = offset = 0
+    limits, packed = Limits(), path.stat().st_size if path.suffix == ".gz" else 0
     with _open(path) as f:
-        while raw := f.readline(MAX_LINE + 1):
+        while raw := f.readline(limits.row + 1):
             n += 1
-            if len(raw) > MAX_LINE:
-                raise DataError(f"{path}, line {n}: longer than {MAX_LINE >> 20} MiB")
+            if len(raw) > limits.row:
+                raise DataError(
+                    f"{path}, line {n}: longer than {limits.row >> 20} MiB",
+                    "Set TDABENCH_MAX_ROW (such as 256M) if it should be",
+                )
             yield n, offset, raw
             offset += len(raw)
+            if packed:
+                limits.unpacked(path, packed, offset)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -169,12 +203,12 @@ def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
         row = json.loads(text, object_pairs_hook=partial(_object, f"{path}, line {n}"))
     except UnicodeDecodeError as e:
         raise DataError(f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it") from e
-    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
-        whole = n == 1 and raw.lstrip()[:1] in (b"[", b"{") and path.suffix == ".json"
+    except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError too
+        whole = n == 1 and raw.lstrip()[:1] == b"{" and path.suffix == ".json"
         where = f"{e.msg}, column {e.pos + 1}" if isinstance(e, json.JSONDecodeError) else str(e)
         raise DataError(
             f"{path}, line {n}: not valid JSON ({where})",
-            "Give one object per line, not one document: jq -c '.[]' makes lines"
+            "Give one object per line, or one list of objects: jq -c makes lines"
             if whole
             else "Fix or remove the line",
         ) from e
@@ -186,18 +220,90 @@ def _row(path: Path, n: int, raw: bytes) -> dict[str, Any]:
     return row
 
 
+def _is_list(path: Path) -> bool:
+    """Tells whether a file is one JSON list of objects, rather than lines of objects."""
+    with _open(path) as f:
+        start = f.read(1 << 12).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start[:1] == b"[" and start[1:].lstrip()[:1] in (b"{", b"]", b"")
+
+
+def _list_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a file that is one JSON list, read one at a time."""
+    limits, packed = Limits(), path.stat().st_size if path.suffix == ".gz" else 0
+    decoder = json.JSONDecoder(object_pairs_hook=partial(_object, str(path)))
+    text, ended, n, read = "", False, 0, 0
+    with _open(path) as f, io.TextIOWrapper(f, encoding="utf-8-sig") as chars:
+
+        def more() -> None:
+            nonlocal text, ended, read
+            try:
+                # As much again as is left over: a long object is not scanned too often.
+                part = chars.read(max(1 << 20, len(text)))
+            except UnicodeDecodeError as e:
+                raise DataError(f"{path}: not UTF-8", "Re-encode it") from e
+            text, ended, read = text + part, not part, read + len(part)
+            if packed:
+                limits.unpacked(path, packed, read)
+
+        more()
+        text, due = text.lstrip()[1:], False  # whether a comma or the end is due
+        while True:
+            text = text.lstrip()
+            if not text and not ended:
+                more()
+                continue
+            if text[:1] == "]":
+                return
+            place = f"{path}, item {n + 1}"
+            if due and text:
+                if text[0] != ",":
+                    raise DataError(f"{place}: not valid JSON (no comma before it)")
+                text, due = text[1:], False
+                continue
+            try:
+                row, end = decoder.raw_decode(text)
+            except (ValueError, RecursionError) as e:
+                if not ended and isinstance(e, json.JSONDecodeError):
+                    if len(text) > limits.row:
+                        raise DataError(
+                            f"{place}: not valid JSON, or longer than {limits.row >> 20} MiB",
+                            "Fix it, or set TDABENCH_MAX_ROW (such as 256M)",
+                        ) from e
+                    more()
+                    continue
+                what = e.msg if isinstance(e, json.JSONDecodeError) else str(e)
+                raise DataError(f"{place}: not valid JSON ({what})", "Fix or remove it") from e
+            if not isinstance(row, dict):
+                raise DataError(f"{place}: expected an object, found {type(row).__name__}")
+            n, due = n + 1, True
+            text = text[end:]
+            yield place, row
+
+
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of a table; without a `delimiter` the header decides on one.
+
+    Lines may end as on any system, also in CR alone.
+    """
+    limits = Limits()
+
     def text() -> Iterator[str]:
         for n, _, raw in _all_lines(path):
             try:
-                yield raw.decode("utf-8-sig" if n == 1 else "utf-8")
+                line = raw.decode("utf-8-sig" if n == 1 else "utf-8")
             except UnicodeDecodeError as e:
                 raise DataError(
                     f"{path}, line {n}: not UTF-8 (byte {e.start})", "Re-encode it"
                 ) from e
+            yield from _CR.split(line) if "\r" in line else (line,)
 
-    csv.field_size_limit(1 << 30)  # the default refuses documents
-    reader = csv.DictReader(text(), delimiter=delimiter, strict=True)
+    rows = text()
+    header = next(rows, "")
+    if not delimiter:
+        bare = re.sub(r'"[^"]*"', "", header)  # a quoted name may hold either
+        delimiter = max(",;\t", key=bare.count)
+    csv.field_size_limit(limits.field)  # the default refuses documents
+    reader = csv.DictReader(itertools.chain([header], rows), delimiter=delimiter, strict=True)
     try:
         for name, n in Counter(reader.fieldnames or ()).items():
             if n > 1:
@@ -211,49 +317,53 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any
                 raise DataError(f"{place}: more fields than the header names")
             if None in row.values():
                 raise DataError(f"{place}: fewer fields than the header names")
+            limits.check_row(place, row)
             yield place, row
     except csv.Error as e:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({e})") from e
+        remedy = (
+            "Set TDABENCH_MAX_FIELD (such as 256M) if it should be" if "limit" in str(e) else ""
+        )
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({e})", remedy) from e
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow.lib
-        import pyarrow.parquet
-    except ImportError as e:
-        raise MissingExtra("pyarrow, which reads Parquet,", "parquet") from e
-    try:
-        n = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                n += 1
-                yield f"{path}, row {n}", row
-    except pyarrow.lib.ArrowException as e:
-        raise DataError(
-            f"{path} is damaged or not Parquet: {first_line(e)}", "Fetch it again"
-        ) from e
+_CR = re.compile(r"(?<=\r)(?!\n)(?!$)")
+
+
+def _packed_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads the rows of a Parquet file or a saved dataset, by way of lines in the cache."""
+    if find_spec(needs := "pyarrow" if path.is_file() else "datasets") is None:
+        raise MissingExtra(
+            f"{needs}, which reads {'Parquet' if path.is_file() else 'this folder'},",
+            "parquet" if path.is_file() else "datasets",
+        )
+    stamp = [str(path.resolve()), _stamp(path), split, 1]
+    lines = cache_folder() / "rows" / f"{fingerprint(stamp)}.jsonl"
+    if not lines.exists():
+        try:
+            lines.parent.mkdir(parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(dir=lines.parent, prefix=".", suffix=".tmp")
+        except OSError as e:
+            raise cannot_write(lines, e) from e
+        os.close(fd)
+        try:
+            limited(
+                "tdabench.data.packed:to_lines",
+                {"path": str(path), "out": temporary, "split": split},
+                what=str(path),
+                memory=READER_MEMORY,
+            )
+            os.replace(temporary, lines)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    with open_input(lines) as f:
+        for n, raw in enumerate(f, start=1):
+            yield f"{path}, row {n}", json.loads(raw)
 
 
 def _folder_rows(path: Path, split: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads a dataset saved by `datasets`, or a folder of data files (`split` matches names)."""
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        try:
-            import datasets
-        except ImportError as e:
-            raise MissingExtra("datasets, which reads this folder,", "datasets") from e
-        try:
-            found = datasets.load_from_disk(str(path))
-        except Exception as e:
-            raise DataError(f"{path} is not a readable dataset: {e}", "Save it again") from e
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise DataError(
-                    f"{path} has the splits {', '.join(found)}, and {split!r} is not among them",
-                    "Name one: PATH#SPLIT on the command line, train = … in a suite",
-                )
-            found = found[split]
-        for n, row in enumerate(found, start=1):
-            yield f"{path}, row {n}", ({"split": split, **row} if split else row)
+        yield from _packed_rows(path, split)
         return
     suffixes = (*JSON_LINES, *TABLES, ".parquet")
     files = [
@@ -420,7 +530,7 @@ def _write_lines(examples: Iterable[Example], file: Path) -> int:
 
 
 def _is_plain(path: Path) -> bool:
-    return path.is_file() and path.suffix in JSON_LINES
+    return path.is_file() and path.suffix in JSON_LINES and not _is_list(path)
 
 
 def _size(path: Path) -> int:

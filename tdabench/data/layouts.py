@@ -4,8 +4,10 @@ Layouts are recognised by their fields, in this order; `fields` maps any others.
 `messages.0.content` reaches into lists and objects.
 
     native      prompt, response, task, id
+    completion  prompt, completion
     flan        inputs, targets, task
     alpaca      instruction, input, output          a non-empty input follows the instruction
+    dolly       instruction, context, response      likewise the context; the task is `category`
     chat        messages or conversations           the first user turn and its answer
     ultrachat   data: [prompt, response, …]         the first two
     qa          question, answer
@@ -43,18 +45,31 @@ class Layout:
     read: Callable[[Row], tuple[str, str]]
     used: tuple[str, ...]  # fields that do not go to `meta`
     task: str = "task"
+    # Where one of the two is mapped, how the other is read; else both are.
+    prompt: Callable[[Row], str] | None = None
+    response: Callable[[Row], str] | None = None
+
+    def rest(self, row: Row, role: str) -> str:
+        """Returns the prompt or response of a row whose other part is mapped."""
+        read = self.prompt if role == "prompt" else self.response
+        return read(row) if read is not None else self.read(row)[ROLES.index(role)]
 
 
-def _pair(prompt: str, response: str) -> Callable[[Row], tuple[str, str]]:
-    return lambda row: (_text(row, prompt), _text(row, response))
+def _with_more(name: str) -> Callable[[Row], str]:
+    """The prompt of a row: its instruction, and the field `name` if that is there and not empty."""
+
+    def prompt(row: Row) -> str:
+        instruction, more = _text(row, "instruction"), row.get(name) or ""
+        if not isinstance(more, str):
+            raise BadRow(f"the field {name!r} is not a string")
+        return f"{instruction}\n\n{more}" if more.strip() else instruction
+
+    return prompt
 
 
-def _alpaca(row: Row) -> tuple[str, str]:
-    instruction, more = _text(row, "instruction"), row.get("input") or ""
-    if not isinstance(more, str):
-        raise BadRow("the field 'input' is not a string")
-    prompt = f"{instruction}\n\n{more}" if more.strip() else instruction
-    return prompt, _text(row, "output")
+def _instructed(more: str, response: str) -> Callable[[Row], tuple[str, str]]:
+    prompt = _with_more(more)
+    return lambda row: (prompt(row), _text(row, response))
 
 
 def _chat(row: Row) -> tuple[str, str]:
@@ -112,16 +127,40 @@ def _airrep(row: Row) -> tuple[str, str]:
     return prompt, response
 
 
+def _plain(prompt: str, response: str) -> Layout:
+    """A layout of two fields."""
+    return Layout(
+        (prompt, response),
+        lambda row: (_text(row, prompt), _text(row, response)),
+        (prompt, response),
+        prompt=lambda row: _text(row, prompt),
+        response=lambda row: _text(row, response),
+    )
+
+
 LAYOUTS: dict[str, Layout] = {
-    "native": Layout(
-        ("prompt", "response"), _pair("prompt", "response"), ("prompt", "response", "task", "id")
+    "native": _plain("prompt", "response"),
+    "completion": _plain("prompt", "completion"),
+    "flan": _plain("inputs", "targets"),
+    "alpaca": Layout(
+        ("instruction", "output"),
+        _instructed("input", "output"),
+        ("instruction", "input", "output"),
+        prompt=_with_more("input"),
+        response=lambda row: _text(row, "output"),
     ),
-    "flan": Layout(("inputs", "targets"), _pair("inputs", "targets"), ("inputs", "targets")),
-    "alpaca": Layout(("instruction", "output"), _alpaca, ("instruction", "input", "output")),
+    "dolly": Layout(
+        ("instruction", "response"),
+        _instructed("context", "response"),
+        ("instruction", "context", "response", "category"),
+        task="category",
+        prompt=_with_more("context"),
+        response=lambda row: _text(row, "response"),
+    ),
     "chat": Layout(("messages",), _chat, ("messages", "conversations")),
     "conversations": Layout(("conversations",), _chat, ("messages", "conversations")),
     "ultrachat": Layout(("data",), _ultrachat, ("data",)),
-    "qa": Layout(("question", "answer"), _pair("question", "answer"), ("question", "answer")),
+    "qa": _plain("question", "answer"),
     "text": Layout(("text",), lambda row: ("", _text(row, "text")), ("text",)),
     "airrep": Layout(
         (),
@@ -173,6 +212,11 @@ class Reading:
         for layout in LAYOUTS.values():
             if layout.marks and all(m in row for m in layout.marks):
                 return layout
+        if len(set(self.fields) & {"prompt", "response"}) == 1:
+            other = 1 if "prompt" in self.fields else 0
+            for layout in LAYOUTS.values():  # what usually holds the role that is not mapped does
+                if layout.prompt is not None and layout.marks[other] in row:
+                    return layout
         if "response" in self.fields:
             return None
         for name in ("prompt", "response"):  # one of the two exists, so the file is native
@@ -192,12 +236,16 @@ class Reading:
         if self.tasks and task not in self.tasks:
             return None
         prompt = response = None
-        if layout is not None and not {"prompt", "response"} <= set(self.fields):
+        if layout is not None and not {"prompt", "response"} & set(self.fields):
             prompt, response = layout.read(row)
         if "prompt" in self.fields:
             prompt = _reach(row, self.fields["prompt"])
+        elif "response" in self.fields and layout is not None:
+            prompt = layout.rest(row, "prompt")
         if "response" in self.fields:
             response = _reach(row, self.fields["response"])
+        elif "prompt" in self.fields and layout is not None:
+            response = layout.rest(row, "response")
         if response is None:
             raise BadRow("no field contains the response", "Map it: --field response=NAME")
         if not response.strip():
@@ -223,10 +271,9 @@ class Reading:
         value = row.get(default, "")
         if isinstance(value, str) or value is None:
             return value or ""
-        if role == "id" and isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        what = "neither a string nor an integer" if role == "id" else "not a string"
-        raise BadRow(f"the {role} is {what}")
+        if isinstance(value, int) and not isinstance(value, bool):  # labels of classes, too
+            return _digits(value)
+        raise BadRow(f"the {role} is neither a string nor an integer")
 
 
 def _text(row: Row, name: str) -> str:
@@ -238,6 +285,13 @@ def _text(row: Row, name: str) -> str:
             "All rows must have the fields of the first. Fix or remove the line",
         )
     return value
+
+
+def _digits(value: int | float) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        raise BadRow("a number of too many digits") from None
 
 
 def _reach(row: Any, path: str, role: str = "") -> str:
@@ -256,7 +310,7 @@ def _reach(row: Any, path: str, role: str = "") -> str:
             else:
                 raise BadRow(f"there is no field {path!r}", did_you_mean(step, map(str, known)))
     if role in ("task", "id") and isinstance(value, (int, float)):
-        return str(value)
+        return _digits(value)
     if not isinstance(value, str):
         raise BadRow(f"the field {path!r} is {type(value).__name__}, not a string")
     return value

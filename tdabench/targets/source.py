@@ -22,9 +22,19 @@ from typing import Any
 
 from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, MissingExtra, UsageError, first_line
-from tdabench.io import cache_folder, fingerprint, read_json
+from tdabench.io import cache_folder, fingerprint, read_json, seal, write_json
+from tdabench.limited import limited
 from tdabench.targets.forward import context_length, probe_ids
-from tdabench.targets.target import TOKENIZER_FILES, load_pretrained, no_bars, read_weights
+from tdabench.targets.sizes import check_folder, check_room
+from tdabench.targets.target import (
+    TOKENIZER_FILES,
+    Target,
+    check_report,
+    load_pretrained,
+    no_bars,
+    read_weights,
+    tied_head,
+)
 
 CONFIG_FILES = (
     "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json",
@@ -42,6 +52,7 @@ class Opened:
     checkpoints: Mapping[str, str]
     pinned: Mapping[str, str]
     config: Mapping[str, Any]
+    chat: bool = False  # whether the tokenizer has a chat template that works
 
     @property
     def context_length(self) -> int | None:
@@ -125,17 +136,20 @@ def _assemble(places: Mapping[str, Fetched]) -> Opened:
         if name == "base":
             continue
         if _is_adapter(found.path):
-            _once(folder / name, lambda to, a=found.path: merge_adapter(folder / "base", a, to))  # type: ignore[misc]
+            _once(folder / name, lambda to, a=found.path: _merge(folder / "base", a, to))  # type: ignore[misc]
         elif found.path.suffix == ".gguf":
             _once(folder / name, lambda to, a=found.path: unpack_gguf(a, to))  # type: ignore[misc]
         else:
             _check_weights(found.path)
             _link(found.path, folder / name)
+    checkpoints = {name: name for name in places}
+    about = vet(folder, checkpoints)
     return Opened(
         folder,
-        {name: name for name in places},
+        checkpoints,
         {name: f.pinned for name, f in places.items()},
         read_json(folder / "config.json"),
+        bool(about["chat"]),
     )
 
 
@@ -191,7 +205,11 @@ def _check_weights(folder: Path) -> None:
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        parts = set(read_json(index).get("weight_map", {}).values())
+        held = read_json(index)
+        named = held.get("weight_map") if isinstance(held, dict) else None
+        if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
+            raise DataError(f"{index} is not an index of weights", "Fetch it again")
+        parts = set(named.values())
         missing = sorted(p for p in parts if not (folder / p).exists())
         if missing:
             raise DataError(
@@ -200,14 +218,86 @@ def _check_weights(folder: Path) -> None:
             )
 
 
+# --------------------------------------------------------------------------- vetting
+
+VET_SECONDS = 300.0
+# What makes a splitting expression with nested repeats take for ever, besides plain text.
+PROBES = (
+    "Which of the two was it, then? It's 3.14 (or 42)!", "a" * 4000, " " * 4000, "1" * 4000,
+    "ab " * 1500 + "!", "aA" * 2000 + "!", "\n" * 1000 + "x", "é" * 1000 + "?", "-" * 3000 + "x",
+)  # fmt: skip
+
+
+def vet(folder: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+    """Checks a target's folder before anything of it is loaded in this process.
+
+    Returns {"chat": whether its tokenizer has a chat template}. Raises DataError in one line when a
+    checkpoint lacks weights, or the tokenizer or template fails or takes too long.
+    """
+    places = {name: str(folder / file) for name, file in checkpoints.items()}
+    stamp = [1, str(folder.resolve()), sorted(places.items()), _stamps(folder, *places.values())]
+    kept = cache_folder() / "vetted" / f"{fingerprint(stamp)}.json"
+    if kept.exists():
+        try:
+            about = read_json(kept)
+            if about.pop("seal") == seal(about):
+                return dict(about)
+        except (DataError, AttributeError, KeyError):
+            pass
+    about = limited(
+        "tdabench.targets.source:_vetted",
+        {"folder": str(folder), "places": places},
+        what=f"the model {folder}",
+        seconds=VET_SECONDS,
+    )
+    write_json(kept, {**about, "seal": seal(about)})
+    return dict(about)
+
+
+def _stamps(*places: Path | str) -> list[Any]:
+    """What tells files from a later state of them: name, size and time of change."""
+    out = []
+    for place in places:
+        path = Path(place)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                about = file.stat()
+                out.append([str(file), about.st_size, about.st_mtime_ns])
+    return out
+
+
+def _vetted(folder: str, places: Mapping[str, str]) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise DataError(f"{folder}/config.json cannot be used: {reason}") from e
+    for place in places.values():
+        check_folder(Path(place), config)
+    target = Target("model", Path(folder), template="plain")
+    tokenizer = target.tokenizer
+    tokenizer(list(PROBES), add_special_tokens=False)
+    chat = bool(getattr(tokenizer, "chat_template", None))
+    if chat:
+        turns = [{"role": "user", "content": "a"}]
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception:
+            chat = False  # it says so where it is asked for
+    return {"chat": chat}
+
+
 # --------------------------------------------------------------------------- GGUF
 
 
 def unpack_gguf(file: Path, folder: Path) -> None:
     """Writes the model and tokenizer of a GGUF file into `folder`, dequantised to float32.
 
-    Models that transformers loads from GGUF are still marked as quantised and cannot be cast or
-    trained, so their weights are copied into a model built from the configuration.
+    In a process with a limit on time and memory. Raises DataError for a file that lacks a tensor,
+    holds one that the model has no place for, or cannot be read.
     """
     try:
         import gguf  # noqa: F401
@@ -215,14 +305,65 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         raise MissingExtra(
             "gguf, which reads GGUF files,", "smol", "Install it with: pip install gguf"
         ) from e
+    limited(
+        "tdabench.targets.source:_unpack_gguf",
+        {"file": str(file), "folder": str(folder)},
+        what=str(file),
+    )
+
+
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def _check_gguf(file: Path) -> None:
+    """Raises DataError when a GGUF file's tensors are not those that its configuration needs.
+
+    Its number of weights is compared before anything of that size is built. Tensors of experts
+    are split or joined on reading, so that their names are not compared.
+    """
+    import gguf
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    tensors = gguf.GGUFReader(file).tensors
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    check_room(file, config, len(tensors), sum(int(t.n_elements) for t in tensors))
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config)
+    kind = reading.TENSOR_PROCESSORS.get(config.model_type, reading.TensorProcessor)
+    known = reading.get_gguf_hf_weights_map(model, kind(config=config.to_dict()))
+    odd = [
+        t.name
+        for t in tensors
+        if t.name not in known and "_exps" not in t.name and t.name not in ROPE_TENSORS
+    ]
+    if odd:
+        raise DataError(
+            f"{file} holds {len(odd)} tensors that its model has no place for, first {odd[0]}",
+            "transformers would leave them out and compute something else",
+        )
+
+
+def _unpack_gguf(file: str, folder: str) -> None:
+    """What transformers loads from GGUF still says that it is quantised and refuses to be cast or
+    trained, so its weights are copied into a model built from the configuration."""
+    _unpack(Path(file), Path(folder))
+
+
+def _unpack(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
+        _check_gguf(file)
         with no_bars(), torch.random.fork_rng(devices=[]):
-            loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-            )
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+            loaded, report = found
+            check_report(file, report, tied=tied_head(loaded))
             config = loaded.config
             for attribute in ("quantization_config", "_pre_quantization_dtype"):
                 if hasattr(config, attribute):
@@ -233,8 +374,8 @@ def unpack_gguf(file: Path, folder: Path) -> None:
             file.parent, gguf_file=file.name, trust_remote_code=False
         )
     except Exception as e:
-        # The reader may raise anything for a damaged file; memory errors are handled separately.
-        if isinstance(e, MemoryError):
+        # The reader raises anything for a damaged file; memory is another matter.
+        if isinstance(e, (MemoryError, DataError)):
             raise
         reason = first_line(e, 200).rstrip(".")
         raise DataError(
@@ -257,15 +398,65 @@ def _is_adapter(path: Path) -> bool:
     return path.is_dir() and (path / "adapter_config.json").exists()
 
 
+def adapter_config(adapter: Path) -> dict[str, Any]:
+    """Reads the configuration of a PEFT adapter. Raises DataError for values of the wrong kind.
+
+    Patterns are untrusted expressions: one that explodes ends with the limited process
+    that matches it.
+    """
+    path = adapter / "adapter_config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise DataError(f"{path} is not the configuration of an adapter", "Save it again")
+
+    def refuse(key: str) -> DataError:
+        return DataError(
+            f"{path}: {key} = {str(config[key])[:60]!r} makes no sense", "Save it again"
+        )
+
+    for key in ("peft_type", "base_model_name_or_path", "bias"):
+        if not isinstance(config.get(key), str | None):
+            raise refuse(key)
+    for key, least in (("r", 1), ("lora_alpha", 0)):
+        value = config.get(key, 8)
+        if type(value) not in (int, float) or not least <= value < 1e9:
+            raise refuse(key)
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key)
+        if not isinstance(pattern, dict | None):
+            raise refuse(key)
+        for name, value in (pattern or {}).items():
+            try:
+                re.compile(name)
+            except (re.error, RecursionError, OverflowError):
+                raise refuse(key) from None
+            if type(value) not in (int, float) or not (0 < value < 1e9):
+                raise refuse(key)
+    return config
+
+
 def _base_of(adapter: Path) -> str:
-    base = read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    base = adapter_config(adapter).get("base_model_name_or_path")
+    if not base:
         raise DataError(
             f"the adapter {adapter} does not name its base model",
             "Give the base as the model and the adapter as a checkpoint: "
             "--checkpoint tuned=ADAPTER",
         )
     return base
+
+
+def _merge(base: Path, adapter: Path, folder: Path) -> None:
+    """`merge_adapter` in a process with a limit on time and memory."""
+    limited(
+        "tdabench.targets.source:_merge_adapter",
+        {"base": str(base), "adapter": str(adapter), "folder": str(folder)},
+        what=f"the adapter {adapter}",
+    )
+
+
+def _merge_adapter(base: str, adapter: str, folder: str) -> None:
+    merge_adapter(Path(base), Path(adapter), Path(folder))
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
@@ -277,7 +468,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     import torch
 
     model = load_pretrained(base)
-    config = read_json(adapter / "adapter_config.json")
+    config = adapter_config(adapter)
     odd = _not_plain(config)
     if odd and not (adapter / "adapter_model.safetensors").exists():
         raise DataError(

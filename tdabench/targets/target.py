@@ -39,6 +39,7 @@ from tdabench.targets.batches import (
 )
 from tdabench.targets.forward import input_rows, logits_at, way_of
 from tdabench.targets.recipe import Recipe
+from tdabench.targets.sizes import check_folder
 from tdabench.targets.tokenizer import (
     INERT,
     PROBE,
@@ -282,7 +283,12 @@ class Target:
         if checkpoint != SCRATCH and path.is_dir():
             model = load_pretrained(path)
         else:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            try:
+                config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+            except Exception as e:  # what it raises depends on what is wrong
+                raise DataError(f"{self.folder}/config.json cannot be used: {first_line(e)}") from e
+            if checkpoint != SCRATCH:
+                check_folder(path, config)
             with torch.random.fork_rng(devices=[]):  # must not advance global streams
                 torch.manual_seed(named_seed(seed, SCRATCH))
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -464,9 +470,11 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
     Raises DataError if weights are missing, which transformers would initialise at random.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_folder(folder, config)
         with no_bars(), torch.random.fork_rng(devices=[]):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -477,8 +485,8 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
                 output_loading_info=True,
             )
     except Exception as e:
-        # The exception that transformers raises depends on the damage.
-        if out_of_memory(e):
+        # What transformers raises for a damaged folder depends on what is damaged.
+        if out_of_memory(e) or isinstance(e, DataError):
             raise
         raise DataError(
             f"cannot load a causal language model from {folder}: {first_line(e)}",
@@ -486,13 +494,69 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
             "(pytorch_model.bin is a pickle, which is not read)",
         ) from e
     model, report = loaded
-    lacking = sorted(report["missing_keys"]) + [str(k) for k in report.get("mismatched_keys", ())]
-    if lacking:
+    check_report(folder, report)
+    return model
+
+
+def load_body(folder: Path) -> PreTrainedModel:
+    """Loads the model in a folder without head and pooler, float32, eval mode.
+
+    Raises DataError when the folder lacks any of its weights, which transformers would draw at
+    random, or holds others of the same parts (such as more layers).
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_folder(folder, config, body=True)
+        with no_bars(), torch.random.fork_rng(devices=[]):
+            loaded: Any = AutoModel.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as e:
+        if out_of_memory(e) or isinstance(e, DataError):
+            raise
         raise DataError(
-            f"{folder} lacks {len(lacking)} of the model's weights, first {lacking[0]}",
+            f"cannot load an encoder from {folder}: {first_line(e)}",
+            "It needs a config.json that transformers knows and weights as safetensors",
+        ) from e
+    model, report = loaded
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    own = {k for k in report["unexpected_keys"] if str(k).partition(".")[0] in parts}
+    lacking = {k for k in report["missing_keys"] if not str(k).startswith("pooler.")}
+    check_report(folder, {**report, "missing_keys": lacking, "unexpected_keys": own})
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.eval()
+
+
+def check_report(where: Path, report: Mapping[str, Any], tied: str = "") -> None:
+    """Raises DataError when what transformers loaded is not the whole of `where` and no more.
+
+    What a file lacks it draws at random, and what the configuration has no place for it leaves
+    out: both with no more than a warning.
+    """
+    lacking = [k for k in sorted(report["missing_keys"]) if k != tied]
+    shaped = sorted(str(k[0] if isinstance(k, tuple) else k) for k in report["mismatched_keys"])
+    if lacking or shaped:
+        odd = lacking + shaped
+        raise DataError(
+            f"{where} lacks {len(odd)} of the model's weights or shapes them otherwise, "
+            f"first {odd[0]}",
             "Is it a causal language model, and did the download finish?",
         )
-    return model
+    surplus = sorted(report["unexpected_keys"])
+    if surplus:
+        raise DataError(
+            f"{where} holds {len(surplus)} weights that its configuration has no place for, "
+            f"first {surplus[0]}",
+            "config.json and weights are of different models",
+        )
 
 
 @contextlib.contextmanager
@@ -556,6 +620,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_weights(model: PreTrainedModel, path: Path) -> None:
     """Loads a safetensors file into `model` (tied tensors may be absent), checking names."""
     state = read_weights(path)
+    mine = model.state_dict()
+    for name, value in state.items():
+        if name in mine and mine[name].shape != value.shape:
+            raise DataError(
+                f"{path} does not fit the model's configuration: {name} is "
+                f"{list(value.shape)}, not {list(mine[name].shape)}"
+            )
     outcome = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     model.tie_weights()
     tied = tied_head(model)

@@ -144,8 +144,8 @@ def test_csv_and_tsv_with_quotes_newlines_and_a_mark(tmp_path):
         ("c.csv", b"prompt,response\na\n", "line 2: fewer fields than the header"),
         ("c.csv", b"prompt,response\n\xff,b\n", "line 2: not UTF-8"),
         ("c.csv", b'prompt,response\n"a"x,b\n', "not valid CSV"),
-        ("c.json", b'[{"prompt": "p"}]', "line 1: expected an object, found list.*object per line"),
-        ("c.json", b'[\n{"prompt": "p"}\n]', "line 1: not valid JSON.*jq"),
+        ("c.json", b'[["p", "r"]]', "line 1: expected an object, found list.*object per line"),
+        ("c.json", b'{\n"prompt": "p"\n}', "line 1: not valid JSON.*jq"),
         ("c.xlsx", b"PK", "files ending in '.xlsx' are not read.*Give .jsonl"),
         ("c.jsonl", b'{"prompt": "p", "response": "r"}\n{"a"', "line 2: not valid JSON"),
     ],
@@ -174,7 +174,7 @@ def test_parquet(tmp_path):
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.lib", None)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     with pytest.raises(MissingExtra, match=r"pip install 'tdabench\[parquet\]'"):
         read_corpus(tmp_path / "c.parquet")
@@ -276,3 +276,159 @@ def test_a_repeated_key_or_column_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_corpus(tmp_path / name, Reading()))
+
+
+# --------------------------------------------------------------------------- as people have them
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "p", "completion": "r"}, ("p", "r", "")),
+        ({"instruction": "p", "context": "", "response": "r", "category": "qa"}, ("p", "r", "qa")),
+        ({"instruction": "p", "context": "c", "response": "r"}, ("p\n\nc", "r", "")),
+        ({"prompt": "p", "response": "r", "task": 3}, ("p", "r", "3")),
+    ],
+)
+def test_rows_of_fine_tuning_sets_are_recognised(tmp_path, row, expected):
+    (e,) = read_corpus(lines(tmp_path / "c.jsonl", row))
+    assert (e.prompt, e.response, e.task) == expected
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_list_of_objects(tmp_path, indent, packed, stream):
+    rows = [{"instruction": f"p{i}", "input": "", "output": f"r{i} é]"} for i in range(50)]
+    text = "\ufeff " + json.dumps(rows, indent=indent, ensure_ascii=False)
+    path = tmp_path / ("c.json.gz" if packed else "c.json")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    found = read_corpus(path, stream=stream)
+    assert [(e.prompt, e.response) for e in found] == [(f"p{i}", f"r{i} é]") for i in range(50)]
+
+
+def test_a_list_longer_than_what_is_read_at_a_time(tmp_path):
+    rows = [{"prompt": "p", "response": "x" * 300_000} for _ in range(12)]
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    assert [len(e.response) for e in read_corpus(tmp_path / "c.json")] == [300_000] * 12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"prompt": "p", "response": "r"} {}]', "item 2: not valid JSON"),
+        ('[{"prompt": "p", "response": "r"}, 3]', "item 2: expected an object, found int"),
+        ('[{"prompt": "p", "response": "r"},', "item 2: not valid JSON"),
+        ('[{"prompt": "p", "response": "r"', "item 1: not valid JSON"),
+        ("[]", "holds no examples"),
+        ("[", "item 1: not valid JSON"),
+    ],
+)
+def test_a_damaged_list_is_one_line(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_corpus(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'prompt;response\np, q;"r;s"\n',
+        'prompt,response\r"p, q","r;s"\r',
+        'prompt;response\r\n"p, q";"r;s"\r\n',
+        '"prompt",response\n"p, q",r;s\n',
+        "prompt\tresponse\np, q\tr;s\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "c.csv").write_bytes(text.encode())
+    (e,) = read_corpus(tmp_path / "c.csv")
+    assert (e.prompt, e.response) == ("p, q", "r;s")
+
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        ({"instruction": "p", "response": "r"}, {"prompt": "instruction"}),
+        ({"q": "p", "response": "r"}, {"prompt": "q"}),
+        ({"q": "p", "answer": "r"}, {"prompt": "q"}),
+        ({"question": "p", "text": "r"}, {"prompt": "question", "response": "text"}),
+        ({"prompt": "p", "label": "r"}, {"response": "label"}),
+        ({"instruction": "p", "input": "", "output": "x", "best": "r"}, {"response": "best"}),
+    ],
+)
+def test_mapping_one_role_leaves_the_other_recognised(tmp_path, row, fields):
+    (e,) = read_corpus(lines(tmp_path / "c.jsonl", row), Reading(fields=fields))
+    assert (e.prompt, e.response) == ("p", "r")
+
+
+# --------------------------------------------------------------------------- files that are bombs
+
+
+def test_a_parquet_file_that_expands_without_end_is_refused(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    long = pyarrow.array(["x" * (1 << 20)])
+    many = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 5000, "int32"), long)
+    path = tmp_path / "c.parquet"
+    table = pyarrow.table({"prompt": many, "response": many})
+    parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    monkeypatch.setenv("TDABENCH_MAX_FILE", "20M")
+    with pytest.raises(DataError, match="expands to more than 20 MiB"):
+        read_corpus(path)
+    monkeypatch.setenv("TDABENCH_MAX_FIELD", "100k")
+    with pytest.raises(DataError, match="row 1: the field 'prompt' is larger"):
+        read_corpus(path)
+    assert not list((tmp_path / "cache").rglob("*.jsonl"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    table = pyarrow.Table.from_arrays(columns, names=["prompt", "prompt"])
+    parquet.write_table(table, tmp_path / "c.parquet")
+    with pytest.raises(DataError, match="two columns are named 'prompt'"):
+        read_corpus(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_field_beyond_the_limit_is_refused_and_the_limit_can_be_set(
+    tmp_path, monkeypatch, packed
+):
+    monkeypatch.setenv("TDABENCH_MAX_FIELD", "1M")
+    text = 'prompt,response\np,"' + "word\n" * 300_000 + '"\n'
+    path = tmp_path / ("c.csv.gz" if packed else "c.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    with pytest.raises(DataError, match=r"field larger than field limit.*TDABENCH_MAX_FIELD"):
+        read_corpus(path)
+    monkeypatch.setenv("TDABENCH_MAX_FIELD", "2M")
+    assert len(read_corpus(path)) == 1
+    monkeypatch.setenv("TDABENCH_MAX_ROW", "1M")
+    with pytest.raises(DataError, match=r"larger than 1 MiB.*TDABENCH_MAX_ROW"):
+        read_corpus(path)
+    monkeypatch.setenv("TDABENCH_MAX_ROW", "much")
+    with pytest.raises(UsageError, match="TDABENCH_MAX_ROW='MUCH' is not a size"):
+        read_corpus(path)
+
+
+def test_a_compressed_file_that_expands_without_end_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "c.jsonl.gz"
+    row = json.dumps({"prompt": "p", "response": "x" * 10_000}) + "\n"
+    path.write_bytes(gzip.compress(row.encode() * 500))
+    monkeypatch.setenv("TDABENCH_MAX_FILE", "1M")
+    with pytest.raises(DataError, match="expands to more than 1 MiB"):
+        read_corpus(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read_corpus(tmp_path / "c.jsonl")
+    (tmp_path / "d.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read_corpus(tmp_path / "d.jsonl")

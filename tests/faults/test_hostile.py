@@ -161,7 +161,7 @@ def test_a_line_that_gzip_inflates_without_end_is_refused(tmp_path: Path, monkey
 
     from tdabench.data import files
 
-    monkeypatch.setattr(files, "MAX_LINE", 1000)
+    monkeypatch.setenv("TDABENCH_MAX_ROW", "1000")
     path = tmp_path / "bomb.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"prompt": "' + b"x" * 10_000_000))
     assert path.stat().st_size < 20_000

@@ -546,8 +546,13 @@ def test_gguf_without_its_reader(tmp_path, monkeypatch):
         open_model(str(tmp_path / "m.gguf"))
 
 
-def write_gguf(path: Path, tokenizer) -> dict[str, torch.Tensor]:
-    """A tiny random Llama as a GGUF file; returns its weights as transformers names them."""
+def write_gguf(
+    path: Path, tokenizer, without: str = "", extra: str = "", layers: int = 1
+) -> dict[str, torch.Tensor]:
+    """A tiny random Llama as a GGUF file; returns its weights as transformers names them.
+
+    `without` leaves a tensor out, `extra` adds one, `layers` is what its metadata claims.
+    """
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -561,7 +566,7 @@ def write_gguf(path: Path, tokenizer) -> dict[str, torch.Tensor]:
     w = gguf.GGUFWriter(str(path), "llama")
     w.add_context_length(128)
     w.add_embedding_length(32)
-    w.add_block_count(1)
+    w.add_block_count(layers)
     w.add_feed_forward_length(48)
     w.add_head_count(4)
     w.add_head_count_kv(2)
@@ -587,7 +592,10 @@ def write_gguf(path: Path, tokenizer) -> dict[str, torch.Tensor]:
         if parts[-2] in ("q_proj", "k_proj"):  # GGUF interleaves the halves that rotate
             heads = 4 if parts[-2] == "q_proj" else 2
             t = t.reshape(heads, 2, -1, t.shape[1]).swapaxes(1, 2).reshape(t.shape)
-        w.add_tensor(f"{block}{names[parts[-2]]}.weight", np.ascontiguousarray(t))
+        if names[parts[-2]] != without:
+            w.add_tensor(f"{block}{names[parts[-2]]}.weight", np.ascontiguousarray(t))
+    if extra:
+        w.add_tensor(extra, np.ones(32, dtype=np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

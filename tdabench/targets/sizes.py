@@ -1,0 +1,76 @@
+"""What a configuration asks for, compared with what the weights hold, before a model is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tdabench.errors import DataError
+from tdabench.io import array_shapes, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+
+
+def check_room(
+    where: Any, config: PretrainedConfig, tensors: int, numbers: int, body: bool = False
+) -> None:
+    """Raises DataError when a configuration asks for more than `numbers` in `tensors` tensors.
+
+    `body` means the model without its head, and without a pooler. The model is built without
+    memory (on torch's meta device), after its number of layers was compared with the number of
+    tensors: a configuration of a few bytes may claim a million layers.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    for layers in _layers(config.to_dict()):
+        if layers > tensors:
+            raise DataError(
+                f"{where} holds {tensors:,} tensors, and its configuration asks for "
+                f"{layers:,} layers",
+                "The file is not whole, or its configuration is another model's",
+            )
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = (AutoModel if body else AutoModelForCausalLM).from_config(config)
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        raise DataError(
+            f"no model can be built from the configuration of {where}: {reason}",
+            "It needs a config.json of a causal language model that transformers knows",
+        ) from e
+    named = model.named_parameters()
+    wanted = sum(p.numel() for name, p in named if not (body and name.startswith("pooler.")))
+    if wanted > numbers:
+        raise DataError(
+            f"{where} holds {numbers:,} weights, and its configuration asks for {wanted:,}",
+            "The file is not whole, or its configuration is another model's",
+        )
+
+
+def _layers(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if key in LAYERS and type(value) is int:
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _layers(value)
+
+
+def check_folder(place: Path, config: PretrainedConfig, body: bool = False) -> None:
+    """Applies `check_room` to the weights in a file or folder, once while neither changes."""
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    about = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+    key = fingerprint([about, body, config.to_json_string()])
+    if key in _fits:
+        return
+    shapes = {name: shape for file in files for name, shape in array_shapes(file).items()}
+    check_room(place, config, len(shapes), sum(map(math.prod, shapes.values())), body)
+    _fits.add(key)
+
+
+_fits: set[str] = set()
