@@ -274,7 +274,9 @@ def _vetted(folder: str, places: Mapping[str, str]) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
-        raise DataError(f"{folder}/config.json cannot be used: {reason}") from e
+        raise DataError(
+            f"cannot load a causal language model from {folder}: {reason}", "Check its config.json"
+        ) from e
     for place in places.values():
         check_folder(Path(place), config)
     target = Target("model", Path(folder), template="plain")
