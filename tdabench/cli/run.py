@@ -308,6 +308,14 @@ def own_data(
     check_disjoint(train, asked)
     planned = target.plans.get("lds")
     there = planned is not None and target.truths["lds"].exists()
+    if planned is not None and not there:  # before anything is timed or built
+        size = round(planned.fraction * len(train))
+        if planned.groups < 2 or size >= len(train):
+            raise UsageError(
+                f"{planned.groups} groups of {size} of {len(train)} training examples do not "
+                "differ, so that nothing can be ranked by their truth",
+                "Raise --truth-groups (two at least), or lower --truth-fraction",
+            )
     if quiet:
         return str(suite.path), folder, (spec if planned and not there else None)
     long, seen = own_module.too_long(target.target, train)

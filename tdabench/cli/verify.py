@@ -26,7 +26,11 @@ def command(
     """Recompute every metric of a run from its stored scores and the truth.
 
     Needs neither the methods nor a model, so a board from someone else can be checked. Names what
-    does not match and exits with 1; results that store too little are reported as unchecked.
+    does not match. Exits with 1 if anything differs, a truth is not available, or nothing could be
+    verified; results that store too little to recompute are counted.
+
+    Truths come from --suite, --truth, an installed suite or your own run, never from a run folder
+    that someone else made.
 
     \b
     Examples:
@@ -49,9 +53,12 @@ def command(
         for check in sorted(checks, key=lambda c: c.status != "differs"):
             for problem in check.problems:
                 click.echo(f"{check.status}: {check.name}: {clean(problem, 500)}")
-        agreed = sum(c.status == "agrees" for c in checks)
-        unchecked = sum(c.status == "unchecked" for c in checks)
-        rest = f", {unchecked} could not be recomputed" if unchecked else ""
-        click.echo(f"{agreed} of {len(checks)} results agree, {len(bad)} differ{rest}.")
-    if bad:
+            for mark in check.marks:
+                click.echo(f"note: {check.name}: {clean(mark, 500)}")
+        count = {k: sum(c.status == k for c in checks) for k in ("agrees", "missing", "unchecked")}
+        rest = f", {count['unchecked']} cannot be recomputed" if count["unchecked"] else ""
+        rest += f", {count['missing']} lack their truth" if count["missing"] else ""
+        click.echo(f"{count['agrees']} of {len(checks)} results agree, {len(bad)} differ{rest}.")
+    verified = any(c.status == "agrees" for c in checks)
+    if bad or not verified or any(c.status == "missing" for c in checks):
         sys.exit(1)

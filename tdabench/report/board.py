@@ -6,6 +6,7 @@ benchmark and one row per method label; failed rows stay, with their reasons.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -142,6 +143,7 @@ class Table:
     rows: tuple[Row, ...]
     primary: str
     suite: str = ""
+    suites: tuple[str, ...] = ()
     machines: Mapping[str, str] = field(default_factory=dict)
 
     def column(self, name: str) -> Column:
@@ -222,6 +224,8 @@ class Board:
         """
         runs = tuple(read_run(f) for f in find_runs(folders))
         records, warnings = _merge(runs)
+        records, marks = _marked(records)
+        warnings += marks
         if targets is not None:
             known = {_target_name(r) for r, _ in records}
             for t in targets:
@@ -270,7 +274,9 @@ def _target_name(record: Record) -> str:
 def _table_key(record: Record) -> tuple[str, ...]:
     """Returns the key of a table: one target (weights included) and one training corpus."""
     train = record.corpus.get("train")
-    return (_target_name(record), str(record.target.get("fingerprint")), fingerprint(train))
+    regime = str(record.target.get("regime") or "")
+    weights = str(record.target.get("fingerprint"))
+    return (_target_name(record), weights, fingerprint([train, regime]))
 
 
 def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
@@ -310,6 +316,27 @@ def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
     if len(runs) == 1:
         return [(r, r.label) for r in kept.values()], sorted(set(warnings))
     return out, sorted(set(warnings))
+
+
+def _marked(records: Sequence[tuple[Record, str]]) -> tuple[list[tuple[Record, str]], list[str]]:
+    """Marks the rows whose records show that they were edited; says which and what is odd.
+
+    One altered record marks its row in every table, since a reader looks at the row.
+    """
+    edited: dict[str, str] = {}
+    warnings = []
+    carrying = {r.run for r, _ in records if "digest" in r.data}
+    for record, label in records:
+        where = f"{label} on {record.benchmark_name}"
+        reasons = record.altered() if record.ok else []
+        if record.ok and record.run in carrying and "digest" not in record.data:
+            reasons.append("it carries no digest, unlike the others of its run")
+        for reason in reasons:
+            edited[label] = f"{label} [altered]"
+            warnings.append(f"{where} was altered after it was written: {reason}")
+        if record.ok:
+            warnings += [f"{where}: {odd}" for odd in record.odd_values()]
+    return [(r, edited.get(label, label)) for r, label in records], warnings
 
 
 def _place(record: Record) -> tuple[Any, ...]:
@@ -367,8 +394,13 @@ def _table(
         rows=tuple(_by_rank(rows, columns[primary])),
         primary=primary,
         suite=str(where[first.run].suite.get("name") or "") if first.run in where else "",
+        suites=tuple(sorted({_suite_name(where.get(r.run)) for r, _ in members} - {""})),
         machines=machines,
     )
+
+
+def _suite_name(run: Run | None) -> str:
+    return str(run.suite.get("name") or "") if run is not None else ""
 
 
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
@@ -557,6 +589,10 @@ def _by_rank(rows: Iterable[Row], column: Column) -> list[Row]:
     return sorted(rows, key=place)
 
 
+# How a machine was used, as `describe_machine` ends.
+_USE = re.compile(r"(, \d+ threads? per method)?(, \d+ methods at once)?$")
+
+
 def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
     """Lists relevant differences between the shown records."""
     out = []
@@ -576,10 +612,21 @@ def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
     suites = {str(r.suite.get("fingerprint")) for r in runs}
     if len(suites) > 1:
         out.append(f"the runs use {len(suites)} versions of the suite")
+    names = [t.target for t in tables]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        out.append(
+            f"the {names.count(name)} tables of {name} are of other weights, another training "
+            "corpus or another regime: not comparable with each other"
+        )
+    for table in tables:
+        if len(table.suites) > 1:
+            out.append(f"rows of {table.target} come from the suites {', '.join(table.suites)}")
     machines = {k: v for t in tables for k, v in t.machines.items()}
     if len(machines) > 1:
+        used = len({_USE.sub("", v) for v in machines.values()}) == 1
         out.append(
-            f"times come from {len(machines)} machines and are not ranked: "
+            f"times come from {len(machines)} "
+            f"{'settings of one machine' if used else 'machines'} and are not ranked: "
             + "; ".join(dict.fromkeys(machines.values()))
         )
     for table in tables:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.errors import DataError, UsageError
-from tdabench.io import read_json
+from tdabench.io import read_json, seal
 from tdabench.run.record import Record
 
 
@@ -34,6 +34,11 @@ class Run:
     def suite(self) -> Mapping[str, Any]:
         suite = self.manifest.get("suite")
         return suite if isinstance(suite, Mapping) else {}
+
+    @cached_property
+    def ours(self) -> bool:
+        """Whether this user wrote the manifest on this machine, and nobody changed it since."""
+        return self.manifest.get("seal") == seal({**self.manifest, "seal": ""})
 
     @cached_property
     def hardware(self) -> Mapping[str, Any]:

@@ -1,12 +1,18 @@
 """Verifies that a run's results follow from its stored scores by recomputing every metric.
 
-A record is checked against its own files (hash, ids, shapes) and against its benchmark: from the
-stored scores and the truth that the record names, found by content, the benchmark recomputes the
-outcome; metrics, per-query values and replicates must agree. No method and no model is run.
+A record is checked against its own fields (key, digest) and files (hash, ids, shapes) and against
+its benchmark: from the stored scores and the truth that the record names, found by content, the
+benchmark recomputes the outcome; metrics, per-query values and replicates must agree. No method and
+no model is run.
+
+Truths and corpora are the verifier's own: of the suite or the files that the verifier names, of an
+installed suite, or of a suite file that a manifest of this very user names. A run folder from
+elsewhere brings none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +33,10 @@ TOLERANCE = 1e-5  # float32 replicates, summed in another order on another machi
 
 @dataclass(frozen=True)
 class Check:
-    """One record: `status` is agrees, differs, or unchecked (with the reason in `problems`)."""
+    """One record: `status` is agrees, differs, missing (its truth is not available) or unchecked.
+
+    `problems` give the reasons; `marks` what a reader should notice although it may be right.
+    """
 
     run: str
     label: str
@@ -37,6 +46,7 @@ class Check:
     key: str
     status: str
     problems: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,24 +60,56 @@ class Truths:
 
     paths: dict[str, Path] = field(default_factory=dict)
     opened: dict[str, Truth] = field(default_factory=dict)
-    owners: dict[str, set[str]] = field(default_factory=dict)  # by hash: targets, if known
+    # By hash: the targets and the names that suites declare it for, if they do.
+    owners: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
+    suites: dict[tuple[Any, Any], Any] = field(default_factory=dict)  # by name and version
+    corpora: dict[tuple[Any, ...], str] = field(default_factory=dict)  # fingerprints, once read
 
-    def add(self, path: Path, target: str = "") -> None:
+    def add(self, path: Path, target: str = "", name: str = "") -> None:
         if not path.is_file():
             raise UsageError(f"truth file {path} does not exist")
         content = sha256_file(path)[:16]
         self.paths.setdefault(content, path)
         if target:
-            self.owners.setdefault(content, set()).add(target)
+            self.owners.setdefault(content, set()).add((target, name))
 
     def add_suite(self, name: str) -> None:
         """Adds every truth that a suite declares and has on disk. Raises TdabenchError."""
         from tdabench.run.sources import load_suite
 
-        for target in load_suite(name).targets:
-            for path in target.truths.values():
+        suite = load_suite(name)
+        self.suites.setdefault((suite.name, suite.version), suite)
+        for target in suite.targets:
+            for kind, path in target.truths.items():
                 if path.is_file():
-                    self.add(path, target.label)
+                    self.add(path, target.label, kind)
+
+    def check_corpora(self, record: Record) -> list[str]:
+        """Compares a record's corpora with the corpora of its suite, if it is available."""
+        named = record.data.get("suite")
+        named = named if isinstance(named, Mapping) else {}
+        place = (named.get("name"), named.get("version"))
+        suite = self.suites.get(place)
+        if suite is None:
+            return []
+        split = str(record.data.get("split") or "test")
+        out: list[str] = []
+        for what, read in (
+            ("train", lambda: suite.train),
+            ("queries", lambda: suite.queries(split)),
+        ):
+            where = (*place, what, split)
+            if where not in self.corpora:
+                try:
+                    self.corpora[where] = read().fingerprint
+                except TdabenchError:
+                    return out  # without such queries, or not on this machine
+            if record.corpus.get(what) != self.corpora[where]:
+                out.append(
+                    f"its {what} corpus is {clean(record.corpus.get(what), 40)}, the suite's is "
+                    f"{self.corpora[where]}"
+                )
+        return out
 
     def of(self, record: Record, kind: str, label: str = "") -> Truth:
         """Returns the truth of a kind that a record names, checked against its corpus.
@@ -100,8 +142,11 @@ class Truths:
             )
         target = label or str(record.target.get("label") or record.target.get("name"))
         owners = self.owners.get(wanted, set())
-        if owners and target not in owners:
-            raise DataError(f"its truth belongs to another target ({', '.join(sorted(owners))})")
+        if owners and target not in {t for t, _ in owners}:
+            there = ", ".join(sorted({t for t, _ in owners}))
+            raise DataError(f"its truth belongs to another target ({there})")
+        if owners and not {(target, name), (target, "")} & owners:
+            raise DataError(f"its truth is not the one that the suite declares as {name!r}")
         return truth
 
 
@@ -112,7 +157,7 @@ def verify_runs(
     known = Truths()
     for path in truths:
         known.add(path)
-    for name in dict.fromkeys(str(n) for n in ([suite] if suite else map(_suite_of, runs)) if n):
+    for name in dict.fromkeys(str(n) for n in ([suite] if suite else map(_own_suite, runs)) if n):
         try:
             known.add_suite(name)
         except TdabenchError:
@@ -126,24 +171,30 @@ def verify_runs(
     return out
 
 
-def _suite_of(run: Run) -> Any:
-    """Returns the suite that the user requested (a name or a file), else the run's suite."""
+def _own_suite(run: Run) -> str | None:
+    """Returns the suite of a run, if the verifier has it: an installed one, by name, or the file
+    that the verifier ran. A path in anyone else's manifest could lead to a made-up truth."""
+    from tdabench.registry import registry
+
     request = run.manifest.get("request")
     asked = request.get("suite") if isinstance(request, Mapping) else None
-    return asked or run.suite.get("name")
+    if run.ours and isinstance(asked, str):
+        return asked
+    return next((str(n) for n in (asked, run.suite.get("name")) if n in registry().suites), None)
 
 
 def _check(record: Record, truths: Truths) -> Check:
     status, problems = "agrees", []
     try:
-        problems = _files(record)
+        problems = record.altered(_ignored(record)) + _files(record)
+        problems += truths.check_corpora(record)
         found, unchecked = _metrics(record, truths)
         problems += found
-        if unchecked:
-            status = "unchecked"
-            problems = [*problems, unchecked]
-        if found or len(problems) > bool(unchecked):
+        if problems:
             status = "differs"
+        elif unchecked:
+            status = "missing" if "is not available" in unchecked else "unchecked"
+        problems += [unchecked] if unchecked else []
     except TdabenchError as e:
         status, problems = "differs", [*problems, str(e)]
     return Check(
@@ -155,7 +206,23 @@ def _check(record: Record, truths: Truths) -> Check:
         key=record.key,
         status=status,
         problems=tuple(problems),
+        marks=tuple(record.odd_values()),
     )
+
+
+def _ignored(record: Record) -> list[str] | None:
+    """Returns the parameters that change no score: as the method says where it is installed, else
+    as the record says."""
+    from tdabench.registry import registry
+
+    try:
+        cls = registry().method(str(record.method.get("name"))).cls
+    except TdabenchError:
+        return None
+    if not isinstance(record.method.get("ignored"), list):
+        return None
+    fields = dataclasses.fields(cls)
+    return [f.name for f in fields if f.metadata.get("changes_scores") is False]
 
 
 def _files(record: Record) -> list[str]:

@@ -33,6 +33,7 @@ from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.io import (
     append_line,
     cannot_write,
+    carried,
     fingerprint,
     open_own,
     read_header,
@@ -112,7 +113,11 @@ class RunFolder:
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes a record; moves aside one with another key for the same place on the board."""
         self.supersede(record)
-        write_json(self.record_path(record["key"]), dict(record))
+        arrays = ""
+        if record["status"] == "ok":
+            with contextlib.suppress(DataError):
+                arrays = carried(self.arrays_path(record["key"])).get("sha256", "")
+        write_json(self.record_path(record["key"]), dict(Record(record).signed(arrays)))
 
     def supersede(self, record: Mapping[str, Any]) -> None:
         """Moves records of the same method label, target, benchmark and seed to `superseded`.
@@ -245,6 +250,7 @@ class RunFolder:
 
         Call with the lock held. A linked folder is marked as this run's.
         """
+        manifest = {**manifest, "seal": seal({**manifest, "seal": ""})}
         key = fingerprint([manifest["request"], manifest["plugins"]])
         if old is None or _substance(old) != _substance(manifest):
             write_json(self.manifest_path, manifest)
@@ -377,7 +383,7 @@ def _is_our_lock(path: Path) -> bool:
 
 
 def _substance(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in manifest.items() if k not in ("hardware", "created")}
+    return {k: v for k, v in manifest.items() if k not in ("hardware", "created", "seal")}
 
 
 # --------------------------------------------------------------------------- kept indices

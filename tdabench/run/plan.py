@@ -16,10 +16,9 @@ from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.io import fingerprint
 from tdabench.method import TDAMethod
 from tdabench.registry import Origin, registry
+from tdabench.run.keys import SCHEMA, cell_key
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget, Variant, truth_name
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,15 @@ class MethodSpec:
     @property
     def identity(self) -> list[Any]:
         """The parts that change scores: name, version and parameters."""
-        cls = registry().method(self.name).cls
-        ignored = {
-            f.name for f in dataclasses.fields(cls) if f.metadata.get("changes_scores") is False
-        }
-        kept = {k: v for k, v in self.params.items() if k not in ignored}
+        kept = {k: v for k, v in self.params.items() if k not in self.ignored}
         return [self.name, self.version, kept]
+
+    @property
+    def ignored(self) -> list[str]:
+        """The parameters that change no score."""
+        cls = registry().method(self.name).cls
+        fields = dataclasses.fields(cls)
+        return sorted(f.name for f in fields if f.metadata.get("changes_scores") is False)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -98,6 +100,7 @@ class MethodSpec:
             "tuned": dict(self.tuned),
             "suite": dict(self.suite),
             "params": dict(self.params),
+            "ignored": self.ignored,
         }
 
 
@@ -278,19 +281,14 @@ def _cell(
                 plan.suite.verify(path)
                 truths[path] = plan.suite.content(path)
             truth = truths[path]
-    key = fingerprint(
-        jsonable(
-            {
-                "schema": SCHEMA,
-                "method": method.identity,
-                "target": plan.fingerprints[target.label],
-                "corpus": plan.corpora,
-                "benchmark": [benchmark.name, benchmark.version, benchmark.params],
-                "truth": truth,
-                "seed": seed,
-                "device": _device(plan.request.device),
-            }
-        )
+    key = cell_key(
+        jsonable(method.identity),
+        plan.fingerprints[target.label],
+        plan.corpora,
+        [benchmark.name, benchmark.version, benchmark.params],
+        truth,
+        seed,
+        plan.request.device,
     )
     return Cell(key, method, target, benchmark, seed, truth, skip)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +19,12 @@ import numpy as np
 from tdabench.errors import DataError
 from tdabench.io import fingerprint, read_arrays, read_header
 from tdabench.run import environment
+from tdabench.run.keys import SCHEMA, cell_key
 
 if TYPE_CHECKING:
     from tdabench.run.plan import Cell, Plan
 
-SCHEMA = 1
+
 STATUSES = ("ok", "failed", "skipped", "oom", "timeout", "interrupted")
 
 
@@ -106,6 +107,59 @@ class Record(Mapping[str, Any]):
     @property
     def key(self) -> str:
         return str(self.data.get("key") or self.path.stem)
+
+    def signed(self, arrays: str = "") -> Record:
+        """Returns this record with the hash of its arrays and a digest of all its fields."""
+        data = {k: v for k, v in self.data.items() if k != "digest"} | {"arrays": arrays}
+        return Record({**data, "digest": fingerprint(data)}, self.path, self.run)
+
+    def altered(self, ignored: Iterable[str] | None = None) -> list[str]:
+        """Lists what shows that the record was edited after it was written; none is a proof.
+
+        The key is recomputed from the fields that it covers, leaving out the parameters `ignored`
+        (by default those that the record names as changing no score). A record that does not say
+        enough for a check passes it. No method and no array is read.
+        """
+        out = []
+        data = {k: v for k, v in self.data.items() if k != "digest"}
+        if "digest" in self.data and self.data["digest"] != fingerprint(data):
+            out.append("its digest does not match its fields")
+        if self.ok and data.get("arrays") and data["arrays"] != self.arrays_hash():
+            out.append("its arrays are not the ones it was written with")
+        if ignored is None and isinstance(self.method.get("ignored"), list):
+            ignored = [str(n) for n in self.method["ignored"]]
+        params, device = self.method.get("params"), data.get("device")
+        if ignored is not None and isinstance(params, Mapping) and isinstance(device, str):
+            left_out = set(ignored)
+            kept = {k: v for k, v in params.items() if k not in left_out}
+            b = self.benchmark
+            key = cell_key(
+                [self.method.get("name"), self.method.get("version"), kept],
+                str(self.target.get("fingerprint")),
+                data.get("corpus"),
+                [b.get("name"), b.get("version"), b.get("params")],
+                data.get("truth"),
+                self.seed,
+                device,
+            )
+            if key != self.key:
+                out.append("its key does not fit its method, data, benchmark, seed or device")
+        return out
+
+    def odd_values(self) -> list[str]:
+        """Lists metrics outside their own interval, and shares above the noise ceiling."""
+        out = []
+        for name in self.metrics:
+            m = self.metric(name)
+            value, low, high = (finite(m.get(k)) for k in ("value", "low", "high"))
+            if value is None or low is None or high is None:
+                continue
+            if not low - 1e-9 <= value <= high + 1e-9:
+                out.append(f"{name} {value:.3f} lies outside its interval [{low:.3f}, {high:.3f}]")
+        share = finite(self.metric("share_of_ceiling").get("value"))
+        if share is not None and share > 1 + 1e-9:
+            out.append(f"its value is {share:.0%} of the noise ceiling")
+        return out
 
     @property
     def status(self) -> str:

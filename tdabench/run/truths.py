@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.groups import Groups
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget
 from tdabench.truth import TruthPlan
@@ -38,7 +39,7 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
     """Draws the plan that the suite declares. The same suite always draws the same groups."""
 
     spec = target.plans[name]
-    return TruthPlan.draw(
+    plan = TruthPlan.draw(
         f"{suite.name}-{target.label}-{name}",
         target.target,
         suite.train,
@@ -51,6 +52,18 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
         order=spec.order,
         groups_of=spec.groups_of,
     )
+    check_groups_differ(plan.groups, name)
+    return plan
+
+
+def check_groups_differ(groups: Groups, name: str) -> None:
+    """Raises UsageError for a plan whose groups are all alike: no score could rank them."""
+    if len({g.tobytes() for g in groups}) < 2:
+        raise UsageError(
+            f"the truth {name!r} is planned over {len(groups)} groups that do not differ, so that "
+            "nothing can be ranked by it",
+            "Raise the number of groups (two at least), or lower the fraction below 1",
+        )
 
 
 def plan_from_file(

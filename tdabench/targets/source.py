@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -450,6 +451,9 @@ def _base_of(adapter: Path) -> str:
 
 def _merge(base: Path, adapter: Path, folder: Path) -> None:
     """`merge_adapter` in a process with a limit on time and memory."""
+    odd = _not_plain(adapter_config(adapter))
+    if odd and (adapter / "adapter_model.safetensors").exists() and find_spec("peft") is None:
+        raise MissingExtra(f"peft, which merges adapters with {odd},", "peft")
     limited(
         "tdabench.targets.source:_merge_adapter",
         {"base": str(base), "adapter": str(adapter), "folder": str(folder)},

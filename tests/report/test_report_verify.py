@@ -11,9 +11,13 @@ from click.testing import CliRunner
 
 from tdabench.cli.verify import command
 from tdabench.errors import DataError, UsageError
-from tdabench.io import read_json, sha256_file, write_json
+from tdabench.io import read_arrays, read_json, sha256_file, write_arrays, write_json
+from tdabench.report.board import Board
 from tdabench.report.records import read_run
 from tdabench.report.verify import Truths, verify_runs
+from tdabench.run.folder import RunFolder
+from tdabench.run.keys import cell_key
+from tdabench.run.record import Record
 
 
 @pytest.fixture
@@ -40,8 +44,11 @@ def test_an_honest_run_agrees(honest):
 def test_without_the_truth_nothing_is_said_to_agree(honest):
     folder, _ = honest
     found = check(folder)
-    assert {c.status for c in found.values()} == {"unchecked"}
+    assert {c.status for c in found.values()} == {"missing"}
     assert "not available" in found["a"].problems[0]
+    done = CliRunner().invoke(command, [str(folder)])
+    assert done.exit_code == 1
+    assert "0 of 2 results agree, 0 differ, 2 lack their truth." in done.output
 
 
 @pytest.mark.parametrize(
@@ -159,3 +166,128 @@ def test_a_truth_that_a_suite_declares_for_another_target_is_refused(honest):
         truths.of(record, "lds")
     truths.add(path, "qwen2-1m")
     assert len(truths.of(record, "lds").query_ids) == 40
+
+
+# --------------------------------------------------------------------------- edited records
+
+
+def written(folder: Path, truth: Path) -> dict[str, Path]:
+    """Writes the records of a run as a run writes them, with key, digest and hash of arrays."""
+    run_folder = RunFolder(folder)
+    out = {}
+    for r in read_run(folder).records:
+        method = {**r.data["method"], "ignored": ["batch"]}
+        data = {**r.data, "method": method, "device": "cpu", "truth": sha256_file(truth)[:16]}
+        b = data["benchmark"]
+        data["key"] = cell_key(
+            [method["name"], method["version"], method["params"]], data["target"]["fingerprint"],
+            data["corpus"], [b["name"], b["version"], b["params"]], data["truth"], data["seed"],
+            "cpu",
+        )  # fmt: skip
+        arrays, meta = r.arrays()
+        r.path.unlink()
+        r.arrays_path.unlink()
+        write_arrays(run_folder.arrays_path(data["key"]), arrays, {**meta, "key": data["key"]})
+        run_folder.write(data)
+        out[r.label] = run_folder.record_path(data["key"])
+    return out
+
+
+def edited(path: Path, *where: str, to: object) -> None:
+    data = read_json(path)
+    part = data
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = to
+    write_json(path, data)
+
+
+EDITS = [
+    (("method", "label"), "airrep"),
+    (("method", "params", "rank"), 4),
+    (("method", "version"), 2),
+    (("seed",), 3),
+    (("cost", "build", "seconds"), 0.001),
+    (("hardware", "cpu"), "Fastor 1"),
+    (("inputs",), {"asset:x": "1"}),
+    (("metrics", "lds", "value"), 0.99),
+]
+
+
+@pytest.mark.parametrize(("where", "to"), EDITS)
+def test_an_edited_field_is_named_and_its_row_marked(honest, where, to):
+    folder, truth = honest
+    places = written(folder, truth)
+    assert {c.status for c in verify_runs([read_run(folder)], [truth])} == {"agrees"}
+    assert not any("altered" in w for w in Board.from_runs([folder], cache=False).warnings)
+    edited(places["b"], *where, to=to)
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert "its digest does not match its fields" in bad.problems
+    board = Board.from_runs([folder], cache=False)
+    assert any("was altered after it was written" in w for w in board.warnings)
+    labels = [r.label for t in board.tables for r in t.rows]
+    assert sum("[altered]" in label for label in labels) == 1
+
+
+@pytest.mark.parametrize(("where", "to"), EDITS[1:4])
+def test_a_key_that_does_not_fit_is_named_although_the_digest_does(honest, where, to):
+    folder, truth = honest
+    path = written(folder, truth)["b"]
+    edited(path, *where, to=to)
+    data = read_json(path)
+    write_json(path, dict(Record(data).signed(data["arrays"])))
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert bad.problems == ("its key does not fit its method, data, benchmark, seed or device",)
+    assert any("its key does not fit" in w for w in Board.from_runs([folder], cache=False).warnings)
+
+
+def test_other_arrays_beside_a_record_are_named(honest):
+    folder, truth = honest
+    places = written(folder, truth)
+    arrays, meta = read_arrays(places["a"].with_suffix(".safetensors"))
+    key = read_json(places["b"])["key"]
+    write_arrays(places["b"].with_suffix(".safetensors"), arrays, {**meta, "key": key})
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert "its arrays are not the ones it was written with" in bad.problems
+
+
+def test_a_truth_inside_a_strangers_run_is_not_believed(honest):
+    """Its manifest names a suite beside it, whose truth was made to fit the scores."""
+    folder, _ = honest
+    suite = folder / "suite.toml"
+    suite.write_text("[suite]\nname = 'theirs'\nversion = 1\n")
+    manifest = read_json(folder / "manifest.json")
+    write_json(
+        folder / "manifest.json",
+        {**manifest, "request": {"suite": str(suite)}, "seal": "0" * 64},
+    )
+    assert {c.status for c in verify_runs([read_run(folder)])} == {"missing"}
+
+
+def test_impossible_looking_values_are_marked(honest):
+    folder, truth = honest
+    path = next(r.path for r in read_run(folder).records if r.label == "b")
+    data = read_json(path)
+    data["metrics"]["lds"] |= {"value": -0.99, "low": 0.181, "high": 0.718}
+    data["metrics"]["share_of_ceiling"]["value"] = 1.12
+    write_json(path, data)
+    found = check(folder, truth)["b"]
+    assert "lds -0.990 lies outside its interval [0.181, 0.718]" in found.marks
+    assert "its value is 112% of the noise ceiling" in found.marks
+    warnings = Board.from_runs([folder], cache=False).warnings
+    assert any("b on lds: lds -0.990 lies outside its interval" in w for w in warnings)
+    assert any("112% of the noise ceiling" in w for w in warnings)
+
+
+def test_rows_of_another_regime_have_a_table_of_their_own(make_run):
+    def other(record):
+        if record["method"]["label"] == "b":
+            record["target"] = {**record["target"], "regime": "continued"}
+
+    folder = make_run("r", {"a": 1.0, "b": 0.4}, benchmarks=("lds",), change=other)
+    board = Board.from_runs([folder], cache=False)
+    assert sorted((t.regime, len(t.rows)) for t in board.tables) == [
+        ("continued", 1),
+        ("instruct", 1),
+    ]
+    assert any("another regime" in w for w in board.warnings)
