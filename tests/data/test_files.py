@@ -100,7 +100,7 @@ def test_a_mistaken_mapping(words, message):
         ({"inputs": "p", "targets": 3}, {}, "line 1: the field 'targets' is int, not a string"),
         ({"a": "x"}, {"fields": {"response": "aa"}}, "there is no field 'aa'. Did you mean 'a'"),
         ({"a": [1]}, {"fields": {"response": "a.4"}}, "'a.4' reaches past the end"),
-        ({"a": 5}, {"fields": {"response": "a"}}, "'a' holds int, not a string"),
+        ({"a": 5}, {"fields": {"response": "a"}}, "'a' is int, not a string"),
         ({"data": ["p"]}, {}, "not a list of at least two turns"),
         ({"messages": [{"role": "user", "content": "x"}]}, {}, "no user turn with an answer"),
         ({"messages": "x"}, {}, "not a list of turns"),
@@ -146,7 +146,7 @@ def test_csv_and_tsv_with_quotes_newlines_and_a_mark(tmp_path):
         ("c.csv", b'prompt,response\n"a"x,b\n', "not valid CSV"),
         ("c.json", b'[["p", "r"]]', "line 1: expected an object, found list.*object per line"),
         ("c.json", b'{\n"prompt": "p"\n}', "line 1: not valid JSON.*jq"),
-        ("c.xlsx", b"PK", "files ending in '.xlsx' are not read.*Give .jsonl"),
+        ("c.xlsx", b"PK", "files ending in '.xlsx' are not supported.*Give .jsonl"),
         ("c.jsonl", b'{"prompt": "p", "response": "r"}\n{"a"', "line 2: not valid JSON"),
     ],
 )
