@@ -260,5 +260,5 @@ def test_labels_command(tiny_target, tiny_corpus, tiny_queries, tmp_path: Path) 
     assert len(Labels.load(tmp_path / "out" / "labels.safetensors").instances[0].dev) == 5
     again = CliRunner().invoke(airrep, [*words, "--collect-only"], catch_exceptions=False)
     assert json.loads(again.stdout) == result
-    with pytest.raises(UsageError, match="unknown recipe key"):
+    with pytest.raises(UsageError, match="unknown field of the recipe"):
         CliRunner().invoke(airrep, [*words, "--recipe", "rate=1"], catch_exceptions=False)
