@@ -1,4 +1,4 @@
-"""Statistics of a benchmark: Spearman LDS, its uncertainty, its ceiling, and who beats whom.
+"""Statistics of a benchmark: Spearman LDS, its uncertainty, its ceiling, and comparisons.
 
 Pure numpy on flat arrays (scipy only for the Student tail, imported when asked for). Shapes:
 scores and truth are [query, group]; a truth by seed is [seed, query, group]; bootstrap replicates
@@ -31,26 +31,26 @@ Scope = Literal["new tasks", "these tasks"]
 
 @dataclass(frozen=True)
 class _Order:
-    """Where each item's tie block begins and ends in its sorted row: [row, item] each.
+    """Start and end of each item's tie block in its sorted row: [row, item] each.
 
-    With weights summed up along the sorted row, an item's average rank is read off at these
-    two places; a row is sorted once, however often it is re-weighted.
+    With weights summed along the sorted row, an item's average rank depends on these two positions;
+    a row is sorted once for any number of weightings.
     """
 
-    order: np.ndarray  # item at each sorted place
-    low: np.ndarray  # first sorted place of the item's tie block
+    order: np.ndarray  # item at each sorted position
+    low: np.ndarray  # first sorted position of the item's tie block
     high: np.ndarray  # one past its last
 
     @classmethod
     def of(cls, a: np.ndarray) -> _Order:
         rows, n = a.shape
-        order = np.argsort(a, axis=1)  # within a tie block any order will do
+        order = np.argsort(a, axis=1)  # the order within a tie block is arbitrary
         s = np.take_along_axis(a, order, axis=1)
         new = np.ones((rows, n), dtype=bool)  # a tie block begins here
         new[:, 1:] = s[:, 1:] != s[:, :-1]
         place = np.arange(n)
         item_low = np.empty_like(order)
-        if new.all():  # no ties, as nearly always: a block is a place
+        if new.all():  # usually there are no ties: each block is one position
             np.put_along_axis(item_low, order, place[None], axis=1)
             return cls(order, item_low, item_low + 1)
         low = np.maximum.accumulate(np.where(new, place, 0), axis=1)
@@ -66,7 +66,7 @@ class _Order:
 
 
 def average_ranks(a: np.ndarray) -> np.ndarray:
-    """Ranks from 1 along the last axis, equal values sharing their mean rank: float64, a's shape.
+    """Ranks from 1 along the last axis; equal values share their mean rank: float64, a's shape.
 
     Raises MethodError for NaN.
     """
@@ -78,7 +78,7 @@ def average_ranks(a: np.ndarray) -> np.ndarray:
 
 
 def constant_rows(a: np.ndarray) -> np.ndarray:
-    """Which rows of [query, group] hold one value only, and so rank nothing: bool [query]."""
+    """Finds rows of [query, group] with a single value, which rank nothing: bool [query]."""
     a = np.asarray(a)
     if a.shape[1] == 0:
         return np.ones(len(a), dtype=bool)
@@ -86,12 +86,12 @@ def constant_rows(a: np.ndarray) -> np.ndarray:
 
 
 def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row of a [query, group] with that of b: float64 [query].
+    """Computes Spearman's correlation of each row of a [query, group] with b's: float64 [query].
 
-    Pearson's correlation of average ranks, which is what scipy.stats.spearmanr gives. A row that
-    is constant in either argument counts as 0: it ranks nothing, which is what chance would do.
+    This is Pearson's correlation of average ranks, as in scipy.stats.spearmanr. A row that is
+    constant in either argument counts as 0, the value of chance, since it ranks nothing.
 
-    Raises UsageError when shapes differ and MethodError for NaN.
+    Raises UsageError if shapes differ and MethodError for NaN.
     """
     a, b = _pair(a, b)
     x = average_ranks(a) - (a.shape[1] + 1) / 2
@@ -101,12 +101,12 @@ def spearman_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def lds(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Linear datamodelling score: the mean over queries of `spearman_rows` (arXiv 2303.14186)."""
+    """Computes the linear datamodelling score: the mean of `spearman_rows` (arXiv 2303.14186)."""
     return float(spearman_rows(scores, truth).mean())
 
 
 def _ratio(cov: np.ndarray, va: np.ndarray, vb: np.ndarray) -> np.ndarray:
-    """cov / sqrt(va vb) in [-1, 1], and 0 where either variance is 0."""
+    """Computes cov / sqrt(va vb) in [-1, 1], and 0 where either variance is 0."""
     norm = np.sqrt(va.astype(np.float64) * vb.astype(np.float64))
     out = np.divide(cov, norm, out=np.zeros_like(norm), where=norm > 0)
     return np.clip(out, -1.0, 1.0)
@@ -199,9 +199,9 @@ class Bootstrap:
         return self.combine(other, np.subtract)
 
     def combine(self, other: Bootstrap, f: np.ufunc) -> Bootstrap:
-        """f of two paired statistics: np.subtract for an effect, np.divide for a share.
+        """Applies f to two paired statistics: np.subtract for an effect, np.divide for a share.
 
-        Raises UsageError when the replicates cannot be paired.
+        Raises UsageError if the replicates cannot be paired.
         """
         mine, theirs = self.replicates(), other.replicates()
         if mine.keys() != theirs.keys() or any(mine[k].shape != theirs[k].shape for k in mine):
@@ -367,9 +367,9 @@ class Bootstrap:
     def of_record(
         cls, value: float, per_query: np.ndarray, arrays: Mapping[str, np.ndarray]
     ) -> Bootstrap:
-        """From a record's arrays: `replicates`, and those that `arrays` wrote, where present.
+        """Restores a Bootstrap from a record's arrays: `replicates`, and those of `arrays`.
 
-        A record that stores `replicates` alone drew queries only.
+        A record with only `replicates` resampled queries only.
         """
         both = np.asarray(arrays["replicates"], dtype=np.float64)
         found = {k: np.asarray(arrays[n], np.float64) for k, n in _STORED.items() if n in arrays}
@@ -450,7 +450,7 @@ def bootstrap_lds(
     [query] are drawn whole, too. `weights` [group, replicate] are other draws of the groups, for
     statistics over truths that share some of them (`identity_weights`).
 
-    Raises UsageError for shapes that differ and MethodError for NaN.
+    Raises UsageError if shapes differ and MethodError for NaN.
     """
     a, b = _pair(scores, truth)
     per_query = spearman_rows(a, b)
@@ -559,18 +559,18 @@ def _drawn_again(
 
 
 def spearman_replicates(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`spearman_rows` with group g counted weights[g, r] times: float32 [query, replicate].
+    """Computes `spearman_rows` with weights [group, replicate]: float32 [query, replicate].
 
-    Rows are sorted once. Summing weights along the sorted row gives every replicate's average
-    ranks at once, by whole rows of replicates, which is what makes this fast.
+    Rows are sorted once. Sums of weights along the sorted row give the average ranks of all
+    replicates at once, by whole rows of replicates, which makes this fast.
     """
     order_a, order_b = _Order.of(a), _Order.of(b)
     n_groups, replicates = weights.shape
     out = np.empty((len(a), replicates), dtype=np.float32)
-    step = max(32, (1 << 17) // max(1, n_groups))  # temporaries stay in the processor's cache
+    step = max(32, (1 << 17) // max(1, n_groups))  # temporaries fit in the CPU's cache
     for r in range(0, replicates, step):
         w = np.ascontiguousarray(weights[:, r : r + step], dtype=np.float32)
-        middle = w.sum(axis=0) / 2  # [replicate]: the weighted mean of ranks (less one half)
+        middle = w.sum(axis=0) / 2  # [replicate]: the weighted mean of ranks (minus one half)
         sums_a, sums_b = np.zeros((2, n_groups + 1, w.shape[1]), dtype=np.float32)
         for q in range(len(a)):
             x = _weighted_ranks(order_a, q, w, middle, sums_a)  # [group, replicate]
@@ -585,7 +585,7 @@ def spearman_replicates(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np
 def _weighted_ranks(
     o: _Order, q: int, w: np.ndarray, middle: np.ndarray, sums: np.ndarray
 ) -> np.ndarray:
-    """Centred average ranks of row q under weights w [group, replicate]: [group, replicate]."""
+    """Computes centred average ranks of row q with weights w [group, replicate]: w's shape."""
     np.cumsum(w[o.order[q]], axis=0, out=sums[1:])
     ranks = sums[o.low[q]]
     ranks += sums[o.high[q]]
@@ -599,12 +599,12 @@ def _weighted_ranks(
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How well a predictor could do at best against a truth that is itself noisy.
+    """The best possible LDS on a truth that is itself noisy.
 
     `value` estimates the LDS of a predictor that knows each group's *expected* loss (over
     training seeds) exactly. `split_half` is the mean Spearman of disjoint halves of the seeds,
-    `reliability` its Spearman-Brown correction to all seeds, `bootstrap` the ceiling's
-    replicates, paired with those of `bootstrap_lds`.
+    `reliability` its Spearman-Brown correction to all seeds, `bootstrap` the ceiling's replicates,
+    paired with the replicates of `bootstrap_lds`.
     """
 
     value: float
@@ -619,11 +619,11 @@ class Ceiling:
         return None if found is None else (max(0.0, found[0]), min(1.0, found[1]))
 
     def share(self, lds: Bootstrap) -> Bootstrap:
-        """LDS as a share of the ceiling, with paired replicates."""
+        """Divides LDS by the ceiling, with paired replicates."""
         return lds.combine(self.bootstrap, np.divide)
 
     def as_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Arrays and numbers from which `of_arrays` makes it again."""
+        """Returns arrays and numbers from which `of_arrays` restores it."""
         b = self.bootstrap
         numbers = {"value": self.value, "split_half": self.split_half, "n_seeds": self.n_seeds}
         return (
@@ -712,7 +712,7 @@ def noise_ceiling(
     per_query = np.sqrt(spearman_brown(shrunk, k))
     value = float(per_query.mean())
 
-    # A replicate moves the mean r; the spread between queries, a second-order matter, stays.
+    # A replicate changes the mean r; the spread between queries, of second order, is kept.
     w = resampling_weights(n_groups, replicates, seed, "groups")
     again = np.mean(
         [spearman_replicates(*_half_means(truth, h), w) for h in halves[:BOOTSTRAP_SPLITS]], axis=0
@@ -724,7 +724,7 @@ def noise_ceiling(
     at_mean = float(np.sqrt(spearman_brown(mean, k)))
 
     def ceiling_at(x: np.ndarray) -> np.ndarray:
-        # A resample of groups lowers r slightly on average; only its movement is wanted.
+        # Resampling groups lowers r slightly on average; only its variation is used.
         r = np.clip(mean + (x - x.mean()), 1e-3, 1.0)
         return value / at_mean * np.sqrt(spearman_brown(r, k))
 
@@ -739,7 +739,7 @@ def noise_ceiling(
 
 
 def spearman_brown(r: np.ndarray | float, k: float) -> np.ndarray:
-    """Reliability of a mean over k times as many seeds as r's, r in [0, 1]."""
+    """Computes the reliability of a mean over k times as many seeds as for r, r in [0, 1]."""
     r = np.asarray(r, dtype=np.float64)
     return k * r / (1 + (k - 1) * r)
 
@@ -748,7 +748,7 @@ Halving = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _halvings(n: int, seed: int) -> list[Halving]:
-    """Disjoint pairs of n // 2 seeds: every one, or `MAX_SPLITS` drawn by a named seed."""
+    """Returns disjoint pairs of n // 2 seeds: all, or `MAX_SPLITS` drawn by a named seed."""
     h = n // 2
     if n <= 8:
         firsts = itertools.combinations(range(n), h)
@@ -773,10 +773,10 @@ def _half_means(truth: np.ndarray, halving: Halving) -> tuple[np.ndarray, np.nda
 
 
 def _variance_between_queries(truth: np.ndarray, halves: list[Halving], seed: int) -> float:
-    """Variance of the true split-half r between queries.
+    """Estimates the variance of the true split-half r between queries.
 
-    Two disjoint halves of the groups err independently, so that the covariance over queries of
-    what they show is the variance of what is true.
+    Two disjoint halves of the groups have independent errors, so the covariance of their r over
+    queries is the variance of the true r.
     """
     n_groups = truth.shape[2]
     if n_groups < 8 or truth.shape[1] < 2:
@@ -820,14 +820,14 @@ class Comparison:
 
 
 def compare(a: Bootstrap, b: Bootstrap, level: float = LEVEL) -> Comparison:
-    """a - b from paired replicates. Raises UsageError when they are not paired."""
+    """Computes a - b from paired replicates. Raises UsageError if they are not paired."""
     d = a - b
     low, high = d.interval(level) or (None, None)
     return Comparison(d.value, low, high, d.p_value())
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979)."""
+    """Adjusts p-values by Holm's step-down procedure, in the given order (Holm 1979)."""
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     scaled = p[order] * np.arange(len(p), 0, -1)
@@ -918,7 +918,7 @@ def _letter(k: int) -> str:
 
 @dataclass(frozen=True)
 class VarianceSources:
-    """Variance of an LDS by where it comes from, each the part it adds to the LDS's variance.
+    """Components of the variance of an LDS, by source.
 
     `queries` and `groups` are main effects, `cells` the query-by-group part, which includes the
     noise of finitely many truth seeds; `truth_seeds` estimates that noise alone (None for one
@@ -942,11 +942,11 @@ def variance_sources(
 ) -> VarianceSources:
     """Splits the variance of `lds`. scores [query, group], truth [seed, query, group].
 
-    `method_values` are the LDS of builds that differ in the method's seed only. The part of the
+    `method_values` are the LDS of builds that differ only in the method's seed. The part of the
     truth's seeds is the jackknife over seeds.
     """
     if lds.groups is None:
-        raise UsageError("this statistic has no groups to split the variance by")
+        raise UsageError("this statistic has no groups by which to split the variance")
     cells = float((lds.both - lds.queries - lds.groups).var())
     n = len(truth)
     seeds = None
@@ -973,10 +973,10 @@ def variance_sources(
 
 
 def tie_blocks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Where the relevant ones of `scores` [item] stand, best first: int64 [block, 4].
+    """Returns the ranks of the relevant items of `scores` [item], best first: int64 [block, 4].
 
-    One row a block of equal scores with something relevant in it: items above it, relevant
-    items above it, its size, relevant items in it. Every measure of retrieval follows from them.
+    There is one row per block of equal scores with relevant items: items above it, relevant items
+    above it, its size, relevant items in it. Every retrieval measure follows from these.
     """
     scores, relevant = np.asarray(scores), np.asarray(relevant, dtype=bool)
     if scores.ndim != 1 or scores.shape != relevant.shape:
@@ -991,9 +991,9 @@ def tie_blocks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Average precision of `scores` [item], its expectation over orders of tied items.
+    """Computes the average precision of `scores` [item], in expectation over orders of ties.
 
-    Constant scores give what a random order gives on average. NaN when nothing is relevant.
+    Constant scores give the mean of a random order. NaN if no item is relevant.
     McSherry and Najork, "Computing information retrieval performance measures efficiently in the
     presence of tied scores" (ECIR 2008).
     """
@@ -1001,26 +1001,26 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
 
 
 def precision_of(blocks: np.ndarray) -> float:
-    """Average precision from `tie_blocks`."""
+    """Computes average precision from `tie_blocks`."""
     if len(blocks) == 0:
         return float("nan")
     gained = 0.0
     for above, hits, size, in_block in blocks.tolist():
-        i = np.arange(size)  # place within the block
+        i = np.arange(size)  # position within the block
         others = i * (in_block - 1) / max(1, size - 1)  # relevant before it, given it is
         gained += float((in_block / size * (hits + 1 + others) / (above + 1 + i)).sum())
     return gained / float(blocks[:, 3].sum())
 
 
 def reciprocal_of(blocks: np.ndarray) -> float:
-    """1 / rank of the first relevant item, from `tie_blocks`: its expectation over orders of ties.
+    """Computes the expected 1 / rank of the first relevant item over orders of ties.
 
-    0 when nothing is relevant.
+    Takes `tie_blocks`; 0 if no item is relevant.
     """
     if len(blocks) == 0:
         return 0.0
     above, _, size, in_block = blocks[0].tolist()
-    # P(the first relevant one of the block stands at i) by successive draws.
+    # P(the first relevant item of the block is at i) by successive draws.
     expected, none_yet = 0.0, 1.0
     for i in range(size - in_block + 1):
         here = in_block / (size - i)
@@ -1030,9 +1030,9 @@ def reciprocal_of(blocks: np.ndarray) -> float:
 
 
 def recall_of(blocks: np.ndarray, k: int) -> float:
-    """Share of the relevant items among the k best, from `tie_blocks`: its expectation over ties.
+    """Computes the expected share of the relevant items among the k best, from `tie_blocks`.
 
-    NaN when nothing is relevant.
+    NaN if no item is relevant.
     """
     if len(blocks) == 0:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Running a plan: resume, worker processes and their limits, records for those that die."""
+"""Runs a plan: resume, worker processes and their limits, records for workers that die."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Options:
 
 
 class Watcher(Protocol):
-    """What hears of progress; see tdabench.run.progress."""
+    """Receiver of progress; see tdabench.run.progress."""
 
     def begin(self, total: int, cached: int) -> None: ...
     def job(self, title: str, phase: str, done: int, total: int) -> None: ...
@@ -77,7 +77,7 @@ class _Running:
 
 
 def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> Record | None:
-    """The record that makes a cell not worth running again, if there is one."""
+    """Returns the record that makes running a cell unnecessary, if there is one."""
     record = folder.read(cell.key)
     if record is None:
         return None
@@ -97,7 +97,7 @@ def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> Re
 
 
 class Interrupted(Exception):
-    """Ctrl-C: what was running has been recorded as interrupted."""
+    """Ctrl-C: running cells have been recorded as interrupted."""
 
 
 class Executor:
@@ -112,7 +112,7 @@ class Executor:
         self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
 
     def run(self) -> dict[str, Record]:
-        """Records by cell key, cached ones included."""
+        """Returns records by cell key, including cached ones."""
         cached = {}
         if not self.options.force:
             for cell in self.plan.cells:
@@ -161,7 +161,7 @@ class Executor:
             self.log.complaint = ""
 
     def _relabelled(self, record: Record, cell: Cell) -> Record:
-        """A measurement that is on disk under another label is taken over, not repeated."""
+        """Takes over a measurement that is on disk under another label."""
         if record["method"]["label"] == cell.method.label:
             return record
         record = record.ended(record.status, method=cell.method.as_dict())
@@ -193,14 +193,14 @@ class Executor:
             for worker in self.running:
                 reason = "stopped by the user" if by_user else f"the run stopped: {e}"
                 worker.verdict = ("interrupted", reason)
-                # On a full disk nothing can be recorded; what went wrong first is what counts.
+                # On a full disk nothing can be recorded; the first error is the relevant one.
                 with contextlib.nullcontext() if by_user else contextlib.suppress(Exception):
                     self._end(worker, again=False)
             raise
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C once: kill what runs, record it, return. Twice: leave at once."""
+        """Handles Ctrl-C: once kills and records what runs, twice exits at once."""
 
         def on_signal(number: int, frame: object) -> None:
             self.interrupts += 1
@@ -208,9 +208,9 @@ class Executor:
                 for worker in self.running:
                     kill(worker.process)
                 with contextlib.suppress(Exception):
-                    self.watcher.close()  # gives the terminal its cursor back
+                    self.watcher.close()  # restores the terminal's cursor
                 os._exit(130)
-            self.watcher.say("stopping: recording what was running (again to leave at once)")
+            self.watcher.say("stopping: recording what was running (Ctrl-C again exits at once)")
 
         try:
             previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -243,8 +243,8 @@ class Executor:
             "MKL_NUM_THREADS": count,
             "OPENBLAS_NUM_THREADS": count,
             "RAYON_NUM_THREADS": count,
-            # Threads that spin while they wait starve each other as soon as the cores are shared:
-            # a build of 6 s took 137 s on a busy machine. Sleeping costs nothing on an idle one.
+            # Threads that spin while they wait starve each other once the cores are shared: a build
+            # of 6 s took 137 s on a busy machine. Sleeping costs nothing on an idle one.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONHASHSEED": "0",
@@ -261,7 +261,7 @@ class Executor:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=env,
-                start_new_session=True,  # Ctrl-C reaches the parent only, which decides
+                start_new_session=True,  # Ctrl-C reaches only the parent, which handles it
             )
         self.watcher.job(job.title, "start", 0, 0)
         self._log(
@@ -368,7 +368,7 @@ class Executor:
         return self._memory
 
     def _end(self, worker: _Running, again: bool = True) -> None:
-        """Settles the cells of a worker that has ended; those it never reached run again."""
+        """Records the cells of a worker that has ended; cells that it never reached run again."""
         worker.process.wait()
         kill(worker.process)  # what it started and left behind
         self._hear(worker)
@@ -407,7 +407,7 @@ class Executor:
     def _cause_of_death(self, worker: _Running) -> tuple[str, str]:
         code = worker.process.returncode
         if code == -signal.SIGKILL and worker.peak > 0.5 * environment.memory_bytes():
-            return "oom", f"{worker.phase} was killed by the system, most likely for its memory"
+            return "oom", f"{worker.phase} was killed by the system, most likely for its memory use"
         if code < 0:
             try:
                 name = signal.Signals(-code).name
@@ -454,11 +454,11 @@ class Executor:
 
 
 def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
-    """Refuses what would give a number that flatters, before any work is done.
+    """Refuses inputs that would give flattering numbers, before any work.
 
-    Raises GuardError for a query that is also trained on, and for a truth made on another corpus
-    or target. A checkpoint among the models behind the truth is found by the worker, which has
-    the models (see `Truth.check_apart`).
+    Raises GuardError for a query that is also trained on, and for a truth built on another corpus
+    or target. The worker, which has the models, detects a checkpoint that is one of the models
+    behind the truth (see `Truth.check_apart`).
     """
     from tdabench.run.suite import truth_name
     from tdabench.truth.plan import check_disjoint

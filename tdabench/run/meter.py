@@ -1,7 +1,7 @@
-"""The cost meter, and the checks on what a plugin returns and leaves behind.
+"""The cost meter, and checks of a plugin's return values and side effects.
 
-Time spent importing libraries and loading the target's weights is kept apart from the phases:
-it is the same for every method that needs them, and at small scale it would be all one sees.
+Time spent importing libraries and loading the target's weights is measured separately from the
+phases: it is the same for every method that needs them, and would dominate at small scale.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tdabench.targets.target import Target
 from tdabench.toolkit.representation import SCORES_BYTES, RepresentationIndex
 
 PAGE = resource.getpagesize()
-GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to seed with
+GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to use as a seed
 
 
 class Clock:
-    """Seconds spent under it, of wall and of processor time; nested uses counted once.
+    """Wall and processor seconds spent under it; nested uses are counted once.
 
-    What is drawn from the global generators under it is put back: a library may draw while it is
-    imported, or wakes up a GPU, and a method is not to be blamed for it.
+    Draws from the global generators under it are undone: a library may draw while it is imported
+    or initialises a GPU, which is not the method's doing.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Clock:
                 sys.modules["torch"].default_generator.set_state(torch)
 
     def now(self) -> tuple[float, float]:
-        """Wall and processor time of anything but what is under it: differences mean something."""
+        """Returns wall and processor time outside of it; only differences are meaningful."""
         return time.perf_counter() - self.seconds, time.process_time() - self.cpu
 
 
@@ -77,17 +77,17 @@ class Meter:
         self.setup = Clock()
 
     def watch_imports(self) -> None:
-        """Counts the execution of modules imported from here on as setup."""
+        """Counts the execution of modules imported from now on as set-up."""
         seed_globals()
         for loader in (machinery.SourceFileLoader, machinery.ExtensionFileLoader):
             loader.exec_module = _timed(loader.exec_module, self.setup)  # type: ignore[method-assign]
 
     @contextlib.contextmanager
     def phase(self) -> Iterator[dict[str, Any]]:
-        """Fills the dict it yields when the phase ends.
+        """Yields a dict that is filled when the phase ends.
 
         `seconds` of wall time and `cpu_seconds` over all threads, both without set-up, whose wall
-        time is `setup_seconds`; `peak_bytes` resident, of which `base_bytes` were there before.
+        time is `setup_seconds`; `peak_bytes` resident, of which `base_bytes` were in use before.
         """
         cost: dict[str, Any] = {}
         exact = reset_peak()
@@ -114,13 +114,13 @@ def _timed(function: Any, clock: Clock) -> Any:
         with clock:
             function(self, module)
         if module.__name__ == "torch":
-            module.manual_seed(GLOBAL_SEED)  # when imported, torch seeds itself from the clock
+            module.manual_seed(GLOBAL_SEED)  # torch seeds itself from the clock when imported
 
     return wrapper
 
 
 class MeteredTarget(Target):
-    """A target whose loading is timed apart, and whose models must come back unchanged."""
+    """A target whose loading is timed separately and whose models must stay unchanged."""
 
     def attach(self, meter: Meter) -> MeteredTarget:
         object.__setattr__(self, "_meter", meter)
@@ -156,7 +156,7 @@ class MeteredTarget(Target):
             return vars(Target)["tokenizer"].func(self)
 
     def check_unchanged(self, who: str) -> None:
-        """Raises MethodError when a model is not as it was loaded."""
+        """Raises MethodError if a model has changed since it was loaded."""
         for (checkpoint, device), before in self.__dict__["_seen"].items():
             model = self._models.get((checkpoint, device))
             if model is None:
@@ -172,11 +172,11 @@ class MeteredTarget(Target):
 
 
 def model_state(model: Any) -> dict[str, Any]:
-    """What a method must not change: weights (hashed), mode, gradient flags, hooks."""
+    """Returns the state that a method must not change: weights (hashed), mode, flags, hooks."""
     digest = hashlib.sha256()
     for name, p in model.state_dict().items():
         flat = p.detach().reshape(-1)
-        # Large tensors by a stride sample and their sum: hashing 30 GB would outlast the method.
+        # Large tensors by a strided sample and their sum: hashing 30 GB would take too long.
         if flat.numel() > 1 << 22:
             step = flat.numel() >> 20
             digest.update(np.float64(flat.double().sum().item()).tobytes())
@@ -197,7 +197,7 @@ def model_state(model: Any) -> dict[str, Any]:
 
 
 def _of_transformers(hook: Any) -> bool:
-    """Whether transformers put it there: it leaves hooks on a model once asked for its states."""
+    """Tells whether a hook is transformers' own, which it leaves after returning hidden states."""
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
@@ -205,7 +205,7 @@ def _of_transformers(hook: Any) -> bool:
 
 
 def seed_globals() -> None:
-    """Gives the global generators a known state, lest a library that draws differ by the run."""
+    """Gives the global generators a known state, so that libraries that draw are reproducible."""
     random.seed(GLOBAL_SEED)
     np.random.seed(GLOBAL_SEED)
     if "torch" in sys.modules:
@@ -213,7 +213,7 @@ def seed_globals() -> None:
 
 
 def _torch_state() -> Any:
-    """The state of torch's global generator, None before torch is imported."""
+    """Returns the state of torch's global generator, or None before torch is imported."""
     torch: Any = sys.modules.get("torch")
     return torch.default_generator.get_state() if hasattr(torch, "default_generator") else None
 
@@ -237,10 +237,10 @@ class GlobalRandomness:
         return state
 
     def check(self, who: str) -> None:
-        """Raises MethodError naming the generators that moved."""
+        """Raises MethodError naming the generators that advanced."""
         after = self._state()
         if "torch" in after and "torch" not in self.before:
-            # Imported meanwhile, and seeded then (see Meter.watch_imports).
+            # Imported in the meantime, and seeded then (see Meter.watch_imports).
             fresh = sys.modules["torch"].Generator().manual_seed(GLOBAL_SEED)
             self.before["torch"] = fresh.get_state().numpy().tobytes()
         moved = [k for k in after if after[k] != self.before[k]]
@@ -257,7 +257,7 @@ class GlobalRandomness:
 
 @dataclass(frozen=True)
 class Known:
-    """Example scores [query, train] and the wall and processor seconds they took."""
+    """Example scores [query, train] and the wall and processor seconds that they took."""
 
     scores: np.ndarray
     seconds: float
@@ -267,13 +267,13 @@ class Known:
 class Memory:
     """Scores that the benchmarks of one worker share, by the content of the queries.
 
-    Several benchmarks ask for scores of the same queries: they are computed once. A method may
-    not let a query's scores depend on the others asked for (the law `batches-do-not-matter`),
-    so that some of the queries of an earlier call need no further one. What the call took counts
-    again in each cell, in proportion to the queries, so that no cell looks cheap for its company.
+    Several benchmarks need scores of the same queries, which are computed once. A method's scores
+    of a query may not depend on other queries of a call (the law `batches-do-not-matter`), so
+    queries of an earlier call need not be scored again. The time of the call counts in each cell,
+    in proportion to its queries, so that sharing does not make a cell look cheap.
     """
 
-    MOST = 16 << 20  # scores held
+    MOST = 16 << 20  # number of scores held
 
     def __init__(self) -> None:
         self._calls: list[tuple[dict[bytes, int], Known]] = []
@@ -295,7 +295,7 @@ class Memory:
 
 
 class MeteredIndex(Index):
-    """An index whose every call is timed, counted and checked."""
+    """An index whose calls are all timed, counted and checked."""
 
     def __init__(
         self, index: Index, method: str, n_train: int, meter: Meter, memory: Memory | None = None
@@ -337,7 +337,7 @@ class MeteredIndex(Index):
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> np.ndarray:
         if self._pools(len(queries)):
-            # Inherited: look at the example scores before pooling hides what is wrong.
+            # Inherited: check the example scores before pooling hides problems.
             raw = self.score(queries)
             with self._call():
                 scores = pool_scores(raw, groups, self.pooling, self.temperature)
@@ -385,7 +385,7 @@ class MeteredIndex(Index):
 
 
 def checked(who: str, call: str, scores: Any, shape: tuple[int, int]) -> np.ndarray:
-    """`scores` as a contiguous array of floats, or a MethodError that counts what is wrong."""
+    """Returns `scores` as a contiguous float array; raises MethodError counting invalid values."""
     if hasattr(scores, "detach"):
         scores = scores.detach().cpu().numpy()
     if not isinstance(scores, np.ndarray):
@@ -410,7 +410,7 @@ def checked(who: str, call: str, scores: Any, shape: tuple[int, int]) -> np.ndar
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (0 where the system does not say)."""
+    """Returns resident memory of this process (0 if the system does not report it)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
     except OSError:
@@ -418,7 +418,7 @@ def resident_bytes() -> int:
 
 
 def reset_peak() -> bool:
-    """Asks the kernel to forget the peak so far; False where it cannot."""
+    """Resets the kernel's memory peak; returns False if it cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -427,7 +427,7 @@ def reset_peak() -> bool:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory: since `reset_peak` where that worked, else of the process."""
+    """Returns peak resident memory since `reset_peak`, or of the process if that failed."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -457,7 +457,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def as_costs(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A method's own prepare cost, with only finite numbers kept."""
+    """Returns a method's own prepare cost, keeping only finite numbers."""
     if not cost:
         return None
     return {str(k): float(v) for k, v in cost.items() if isinstance(v, (int, float))}

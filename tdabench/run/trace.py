@@ -1,7 +1,7 @@
 """Tracing: the training examples that help and harm a model output most, by several methods.
 
-An index is taken from a run of the suite where there is one, else built once and kept in the
-cache. It is read from disk block by block: neither corpus nor scores have to fit in memory.
+An index comes from a run of the suite if there is one, or is built once and kept in the cache. It
+is read from disk block by block: neither corpus nor scores have to fit in memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Traced:
-    """What one method says of every query; `reason` instead when it could not say anything.
+    """One method's answer for every query, or the `reason` for its absence.
 
-    The arrays are [query, k], the most extreme first: places in the training corpus, and scores.
+    The arrays are [query, k], extremes first: positions in the training corpus, and scores.
     """
 
     label: str
-    index_seconds: float = 0.0  # building, or 0 when the index was there
+    index_seconds: float = 0.0  # seconds of building, or 0 if the index existed
     query_seconds: float = 0.0
     top: np.ndarray | None = None
     top_score: np.ndarray | None = None
@@ -55,10 +55,10 @@ def trace(
     say: Say = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Iterator[Traced]:
-    """One answer a method of `plan`, in its order.
+    """Returns one answer per method of `plan`, in its order.
 
-    `runs` are run folders whose indices may serve. A method that fails is an answer with its
-    reason, and the others go on.
+    `runs` are run folders whose indices can be used. A method that fails gives an answer with its
+    reason, and the others continue.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index
@@ -111,7 +111,7 @@ def _trace(
 
 
 def _serves(indices: Path, key: str, assets: Inputs) -> bool:
-    """Whether an index lies there as it was written, made with the assets of today."""
+    """Tells whether an unchanged index exists, built with the present assets."""
     built = kept_index(indices, key)
     try:
         used = dict(built["assets"]) if built else {}
@@ -123,11 +123,11 @@ def _serves(indices: Path, key: str, assets: Inputs) -> bool:
 def build(
     method: Any, context: Context, train: Corpus, indices: Path, key: str, assets: Inputs
 ) -> None:
-    """Builds the index of `key` in the folder `indices`, all of it or nothing."""
+    """Builds the index of `key` in the folder `indices`, completely or not at all."""
     start = time.perf_counter()
     index = method.build(context, train)
     if not isinstance(index, Index) or getattr(index, "n_train", None) != len(train):
-        raise MethodError(f"{method.name} built no index of the {len(train)} examples")
+        raise MethodError(f"{method.name} did not build an index of the {len(train)} examples")
     temporary = new_index(indices, key)
     try:
         index.save(temporary / "index")
@@ -141,22 +141,22 @@ Extremes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def extremes(index: Index, queries: Sequence[Example], k: int) -> Extremes:
-    """Places and scores of the k highest, then of the k lowest: each [query, k], extreme first.
+    """Returns positions and scores of the k highest, then k lowest: each [query, k], extreme first.
 
-    Equal scores are ordered by place. An index of representations is read once, block by block.
+    Equal scores are ordered by position. An index of representations is read once, block by block.
     """
     k = min(k, int(index.n_train))
     if isinstance(index, RepresentationIndex) and type(index).score is RepresentationIndex.score:
         q = index.query_features(queries)
         return _best(((a, dots(q, rows)) for a, rows in row_blocks(index.rows)), len(queries), k)
-    # One query at a time: a row of scores is what such a method has to hold anyway.
+    # One query at a time: such a method has to hold a row of scores anyway.
     parts = [_best([(0, index.score([e]))], 1, k) for e in queries]
     top, top_score, low, low_score = (np.concatenate(side) for side in zip(*parts))
     return top, top_score, low, low_score
 
 
 def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> Extremes:
-    """The same from (first place, scores [n, block]) of every block."""
+    """Returns the same from (first position, scores [n, block]) of every block."""
     kept = {sign: (np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)) for sign in (1, -1)}
     for a, scores in blocks:
         if not np.isfinite(scores).all():
@@ -172,7 +172,7 @@ def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> Extremes:
 def answer(
     target: Target, prompt: str, checkpoint: str, device: str = "cpu", max_tokens: int = 48
 ) -> str:
-    """What the target says to a prompt, greedily, at a checkpoint."""
+    """Generates the target's greedy answer to a prompt at a checkpoint."""
     import torch
 
     model = target.model(checkpoint, device)
