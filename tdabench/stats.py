@@ -655,7 +655,7 @@ class Ceiling:
 CEILING_VERSION = 2  # raise it when `noise_ceiling` gives other numbers
 MAX_SPLITS = 35  # all halvings of 8 seeds
 BOOTSTRAP_SPLITS = 3  # all halvings of 4 seeds
-MIN_RELIABILITY = 0.3  # below it the estimate is up to 0.1 too high where queries differ
+MIN_RELIABILITY = 0.3  # below it the spread between queries is lost in sampling error
 
 
 def reliability(truth: np.ndarray, seed: int = 0) -> float | None:
