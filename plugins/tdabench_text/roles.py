@@ -1,4 +1,4 @@
-"""Which part of an example a text method reads: prompt, response, or both.
+"""Parts of an example that text methods read: prompt, response, or both.
 
 Gradient methods differentiate the loss of the response alone. A text method that reads prompts
 as well compares other things than they do, so the part is a parameter of both sides, recorded

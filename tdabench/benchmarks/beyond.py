@@ -24,7 +24,7 @@ NAME = "lds_beyond"
 
 
 def known_ranks(context: BenchmarkContext, groups: Groups) -> np.ndarray:
-    """What is known of a group without any model, as twice its average rank over the groups.
+    """Computes features of groups that need no model, as twice their average ranks over the groups.
 
     uint16 [feature, query, group]. Features: the number of the group's examples that have the
     query's task (where there are tasks), and the overlap of their responses' character trigrams
@@ -51,7 +51,7 @@ def known_ranks(context: BenchmarkContext, groups: Groups) -> np.ndarray:
 
 
 def own_task(train: Corpus, queries: Corpus, member: sp.csr_matrix) -> np.ndarray:
-    """How many examples of each group have the query's task: float64 [query, group]."""
+    """Counts the examples of each group that have the query's task: float64 [query, group]."""
     tasks = sorted({t for t in train.tasks if t})
     count = {t: member @ np.array([x == t for x in train.tasks], dtype=float) for t in tasks}
     none = np.zeros(member.shape[0])
@@ -59,7 +59,7 @@ def own_task(train: Corpus, queries: Corpus, member: sp.csr_matrix) -> np.ndarra
 
 
 def trigram_overlap(train: Corpus, queries: Corpus, member: sp.csr_matrix) -> np.ndarray:
-    """Ochiai overlap of response trigrams, summed over each group: float64 [query, group].
+    """Computes the Ochiai overlap of response trigrams, summed per group: float64 [query, group].
 
     |A & B| / sqrt(|A| |B|) for the sets A, B of character trigrams of two responses, lower-cased
     and with spaces collapsed.
@@ -91,7 +91,7 @@ def _rows(lists: Sequence[Sequence[int]], width: int) -> sp.csr_matrix:
 
 
 def with_beyond(out: Outcome, truth: Truth, known: np.ndarray, replicates: int) -> Outcome:
-    """The outcome of LDS with the metric `lds_beyond`: the partial rank correlation given `known`.
+    """Returns an outcome of LDS with the metric `lds_beyond`: the correlation given `known`.
 
     Scores and truth are ranked over the groups, what `known` [feature, query, group] explains
     linearly is taken from both, and the residuals are correlated; then the mean over queries.

@@ -147,14 +147,14 @@ class Transfer(Benchmark):
 
 
 def identities_of(truth: Truth) -> list[str]:
-    """Each group of a truth, named by its members."""
+    """Returns a name for each group of a truth, made from its members."""
     return [sha256_bytes(np.sort(g).astype(np.int64).tobytes()) for g in truth.groups]
 
 
 def agreement(
     truths: Mapping[str, Truth], identities: Mapping[str, Sequence[str]]
 ) -> dict[str, Metric]:
-    """`truth[label]` and `agnostic[label]` of each target, over the groups that two truths share.
+    """Computes `truth[label]` and `agnostic[label]` over the groups that two truths share.
 
     Pairs of truths with fewer than `SHARED` groups in common say nothing.
     """

@@ -22,11 +22,11 @@ def counted(table: Table) -> list[str]:
 
 ALIKE = 0.9  # Spearman's correlation over methods from which two benchmarks count as one
 ENOUGH = 8  # methods without which that correlation says nothing
-KIN = (("lds", "transfer"),)  # measured on the same groups and queries: one whatever the number
+KIN = (("lds", "transfer"),)  # measured on the same groups and queries: always one
 
 
 def blocks(table: Table, names: Sequence[str]) -> list[list[str]]:
-    """The columns `names` in sets that order methods alike; each set counts as one benchmark.
+    """Returns the columns `names` in sets that order methods alike; each set counts once.
 
     A column joins a set when it agrees with each of its columns: Spearman's correlation of their
     values over at least `ENOUGH` methods is `ALIKE` or more, or the two are `KIN`.
@@ -61,8 +61,8 @@ def _alike(table: Table, a: str, b: str) -> bool:
 
 
 def place(label: str, cells: Mapping[str, BoardCell]) -> float:
-    """Mean place of a method in a column: 1, plus 1 for each significantly better method and 1/2
-    for each method without a significant difference.
+    """Computes the mean place of a method in a column: 1, plus 1 for each significantly better
+    method and 1/2 for each method without a significant difference.
 
     Without letters (no test) ranks decide: a better one counts as better, an equal one as tied.
     """

@@ -209,7 +209,7 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
 
 
 def how_ranked(table: Table) -> list[str]:
-    """What ranks, letters and intervals of the ranking column mean, where it has any."""
+    """Returns what ranks, letters and intervals of the ranking column mean, if it has any."""
     column = table.column(table.primary)
     cells = [c for r in table.rows if (c := _primary(table, r)).ok]
     out = []
