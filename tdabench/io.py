@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,12 +69,41 @@ _HASHED_EVERY_TIME = 32 << 20
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder: TDABENCH_CACHE, else the user's cache folder."""
+    """Returns the cache folder: TDABENCH_CACHE, else the user's cache folder.
+
+    If that cannot be written, a temporary folder of this user, with one warning on stderr.
+    """
     own = os.environ.get("TDABENCH_CACHE")
     if own:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tdabench"
+    return _writable((Path(base) if base else Path.home() / ".cache") / "tdabench")
+
+
+@functools.cache
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    user = getattr(os, "getuid", lambda: 0)()
+    other = Path(tempfile.gettempdir()) / f"tdabench-cache-{user}"
+    try:
+        other.mkdir(mode=0o700, exist_ok=True)
+        about = os.lstat(other)
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != user or about.st_mode & 0o022:
+            other = Path(tempfile.mkdtemp(prefix="tdabench-cache-"))  # someone else was there
+    except OSError:
+        return folder  # writing there says what is wrong
+    print(
+        f"tdabench: warning: {folder} cannot be written: what is cached goes to {other} "
+        "(TDABENCH_CACHE chooses another folder)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return other
 
 
 def canonical(value: Any) -> str:

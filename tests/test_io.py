@@ -5,6 +5,7 @@ import pytest
 
 from tdabench.errors import DataError, TdabenchError
 from tdabench.io import (
+    cache_folder,
     canonical,
     fingerprint,
     read_arrays,
@@ -101,3 +102,18 @@ def test_our_bytes_are_the_librarys_and_never_change():
     for k, v in load(data).items():
         np.testing.assert_array_equal(v, arrays[k])
         assert v.dtype == arrays[k].dtype
+
+
+def test_a_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("TDABENCH_CACHE", raising=False)
+    (tmp_path / "file").touch()  # no folder can be made below a file, not even by root
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+    write_json(folder / "x.json", 1)
+    assert cache_folder() == folder
+    assert capsys.readouterr().err.count("cannot be written") == 1

@@ -7,6 +7,7 @@ the same text.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,12 +85,15 @@ def print_board(
         hang(console, Text(), Text(_next_command(board, tables[0]), "dim"))
 
 
+def _typed(label: str) -> str:
+    """Returns a row's label as a word of a command line: records may come from anyone."""
+    return shlex.quote(clean(label.removesuffix(" [altered]"), 60))
+
+
 def _next_command(board: Board, table: Table) -> str:
     failed = next((r.label for r in table.rows if not any(c.ok for c in r.cells.values())), None)
     label = failed or (table.rows[0].label if table.rows else "METHOD")
-    label = clean(label, 60)
-    quoted = f"'{label}'" if " " in label else label
-    return f"Details: tdabench show {quoted}, tdabench report"
+    return f"Details: tdabench show {_typed(label)}, tdabench report"
 
 
 def _print_table(
@@ -129,7 +133,7 @@ def _print_table(
         body = Text(f"{cell.status}: ", "red")
         body.append(clean(cell.reason or "no reason was recorded", 300))
         if cell.status not in ("absent", "skipped"):
-            body.append(f" (tdabench show {clean(row.label, 60)})", "dim")
+            body.append(f" (tdabench show {_typed(row.label)})", "dim")
         hang(console, prefix, body, indent=6)
     for note in footnotes(table, wide or plain):
         hang(console, Text(), Text(clean(note), "dim"))

@@ -291,3 +291,20 @@ def test_rows_of_another_regime_have_a_table_of_their_own(make_run):
         ("instruct", 1),
     ]
     assert any("another regime" in w for w in board.warnings)
+
+
+def test_a_label_is_one_word_of_the_command_that_a_board_suggests(make_run):
+    import io
+    import shlex
+
+    from rich.console import Console
+
+    from tdabench.report.terminal import print_board
+
+    label = "x'; rm -rf ~; '"
+    out = io.StringIO()
+    board = Board.from_runs([make_run("r", {label: 1.0}, benchmarks=("lds",))], cache=False)
+    print_board(board, Console(file=out, width=200))
+    (line,) = [x for x in out.getvalue().splitlines() if x.startswith("Details: ")]
+    words = shlex.split(line.removeprefix("Details: ").rpartition(", tdabench report")[0])
+    assert words == ["tdabench", "show", label]
