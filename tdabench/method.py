@@ -78,6 +78,8 @@ class TDAMethod(ABC):
     `family` (for grouping in tables), `source` (paper), `summary` (one line). For `tdabench tune`:
     `grid` (values to try, by parameter) and `query_time` (parameters that do not affect the index,
     which are tried on an index that is built once).
+    Examples come without task labels and further fields unless `reads_labels` says that the method
+    is a control that looks at them.
     `expected_failures` maps a law of the conformance kit that the method breaks to the reason.
     """
 
@@ -89,6 +91,7 @@ class TDAMethod(ABC):
     expected_failures: ClassVar[Mapping[str, str]] = {}
     grid: ClassVar[Mapping[str, tuple]] = {}
     query_time: ClassVar[tuple[str, ...]] = ()
+    reads_labels: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, context: Context, train: Sequence[Example]) -> Index:

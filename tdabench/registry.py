@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,8 +77,14 @@ class Plugin:
 class Registry:
     """The contents of all plugins. Names claimed twice are errors only when they are used."""
 
-    def __init__(self, disabled: Iterable[str] = (), modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        disabled: Iterable[str] = (),
+        modules: Sequence[str] = (),
+        only: Iterable[str] | None = None,
+    ) -> None:
         self.disabled = frozenset(disabled)
+        self.only = None if only is None else frozenset(only)
         self.modules = tuple(modules)
         self.plugins: list[Plugin] = []
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -179,6 +186,8 @@ class Registry:
     # ------------------------------------------------------------------ discovery
 
     def _add(self, origin: Origin, module: str, load: Callable[[], Any]) -> None:
+        if self.only is not None and origin.plugin not in self.only:
+            return
         plugin = Plugin(origin, module)
         self.plugins.append(plugin)
         if self.disabled & {origin.plugin, origin.distribution, module}:
@@ -303,14 +312,26 @@ def import_plugin(name: str) -> ModuleType:
 
 _disabled: tuple[str, ...] = ()
 _modules: tuple[str, ...] = ()
+_only: tuple[str, ...] | None = None
 _registry: Registry | None = None
 
 
-def configure(disabled: Iterable[str] | None = None, modules: Iterable[str] | None = None) -> None:
-    """Sets which plugins to leave out and which modules to add, before or after discovery."""
-    global _disabled, _modules, _registry
+def configure(
+    disabled: Iterable[str] | None = None,
+    modules: Iterable[str] | None = None,
+    only: Iterable[str] | None = None,
+) -> None:
+    """Sets which plugins to leave out and which modules to add, before or after discovery.
+
+    The path of a file is made absolute: another process, in another folder, finds the same. With
+    `only`, no plugin of another name is imported.
+    """
+    global _disabled, _modules, _only, _registry
     _disabled = _disabled if disabled is None else tuple(dict.fromkeys(disabled))
-    _modules = _modules if modules is None else tuple(dict.fromkeys(modules))
+    if modules is not None:
+        whole = [os.path.abspath(m) if m.endswith(".py") else m for m in modules]
+        _modules = tuple(dict.fromkeys(whole))
+    _only = None if only is None else tuple(only)
     _registry = None
 
 
@@ -323,5 +344,5 @@ def registry() -> Registry:
     """Returns the contents of all plugins, discovered on first use."""
     global _registry
     if _registry is None:
-        _registry = Registry(_disabled, _modules)
+        _registry = Registry(_disabled, _modules, _only)
     return _registry

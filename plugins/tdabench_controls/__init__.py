@@ -181,6 +181,7 @@ class SameTask(RepresentationMethod):
     name = "sametask"
     family = "control"
     summary = "oracle, reads labels: 1 if the tasks agree"
+    reads_labels = True
 
     def encode(self, context: Context, examples: Sequence[Example], role: Role) -> sp.csr_matrix:
         import scipy.sparse as sp

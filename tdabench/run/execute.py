@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,15 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tdabench.io import cannot_write, open_own, write_json
+from tdabench.errors import UsageError
+from tdabench.io import cache_folder, cannot_write, open_own, write_json
 from tdabench.registry import configuration, registry
-from tdabench.run import environment
+from tdabench.run import environment, sandbox
 from tdabench.run.folder import RunFolder, tail
 from tdabench.run.log import EventLog
+from tdabench.run.nursery import below, status
 from tdabench.run.plan import Cell, Job, Plan
 from tdabench.run.record import Record
 
 POLL_SECONDS = 0.05
+STOOD_STILL = 2.0  # seconds between two looks: so long the machine, or this process, was stopped
 MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
 
 
@@ -34,13 +39,15 @@ class Options:
     """How to run: nothing here changes a score.
 
     `timeout`: most seconds a phase (build, load, one benchmark) may take; `memory`: most bytes
-    of a worker process. 0 means no limit.
+    of a worker process and what it started. 0 means no limit. `isolation`: "strict" refuses to run
+    where methods cannot be confined, "auto" goes on and records it, "off" confines none.
     """
 
     jobs: int = 1
     threads: int = 0  # 0: cores / jobs
     timeout: float = 7200.0
     memory: int = 0  # 0: nine tenths of what is available
+    isolation: str = "auto"
     force: bool = False
     keep_indices: bool = True
     retry_failed: bool = True
@@ -60,7 +67,7 @@ class Watcher(Protocol):
 
 @dataclass
 class _Running:
-    """A worker process and how far it has come."""
+    """A judge and how far it has come, by what it says."""
 
     job: Job
     id: str
@@ -69,8 +76,9 @@ class _Running:
     log: Path
     phase: str = "start"
     cell: str = ""
-    since: float = field(default_factory=time.monotonic)
-    offset: int = 0
+    spent: float = 0.0  # seconds of this phase in which the machine was at work
+    unread: bytes = b""
+    nursery: int = 0
     done: set[str] = field(default_factory=set)
     verdict: tuple[str, str] | None = None
     peak: int = 0
@@ -110,6 +118,13 @@ class Executor:
         self.records: dict[str, Record] = {}
         self.interrupts = 0
         self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
+        self.landlock = sandbox.abi() if options.isolation != "off" else 0
+        self._looked = time.monotonic()
+        if options.isolation == "strict" and not self.landlock:
+            raise UsageError(
+                "methods cannot be confined here: the system has no Landlock (Linux 5.13)",
+                "Run with --isolation auto, and the board says so",
+            )
 
     def run(self) -> dict[str, Record]:
         """Returns records by cell key, including cached ones."""
@@ -139,6 +154,10 @@ class Executor:
                 self.watcher.finished(record, cached=True)
         if not todo:
             return self.records
+        if self.options.isolation == "auto" and not self.landlock:
+            self.watcher.say(
+                "warning: this system has no Landlock: methods are not confined, as the board says"
+            )
         self.folder.tidy()
         check_inputs(self.plan, todo)
         for cell in [c for c in todo if c.skip]:
@@ -172,11 +191,14 @@ class Executor:
 
     def _loop(self) -> None:
         try:
+            self._looked = time.monotonic()
             while self.queue or self.running:
                 while self.queue and len(self.running) < self.options.jobs:
                     self.running.append(self._start(self.queue.pop(0)))
+                passed, self._looked = time.monotonic() - self._looked, time.monotonic()
                 for worker in list(self.running):
                     self._hear(worker)
+                    worker.spent += passed if passed < STOOD_STILL else 0.0
                     if worker.process.poll() is not None:
                         self.running.remove(worker)
                         self._end(worker)
@@ -189,7 +211,7 @@ class Executor:
             by_user = isinstance(e, Interrupted)
             self._log("interrupted" if by_user else "error", reason=str(e))
             for worker in self.running:
-                kill(worker.process)
+                worker.unread += kill(worker.process)
             for worker in self.running:
                 reason = "stopped by the user" if by_user else f"the run stopped: {e}"
                 worker.verdict = ("interrupted", reason)
@@ -206,7 +228,7 @@ class Executor:
             self.interrupts += 1
             if self.interrupts > 1:
                 for worker in self.running:
-                    kill(worker.process)
+                    worker.unread += kill(worker.process)
                 with contextlib.suppress(Exception):
                     self.watcher.close()  # restores the terminal's cursor
                 os._exit(130)
@@ -229,9 +251,8 @@ class Executor:
         name = f"{job.method.label}-{job.target.label}-{job.seed}"
         log = self.folder.new_log(name)
         try:
-            for path in (work / "scratch", work / "cwd", work / "tmp"):
+            for path in (work / "scratch", work / "judge"):
                 path.mkdir(parents=True, exist_ok=True)
-            (work / "events.jsonl").touch()
         except OSError as e:
             raise cannot_write(e.filename or self.folder.path, e) from e
         write_json(work / "job.json", self._describe(job, id, work, log))
@@ -250,19 +271,20 @@ class Executor:
             "PYTHONHASHSEED": "0",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(os.path.abspath(p) for p in sys.path),
-            "TMPDIR": str(work / "tmp"),
-            "TORCHINDUCTOR_CACHE_DIR": str(work / "tmp" / "inductor"),
+            "TMPDIR": str(work / "judge"),
         }
-        command = [sys.executable, "-P", "-m", "tdabench.run.worker", str(work / "job.json")]
+        command = [sys.executable, "-P", "-m", "tdabench.run.judge", str(work / "job.json")]
         with open_own(log, "ab") as out:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE,  # that it closes when this process ends tells the judge
+                stdout=subprocess.PIPE,
+                stderr=out,
                 env=env,
                 start_new_session=True,  # Ctrl-C reaches only the parent, which handles it
             )
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
         self.watcher.job(job.title, "start", 0, 0)
         self._log(
             "start", job=job.title, worker=id, process=process.pid, threads=threads, log=str(log)
@@ -275,15 +297,24 @@ class Executor:
                 "key": c.key,
                 "benchmark": c.benchmark.as_dict(),
                 "headline": c.benchmark.headline,
+                "truth_kind": c.benchmark.truth,
                 "record": dict(self._planned(c)),
             }
             for c in job.cells
         ]
+        entry = registry().method(job.method.name)
+        judges = {registry().benchmark(c.benchmark.name).origin.plugin for c in job.cells}
+        found = configuration()
         return {
             "id": id,
-            "parent": os.getpid(),
-            "plugins": configuration(),
-            "cwd": str(work / "cwd"),
+            "plugins": {**found, "only": [entry.origin.plugin]},
+            "benchmark_plugins": {**found, "only": sorted(judges)},
+            "landlock": self.landlock,
+            "hidden": hidden_from_methods(self.folder.path),
+            "withheld": withheld_assets(self.plan),
+            "preload": wants_models(entry.cls),
+            "most_printed": MOST_PRINTED,
+            "fingerprint": self.plan.fingerprints[job.target.label],
             "folder": str(self.folder.path.absolute()),
             "work": str(work),
             "log": str(log),
@@ -293,33 +324,40 @@ class Executor:
             "device": self.plan.request.device,
             "seed": job.seed,
             "threads": self._threads,
-            "method": {"name": job.method.name, "params": dict(job.method.params)},
+            "method": {
+                "name": job.method.name,
+                "params": dict(job.method.params),
+                "labels": bool(entry.cls.reads_labels),
+            },
             "index_key": job.index_key,
             "cells": cells,
         }
 
+    def _isolation(self, cell: Cell) -> str:
+        """How far the method is kept from the answers, as the record says it."""
+        brought = registry().benchmark(cell.benchmark.name).origin
+        if brought == cell.method.origin:
+            return "none"  # the judge has to import the plugin that brings the benchmark
+        return f"landlock {self.landlock}" if self.landlock else "none"
+
     # ------------------------------------------------------------------ watching
 
     def _hear(self, worker: _Running) -> None:
-        """Reads the events a worker has written since the last look.
-
-        The plugin could write to that file, or remove it: what makes no sense is passed over.
-        """
-        try:
-            with open(worker.work / "events.jsonl", "rb") as f:
-                f.seek(worker.offset)
-                lines = f.read(1 << 22).split(b"\n")[:-1]
-        except OSError:
-            return
+        """Reads what a judge has said since the last look."""
+        assert worker.process.stdout is not None
+        if not worker.process.stdout.closed:
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(worker.process.stdout.fileno(), 1 << 16):
+                    worker.unread += data
+        *lines, worker.unread = worker.unread.split(b"\n")
         for line in lines:
-            worker.offset += len(line) + 1
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 self._heard(worker, json.loads(line))
 
     def _heard(self, worker: _Running, event: dict[str, Any]) -> None:
         if event["event"] == "phase":
             worker.phase, worker.cell = str(event["phase"]), str(event["key"])
-            worker.since = time.monotonic()
+            worker.spent = 0.0
             self.watcher.job(worker.job.title, worker.phase, 0, 0)
             self._log("phase", worker=worker.id, phase=worker.phase, key=worker.cell)
         elif event["event"] == "progress":
@@ -327,6 +365,12 @@ class Executor:
             self.watcher.job(worker.job.title, shown, int(event["done"]), int(event["total"]))
         elif event["event"] == "record":
             self._done(worker, str(event["key"]))
+        elif event["event"] == "nursery":
+            worker.nursery = int(event["pid"])
+        elif event["event"] == "flood" and worker.verdict is None:
+            what = f"{event['phase'] or worker.phase} printed more than {MOST_PRINTED:,} bytes"
+            worker.verdict = ("failed", what)
+            worker.unread += kill(worker.process)
 
     def _done(self, worker: _Running, key: str) -> None:
         if key in worker.done or key not in {c.key for c in worker.job.cells}:
@@ -339,20 +383,15 @@ class Executor:
 
     def _limit(self, worker: _Running) -> None:
         """Kills a worker that takes too long or too much."""
-        spent = time.monotonic() - worker.since
-        if self.options.timeout and spent > self.options.timeout:
+        if self.options.timeout and worker.spent > self.options.timeout:
             worker.verdict = (
                 "timeout",
                 f"{worker.phase} took longer than {self.options.timeout:g} s (--timeout)",
             )
-            kill(worker.process)
-            return
-        if worker.log.stat().st_size > MOST_PRINTED:
-            worker.verdict = ("failed", f"{worker.phase} printed more than {MOST_PRINTED:,} bytes")
-            kill(worker.process)
+            worker.unread += kill(worker.process)
             return
         limit = self.options.memory or self._default_memory()
-        used = tree_bytes(worker.process.pid)
+        used = tree_bytes(worker.process.pid, worker.nursery)
         worker.peak = max(worker.peak, used)
         if limit and used > limit:
             worker.verdict = (
@@ -360,7 +399,7 @@ class Executor:
                 f"{worker.phase} used {used / 2**30:.2f} GiB, more than the "
                 f"{limit / 2**30:.2f} GiB allowed (--memory)",
             )
-            kill(worker.process)
+            worker.unread += kill(worker.process)
 
     def _default_memory(self) -> int:
         if not hasattr(self, "_memory"):
@@ -370,7 +409,8 @@ class Executor:
     def _end(self, worker: _Running, again: bool = True) -> None:
         """Records the cells of a worker that has ended; cells that it never reached run again."""
         worker.process.wait()
-        kill(worker.process)  # what it started and left behind
+        self._hear(worker)
+        worker.unread += kill(worker.process)  # and what it started
         self._hear(worker)
         status, reason = worker.verdict or ("", "")
         self._log(
@@ -413,8 +453,8 @@ class Executor:
                 name = signal.Signals(-code).name
             except ValueError:
                 name = f"signal {-code}"
-            return "failed", f"its process was killed by {name} during {worker.phase}"
-        return "failed", f"its process ended with exit status {code} during {worker.phase}"
+            return "failed", f"its judge was killed by {name} during {worker.phase}"
+        return "failed", f"its judge ended with exit status {code} during {worker.phase}"
 
     # ------------------------------------------------------------------ records
 
@@ -424,7 +464,9 @@ class Executor:
         return self.options.threads or max(1, environment.cores() // self.options.jobs)
 
     def _planned(self, cell: Cell) -> Record:
-        return Record.planned(self.plan, cell, self._threads, self.options.jobs)
+        return Record.planned(
+            self.plan, cell, self._threads, self.options.jobs, self._isolation(cell)
+        )
 
     def _write(self, cell: Cell, status: str, reason: str, worker: _Running | None = None) -> None:
         printed = [] if worker is None else tail(worker.log)
@@ -482,30 +524,93 @@ def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
 # --------------------------------------------------------------------------- processes
 
 
-def kill(process: subprocess.Popen) -> None:
-    """Kills a worker with everything it started, and waits for it."""
+def kill(process: subprocess.Popen) -> bytes:
+    """Kills a judge, and waits until everything it started is gone; returns its last words.
+
+    Its nursery, which holds the same pipe, ends what is below it and then itself.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(10)
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    if process.stdout is None or process.stdout.closed:
+        return b""
+    said = b""
+    fd, end = process.stdout.fileno(), time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            data = os.read(fd, 1 << 16)
+            if not data:
+                break
+            said += data
+        except BlockingIOError:
+            time.sleep(0.01)
+    process.stdout.close()
+    return said
 
 
-def tree_bytes(pid: int) -> int:
+def tree_bytes(pid: int, nursery: int = 0) -> int:
     """Memory a process and its descendants cannot give back: anonymous and shared, not files.
 
-    0 where the system has no /proc.
+    What a nursery holds is shared with what it forked, and counted there. 0 where the system has
+    no /proc.
     """
     total = 0
-    pending = [pid]
-    while pending:
-        p = pending.pop()
-        try:
-            status = Path(f"/proc/{p}/status").read_text()
-            for task in Path(f"/proc/{p}/task").iterdir():
-                pending += map(int, (task / "children").read_text().split())
-        except (OSError, ValueError):
-            continue
-        for line in status.splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                total += int(line.split()[1]) * 1024
+    for p in {pid, *below(pid)} - {nursery}:
+        facts = status(p)
+        total += facts.get("RssAnon", 0) + facts.get("RssShmem", 0)
     return total
+
+
+# --------------------------------------------------------------------------- what methods get
+
+
+def hidden_from_methods(run: Path) -> list[str]:
+    """Folders and files from which no method may read, unless something in them is given to it.
+
+    Records and other runs, the cache, and every installed suite.
+    """
+    around = [run.absolute(), run.absolute().parent / "runs", Path.cwd() / "runs"]
+    if run.absolute().parent.name == "runs":
+        around.append(run.absolute().parent)
+    found = [*around, cache_folder(), Path(__file__).parents[1] / "suites"]
+    for entry in registry().suites.values():
+        found += data_of(Path(entry.value).parent)
+    return list(dict.fromkeys(str(p) for p in found if p.exists()))
+
+
+def data_of(folder: Path) -> list[Path]:
+    """A suite's folder; where it is also that of a plugin's code, all in it that is not code."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []
+    if not any(p.suffix == ".py" for p in inside):
+        return [folder]
+    return [p for p in inside if p.suffix != ".py" and not (p / "__init__.py").exists()]
+
+
+def withheld_assets(plan: Plan) -> list[str]:
+    """Assets that hold the answers of a benchmark (its parameter `asset` names them)."""
+    named = set()
+    for name, entry in registry().benchmarks.items():
+        given = plan.suite.benchmark_params.get(name, {})
+        named.add(given.get("asset", getattr(entry.cls, "asset", "")))
+    return sorted(n for n in named if isinstance(n, str) and n)
+
+
+def wants_models(cls: type) -> bool:
+    """Whether a method's class looks like using models, so that importing libraries early pays.
+
+    A guess from its source: what is guessed wrong costs seconds, and changes nothing else.
+    """
+    words = re.compile(r"torch|target|checkpoint|encoder|gradient", re.IGNORECASE)
+    for c in cls.__mro__:
+        if not c.__module__.startswith(("tdabench.", "builtins", "abc")):
+            with contextlib.suppress(OSError, TypeError):
+                if words.search(inspect.getsource(c)):
+                    return True
+    return False

@@ -10,8 +10,10 @@ import contextlib
 import functools
 import hashlib
 import importlib.machinery as machinery
+import os
 import random
 import resource
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -349,8 +351,11 @@ class MeteredIndex(Index):
 
     def _pools(self, n_queries: int) -> bool:
         """Whether the index pools example scores as we do, and few enough to hold at once."""
-        how = type(self.inner).score_groups
         few = n_queries * self.n_train * 4 <= SCORES_BYTES
+        told = getattr(self.inner, "pools", None)  # by an index in another process
+        if told is not None:
+            return bool(told == "always" or (told == "few" and few))
+        how = type(self.inner).score_groups
         return how is Index.score_groups or (how is RepresentationIndex.score_groups and few)
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -452,8 +457,27 @@ def gpu_peak_bytes() -> int:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of all files below `path`."""
-    return sum(p.stat().st_size for p in Path(path).rglob("*") if p.is_file())
+    """Bytes of all files below `path`, links followed, each file once."""
+    seen: set[tuple[int, int]] = set()
+    total, pending = 0, [os.fspath(path)]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                found = os.stat(entry.path)
+            except OSError:
+                continue  # a link that leads nowhere
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            if stat.S_ISDIR(found.st_mode):
+                pending.append(entry.path)
+            elif stat.S_ISREG(found.st_mode):
+                total += found.st_size
+    return total
 
 
 def as_costs(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:

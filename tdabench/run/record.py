@@ -45,11 +45,14 @@ class Record(Mapping[str, Any]):
     run: str = ""
 
     @classmethod
-    def planned(cls, plan: Plan, cell: Cell, threads: int, concurrent: int) -> Record:
+    def planned(
+        cls, plan: Plan, cell: Cell, threads: int, concurrent: int, isolation: str = "none"
+    ) -> Record:
         """Returns the record of a cell before it runs, with everything known at that time.
 
         `threads` is the number of threads per worker process, `concurrent` the number of worker
-        processes at a time. The status is "interrupted" until `ended` says otherwise.
+        processes at a time; `isolation` says how methods are confined ("landlock 7", or
+        "none"). The status is "interrupted" until `ended` says otherwise.
         """
         target = cell.target
         return cls(
@@ -81,6 +84,7 @@ class Record(Mapping[str, Any]):
                 "hardware": environment.hardware(),
                 "threads": threads,
                 "concurrent": concurrent,
+                "isolation": isolation,
                 "git": environment.git_commit(),
                 "started": now(),
                 "seconds": 0.0,

@@ -22,8 +22,8 @@ from tdabench.method import Context, Index
 from tdabench.registry import registry
 from tdabench.rows import dots, row_blocks, top_k_of
 from tdabench.run.folder import keep_index, kept_index, new_index
+from tdabench.run.inputs import Inputs
 from tdabench.run.plan import Job, Plan
-from tdabench.run.worker import Inputs
 from tdabench.targets.target import Target
 from tdabench.toolkit.representation import RepresentationIndex
 

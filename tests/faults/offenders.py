@@ -77,14 +77,13 @@ class Shouts(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class Erases(Toy):
-    """Removes the file of events, closes its own output, and goes on to another folder."""
+    """Removes the run, closes its own output, and goes on to another folder."""
 
     name: ClassVar[str] = "erases"
 
     def during_build(self, context):
-        events = next(p for p in context.scratch.parents if (p / "events.jsonl").exists())
-        (events / "events.jsonl").write_text('nonsense\n{"event": "record", "key": "../../x"}\n')
-        (events / "events.jsonl").unlink()
+        run = next(p for p in context.scratch.parents if p.name == "work").parent
+        subprocess.run(["rm", "-rf", run], capture_output=True)
         os.chdir("/")
         os.environ.clear()
         os.close(1)

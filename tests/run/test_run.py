@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -50,12 +51,22 @@ def by_label(result: RunResult) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture
-def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Which toy methods were built since the test began, in order."""
-    log = tmp_path / "builds.txt"
-    log.touch()
-    monkeypatch.setenv("TOY_BUILDS", str(log))
-    return lambda: log.read_text().split()
+def builds(tmp_path: Path) -> Callable[[], list[str]]:
+    """Which methods were built since the test began, in order, by the logs of its runs."""
+
+    def built() -> list[str]:
+        found = []
+        for log in sorted(tmp_path.rglob("log.jsonl")):
+            names: dict[str, str] = {}
+            for line in log.read_text().splitlines():
+                event = json.loads(line)
+                if event["event"] == "start":
+                    names[event["worker"]] = event["job"].partition(" ")[0]
+                elif event["event"] == "phase" and event["phase"] == "build":
+                    found.append(names[event["worker"]])
+        return found
+
+    return built
 
 
 # --------------------------------------------------------------------------- faults
@@ -324,7 +335,7 @@ def _is_working(work: str) -> bool:
             commands.append(path.read_bytes().decode(errors="replace"))
         except OSError:
             continue
-    return any("tdabench.run.worker" in c and work in c for c in commands)
+    return any("tdabench.run.judge" in c and work in c for c in commands)
 
 
 def test_two_runs_on_one_folder_refuse(toy_suite, toys, tmp_path):

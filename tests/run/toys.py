@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +44,6 @@ class Toy(TDAMethod):
     share: float = 0.5
 
     def build(self, context, train):
-        # Tests count builds by this file; a descriptor, because the harness watches `open`.
-        if "TOY_BUILDS" in os.environ:
-            subprocess.run(["tee", "-a", os.environ["TOY_BUILDS"]], input=f"{self.name}\n".encode())
         self.during_build(context)
         return ToyIndex(self, context, len(train))
 

@@ -1,0 +1,1015 @@
+"""The judge: holds benchmark, truth and statistics, has a contestant do the scoring, and records.
+
+    python -m tdabench.run.judge job.json
+
+One judge per job (a method on a target). It imports no method: the method is in another process
+(`tdabench.run.contestant`), confined where the system can, and known here by its answers only.
+Time, memory and bytes are measured from here. Events go to the parent as one line of JSON each on
+stdout; what is printed goes to the log, on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tdabench.benchmark import BenchmarkContext, Built, Outcome
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import GuardError, MethodError, TdabenchError, unknown
+from tdabench.groups import Groups
+from tdabench.io import read_json, remove, write_arrays
+from tdabench.method import Index
+from tdabench.registry import configure, registry
+from tdabench.run import environment, sandbox
+from tdabench.run.contestant import explain
+from tdabench.run.folder import RunFolder, tail
+from tdabench.run.inputs import Inputs, OtherTruths
+from tdabench.run.meter import Memory, Meter, MeteredIndex, folder_bytes
+from tdabench.run.nursery import (
+    Nursery,
+    below,
+    command_of,
+    is_alive,
+    lines,
+    status,
+)
+from tdabench.run.plan import jsonable
+from tdabench.run.protocol import Arrays, Channel, Hangup, spelled, write_corpus
+from tdabench.run.record import Record
+from tdabench.run.sources import load_suite
+from tdabench.run.suite import truth_name
+from tdabench.run.top import top_examples
+from tdabench.truth.store import Truth
+
+POLL_SECONDS = 0.05
+GAP_SECONDS = 2.0  # between two looks: so long is nobody kept from the processor, but by a freeze
+# What a contestant may claim for imports and loading, beyond which it counts as its own work.
+SETUP_SECONDS, SETUP_CPU, SETUP_RATE = 300.0, 60.0, 20e6  # seconds, and bytes of weights a second
+
+
+class Refused(MethodError):
+    """What a contestant answered instead of a result, or how it died."""
+
+    def __init__(self, status: str, reason: str, missing: bool = False, path: str = "") -> None:
+        super().__init__(reason)
+        self.status = status if status in ("failed", "skipped", "oom") else "failed"
+        self.missing, self.path = missing, path
+
+
+class Died(Refused):
+    """The contestant's process ended."""
+
+
+@dataclasses.dataclass
+class Spent:
+    """What one request took: seconds of wall and processor time, what of it was set-up."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+    setup: float = 0.0
+    setup_cpu: float = 0.0
+
+    @property
+    def own(self) -> tuple[float, float]:
+        """Wall and processor time without set-up."""
+        return max(0.0, self.seconds - self.setup), max(0.0, self.cpu - self.setup_cpu)
+
+
+class Ledger:
+    """Wall and processor seconds by phase; together they are all that contestants took."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, list[float]] = {}
+        self.left_running: list[str] = []
+
+    def add(self, phase: str, seconds: float, cpu: float) -> None:
+        entry = self.phases.setdefault(phase, [0.0, 0.0])
+        entry[0] += seconds
+        entry[1] += cpu
+
+
+class Stage:
+    """Runs contestants, one at a time, and measures them.
+
+    Between two requests a contestant is stopped: what it computes, it computes while it is asked.
+    """
+
+    def __init__(
+        self, nursery: Nursery, place: Mapping[str, Any], hello: Mapping[str, Any]
+    ) -> None:
+        self.nursery, self.place, self.hello = nursery, place, hello
+        self.ledger = Ledger()
+        self.clock = Meter()  # of the judge's time, without what is no contestant's own work
+        self.clock.watch_imports()
+        self.pid = 0
+        self.channel: Channel | None = None
+        self.holder: weakref.ref[RemoteIndex] | None = None
+        self.phase = ""
+        self.setup_left = [0.0, 0.0]
+        self.printed = 0
+        self.most_printed = 1 << 62
+        self.weights = 0
+        self.used_torch = False
+        self.gpu_peak = 0
+        self.base = 0
+        self.exact = False
+        self.find_asset: Callable[[str], dict[str, Any]] = lambda name: {}
+        self.on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+        self.event: Callable[..., None] = lambda kind, **details: None
+        self._imported = [0.0, 0.0]
+        self._own = [0.0, 0.0]
+
+    # ------------------------------------------------------------------ processes
+
+    def open(self, scratch: Path, rules: Sequence[sandbox.Rule], given: Mapping[str, Any]) -> None:
+        """A new contestant that has imported the method; `given` is its corpus. Closes another."""
+        self.close()
+        self.nursery.ready()
+        tree = self.nursery.tree
+        cpu, start = tree.cpu(), time.perf_counter()
+        base = [*self.place["rules"], *rules, (str(scratch), "write")]
+        self.pid, self.channel = self.nursery.start({**self.place, "rules": base})
+        self.event("contestant", pid=self.pid)
+        self.setup_left = [
+            SETUP_SECONDS + self.weights / SETUP_RATE,
+            SETUP_CPU + self.weights / SETUP_RATE,
+        ]
+        self._own = [0.0, 0.0]
+        hello = {"do": "start", **self.hello, "scratch": str(scratch), "train": dict(given)}
+        self._ask(hello, {}, "import", 0, start, cpu)
+        libraries = [a - b for a, b in zip(self.nursery.imported, self._imported)]
+        self._imported = list(self.nursery.imported)
+        self.ledger.add("import", *libraries)
+
+    def close(self) -> None:
+        """Ends the contestant that runs."""
+        self.holder = None
+        if self.channel is None:
+            return
+        self.channel.close()
+        self.channel = None
+        for pid in below(self.nursery.pid) or [self.pid]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(Hangup):
+            self.nursery.death(self.pid)
+        self._drain()
+
+    # ------------------------------------------------------------------ asking
+
+    def ask(
+        self,
+        message: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray] = {},
+        phase: str = "",
+        most: int = 0,
+    ) -> tuple[dict[str, Any], Arrays, Spent]:
+        """The contestant's answer and what it took. Raises Refused for a failure, Died for its end.
+
+        `most`: bytes of arrays that the answer may have.
+        """
+        return self._ask(message, arrays, phase, most, None, None)
+
+    def _ask(
+        self,
+        message: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        phase: str,
+        most: int,
+        start: float | None,
+        cpu: float | None,
+    ) -> tuple[dict[str, Any], Arrays, Spent]:
+        assert self.channel is not None
+        self.phase = phase
+        tree = self.nursery.tree
+        entered = time.perf_counter(), time.process_time()
+        cpu = tree.cpu() if cpu is None else cpu
+        frozen, ended = 0.0, 0.0
+        reply, out = {}, {}
+        try:
+            os.kill(self.pid, signal.SIGCONT)
+            self.channel.send(message, arrays)
+            start = time.perf_counter() if start is None else start
+            head, frozen = self._next(tree)
+            ended = time.perf_counter()
+            out = self.channel.arrays(head, most)
+            reply = head["message"]
+        except (Hangup, ProcessLookupError):
+            ended = time.perf_counter()
+            self._account(phase, Spent(max(0.0, ended - (start or entered[0])), tree.cpu() - cpu))
+            raise self._autopsy(phase) from None
+        except MethodError as e:
+            self.close()
+            raise Refused("failed", f"{self.who}: {e.message}") from e
+        self._halt(phase)
+        spent = Spent(max(0.0, ended - start - frozen), max(0.0, tree.cpu() - cpu))
+        if not tree.works:
+            own = _numbers(reply.get("own"), 2)
+            spent.cpu = max(0.0, own[0] - self._own[0])
+            self._own = own
+        self._credit(spent, reply)
+        self._account(phase, spent)
+        self.used_torch |= bool(reply.get("torch"))
+        self.gpu_peak = max(self.gpu_peak, int(_numbers([reply.get("gpu_peak_bytes", 0)], 1)[0]))
+        # The judge's own clock runs on by what the contestant took, and by nothing else.
+        wall, used = spent.own
+        self.clock.setup.seconds += max(0.0, time.perf_counter() - entered[0] - wall)
+        self.clock.setup.cpu += time.process_time() - entered[1] - used
+        self._drain()
+        if "error" in reply:
+            raise _refusal(reply["error"])
+        return reply, out, spent
+
+    @property
+    def who(self) -> str:
+        method = self.hello.get("method") or {}
+        return str(method.get("name", "the target"))
+
+    def _next(self, tree: Any) -> tuple[dict[str, Any], float]:
+        """The head of the answer, and the seconds that the machine stood still meanwhile."""
+        assert self.channel is not None
+        end, output = self.channel.end.fileno(), self.nursery.output
+        last, used, frozen = time.perf_counter(), tree.cpu(), 0.0
+        while True:
+            ready, _, _ = select.select([end, output], [], [], POLL_SECONDS)
+            now = time.perf_counter()
+            if now - last > POLL_SECONDS:
+                tree.memory(self.pid)
+                cpu = tree.cpu()
+                if now - last > GAP_SECONDS and cpu - used < 0.05 * (now - last):
+                    frozen += now - last
+                used = cpu
+            last = now
+            if output in ready:
+                self._drain()
+            if end not in ready:
+                continue
+            head = self.channel.head()
+            message = head["message"]
+            if "progress" in message:
+                with contextlib.suppress(ValueError, TypeError):
+                    what, done, total = message["progress"]
+                    self.on_progress(str(what)[:80], int(done), int(total))
+            elif "asset" in message:
+                self.channel.send(self.find_asset(str(message["asset"])))
+            else:
+                return head, frozen
+
+    def _halt(self, phase: str) -> None:
+        """Stops the contestant until it is asked again; ends what it left running."""
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGSTOP)
+        for _ in range(100):  # one that forks as fast as it is killed has its parent stopped
+            others = [p for p in below(self.nursery.pid) if p != self.pid and is_alive(p)]
+            if not others:
+                break
+            for pid in others:
+                name = command_of(pid)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                note = f"{phase or 'scoring'} left a process running, which was killed: {name}"
+                if note not in self.ledger.left_running and len(self.ledger.left_running) < 10:
+                    self.ledger.left_running.append(note)
+            time.sleep(0.002)
+        self.nursery.reap()
+
+    def _credit(self, spent: Spent, reply: Mapping[str, Any]) -> None:
+        """Takes the contestant's word for imports and loading, within limits."""
+        wall, cpu = _numbers(reply.get("setup"), 2)
+        spent.setup = max(0.0, min(wall, spent.seconds, self.setup_left[0]))
+        spent.setup_cpu = max(0.0, min(cpu, spent.cpu, self.setup_left[1]))
+        self.setup_left[0] -= spent.setup
+        self.setup_left[1] -= spent.setup_cpu
+
+    def _account(self, phase: str, spent: Spent) -> None:
+        self.ledger.add(phase or "query", spent.seconds, spent.cpu)
+
+    def _autopsy(self, phase: str) -> Died:
+        """Why the contestant is gone."""
+        doing = phase if phase != "query" else "scoring"
+        peak = self.nursery.tree.peak
+        found = self.nursery.death(self.pid, 1.0)
+        if found is None:
+            self.close()
+            return Died("failed", f"it closed its connection to the harness during {doing}")
+        self.close()
+        code = os.waitstatus_to_exitcode(found["status"])
+        if code == -signal.SIGKILL and peak > 0.5 * environment.memory_bytes():
+            return Died("oom", f"{doing} was killed by the system, most likely for its memory")
+        if code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"signal {-code}"
+            return Died("failed", f"its process was killed by {name} during {doing}")
+        return Died("failed", f"its process ended with exit status {code} during {doing}")
+
+    def _drain(self) -> None:
+        """Passes on what the contestant printed, up to a limit, to the log."""
+        for data in lines(self.nursery.output):
+            self.printed += len(data)
+            if self.printed <= self.most_printed:
+                with contextlib.suppress(OSError):
+                    os.write(2, data)
+            elif self.printed - len(data) <= self.most_printed:
+                self.event("flood", phase=self.phase)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Keeps what happens within off `clock`."""
+        wall, cpu = self.clock.setup.now()
+        try:
+            yield
+        finally:
+            after = self.clock.setup.now()
+            self.clock.setup.seconds += after[0] - wall
+            self.clock.setup.cpu += after[1] - cpu
+
+    # ------------------------------------------------------------------ memory
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[dict[str, Any]]:
+        """Fills a dict with peak memory of the contestant (and what it started) when it ends."""
+        tree = self.nursery.tree
+        cost: dict[str, Any] = {}
+        pid = self.pid
+        exact = tree.forget(pid)
+        cost["base_bytes"] = status(pid).get("VmRSS", 0)
+        self.gpu_peak = 0
+        try:
+            yield cost
+        finally:
+            if pid != self.pid:  # another contestant than at the start: its whole life counts
+                cost["base_bytes"], exact = 0, False
+            cost["peak_bytes"] = tree.highest(self.pid) or int(self._own[1])
+            cost["peak_measured"] = "phase" if exact else "process"
+            if self.gpu_peak:
+                cost["gpu_peak_bytes"] = self.gpu_peak
+
+
+def _numbers(values: Any, n: int) -> list[float]:
+    """n finite numbers from what a contestant sent, 0 for what is none."""
+    found = [0.0] * n
+    if isinstance(values, list):
+        for i, v in enumerate(values[:n]):
+            if isinstance(v, (int, float)) and math.isfinite(v):
+                found[i] = float(v)
+    return found
+
+
+def _refusal(error: Any) -> Refused:
+    if not isinstance(error, dict):
+        return Refused("failed", "it failed without a reason")
+    text = str(error.get("reason", ""))[:20_000]
+    told = str(error.get("status", "failed"))
+    return Refused(told, text, bool(error.get("missing")), str(error.get("path", "")))
+
+
+class RemoteIndex(Index):
+    """An index in a contestant: opened when it is asked, from the folder it was saved in."""
+
+    def __init__(self, judge: Judge, folder: Path, given: Mapping[str, Any], n_train: int) -> None:
+        self.judge, self.folder, self.given, self.n_train = judge, folder, given, n_train
+        self.pools = "never"
+        self.scratch: Path | None = None  # what of the build's scratch folder loading needs
+        self.scratch_bytes = 0
+        weakref.finalize(self, _leave, judge.stage)
+
+    def save(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """Has a contestant of its own load it, unless it is there."""
+        stage = self.judge.stage
+        if stage.channel is not None and stage.holder is not None and stage.holder() is self:
+            return
+        with stage.apart():
+            self._open(stage)
+
+    def _open(self, stage: Stage) -> None:
+        own = self.judge.new_folder("load")
+        rules = [(str(self.folder), "read"), (self.given["path"], "read")]
+        if self.scratch is not None:
+            rules.append((str(self.scratch), "read"))
+        stage.open(own, rules, self.given)
+        message = {"do": "load", "path": str(self.folder), "scratch": str(own)}
+        reply, _, _ = stage.ask(message, phase="load")
+        self.judge.settle(f"{stage.who}.load")
+        if reply.get("n_train") != self.n_train:
+            raise Refused(
+                "failed",
+                f"{stage.who}.load gave an index of {reply.get('n_train')} examples, "
+                f"not {self.n_train}",
+            )
+        self.pooling, self.temperature = str(reply["pooling"]), float(reply["temperature"])
+        self.pools = str(reply["pools"])
+        stage.holder = weakref.ref(self)
+
+    def _ask(self, message: dict[str, Any], arrays: Arrays, most: int) -> tuple[dict, Arrays]:
+        self.open()
+        reply, out, _ = self.judge.stage.ask(message, arrays, "query", most)
+        return reply, out
+
+    def _rows(self, queries: Sequence[Example]) -> dict[str, Any]:
+        name = getattr(queries, "name", "queries")
+        return {"queries": spelled(queries, self.judge.labels), "name": name}
+
+    def score(self, queries: Sequence[Example]) -> Any:
+        most = 8 * len(queries) * self.n_train + (1 << 20)
+        return _array(*self._ask({"do": "score", **self._rows(queries)}, {}, most), "scores")
+
+    def score_groups(self, queries: Sequence[Example], groups: Groups) -> Any:
+        most = 8 * len(queries) * len(groups) + (1 << 20)
+        message = {"do": "score_groups", **self._rows(queries), "n_train": groups.n_train}
+        arrays = {"indptr": groups.indptr, "indices": groups.indices}
+        return _array(*self._ask(message, arrays, most), "scores")
+
+    def top_k(self, queries: Sequence[Example], k: int) -> Any:
+        most = 16 * len(queries) * k + (1 << 20)
+        answer = self._ask({"do": "top_k", **self._rows(queries), "k": k}, {}, most)
+        if not {"scores", "ids"} <= answer[1].keys():
+            return Strange(str(answer[0].get("not", "nothing")))
+        return answer[1]["scores"], answer[1]["ids"]
+
+
+class Strange:
+    """Stands for what a method returned in place of an array; its type is called as that was."""
+
+    def __init__(self, kind: str) -> None:
+        self.__class__ = type(kind[:80], (Strange,), {})
+
+
+def _array(reply: Mapping[str, Any], out: Arrays, name: str) -> Any:
+    return out[name] if name in out else Strange(str(reply.get("not", "nothing")))
+
+
+def _leave(stage: Stage) -> None:
+    """An index that nobody holds any more needs no process."""
+    if stage.holder is not None and stage.holder() is None:
+        stage.close()
+
+
+class Judge:
+    """One job: what it was told, and where it puts things."""
+
+    def __init__(self, job: Mapping[str, Any], nursery: Nursery, events: int) -> None:
+        self.job, self.nursery, self.events = job, nursery, events
+        self.folder = RunFolder(Path(job["folder"]))
+        self.work = Path(job["work"])
+        self.log = Path(job["log"])
+        self.memory = Memory()
+        self.started = time.perf_counter()
+        self.kept_apart: set[str] = set()  # truths that no checkpoint scored at is behind
+        self.labels = bool(job["method"].get("labels"))
+        self._last_progress = 0.0
+
+    # ------------------------------------------------------------------ telling
+
+    def event(self, kind: str, **details: Any) -> None:
+        line = json.dumps({"event": kind, **details}, default=str) + "\n"
+        with contextlib.suppress(OSError):
+            os.write(self.events, line.encode("utf-8", "backslashreplace"))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if done >= total or time.monotonic() - self._last_progress > 0.2:
+            self._last_progress = time.monotonic()
+            self.event("progress", what=str(what)[:80], done=int(done), total=int(total))
+
+    def record(self, cell: Mapping[str, Any], status: str, **fields: Any) -> Record:
+        return Record(cell["record"]).ended(status, job=self.job["id"], **fields)
+
+    def finish(self, cell: Mapping[str, Any], record: Record) -> None:
+        self.folder.write(record)
+        self.event("record", key=cell["key"], status=record["status"])
+
+    def fail(self, cells: list[dict], error: BaseException, cost: Mapping[str, Any]) -> None:
+        if isinstance(error, Refused):
+            status, reason = error.status, error.message
+            if error.missing and not cells[0]["record"]["method"]["passed"]:
+                status = "skipped"  # the suite lacks it; a name that the user passed is a mistake
+        else:
+            status, reason = explain(error)
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for cell in cells:
+            details = {"reason": reason, "log_tail": tail(self.log), "cost": dict(cost)}
+            seconds = round(time.perf_counter() - self.started, 3)
+            self.finish(cell, self.record(cell, status, **details, seconds=seconds))
+
+    # ------------------------------------------------------------------ working
+
+    def run(self) -> None:
+        cells = self.job["cells"]
+        try:
+            self.suite = load_suite(self.job["suite"])
+            self.declared = self.suite.target(self.job["target"])
+            if self.job["preload"]:
+                self.nursery.preload(self.declared.target.folder)
+            paths = self.suite.assets_for(self.declared)
+            self.assets = Inputs(self.suite, paths, "asset")
+            self.train = self.suite.train
+            self.stage = self._stage()
+            self.given = self._give(self.train)
+        except BaseException as e:
+            self.fail(cells, e, {})
+            return
+        try:
+            self._look_at_checkpoints(cells)
+            index, cost = self._index()
+            self.loading, self.stage.ledger = self.stage.ledger, Ledger()
+        except BaseException as e:
+            self.fail(cells, e, {})
+            return
+        for cell in cells:
+            self.event("phase", phase=cell["benchmark"]["name"], key=cell["key"])
+            try:
+                record = self._benchmark(cell, index, cost)
+            except BaseException as e:
+                self.fail([cell], e, cost)
+                if isinstance(e, (KeyboardInterrupt, SystemExit)):
+                    raise
+            else:
+                self.finish(cell, record)
+
+    def _stage(self) -> Stage:
+        job, target = self.job, self.declared.target
+        target_fields = {f: getattr(target, f) for f in target.__dataclass_fields__}
+        hello = {
+            "plugins": job["plugins"],
+            "method": {"name": job["method"]["name"], "params": job["method"]["params"]},
+            "target": {**jsonable(target_fields), "fingerprint": job["fingerprint"]},
+            "seed": job["seed"],
+            "device": job["device"],
+            "assets": [a for a in self.assets if a not in job["withheld"]],
+        }
+        for name in ("cwd", "given", "tmp", "scratch", "judge"):
+            (self.work / name).mkdir(parents=True, exist_ok=True)
+        temporary = str(self.work / "tmp")
+        place = {
+            "landlock": job["landlock"],
+            "rules": self._rules() if job["landlock"] else [],
+            "cwd": str(self.work / "cwd"),
+            "fork": job["device"] == "cpu" and sys.platform == "linux",
+            "environment": {
+                "TMPDIR": temporary,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "TORCHINDUCTOR_CACHE_DIR": f"{temporary}/inductor",
+                "TRITON_CACHE_DIR": f"{temporary}/triton",
+                "TORCH_EXTENSIONS_DIR": f"{temporary}/extensions",
+                "CUDA_CACHE_PATH": f"{temporary}/cuda",
+                "MPLCONFIGDIR": f"{temporary}/matplotlib",
+                "NUMBA_CACHE_DIR": f"{temporary}/numba",
+            },
+        }
+        stage = Stage(self.nursery, place, hello)
+        stage.event, stage.on_progress, stage.find_asset = self.event, self.progress, self._asset
+        stage.most_printed = job["most_printed"]
+        files = [target.folder / f for f in target.checkpoints.values()]
+        stage.weights = sum(f.stat().st_size for f in files if f.is_file())
+        return stage
+
+    def _rules(self) -> list[sandbox.Rule]:
+        """What a contestant may read and write, whatever it is asked."""
+        suite, target = self.suite, self.declared.target
+        assets = {k: v for k, v in self.assets.paths.items() if k not in self.job["withheld"]}
+        truths = {p for t in suite.targets for p in t.truths.values()} - set(assets.values())
+        scored = {self.declared.truths[n] for n in self._truth_names(self.job["cells"])}
+        answers = [str(p) for p in truths | scored]
+        hidden = [*answers, str(suite.folder), *self.job["hidden"]]
+        rules = sandbox.libraries(hidden)
+        for module in self.job["plugins"]["modules"]:
+            if module.endswith(".py"):
+                rules += sandbox.granted(module, ())
+        shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
+        for path in [*shown, *assets.values()]:
+            rules += sandbox.granted(str(path), answers)
+            if path.is_dir():  # a snapshot of the hub is links into another folder
+                for file in path.rglob("*"):
+                    if file.is_symlink():
+                        rules += sandbox.granted(str(file), answers)
+        rules += [(str(self.work / "cwd"), "read"), (str(self.work / "tmp"), "write")]
+        return rules
+
+    def _truth_names(self, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Names of the declared truths that the cells score on."""
+        kinds = [
+            kind
+            for c in cells
+            for kind in (c.get("truth_kind"), *(c["benchmark"]["params"].get("also") or ()))
+            if isinstance(kind, str)
+        ]
+        names = [truth_name(kind, self.job["split"]) for kind in kinds]
+        return [n for n in dict.fromkeys(names) if n in self.declared.truths]
+
+    def _give(self, corpus: Corpus) -> dict[str, Any]:
+        path = self.work / "given" / f"{len(os.listdir(self.work / 'given'))}.jsonl"
+        return write_corpus(path, corpus, self.labels)
+
+    def new_folder(self, name: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.work / "scratch"))
+
+    def _asset(self, name: str) -> dict[str, Any]:
+        """The answer to a contestant that asks for an asset."""
+        try:
+            if name in self.job["withheld"] or name not in self.assets:
+                return {"error": name, "kind": "missing"}
+            path = self.assets[name]
+            for kind in self._truth_names(self.job["cells"]):
+                Truth.load(self.declared.truths[kind]).check_unseen(path)
+            return {"path": str(path)}
+        except GuardError as e:
+            return {"error": e.message, "remedy": e.remedy, "kind": "guard"}
+        except TdabenchError as e:
+            return {"error": e.message, "remedy": e.remedy, "kind": ""}
+
+    def settle(self, who: str, *places: Path) -> None:
+        """Raises Refused when the method left traces that it must not leave."""
+        message = {"do": "check", "who": who, "places": [str(p) for p in places]}
+        self.stage.ask(message, phase="checks")
+
+    # ------------------------------------------------------------------ the index
+
+    def _index(self) -> tuple[RemoteIndex, dict[str, Any]]:
+        """The index as loaded from disk, whether built now or by an earlier run.
+
+        Scores always come from the loaded index, in a process that did not build it: then a
+        resumed run sees what a fresh one sees, and the bytes on disk are honest.
+        """
+        folder = self.folder.indices / self.job["index_key"]
+        index = RemoteIndex(self, folder / "index", self.given, len(self.train))
+        cost = self._kept()
+        if cost is not None:
+            try:
+                self.event("phase", phase="load", key="")
+                index.open()
+                return index, cost
+            except Exception as e:
+                traceback.print_exception(e)
+                print(f"the kept index {folder} cannot be loaded: it is built again", flush=True)
+                self.stage.ledger = Ledger()
+        made = self.folder.new_index(self.job["index_key"])
+        try:
+            scratch, cost = self._build(self.given, len(self.train), made / "index")
+            cost["phases"] = rounded(self.stage.ledger.phases)
+            cost["left_running"] = list(self.stage.ledger.left_running)
+            self.stage.ledger = Ledger()
+            built = {"cost": cost, "assets": dict(self.assets.used)}
+            self.folder.keep_index(made, self.job["index_key"], built)
+        finally:
+            remove(made)
+        self.event("phase", phase="load", key="")
+        self._open_without(index, scratch)
+        if index.scratch_bytes:
+            cost["scratch_bytes"] = index.scratch_bytes
+            cost["index_bytes"] += index.scratch_bytes
+            cost["bytes_per_example"] = cost["index_bytes"] / len(self.train)
+        return index, cost
+
+    def _open_without(self, index: RemoteIndex, scratch: Path) -> None:
+        """Loads an index with the scratch folder it was built in out of the way.
+
+        An index that needs what lies there is given it back, and it counts.
+        """
+        aside = scratch.with_name(f".{scratch.name}")
+        os.rename(scratch, aside)
+        try:
+            index.open()
+        except Refused as e:
+            if not folder_bytes(aside):
+                raise
+            os.rename(aside, scratch)
+            index.scratch, index.scratch_bytes = scratch, folder_bytes(scratch)
+            try:
+                index.open()
+            except Refused:
+                raise e from None
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _kept(self) -> dict[str, Any] | None:
+        """The cost of the kept index, if that is as it was written and made of these assets."""
+        built = self.folder.kept_index(self.job["index_key"])
+        if built is None:
+            return None
+        try:
+            cost, made_of = built["cost"], dict(built["assets"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        if any(self.assets.content(k) != v for k, v in made_of.items()):
+            return None
+        self.assets.used.update(made_of)
+        return dict(cost)
+
+    def _build(
+        self, given: Mapping[str, Any], n: int, place: Path, quiet: bool = False
+    ) -> tuple[Path, dict[str, Any]]:
+        """Has a contestant build an index on `given` and save it in `place`: its scratch folder
+        and what it cost."""
+        stage = self.stage
+        scratch = self.new_folder("build")
+        if not quiet:
+            self.event("phase", phase="import", key="")
+        stage.open(scratch, [(given["path"], "read"), (str(place), "write")], given)
+        who = stage.who
+        try:
+            prepared = None
+            if not quiet:
+                self.event("phase", phase="build", key="")
+                prepared = stage.ask({"do": "prepare"}, phase="prepare")[0].get("cost")
+            with stage.memory() as cost:
+                _, _, spent = stage.ask({"do": "build"}, phase="build")
+            self.settle(f"{who}.build")
+            if not quiet:
+                self.event("phase", phase="save", key="")
+            stage.ask({"do": "save", "path": str(place)}, phase="save")
+            self.settle(f"{who}.save", place)
+        finally:
+            stage.close()
+        if stage.used_torch:
+            self.nursery.preload(self.declared.target.folder)
+        seconds, cpu = spent.own
+        cost |= {
+            "seconds": round(seconds, 6),
+            "cpu_seconds": round(cpu, 6),
+            "setup_seconds": round(spent.setup, 4),
+        }
+        size = folder_bytes(place)
+        return scratch, {
+            "prepare": as_numbers(prepared),
+            "build": cost,
+            "index_bytes": size,
+            "bytes_per_example": size / n if n else 0.0,
+            "n_train": n,
+        }
+
+    def _build_on(self, corpus: Corpus) -> Built:
+        """The method's index on another corpus, as loaded from disk, and what it cost."""
+        outer, self.stage.ledger = self.stage.ledger, Ledger()
+        try:
+            given = self._give(corpus)
+            place = Path(tempfile.mkdtemp(dir=self.work / "judge"))
+            scratch, cost = self._build(given, len(corpus), place, quiet=True)
+            remote = RemoteIndex(self, place, given, len(corpus))
+            self._open_without(remote, scratch)
+        finally:
+            inner, self.stage.ledger = self.stage.ledger, outer
+            for seconds, cpu in inner.phases.values():
+                outer.add("other builds", seconds, cpu)
+            outer.left_running += inner.left_running
+        index = MeteredIndex(remote, self.stage.who, len(corpus), self.stage.clock)
+        size = cost["index_bytes"] + remote.scratch_bytes
+        built = cost["build"]
+        return Built(index, built["seconds"], built["peak_bytes"], size)
+
+    # ------------------------------------------------------------------ benchmarks
+
+    def _look_at_checkpoints(self, cells: Sequence[Mapping[str, Any]]) -> None:
+        """Raises GuardError when the method scores at a model that some truth was read off.
+
+        The losses that tell are computed by a contestant without a method.
+        """
+        target = self.declared.target
+        params = self.job["method"]["params"].values()
+        named = [p for v in params for p in (v if isinstance(v, list) else [v])]
+        checkpoints = [c for c in target.checkpoints if c in named]
+        if not checkpoints:
+            return
+        queries = self.suite.queries(self.job["split"])
+        known: dict[str, np.ndarray] = {}
+        wanted = {}
+        for name in self._truth_names(cells):
+            truth = Truth.load(self.declared.truths[name])
+            start = truth.plan.get("start", "base")
+            wanted[name] = [c for c in checkpoints if c != start]
+        needed = list(dict.fromkeys(c for found in wanted.values() for c in found))
+        if needed:
+            hello = {**self.stage.hello, "method": None}
+            clerk = Stage(self.nursery, self.stage.place, hello)
+            clerk.weights = self.stage.weights
+            try:
+                clerk.open(self.new_folder("clerk"), [], {})
+                for c in needed:
+                    rows = spelled(queries, labels=False)
+                    message = {"do": "losses", "checkpoint": c, "queries": rows}
+                    _, out, _ = clerk.ask(message, most=8 * len(queries) + 64)
+                    known[c] = out["losses"]
+            finally:
+                clerk.close()
+                self.stage._imported = list(self.nursery.imported)
+                self.stage.ledger.add("import", *self.nursery.imported)
+        self.losses = KnownLosses(target.name, known)
+
+    def _truth(self, kind: str, truths: Inputs, queries: Corpus) -> Truth:
+        name = truth_name(kind, self.job["split"])
+        if name not in truths:
+            raise unknown(f"truth of the target {self.declared.label}", name, truths)
+        found = Truth.load(truths[name])
+        found.check(self.train, self.declared.target, self.declared.recipe_of(name))
+        if name not in self.kept_apart and hasattr(self, "losses"):
+            found.check_apart(self.losses, list(self.losses.known), queries)  # type: ignore[arg-type]
+            self.kept_apart.add(name)
+        for used in self.assets.used:
+            found.check_unseen(self.assets.paths[used.partition(":")[2]])
+        return found.for_queries(queries.ids)
+
+    def _benchmark(
+        self, cell: Mapping[str, Any], index: RemoteIndex, cost: Mapping[str, Any]
+    ) -> Record:
+        job, suite, declared, stage = self.job, self.suite, self.declared, self.stage
+        who, name, split = stage.who, cell["benchmark"]["name"], job["split"]
+        queries = suite.queries(split)
+        metered = MeteredIndex(index, who, len(self.train), stage.clock, self.memory)
+        truths = Inputs(suite, declared.truths, "truth")
+        others = {
+            t.label: OtherTruths(suite, t, split)
+            for t in suite.targets
+            if t.label != declared.label and t.truths
+        }
+        benchmark = registry().benchmark(name).cls.from_params(cell["benchmark"]["params"])
+        scratch = self.work / "judge" / cell["key"]
+        scratch.mkdir(parents=True, exist_ok=True)
+        context = BenchmarkContext(
+            index=metered,
+            target=declared.target,
+            train=self.train,
+            queries=queries,
+            truth=lambda kind: self._truth(kind, truths, queries),
+            scratch=scratch,
+            seed=job["seed"],
+            device=job["device"],
+            params=cell["benchmark"]["params"],
+            build=self._build_on,
+            other_truths=others,
+            assets=self.assets,
+            cache=self.folder.path / "retrained",
+            progress=self.progress,
+        )
+        stage.ledger = Ledger()
+        start = time.perf_counter()
+        index.open()
+        with stage.memory() as memory:
+            outcome = benchmark.run(context)
+        if stage.channel is not None and stage.holder is not None and stage.holder() is index:
+            self.settle(f"scoring with {who}")
+        check_outcome(name, outcome)
+        metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
+        seconds = round(time.perf_counter() - start + cost["build"]["seconds"], 3)
+        queried = metered.cost()
+        ledger, stage.ledger = stage.ledger, Ledger()
+        shown = top_examples(metered, queries, queried["seconds"]) if cell["headline"] else {}
+        write_arrays(
+            self.folder.arrays_path(cell["key"]),
+            {**arrays_of(outcome), **shown},
+            {"query_ids": list(outcome.query_ids), "key": cell["key"]},
+        )
+        running = [cost.get("left_running", ()), self.loading.left_running, ledger.left_running]
+        left = dict.fromkeys(note for part in running for note in part)
+        phases = joined(cost.get("phases", {}), rounded(self.loading.phases))
+        phases = joined(phases, rounded(ledger.phases))
+        built = {k: v for k, v in cost.items() if k != "left_running"}
+        return self.record(
+            cell,
+            "ok",
+            primary=outcome.primary,
+            metrics=metrics,
+            notes=[*outcome.notes, *left],
+            cost={
+                **built,
+                "query": {**queried, **memory},
+                "phases": phases,
+                "total": {
+                    "seconds": round(sum(p["seconds"] for p in phases.values()), 6),
+                    "cpu_seconds": round(sum(p["cpu_seconds"] for p in phases.values()), 6),
+                },
+            },
+            inputs={
+                **self.assets.used,
+                **truths.used,
+                **{k: v for o in others.values() for k, v in o.files.used.items()},
+            },
+            seconds=seconds,
+        )
+
+
+@dataclasses.dataclass
+class KnownLosses:
+    """Stands for a target whose losses on the queries are known already, by checkpoint."""
+
+    name: str
+    known: Mapping[str, np.ndarray]
+
+    def model(self, checkpoint: str) -> str:
+        return checkpoint
+
+    def tokenize(self, queries: Corpus) -> Corpus:
+        return queries
+
+    def losses(self, model: str, tokens: Corpus) -> np.ndarray:
+        return self.known[model]
+
+
+def as_numbers(cost: Any) -> dict[str, float] | None:
+    """What a method says of its preparation, with only finite numbers kept."""
+    if not isinstance(cost, dict):
+        return None
+    numbers = {k: v for k, v in cost.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return {str(k): float(v) for k, v in numbers.items()} or None
+
+
+def rounded(phases: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    return {
+        k: {"seconds": round(v[0], 6), "cpu_seconds": round(v[1], 6)} for k, v in phases.items()
+    }
+
+
+def joined(
+    a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Phases of two parts of a cell's work, added."""
+    out = {k: dict(v) for k, v in a.items()}
+    for k, v in b.items():
+        held = out.setdefault(k, {"seconds": 0.0, "cpu_seconds": 0.0})
+        for what in held:
+            held[what] = round(held[what] + v[what], 6)
+    return out
+
+
+def check_outcome(name: str, outcome: Any) -> None:
+    """Raises TdabenchError unless a benchmark returned a well-formed outcome."""
+    if not isinstance(outcome, Outcome):
+        raise TdabenchError(f"benchmark {name} returned {type(outcome).__name__}, not an Outcome")
+    if outcome.primary not in outcome.metrics:
+        raise TdabenchError(f"benchmark {name} has no metric {outcome.primary!r}, its primary")
+    if len(outcome.per_query) != len(outcome.query_ids):
+        raise TdabenchError(
+            f"benchmark {name} returned {len(outcome.per_query)} values for "
+            f"{len(outcome.query_ids)} queries"
+        )
+
+
+def arrays_of(outcome: Outcome) -> dict[str, Any]:
+    arrays = {"per_query": np.asarray(outcome.per_query), **outcome.arrays}
+    if outcome.replicates is not None:
+        arrays["replicates"] = np.asarray(outcome.replicates)
+    return arrays
+
+
+def finite(value: Any) -> Any:
+    """`value` for JSON, which has no NaN: what is not finite becomes null."""
+    value = jsonable(value)
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+def follow_parent(nursery: Nursery) -> None:
+    """Ends this process, and all that it started, when its parent is gone or wants it gone."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os._exit(1)  # the nursery sees it, and ends what is below
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: list[str]) -> int:
+    with contextlib.suppress(AttributeError, ValueError):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    nursery = Nursery()  # before anything is read that a method must not know
+    events = os.dup(1)
+    os.dup2(2, 1)  # what a benchmark prints goes to the log
+    follow_parent(nursery)
+    job = read_json(Path(argv[0]))
+    configure(**job["benchmark_plugins"])
+    judge = Judge(job, nursery, events)
+    judge.event("nursery", pid=nursery.pid)
+    judge.run()
+    sys.stdout.flush()
+    nursery.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,427 @@
+"""Where contestants come from: a process that has imported libraries, and nothing else, forks them.
+
+The judge forks its nursery before it reads anything that a method must not know, so that neither
+the nursery nor what it forks has held a truth. Libraries are imported once there for all
+contestants of a job. What a contestant starts and leaves behind becomes the nursery's child (it is
+a sub-reaper): nothing escapes the count, and nothing outlives the judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tdabench.run import sandbox
+from tdabench.run.protocol import Channel, Hangup
+
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+CHANNEL_FD = 3
+
+
+# --------------------------------------------------------------------------- the judge's side
+
+
+class Nursery:
+    """The judge's hold on its nursery. `output` is where what contestants print can be read."""
+
+    def __init__(self) -> None:
+        mine, its = socket.socketpair()
+        self.output, printed = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                mine.close()
+                os.close(self.output)
+                _nurse(its, printed)
+            finally:
+                os._exit(0)
+        its.close()
+        os.close(printed)
+        os.set_blocking(self.output, False)
+        self._control = mine
+        self._answers: list[dict[str, Any]] = []
+        self.deaths: dict[int, dict[str, Any]] = {}
+        self.tree = Tree(self.pid)
+        self.imported = [0.0, 0.0]  # wall and processor seconds of libraries imported here
+        self._pending = 0
+
+    def preload(self, folder: Path) -> None:
+        """Has the libraries imported that scoring with the model in `folder` takes.
+
+        It goes on beside whatever the judge does next; `start` waits for it.
+        """
+        _send(self._control, {"do": "import", "folder": str(folder)})
+        self._pending += 1
+
+    def start(self, place: Mapping[str, Any]) -> tuple[int, Channel]:
+        """A new contestant: its process and the connection to it.
+
+        `place`: `rules`, `landlock` (a version, 0 for no sandbox), `environment`, `cwd`, `fork`
+        (False: a new interpreter, for what does not survive a fork, such as CUDA).
+        """
+        self.ready()
+        mine, its = socket.socketpair()
+        _send(self._control, {"do": "start", "place": dict(place)}, its)
+        its.close()
+        return int(self._wait("pid")["pid"]), Channel(mine)
+
+    def ready(self) -> None:
+        """Waits until what `preload` asked for is done."""
+        while self._pending:
+            answer = self._wait("imported")
+            self._pending -= 1
+            self.imported = [a + b for a, b in zip(self.imported, answer["imported"])]
+
+    def death(self, pid: int, seconds: float = 5.0) -> dict[str, Any] | None:
+        """How `pid` ended: {"status", "cpu"}, or None when it has not within `seconds`."""
+        end = time.monotonic() + seconds
+        while pid not in self.deaths:
+            left = end - time.monotonic()
+            if left <= 0 or not self._hear(left):
+                break
+        return self.deaths.get(pid)
+
+    def reap(self) -> None:
+        """Takes in what the nursery has said about processes that ended."""
+        while self._hear(0.0):
+            pass
+
+    def _wait(self, key: str) -> dict[str, Any]:
+        while True:
+            for answer in self._answers:
+                if key in answer:
+                    self._answers.remove(answer)
+                    return answer
+            self._hear(None)
+
+    def _hear(self, seconds: float | None) -> bool:
+        if not select.select([self._control], [], [], seconds)[0]:
+            return False
+        message, _ = _receive(self._control)
+        if "died" in message:
+            self.deaths[message["died"]] = message
+            self.tree.died(message["cpu"])
+        else:
+            self._answers.append(message)
+        return True
+
+    def close(self) -> None:
+        """Ends the nursery with everything it has started."""
+        with contextlib.suppress(OSError):
+            self._control.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _send(to: socket.socket, message: Mapping[str, Any], end: socket.socket | None = None) -> None:
+    data = json.dumps(message).encode()
+    try:
+        head = len(data).to_bytes(8, "little")
+        if end is None:
+            to.sendall(head)
+        else:
+            socket.send_fds(to, [head], [end.fileno()])
+        to.sendall(data)
+    except OSError as e:
+        raise Hangup from e
+
+
+def _receive(source: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    head, fds, _, _ = socket.recv_fds(source, 8, 1)
+    length, data = int.from_bytes(head, "little"), b""
+    if len(head) < 8:
+        raise Hangup
+    while len(data) < length:
+        more = source.recv(length - len(data))
+        if not more:
+            raise Hangup
+        data += more
+    return json.loads(data), fds
+
+
+# --------------------------------------------------------------------------- the nursery itself
+
+
+def _nurse(control: socket.socket, printed: int) -> None:
+    """Answers the judge until it is gone; then ends everything below."""
+    os.setsid()  # what ends the judge's group must not end this before it has cleaned up
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    life = os.dup(1)  # held open: the judge's parent sees by its end that all is over
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    woken, wake = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    children: set[int] = set()
+    try:
+        while True:
+            waiting: list[Any] = [control, woken]
+            ready = select.select(waiting, [], [])[0]
+            if woken in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(woken, 4096)
+                _bury(control, children)
+            if control not in ready:
+                continue
+            message, fds = _receive(control)
+            if message["do"] == "import":
+                start, cpu = time.perf_counter(), time.process_time()
+                preload(Path(message["folder"]))
+                spent = [time.perf_counter() - start, time.process_time() - cpu]
+                _send(control, {"imported": spent})
+            elif message["do"] == "start":
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    _become(control, fds[0], message["place"])
+                os.close(fds[0])
+                children.add(pid)
+                _send(control, {"pid": pid})
+    except (Hangup, OSError):
+        pass
+    signal.set_wakeup_fd(-1)
+    end_all(children)
+    os.close(life)
+
+
+def _bury(control: socket.socket, children: set[int]) -> None:
+    """Tells the judge of every process that has ended."""
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        children.discard(pid)
+        cpu = usage.ru_utime + usage.ru_stime
+        _send(control, {"died": pid, "status": status, "cpu": cpu})
+
+
+def end_all(children: set[int]) -> None:
+    """Kills every process below this one, orphans of orphans included."""
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
+        for pid in {*children, *below(os.getpid())}:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)  # contestants lead groups of their own
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(0.005)
+            continue
+        return
+
+
+def _become(control: socket.socket, end: int, place: Mapping[str, Any]) -> None:
+    """Turns a newly forked process into a contestant; does not return."""
+    code = 1
+    try:
+        control.detach()  # closed below, by number
+        os.setsid()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        os.dup2(end, CHANNEL_FD)
+        os.closerange(CHANNEL_FD + 1, 1 << 16)
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(s, signal.SIG_DFL)
+        os.environ.update(place["environment"])
+        os.chdir(place["cwd"])
+        if place["landlock"]:
+            sandbox.confine([tuple(r) for r in place["rules"]], place["landlock"])
+        if not place["fork"]:
+            os.set_inheritable(CHANNEL_FD, True)
+            command = [sys.executable, "-P", "-m", "tdabench.run.contestant"]
+            os.execv(sys.executable, command)
+        import tempfile
+
+        from tdabench.run import contestant
+
+        tempfile.tempdir = None
+        code = contestant.main()
+    except BaseException as e:
+        import traceback
+
+        traceback.print_exception(e)
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def preload(folder: Path) -> None:
+    """Imports what most methods import; the class of the model in `folder`, too, if known."""
+    with contextlib.suppress(Exception):
+        import torch  # noqa: F401
+        import transformers
+        from transformers import (  # noqa: F401
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            PreTrainedTokenizerFast,
+        )
+
+        import tdabench.targets.target  # noqa: F401
+
+        kind = json.loads((folder / "config.json").read_bytes()).get("model_type", "")
+        if re.fullmatch(r"[a-z0-9_]{1,40}", kind):
+            __import__(f"{transformers.__name__}.models.{kind}.modeling_{kind}")
+
+
+# --------------------------------------------------------------------------- what processes take
+
+
+def below(root: int) -> list[int]:
+    """Process ids of everything started below `root`, `root` left out; nothing without /proc."""
+    found: list[int] = []
+    pending = [root]
+    while pending:
+        p = pending.pop()
+        try:
+            for task in os.listdir(f"/proc/{p}/task"):
+                with open(f"/proc/{p}/task/{task}/children") as f:
+                    pending += map(int, f.read().split())
+        except (OSError, ValueError):
+            pass
+        if p != root:
+            found.append(p)
+    return found
+
+
+class Tree:
+    """Processor time and memory of everything below a process, read by the one who measures.
+
+    Processor time counts every thread of every process, of those that have ended, too: what a
+    process waited for is in its own account, what nobody waited for in the nursery's.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.peak = 0  # bytes, since `forget`
+        self._dead = 0.0
+        self._most = 0.0
+        self._seen: dict[tuple[int, int], float] = {}
+        self.works = os.path.isdir(f"/proc/{root}/task")
+
+    def died(self, cpu: float) -> None:
+        self._dead += cpu
+
+    def cpu(self) -> float:
+        """Processor seconds of all that ever ran below the root. It never falls."""
+        total = self._dead
+        for pid in below(self.root):
+            own = process_seconds(pid)
+            fields = _stat(pid)
+            if own is None or fields is None:
+                continue
+            total += own + (int(fields[13]) + int(fields[14])) / TICKS
+            self._seen[pid, int(fields[19])] = own
+        # A process may have its children's accounts thrown away (by ignoring SIGCHLD): then
+        # what was last seen of each is the better bound.
+        self._most = max(self._most, total, sum(self._seen.values()))
+        return self._most
+
+    def memory(self, main: int) -> int:
+        """Bytes resident now: all of `main`, and what the others hold that is not a file."""
+        total = 0
+        for pid in below(self.root):
+            facts = status(pid)
+            if pid == main:
+                total += facts.get("VmRSS", 0)
+            else:
+                total += facts.get("RssAnon", 0) + facts.get("RssShmem", 0)
+        self.peak = max(self.peak, total)
+        return total
+
+    def forget(self, main: int) -> bool:
+        """Begins a new peak; whether the kernel could forget the process's own."""
+        self.peak = 0
+        try:
+            Path(f"/proc/{main}/clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+    def highest(self, main: int) -> int:
+        """Peak bytes since `forget`."""
+        self.memory(main)
+        return max(self.peak, status(main).get("VmHWM", 0))
+
+
+def process_seconds(pid: int) -> float | None:
+    """Processor seconds of all threads of a process, to the nanosecond (Linux)."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            return f.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def is_alive(pid: int) -> bool:
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def status(pid: int) -> dict[str, int]:
+    """The figures of /proc/PID/status that are sizes, in bytes."""
+    found = {}
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
+            for line in f:
+                name, _, rest = line.partition(":")
+                if rest.endswith(" kB\n"):
+                    found[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def command_of(pid: int) -> str:
+    """A process's command line, for a message."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return f"process {pid}"
+    return " ".join(w for w in words if w)[:120] or f"process {pid}"
+
+
+def lines(fd: int) -> Iterator[bytes]:
+    """What can be read from a descriptor now, without waiting."""
+    while True:
+        try:
+            data = os.read(fd, 1 << 16)
+        except (BlockingIOError, OSError):
+            return
+        if not data:
+            return
+        yield data
