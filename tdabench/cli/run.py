@@ -129,6 +129,14 @@ Finished cells are never measured twice: run the same command again to resume.
     help="Time limit for one build or benchmark; 0 for no limit.",
 )
 @click.option(
+    "--isolation",
+    type=click.Choice(["strict", "auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Confine methods, so that they read no truth and write no record: always (or refuse to "
+    "run), where the system can (the board says where not), or never.",
+)
+@click.option(
     "--memory",
     callback=memory_size,
     metavar="SIZE",
@@ -185,6 +193,7 @@ def command(
     jobs: int,
     threads: int,
     timeout: float,
+    isolation: str,
     memory: int,
     device: str | None,
     log_file: Path | None,
@@ -243,6 +252,7 @@ def command(
         threads=threads,
         timeout=timeout,
         memory=memory,
+        isolation=isolation,
         force=force,
         keep_indices=keep_indices,
         retry_failed=retry_failed,

@@ -144,6 +144,14 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
                 + f", peak memory {_bytes(c.get('peak_bytes', 0))}"
                 + (f", GPU {_bytes(c['gpu_peak_bytes'])}" if c.get("gpu_peak_bytes") else "")
             )
+    if cost.get("phases"):
+        spent = (
+            f"{k} {v['seconds']:.3g}/{v['cpu_seconds']:.3g}" for k, v in cost["phases"].items()
+        )
+        line(
+            f"all phases, seconds by the clock/of processors: {', '.join(spent)}, together "
+            f"{cost['total']['seconds']:.3g}/{cost['total']['cpu_seconds']:.3g}"
+        )
     if "index_bytes" in cost:
         line(
             f"index: {_bytes(cost['index_bytes'])}, {cost['bytes_per_example']:,.0f} bytes per "
@@ -165,6 +173,7 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
         f"corpus {r['corpus']['train']}, queries {r['corpus']['queries']}, target "
         f"{r['target']['fingerprint']}, truth {r['truth'] or 'none'}"
     )
+    line(f"isolation: {r.get('isolation') or 'none'}")
     line(f"record: {folder / 'cells' / r['key']}.json")
     if r["log_tail"]:
         line("last lines of the log:")

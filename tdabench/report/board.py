@@ -129,6 +129,7 @@ class Row:
     cost: Cost = field(default_factory=Cost)
     notes: tuple[str, ...] = ()
     log_tail: tuple[str, ...] = ()
+    unconfined: bool = False  # whether a value comes from a method that could reach the answers
 
 
 @dataclass(frozen=True)
@@ -532,6 +533,7 @@ def _row(
         cost=_cost(measured, where, machines),
         notes=tuple(dict.fromkeys(n for c in cells.values() for n in c.notes)),
         log_tail=tuple(str(line) for line in tail) if isinstance(tail, list) else (),
+        unconfined=any(r.ok and r.data.get("isolation") == "none" for r in everything),
     )
 
 

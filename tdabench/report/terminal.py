@@ -191,6 +191,10 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
         out.append("↓: lower is better.")
     if rule_of_overall := rule(table):
         out.append(rule_of_overall)
+    if free := [row.label for row in table.rows if row.unconfined]:
+        out.append(
+            f"isolation: none for {_some(free)}: nothing kept the method from reading the answers."
+        )
     lost: dict[tuple[str, str, str], list[str]] = {}
     for row in table.rows:
         main = _primary(table, row)
