@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,8 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
                 + f", peak memory {_bytes(c.get('peak_bytes', 0))}"
                 + (f", GPU {_bytes(c['gpu_peak_bytes'])}" if c.get("gpu_peak_bytes") else "")
             )
-    if cost.get("phases"):
-        spent = (
-            f"{k} {v['seconds']:.3g}/{v['cpu_seconds']:.3g}" for k, v in cost["phases"].items()
-        )
-        line(
-            f"all phases, seconds by the clock/of processors: {', '.join(spent)}, together "
-            f"{cost['total']['seconds']:.3g}/{cost['total']['cpu_seconds']:.3g}"
-        )
+    if phases := _phases(cost):
+        line(f"seconds by the clock and of processors: {phases}")
     if "index_bytes" in cost:
         line(
             f"index: {_bytes(cost['index_bytes'])}, {cost['bytes_per_example']:,.0f} bytes per "
@@ -179,6 +174,16 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
         line("last lines of the log:")
         for text in r["log_tail"]:
             line(f"  | {text}")
+
+
+def _phases(cost: Mapping[str, Any]) -> str:
+    """Everything the method's processes took, by phase; "" where a record does not say."""
+    try:
+        spent = {**cost["phases"], "together": cost["total"]}
+        each = [f"{k} {v['seconds']:.3g} and {v['cpu_seconds']:.3g}" for k, v in spent.items()]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return ", ".join(each)
 
 
 def _number(value: Any) -> str:

@@ -43,8 +43,14 @@ from tdabench.run.meter import (
     peak_bytes,
     reset_gpu_peak,
 )
-from tdabench.run.nursery import CHANNEL_FD
-from tdabench.run.protocol import Arrays, Channel, Hangup, read_corpus, read_examples
+from tdabench.run.protocol import (
+    CHANNEL_FD,
+    Arrays,
+    Channel,
+    Hangup,
+    read_corpus,
+    read_examples,
+)
 from tdabench.run.watch import file_events, strays
 from tdabench.targets.target import Target
 from tdabench.toolkit.representation import RepresentationIndex

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.run import sandbox
-from tdabench.run.protocol import Channel, Hangup
+from tdabench.run.protocol import CHANNEL_FD, Channel, Hangup
 
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-CHANNEL_FD = 3
 
 
 # --------------------------------------------------------------------------- the judge's side

@@ -20,6 +20,7 @@ import numpy as np
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import MethodError
 
+CHANNEL_FD = 3  # where a contestant finds its end
 MOST_HEAD = 1 << 30  # bytes of JSON: a batch of queries may be long documents
 KINDS = "fiub"  # kinds of numpy types that may cross
 
