@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tdabench.errors import DataError, MissingExtra, TdabenchError, brief, first_line
-from tdabench.run.worker import explain
+from tdabench.run.contestant import explain
 from tdabench.toolkit.representation import RepresentationMethod
 
 

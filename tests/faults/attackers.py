@@ -128,21 +128,26 @@ class Reads(Plain):
         at, scratch = self.places(), context.scratch
         truth = at["truth"]
 
+        libc = ctypes.CDLL(None)
+
         def linked() -> bytes:
-            (scratch / f"s-{time.perf_counter_ns()}").symlink_to(truth)
-            return next(p for p in scratch.iterdir() if p.name.startswith("s-")).read_bytes()
+            link = scratch / "link"
+            link.symlink_to(truth)
+            try:
+                return link.read_bytes()
+            finally:
+                link.unlink()
 
         def hard() -> bytes:
             os.link(truth, scratch / "hard")
             return (scratch / "hard").read_bytes()
 
         def moved() -> bool:
-            os.rename(truth, scratch / "moved")
-            os.rename(scratch / "moved", truth)
-            return True
+            here, there = truth.encode(), str(scratch / "moved").encode()
+            return libc.rename(here, there) == 0 and libc.rename(there, here) == 0
 
         def native() -> bool:
-            return ctypes.CDLL(None).open(truth.encode(), os.O_RDONLY) >= 0
+            return libc.open(truth.encode(), os.O_RDONLY) >= 0
 
         def suite() -> bytes:
             return Path(context.assets.suite.targets[0].truths["lds"]).read_bytes()
