@@ -41,7 +41,7 @@ ENDED = {
 
 
 def attack(
-    suite: Path, out: Path, methods: list[str], isolation: str, port: int = 0
+    suite: Path, out: Path, methods: list[str], isolation: str, port: int = 0, jobs: int = 2
 ) -> dict[str, Any]:
     """Records by method of a run in which every method knows where everything lies."""
     at = {
@@ -59,7 +59,7 @@ def attack(
     sets = tuple(f"{m}.at={json.dumps(at)}" for m in methods)
     plugins.configure((), [str(ATTACKERS)])
     try:
-        options = Options(jobs=2, threads=1, timeout=300.0, isolation=isolation)
+        options = Options(jobs=jobs, threads=1, timeout=300.0, isolation=isolation)
         result = run(Request(str(suite), tuple(methods), sets=sets), out, options)
     finally:
         plugins.configure((), ())
@@ -179,9 +179,9 @@ def commands() -> Iterator[bytes]:
             continue
 
 
-def test_without_isolation_the_same_attacks_work_and_the_record_says_so(own_suite, tmp_path):
+def test_without_isolation_the_same_attacks_work_and_the_record_says_so(make_suite, tmp_path):
     """Otherwise the tests above could not fail; and nothing else is lost by them."""
-    records = attack(own_suite, tmp_path / "run", ["reads", "plain"], "off")
+    records = attack(make_suite(), tmp_path / "run", ["plain", "reads"], "off")
     assert {r["isolation"] for r in records.values()} == {"none"}
     assert records["reads"]["status"] == "failed"
     for way in ("open", "a child", "a symbolic link", "a hard link", "libc", "the suite", "a move"):
@@ -189,8 +189,9 @@ def test_without_isolation_the_same_attacks_work_and_the_record_says_so(own_suit
     assert records["plain"]["status"] == "ok"
 
 
-def test_unconfined_it_can_delete_its_log_and_daemonise_and_the_run_goes_on(own_suite, tmp_path):
-    records = attack(own_suite, tmp_path / "run", ["writes", "daemon", "hides-bytes"], "off")
+def test_unconfined_it_can_delete_its_log_and_daemonise_and_the_run_goes_on(make_suite, tmp_path):
+    methods = ["daemon", "hides-bytes", "writes", "hides-in-memory"]
+    records = attack(make_suite(), tmp_path / "run", methods, "off", jobs=1)
     assert "its own log removed" in records["writes"]["reason"]
     assert records["daemon"]["status"] == "ok"
     assert any("left a process running" in n for n in records["daemon"]["notes"])
