@@ -255,6 +255,21 @@ class Contestant:
         queries: list[Example] = read_examples(message["queries"])
         return {}, {"losses": self.target.losses(model, self.target.tokenize(queries))}
 
+    def do_remarks(self, message: dict[str, Any], arrays: Arrays) -> Reply:
+        """Answers how the target was measured: the share of weights gradients cover, and notes."""
+        module = sys.modules.get("tdabench.toolkit.coverage")
+        covered = list(module.covered) if module is not None else []
+        notes = [c.warning for c in covered if c.warning]
+        if "tokenizer" in self.target.__dict__:  # something was tokenised
+            some = [*self.train[:200], *read_examples(message["queries"])]
+            if apart := self.target.apart(some):
+                notes.append(
+                    f"{apart} of the first {len(some)} examples have other tokens if prompt and "
+                    "response are tokenised as one text (docs/models.md)"
+                )
+        least = min(covered, key=lambda c: c.share).as_dict() if covered else {}
+        return {"gradients": least, "notes": notes}, {}
+
     def do_check(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         """Raises MethodError when the method left traces, since the last check."""
         who, events = message["who"], self.events

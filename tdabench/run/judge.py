@@ -645,6 +645,16 @@ class Judge:
         message = {"do": "check", "who": who, "places": [str(p) for p in places]}
         self.stage.ask(message, phase="checks")
 
+    def remarks(self, queries: Sequence[Example] = ()) -> dict[str, Any]:
+        """Returns what the contestant says of how the target was measured."""
+        message = {"do": "remarks", "queries": spelled(queries[:200], labels=False)}
+        reply = self.stage.ask(message, phase="checks")[0]
+        notes, gradients = reply.get("notes"), reply.get("gradients")
+        return {
+            "notes": [str(n)[:300] for n in notes[:5]] if isinstance(notes, list) else [],
+            "gradients": gradients if isinstance(gradients, dict) else {},
+        }
+
     # ------------------------------------------------------------------ the index
 
     def _index(self) -> tuple[RemoteIndex, dict[str, Any]]:
@@ -741,6 +751,7 @@ class Judge:
                 self.event("phase", phase="save", key="")
             stage.ask({"do": "save", "path": str(place)}, phase="save")
             self.settle(f"{who}.save", place)
+            remarks = self.remarks()
         finally:
             stage.close()
         if stage.used_torch:
@@ -758,6 +769,7 @@ class Judge:
             "index_bytes": size,
             "bytes_per_example": size / n if n else 0.0,
             "n_train": n,
+            "remarks": remarks,
         }
 
     def _build_on(self, corpus: Corpus) -> Built:
@@ -863,12 +875,14 @@ class Judge:
             progress=self.progress,
         )
         stage.ledger = Ledger()
+        remarks: dict[str, Any] = {"notes": [], "gradients": {}}
         start = time.perf_counter()
         index.open()
         with stage.memory() as memory:
             outcome = benchmark.run(context)
         if stage.channel is not None and stage.holder is not None and stage.holder() is index:
             self.settle(f"scoring with {who}")
+            remarks = self.remarks(queries)
         check_outcome(name, outcome)
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
         seconds = round(time.perf_counter() - start + cost["build"]["seconds"], 3)
@@ -884,13 +898,17 @@ class Judge:
         left = dict.fromkeys(note for part in running for note in part)
         phases = joined(cost.get("phases", {}), rounded(self.loading.phases))
         phases = joined(phases, rounded(ledger.phases))
-        built = {k: v for k, v in cost.items() if k != "left_running"}
+        built = {k: v for k, v in cost.items() if k not in ("left_running", "remarks")}
+        said = [cost.get("remarks") or {}, remarks]
+        notes = [*outcome.notes, *(n for part in said for n in part.get("notes", ())), *left]
+        covered = [part["gradients"] for part in said if part.get("gradients")]
         return self.record(
             cell,
             "ok",
             primary=outcome.primary,
             metrics=metrics,
-            notes=[*outcome.notes, *left],
+            notes=list(dict.fromkeys(notes)),
+            **({"gradients": min(covered, key=_share)} if covered else {}),
             cost={
                 **built,
                 "query": {**queried, **memory},
@@ -924,6 +942,11 @@ class KnownLosses:
 
     def losses(self, model: str, tokens: Corpus) -> np.ndarray:
         return self.known[model]
+
+
+def _share(covered: Mapping[str, Any]) -> float:
+    share = covered.get("share")
+    return float(share) if isinstance(share, (int, float)) else 1.0
 
 
 def as_numbers(cost: Any) -> dict[str, float] | None:
