@@ -357,19 +357,16 @@ class Daemon(Plain):
     name: ClassVar[str] = "daemon"
 
     def building(self, context, train):
+        gone, kept = os.pipe()  # closed in the orphan when it becomes another program
         if os.fork() == 0:
             os.setsid()
             if os.fork():
                 os._exit(0)
-            command = [
-                sys.executable,
-                "-S",
-                "-c",
-                "import time; time.sleep(1e6)",
-                "tdabench-orphan",
-            ]
-            os.execv(sys.executable, command)
+            code = "import time; time.sleep(1e6)  # tdabench-orphan"
+            os.execv(sys.executable, [sys.executable, "-S", "-c", code])
         os.wait()
+        os.close(kept)
+        os.read(gone, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
