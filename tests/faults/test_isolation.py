@@ -142,7 +142,7 @@ def test_hidden_work_is_in_the_phase_in_which_it_was_done(found):
     assert phases["build"] > 0.9 * SPIN  # a child nobody waited for, under a false claim
     assert phases["save"] > 0.9 * SPIN
     assert phases["load"] > 0.9 * SPIN
-    assert cost["build"]["setup_seconds"] <= cost["phases"]["build"]["seconds"]
+    assert cost["build"]["setup_seconds"] <= cost["phases"]["build"]["seconds"] + 1e-3
     for what in ("seconds", "cpu_seconds"):
         together = sum(v[what] for v in cost["phases"].values())
         assert cost["total"][what] == pytest.approx(together, abs=1e-4)
