@@ -52,6 +52,7 @@ from tdabench.run.protocol import (
     read_examples,
 )
 from tdabench.run.watch import file_events, strays
+from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 from tdabench.toolkit.representation import RepresentationIndex
 
@@ -160,10 +161,10 @@ class Contestant:
         """Imports the method's plugin, and no other, and constructs the method."""
         self.scratch = Path(message["scratch"])
         given = message["target"]
-        fields = {**given, "folder": Path(given["folder"])}
+        fields = {**given, "folder": Path(given["folder"]), "recipe": _recipe(given["recipe"])}
         fingerprint = fields.pop("fingerprint")
         target = Target(**fields)
-        target.__dict__["fingerprint"] = fingerprint
+        target.__dict__.update(fingerprint=fingerprint, _reading=message["reading"])
         self.target = MeteredTarget.of(target, self.meter)
         self.name = "the harness"
         if message.get("method"):
@@ -306,6 +307,12 @@ class Assets(Mapping[str, Path]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
+
+
+def _recipe(given: Mapping[str, Any]) -> Recipe:
+    """A recipe from JSON, which has lists for tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Recipe(**fields)
 
 
 def _answer(name: str, value: Any) -> Reply:

@@ -552,10 +552,12 @@ class Judge:
     def _stage(self) -> Stage:
         job, target = self.job, self.declared.target
         target_fields = {f: getattr(target, f) for f in target.__dataclass_fields__}
+        target_fields["recipe"] = dataclasses.asdict(target.recipe)
         hello = {
             "plugins": job["plugins"],
             "method": {"name": job["method"]["name"], "params": job["method"]["params"]},
             "target": {**jsonable(target_fields), "fingerprint": job["fingerprint"]},
+            "reading": target._reading,
             "seed": job["seed"],
             "device": job["device"],
             "assets": [a for a in self.assets if a not in job["withheld"]],
@@ -570,6 +572,7 @@ class Judge:
             "fork": job["device"] == "cpu" and sys.platform == "linux",
             "environment": {
                 "TMPDIR": temporary,
+                "TDABENCH_CACHE": f"{temporary}/cache",
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "TORCHINDUCTOR_CACHE_DIR": f"{temporary}/inductor",
                 "TRITON_CACHE_DIR": f"{temporary}/triton",

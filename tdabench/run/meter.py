@@ -133,8 +133,9 @@ class MeteredTarget(Target):
     def of(cls, target: Target, meter: Meter) -> MeteredTarget:
         fields = {f: getattr(target, f) for f in target.__dataclass_fields__}
         made = cls(**fields).attach(meter)
-        if "fingerprint" in target.__dict__:
-            made.__dict__["fingerprint"] = target.fingerprint
+        for known in ("fingerprint", "_reading"):
+            if known in target.__dict__:
+                made.__dict__[known] = target.__dict__[known]
         return made
 
     def model(self, checkpoint: str = "base", device: str = "cpu") -> Any:
