@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,18 +258,8 @@ class Contestant:
 
     def do_remarks(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         """Answers how the target was measured: the share of weights gradients cover, and notes."""
-        module = sys.modules.get("tdabench.toolkit.coverage")
-        covered = list(module.covered) if module is not None else []
-        notes = [c.warning for c in covered if c.warning]
-        if "tokenizer" in self.target.__dict__:  # something was tokenised
-            some = [*self.train[:200], *read_examples(message["queries"])]
-            if apart := self.target.apart(some):
-                notes.append(
-                    f"{apart} of the first {len(some)} examples have other tokens if prompt and "
-                    "response are tokenised as one text (docs/models.md)"
-                )
-        least = min(covered, key=lambda c: c.share).as_dict() if covered else {}
-        return {"gradients": least, "notes": notes}, {}
+        notes = target_notes(self.target, self.train, read_examples(message["queries"]))
+        return {**gradient_coverage(), "notes": notes}, {}
 
     def do_check(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         """Raises MethodError when the method left traces, since the last check."""
@@ -330,6 +320,29 @@ def finish_gpu() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def gradient_coverage() -> dict[str, Any]:
+    """Returns the record's field `gradients`: the smallest share of the weights that an engine of
+    this process covered; empty if it computed no gradients."""
+    module = sys.modules.get("tdabench.toolkit.coverage")
+    if module is None or not module.covered:
+        return {}
+    return {"gradients": min(module.covered, key=lambda c: c.share).as_dict()}
+
+
+def target_notes(target: Target, *corpora: Sequence[Example]) -> list[str]:
+    """Returns remarks on how the target was measured, for the board's footnotes."""
+    module = sys.modules.get("tdabench.toolkit.coverage")
+    found = [c.warning for c in module.covered] if module is not None else []
+    if "tokenizer" in target.__dict__:  # something was tokenised
+        some = [e for corpus in corpora for e in corpus[:200]]
+        if apart := target.apart(some):
+            found.append(
+                f"{apart} of the first {len(some)} examples have other tokens if prompt and "
+                "response are tokenised as one text (docs/models.md)"
+            )
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def explain(error: BaseException) -> tuple[str, str]:

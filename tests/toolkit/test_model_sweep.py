@@ -146,7 +146,7 @@ def test_experts_are_left_out_or_chosen_by_name(sweep: Any) -> None:
 def test_what_is_not_covered_is_recorded_and_told(
     sweep: Any, monkeypatch: pytest.MonkeyPatch, tiny_target: Any, tiny_corpus: Any
 ) -> None:
-    from tdabench.run.worker import gradient_coverage, target_notes
+    from tdabench.run.contestant import gradient_coverage, target_notes
     from tdabench.toolkit import coverage
     from tdabench.toolkit.gradients import select_layers
 
