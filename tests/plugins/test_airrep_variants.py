@@ -145,6 +145,7 @@ name = "tiny"
 folder = "target"
 checkpoints = {{ base = "base.safetensors", warm = "warm.safetensors" }}
 max_length = 128
+recipe = {{ lr = 1e-3, epochs = 1, batch_size = 8 }}
 truths = {{ lds = "lds.safetensors"{tuning} }}
 assets = {{ {asset} }}
 """
