@@ -92,7 +92,7 @@ def test_a_bad_suite_or_asset_is_one_line(mistake: str, make_suite, tdabench, tm
         (["--methods", "toy", "--out", "/dev/null/run"], "cannot write to /dev/null/run"),
         (["--methods", "toy", "--log-file", "/dev/null/x"], "cannot write the log /dev/null/x"),
         (["--methods", "toy", "--device", "gpu0"], "--device 'gpu0' is not a device"),
-        (["--from", "/dev/null"], "/dev/null is not valid JSON"),
+        (["--from", "/dev/null"], "/dev/null is not a regular file"),
     ],
 )
 def test_a_bad_request_is_one_line(arguments, message, toy_suite, tdabench):
