@@ -15,9 +15,11 @@ import importlib.util
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,7 @@ from tdabench import hookspecs
 from tdabench.errors import TdabenchError, UsageError, brief, did_you_mean, unknown
 
 GROUP = "tdabench"
+DISCOVERY_SECONDS = 60.0  # for the import of a plugin, and for each of its hooks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -243,9 +246,11 @@ class Registry:
     def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:
         """Records any exception of a plugin as a problem. Its output goes to stderr."""
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), time_limit(DISCOVERY_SECONDS):
                 yield
-        except (Exception, SystemExit) as e:
+        except KeyboardInterrupt:
+            raise  # the user's, most likely
+        except BaseException as e:
             self._blame(plugin, f"{doing} failed: {brief(e)}")
 
     def _blame(self, plugin: Plugin, reason: str) -> None:
@@ -285,9 +290,46 @@ def _class_name(cls: Any, base: Any) -> str:
         raise TypeError(f"{cls.__name__}.name is {name!r}: letters, digits, '.', '_', '-' only")
     if not is_dataclass(cls):
         raise TypeError(f"{cls.__name__} is not a dataclass: decorate it with @dataclass")
-    if not isinstance(getattr(cls, "version", None), int):
-        raise TypeError(f"{cls.__name__}.version is not an integer")
+    version = getattr(cls, "version", None)
+    if not isinstance(version, int) or abs(version) >= 10**9:
+        raise TypeError(f"{cls.__name__}.version is not an integer of at most nine digits")
+    for f in fields(cls):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if not _is_plain(default) and default is not MISSING:
+            kind = type(default).__name__
+            raise TypeError(f"the default of {cls.__name__}.{f.name} is of the type {kind}")
     return name
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter may have this value: numbers, text, None and tuples of them."""
+    if isinstance(value, tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+class _TooLong(BaseException):
+    """Raised within a plugin that takes too long; not an Exception, which it might catch."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises within after so many seconds, in a main thread that uses no timer of its own."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _TooLong(f"it took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def import_plugin(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from tdabench.errors import UsageError
 from tdabench.registry import Registry, configuration, configure, registry
 
 METHOD = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from tdabench.api import TDAMethod, hookimpl
 
@@ -80,6 +80,7 @@ def test_a_plugin_file_is_added(plugin):
     [
         ("import not_there", "importing it failed: ModuleNotFoundError: No module named"),
         ("raise SystemExit(3)", "importing it failed: SystemExit: 3"),
+        ("raise BaseException('no')", "importing it failed: BaseException: no"),
         ("def f(:", "importing it failed: SyntaxError"),
         (
             "from tdabench.api import hookimpl\n@hookimpl\ndef tdabench_metods(): return []",
@@ -123,6 +124,35 @@ def test_a_broken_plugin_is_named_with_its_reason(plugin, source: str, reason: s
     assert registry.plugins[-1].status == "broken"
     assert registry.plugins[-1].origin.plugin.endswith("mine.py")
     assert "tfidf" in registry.methods
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            "    x: object = field(default_factory=lambda: __import__('numpy').zeros(3))",
+            "Odd.x is of the type ndarray",
+        ),
+        ("    version = 10 ** 100_000", "Odd.version is not an integer of at most nine digits"),
+    ],
+)
+def test_odd_defaults_and_versions_break_their_plugin_only(plugin, fields: str, reason: str):
+    source = METHOD.format(name="mine", brings="Odd")
+    source += (
+        "\n\n@dataclass(frozen=True, kw_only=True, eq=False)\n"
+        f"class Odd(Method):\n    name = 'odd'\n{fields}\n"
+    )
+    registry = Registry(modules=[plugin(source)])
+    assert reason in problem(registry)
+    assert "tfidf" in registry.methods
+
+
+def test_a_plugin_that_hangs_is_given_up(plugin, monkeypatch):
+    monkeypatch.setattr("tdabench.registry.DISCOVERY_SECONDS", 0.5)
+    source = "import time\nwhile True:\n    try: time.sleep(1)\n    except Exception: pass"
+    registry = Registry(modules=[plugin(source)])
+    assert "it took longer than 0.5 s" in problem(registry)
+    assert registry.plugins[-1].status == "broken"
 
 
 def test_what_is_well_formed_in_a_broken_plugin_still_counts(plugin):

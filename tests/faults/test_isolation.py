@@ -238,6 +238,14 @@ def test_strict_refuses_before_any_work(own_suite, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob("cells/*"))
 
 
+def test_a_plugin_file_given_by_a_relative_path_runs(toy_suite, tdabench, tmp_path):
+    (tmp_path / "mine.py").write_text(ATTACKERS.read_text())
+    asked = ["run", "--suite", toy_suite, "--plugin", "./mine.py", "--methods", "plain"]
+    done = tdabench(*asked, "--threads", "1", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert [r["status"] for r in RunFolder(tmp_path / "run").records()] == ["ok"]
+
+
 # --------------------------------------------------------------------------- what may be read
 
 
