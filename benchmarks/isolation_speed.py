@@ -1,7 +1,7 @@
 """Measures what the two processes per method cost.
 
-    python benchmarks/isolation_speed.py                       # how long a 400 x 2,000 score crosses
-    python benchmarks/isolation_speed.py --against OLD/bin/tdabench    # and a run, side by side
+    python benchmarks/isolation_speed.py               # how long a 400 x 2,000 score crosses
+    python benchmarks/isolation_speed.py --against OLD/bin/tdabench      # and a run, side by side
 
 `--against` names the command of another version. Both run `--methods airrep,trak` with nothing
 cached, in turn; the ratio of their processor seconds is printed, and that of the clock.
