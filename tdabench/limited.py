@@ -2,9 +2,9 @@
 
     value = limited("tdabench.data.tables:to_lines", {"path": "x.parquet"}, what="x.parquet")
 
-A file that hangs its reader, makes it ask for all memory or crashes it ends as one line, and the
-parent goes on. Arguments and result are JSON; what is large goes through files. Limits are
-TDABENCH_LOAD_SECONDS (1800) and TDABENCH_LOAD_MEMORY (90% of what is free, such as 8G), and
+A file that hangs or crashes its reader, or makes it request all memory, causes a one-line error,
+and the parent continues. Arguments and result are JSON; large data goes through files. Limits are
+TDABENCH_LOAD_SECONDS (1800) and TDABENCH_LOAD_MEMORY (90% of free memory, such as 8G);
 TDABENCH_LOAD_SECONDS=0 means no limit.
 """
 
@@ -41,9 +41,9 @@ def limited(
 ) -> Any:
     """Returns the result of `function` ("module:name"), called with keyword `arguments` elsewhere.
 
-    `what` names the thing in messages. `seconds` and `memory` (bytes) lower the limits. Raises
-    the TdabenchError that the function raised, and DataError when it ran into a limit, crashed or
-    raised anything else.
+    `what` names the thing in messages. `seconds` and `memory` (bytes) lower the limits. Raises the
+    TdabenchError that the function raised, and DataError if it hit a limit, crashed or raised
+    anything else.
     """
     seconds, memory = _seconds(seconds), _memory(memory)
     with tempfile.TemporaryDirectory(prefix="tdabench-") as folder:
@@ -95,14 +95,14 @@ def _memory(wanted: int | None) -> int:
         try:
             return int(float(number) * unit)
         except (ValueError, OverflowError):
-            raise UsageError(f"TDABENCH_LOAD_MEMORY={text!r} is not a size like 4G") from None
+            raise UsageError(f"TDABENCH_LOAD_MEMORY={text!r} is not a size such as 4G") from None
     free = _free()
     most = int(0.9 * free) if free else 0
     return min(wanted, most) if wanted and most else wanted or most
 
 
 def _free() -> int:
-    """Bytes of memory that can be had; 0 where the system does not say."""
+    """Returns available memory in bytes; 0 if the system does not report it."""
     try:
         with open("/proc/meminfo") as f:
             for line in f:
@@ -114,7 +114,7 @@ def _free() -> int:
 
 
 def _watch(process: subprocess.Popen[bytes], seconds: float, memory: int) -> str:
-    """Waits for the process; why it had to be ended, or ""."""
+    """Waits for the process; returns why it was killed, or ""."""
     start = time.monotonic()
     while True:
         try:
@@ -130,7 +130,7 @@ def _watch(process: subprocess.Popen[bytes], seconds: float, memory: int) -> str
 
 
 def _held(pid: int) -> int:
-    """Bytes that a process holds and cannot give back; 0 where there is no /proc."""
+    """Returns memory that a process cannot release, in bytes; 0 without /proc."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -141,12 +141,12 @@ def _held(pid: int) -> int:
 
 def _death(code: int, printed: Path) -> str:
     if code == -signal.SIGKILL:
-        return "cannot be read: its reader was killed, most likely for its memory"
+        return "cannot be read: its reader was killed, most likely for its memory use"
     lines = printed.read_bytes()[-4000:].decode("utf-8", "replace").strip().splitlines()
     said = f": {one_line(lines[-1])[:300]}" if lines else ""
     if code < 0:
         with contextlib.suppress(ValueError):
-            return f"crashes what reads it ({signal.Signals(-code).name}){said}"
+            return f"crashes its reader ({signal.Signals(-code).name}){said}"
     return f"cannot be read: its reader ended with status {code}{said}"
 
 
@@ -180,7 +180,7 @@ def _error(told: Mapping[str, Any], what: str) -> TdabenchError:
 
 def _main(job: Mapping[str, Any]) -> None:
     _follow(int(job["parent"]))
-    if job["memory"] and not _held(os.getpid()):  # nobody can watch it: the system shall
+    if job["memory"] and not _held(os.getpid()):  # without a watchdog: the system's limit
         with contextlib.suppress(ImportError, ValueError, OSError):
             import resource
 
@@ -192,7 +192,7 @@ def _main(job: Mapping[str, Any]) -> None:
         result = {"value": value}
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as e:  # a panic of a Rust library is no Exception
+    except BaseException as e:  # a panic of a Rust library is not an Exception
         result = {"error": _told(e)}
     place = Path(str(job["result"]))
     half = place.with_suffix(".half")
@@ -201,7 +201,7 @@ def _main(job: Mapping[str, Any]) -> None:
 
 
 def _follow(parent: int) -> None:
-    """Dies with its parent, where the system can do that."""
+    """Makes this process die with its parent, if the system supports it."""
     with contextlib.suppress(OSError, AttributeError):
         import ctypes
 

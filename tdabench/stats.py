@@ -131,7 +131,7 @@ def _refuse_nan(a: np.ndarray, what: str) -> None:
 
 
 def resampling_weights(n: int, replicates: int, seed: int, name: str) -> np.ndarray:
-    """How often each of n items is drawn in each replicate, with replacement: [n, replicate].
+    """Draws, with replacement, how often each of n items occurs in each replicate: [n, replicate].
 
     n - 1 draws are made, which makes the variance of a mean s^2 / n with the unbiased s^2, where
     n draws give (n - 1) / n of it (McCarthy and Snowden 1985, "The bootstrap and finite population
@@ -423,10 +423,10 @@ def bootstrap_queries(
 def bootstrap_clusters(
     values: np.ndarray, clusters: Sequence[str], replicates: int = 1000, seed: int = 0
 ) -> Bootstrap:
-    """The mean over clusters of their mean `values` [query], when clusters are drawn again.
+    """Bootstraps the mean over clusters of their mean `values` [query] over clusters.
 
-    For queries that share a retraining: those of one cluster are not independent, and a cluster
-    is the unit whatever is asked.
+    For queries that share a retraining: queries of one cluster are not independent, so a cluster is
+    always the unit.
     """
     values, names = np.asarray(values, dtype=np.float64), sorted(set(clusters))
     member = np.array([names.index(c) for c in clusters])
@@ -530,7 +530,7 @@ def _drawn_again(
     if n == 0:
         raise DataError("no queries to average over")
     mean = float(per_query.mean())
-    # Centred first: identical values must have identical means, whatever is drawn.
+    # Centred first: identical values must have identical means in every draw.
     apart = per_query - mean
     groups = None if again is None else again.mean(axis=0, dtype=np.float64)
     limit = n if n_groups is None else min(n, n_groups)

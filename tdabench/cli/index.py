@@ -1,4 +1,4 @@
-"""`tdabench index`: index a corpus of millions once, and search it for the best examples."""
+"""`tdabench index`: indexes a corpus of millions once, and searches it for the best examples."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 WORKERS = (
     click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-                 help="Processes of this machine that share the shards."),
+                 help="Processes on this machine that share the shards."),
     click.option("--ray", metavar="ADDRESS",
-                 help="A Ray cluster instead (extra ray); auto finds the one that runs."),
+                 help="A Ray cluster instead (extra ray); auto finds a running one."),
     click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True,
-                 help="Ray: GPUs per shard; 0.25 shares one by four."),
+                 help="Ray: GPUs per shard; with 0.25 four share one."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"),
 )  # fmt: skip
 
@@ -68,10 +68,10 @@ Examples:
 @click.option("--method", required=True, metavar="NAME", help="A method or variant of the suite.")
 @click.option("--set", "sets", multiple=True, metavar="METHOD.PARAM=VALUE", help="Set a parameter.")
 @click.option("--suite", metavar="NAME|FILE", shell_complete=complete_suites,
-              help="Whose training corpus and target.  [default: pocket]")  # fmt: skip
+              help="Suite with training corpus and target.  [default: pocket]")  # fmt: skip
 @click.option("--target", metavar="LABEL", help="Target.  [default: the suite's main one]")
 @click.option("--shard-rows", type=click.IntRange(1), default=100_000, show_default=True,
-              help="Training examples per shard: what a lost worker costs.")  # fmt: skip
+              help="Training examples per shard, the loss if a worker dies.")  # fmt: skip
 @click.option("--store", type=click.Choice(["float32", "float16", "int8", "int8x2"]),
               help="How rows are stored; int8x2 searches one byte per value and reads a second "
               "for the best candidates only.  [default: the method's own, or float32]")  # fmt: skip
@@ -103,8 +103,8 @@ def build(
 ) -> None:
     """Encode the training corpus into FOLDER.
 
-    Prints what was built. The same command resumes an interrupted build and leaves a finished one
-    as it is.
+    Prints a summary. The same command resumes an interrupted build and does not change a finished
+    one.
     """
     from tdabench.run import corpus_index
     from tdabench.run.plan import Request, plan_indices
@@ -147,15 +147,15 @@ Examples:
 @click.argument("prompt", required=False)
 @click.option("--response", help="The output to explain.  [default: the target's own answer]")
 @click.option("--queries", "queries_file", type=click.Path(path_type=Path),
-              help="A file of prompts with their responses, instead of a prompt.")  # fmt: skip
+              help="File of prompts and responses, instead of a prompt.")  # fmt: skip
 @click.option("--layout", default="auto", show_default=True, metavar="NAME",
-              help="Of that file: native, flan, alpaca, chat, ultrachat, qa, text.")  # fmt: skip
+              help="Its layout: native, flan, alpaca, chat, ultrachat, qa, text.")  # fmt: skip
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True,
               help="Examples per query.")  # fmt: skip
 @click.option("--approximate", is_flag=True, help="Use the approximate index (extra faiss).")
 @click.option("--probes", type=click.IntRange(1), default=32, show_default=True,
               help="Cells of an IVF index that a query reads.")  # fmt: skip
-@click.option("--no-verify", is_flag=True, help="Skip reading the index once to check its hashes.")
+@click.option("--no-verify", is_flag=True, help="Do not check the hashes of the index.")
 @worker_options
 @data_dir_option
 @plugin_options
@@ -216,7 +216,7 @@ def _shards_done(done: int, total: int) -> None:
 
 
 def _examples(index: CorpusIndex, found: Hits, q: int) -> list[tuple[float, int, Example]]:
-    """(score, place, example) of each example found for query `q`."""
+    """Yields (score, position, example) of each example found for query `q`."""
     pairs = zip(found.scores[q].tolist(), found.places[q].tolist())
     return [(s, i, index.train[i]) for s, i in pairs if i >= 0]
 

@@ -1,6 +1,6 @@
-"""Parquet files and saved datasets as lines of JSON: written in a process with limits.
+"""Converts Parquet files and saved datasets to lines of JSON, in a process with limits.
 
-A Parquet file of 2 kB can stand for gigabytes. What it expands to is counted while it is written
+A Parquet file of 2 kB can expand to gigabytes. The expanded size is counted while it is written
 (see `Limits`), and its reader runs in its own process (`tdabench.limited`).
 """
 
@@ -22,7 +22,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _size(name: str, default: int) -> int:
-    """A size in bytes from the environment, such as TDABENCH_MAX_ROW=256M."""
+    """Reads a size in bytes from the environment, such as TDABENCH_MAX_ROW=256M."""
     text = os.environ.get(name, "").strip().upper().rstrip("IB")
     if not text:
         return default
@@ -32,7 +32,7 @@ def _size(name: str, default: int) -> int:
         if value <= 0:
             raise ValueError
     except (ValueError, OverflowError):
-        raise UsageError(f"{name}={text!r} is not a size like 256M") from None
+        raise UsageError(f"{name}={text!r} is not a size such as 256M") from None
     return value
 
 
@@ -50,37 +50,37 @@ class Limits:
     file: int = dataclasses.field(default_factory=lambda: _size("TDABENCH_MAX_FILE", 64 << 30))
 
     def unpacked(self, path: Path, packed: int, so_far: int) -> None:
-        """Raises DataError when a file of `packed` bytes has expanded too far."""
+        """Raises DataError if a file of `packed` bytes has expanded too far."""
         most = self.file
         if not os.environ.get("TDABENCH_MAX_FILE"):
             most = min(most, max(256 << 20, 200 * packed))
         if so_far > most:
             raise DataError(
                 f"{path} expands to more than {most >> 20:,} MiB from {packed:,} bytes",
-                "If that is what it should be, set TDABENCH_MAX_FILE (such as 64G)",
+                "If this is correct, set TDABENCH_MAX_FILE (such as 64G)",
             )
 
     def check_row(self, place: str, row: dict[str, Any]) -> int:
-        """Returns the bytes of a row. Raises DataError naming the row when they are too many."""
+        """Returns the size of a row in bytes. Raises DataError naming a row that is too large."""
         total = 0
         for name, value in row.items():
             size = _bytes(value)
             if size > self.field:
                 raise DataError(
                     f"{place}: the field {name[:60]!r} is larger than {self.field >> 20} MiB",
-                    "Set TDABENCH_MAX_FIELD (such as 256M) if it should be",
+                    "Set TDABENCH_MAX_FIELD (such as 256M) if this is correct",
                 )
             total += size + len(name)
         if total > self.row:
             raise DataError(
                 f"{place}: larger than {self.row >> 20} MiB",
-                "Set TDABENCH_MAX_ROW (such as 256M) if it should be",
+                "Set TDABENCH_MAX_ROW (such as 256M) if this is correct",
             )
         return total
 
 
 def _bytes(value: Any) -> int:
-    """Roughly the bytes of a value, without following it deep."""
+    """Estimates the size of a value in bytes, to a limited depth."""
     if isinstance(value, (str, bytes)):
         return len(value)
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _bytes(value: Any) -> int:
 
 
 def to_lines(path: str, out: str, split: str | None) -> int:
-    """Writes the rows of a Parquet file or a saved dataset to `out`, one JSON object a line."""
+    """Writes the rows of a Parquet file or a saved dataset to `out`, one JSON object per line."""
     limits, source = Limits(), Path(path)
     files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
     packed = sum(p.stat().st_size for p in files)
@@ -101,7 +101,7 @@ def to_lines(path: str, out: str, split: str | None) -> int:
         for row in rows:
             n += 1
             limits.check_row(f"{source}, row {n}", row)
-            # What JSON cannot hold (bytes, dates) becomes null.
+            # Values that JSON cannot represent (bytes, dates) become null.
             line = json.dumps(row, ensure_ascii=False, default=lambda value: None) + "\n"
             written += len(line)
             limits.unpacked(source, packed, written)
@@ -118,7 +118,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     except ImportError as e:
         raise MissingExtra("pyarrow, which reads Parquet,", "parquet") from e
     try:
-        # Dictionaries stay dictionaries: one long value on many rows is held once.
+        # Dictionaries stay dictionaries: one long value in many rows is held once.
         with pyarrow.parquet.ParquetFile(path) as plain:
             names = plain.schema_arrow.names
         check_names(str(path), names)
@@ -132,7 +132,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_names(place: str, names: list[str]) -> None:
-    """Raises DataError when two columns have one name: reading would keep either of them."""
+    """Raises DataError if two columns have the same name, of which reading would keep one."""
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise DataError(f"{place}: two columns are named {twice[0]!r}", "Rename one of them")

@@ -1,12 +1,12 @@
-"""A saved index of a corpus too large for a run: built in shards, searched for the best examples.
+"""A saved index of a corpus that is too large for a run: built in shards and searched.
 
 The folder:
 
-    index.json          what was indexed, and with which method: enough to open it again
+    index.json          the corpus and the method: enough to open the index again
     state.safetensors   what the method learned from the corpus
     rows/               the training rows, in shards
-    approximate.faiss   an approximate index of the same rows, where one was asked for
-    suite/              the suite of the user's own model and files, where no suite was named
+    approximate.faiss   an approximate index of the same rows, if requested
+    suite/              the suite of the user's own model and files, if no suite was named
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from tdabench.toolkit.sharded import Run, in_processes, in_turn, on_ray
 
 SCHEMA = 1
 APPROXIMATE = "approximate.faiss"
-Done = Callable[[int, int], None]  # (shards finished, shards in all)
+Done = Callable[[int, int], None]  # (finished shards, all shards)
 
 
 def runner(workers: int, ray: str | None = None, gpus: float = 0, done: Done | None = None) -> Run:
-    """Returns where shards are built and searched: here, in `workers` processes, or on Ray.
+    """Returns the runner of shards: this process, `workers` processes, or Ray.
 
-    `ray` is the address of a cluster ("auto" finds it); `gpus` is what each of its tasks takes.
+    `ray` is the address of a cluster ("auto" finds it); `gpus` is the number per task.
     Each process finds the plugins of this one.
     """
     if ray is not None:
@@ -71,18 +71,18 @@ def build(
     approximate: str = "",
     run: Run = in_turn,
 ) -> dict[str, Any]:
-    """Indexes the training corpus of a plan of one index; returns what index.json holds.
+    """Indexes the training corpus of a plan with one index; returns the contents of index.json.
 
-    `suite` is the name or file by which the index finds its suite again, `shard` the number of
-    rows per shard, `dtype` that of the stored rows ("": the method's own), `approximate` a FAISS
-    factory string. An interrupted build resumes; a finished one is opened.
+    `suite` is the name or file of the index's suite, `shard` the number of rows per shard, `dtype`
+    the dtype of the stored rows ("": the method's own), `approximate` a FAISS factory string. An
+    interrupted build resumes; a finished one is opened.
 
-    Raises UsageError for several methods or targets, for a folder that holds something else, and
+    Raises UsageError for several methods or targets, for a folder with other contents, and
     for a method without representations.
     """
     labels = [f"{b.method.label} on {b.target.label}" for b in plan.builds]
     if len(labels) != 1:
-        raise UsageError(f"an index is of one method and target, not of {', '.join(labels)}")
+        raise UsageError(f"an index has one method and target, not {', '.join(labels)}")
     (job,) = plan.builds
     method, folder = _representation(job.method.name, job.method.params), Path(folder)
     known = {"index.json", "state.safetensors", "rows", "features", "suite", "work", APPROXIMATE}
@@ -128,9 +128,9 @@ def build(
 
 @dataclass(frozen=True)
 class Hits:
-    """The best examples of each query: places and scores [query, k], best first; -1 for none.
+    """The best examples of each query: positions and scores [query, k], best first; -1 if missing.
 
-    `whole` [query] is the score of the whole corpus as one group, pooled as the method pools, and
+    `whole` [query] is the score of the whole corpus as one group, with the method's pooling, and
     `sums` [query] the sum of all scores; None after an approximate search, which reads few rows.
     """
 
@@ -142,7 +142,7 @@ class Hits:
 
 
 class CorpusIndex:
-    """An index that `build` wrote, opened against its suite. Raises DataError where they differ."""
+    """An index that `build` wrote, checked against its suite. Raises DataError if they differ."""
 
     def __init__(
         self, folder: Path, run: Run = in_turn, verify: bool = True, device: str = "cpu",
@@ -159,7 +159,7 @@ class CorpusIndex:
         ):
             if now != then:
                 raise DataError(
-                    f"{folder} was built with another {what} than suite {self.suite.name} has now",
+                    f"{folder} was built with another {what} than suite {self.suite.name} now has",
                     "Build the index again: tdabench index build",
                 )
         named = self.about["method"]
@@ -171,7 +171,7 @@ class CorpusIndex:
         path = self.folder / "index.json"
         if not path.is_file():
             raise UsageError(
-                f"{self.folder} holds no finished index", "Build it with: tdabench index build"
+                f"{self.folder} contains no finished index", "Build it with: tdabench index build"
             )
         about = read_json(path)
         kinds = {"suite": str, "target": str, "target_fingerprint": str, "corpus": str, "seed": int}
@@ -191,14 +191,14 @@ class CorpusIndex:
         return self.suite.train
 
     def search(self, queries: Sequence[Example], k: int) -> Hits:
-        """The k best examples, exactly: every row is read once for all queries."""
+        """Finds the exact k best examples; every row is read once for all queries."""
         start = time.perf_counter()
         found = self.index.scan(queries, k)
         spent = time.perf_counter() - start
         return Hits(found.ids, found.values, spent, found.pooled, found.sums)
 
     def approximate(self, queries: Sequence[Example], k: int, probes: int) -> Hits:
-        """About the k best examples, by FAISS; `probes` is the number of cells read per query."""
+        """Finds about the k best examples by FAISS; `probes` is the number of cells per query."""
         if not self.about.get("approximate"):
             raise UsageError(
                 f"{self.folder} has no approximate index",
@@ -207,7 +207,7 @@ class CorpusIndex:
         faiss = FaissIndex.open(self.folder / APPROXIMATE, probes)
         if faiss.shape != self.index.rows.shape:
             raise DataError(
-                f"{self.folder / APPROXIMATE} is of other rows", "Build the index again"
+                f"{self.folder / APPROXIMATE} belongs to other rows", "Build the index again"
             )
         start = time.perf_counter()
         rows = np.asarray(self.index.query_features(queries), dtype=np.float32)
@@ -215,7 +215,7 @@ class CorpusIndex:
         return Hits(places, scores, time.perf_counter() - start)
 
     def close(self) -> None:
-        """Removes what searching left in the folder."""
+        """Removes temporary files of searches from the folder."""
         shutil.rmtree(self.index.context.scratch, ignore_errors=True)
 
 

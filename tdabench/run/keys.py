@@ -1,4 +1,4 @@
-"""The key of a cell, computed by the plan before it runs and again by whoever checks a record."""
+"""The key of a cell, computed by the plan before it runs and again by any verifier of a record."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class Plan:
     builds: list[Job] = field(default_factory=list)
 
     def jobs(self, cells: Iterable[Cell]) -> list[Job]:
-        """`cells` grouped so that each index is built once."""
+        """Groups `cells` so that each index is built once."""
         grouped: dict[str, list[Cell]] = {}
         for cell in cells:
             key = self.index_key(cell.method, cell.target, cell.seed)

@@ -24,7 +24,7 @@ from tdabench.targets.target import Target
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """How a truth of a suite is built: random groups of a fraction of the pool, seeds per group.
+    """The plan of a suite's truth: random groups of a fraction of the pool, seeds per group.
 
     `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
     `order` and `groups_of` are as in `tdabench.truth.TruthPlan.draw`.
@@ -52,8 +52,8 @@ class SuiteTarget:
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
 
     def recipe_of(self, truth: str) -> Recipe:
-        """The recipe that the truth of that name is made by: the target's, unless its plan says
-        otherwise."""
+        """Returns the recipe of the truth of that name: the target's, unless its plan overrides
+        it."""
         spec = self.plans.get(truth)
         return Recipe.of(spec.recipe, self.target.recipe) if spec else self.target.recipe
 

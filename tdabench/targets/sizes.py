@@ -1,4 +1,4 @@
-"""What a configuration asks for, compared with what the weights hold, before a model is built."""
+"""Compares the sizes in a configuration with the weights, before a model is built."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder
 def check_room(
     where: Any, config: PretrainedConfig, tensors: int, numbers: int, body: bool = False
 ) -> None:
-    """Raises DataError when a configuration asks for more than `numbers` in `tensors` tensors.
+    """Raises DataError if a configuration needs more than `numbers` in `tensors` tensors.
 
-    `body` means the model without its head, and without a pooler. The model is built without
-    memory (on torch's meta device), after its number of layers was compared with the number of
-    tensors: a configuration of a few bytes may claim a million layers.
+    `body` means the model without its head and pooler. The model is built without memory (on
+    torch's meta device), after its number of layers is compared with the number of tensors: a
+    configuration of a few bytes may claim a million layers.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
@@ -31,9 +31,8 @@ def check_room(
     for layers in _layers(config.to_dict()):
         if layers > tensors:
             raise DataError(
-                f"{where} holds {tensors:,} tensors, and its configuration asks for "
-                f"{layers:,} layers",
-                "The file is not whole, or its configuration is another model's",
+                f"{where} holds {tensors:,} tensors, but its configuration needs {layers:,} layers",
+                "The file is incomplete, or the configuration belongs to another model",
             )
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -42,14 +41,14 @@ def check_room(
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
         raise DataError(
             f"no model can be built from the configuration of {where}: {reason}",
-            "It needs a config.json of a causal language model that transformers knows",
+            "It needs a config.json of a causal language model that transformers supports",
         ) from e
     named = model.named_parameters()
     wanted = sum(p.numel() for name, p in named if not (body and name.startswith("pooler.")))
     if wanted > numbers:
         raise DataError(
-            f"{where} holds {numbers:,} weights, and its configuration asks for {wanted:,}",
-            "The file is not whole, or its configuration is another model's",
+            f"{where} holds {numbers:,} weights, but its configuration needs {wanted:,}",
+            "The file is incomplete, or the configuration belongs to another model",
         )
 
 
@@ -62,7 +61,7 @@ def _layers(config: Mapping[str, Any]) -> Iterator[int]:
 
 
 def check_folder(place: Path, config: PretrainedConfig, body: bool = False) -> None:
-    """Applies `check_room` to the weights in a file or folder, once while neither changes."""
+    """Applies `check_room` to the weights in a file or folder, once per state of both."""
     files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
     about = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
     key = fingerprint([about, body, config.to_json_string()])

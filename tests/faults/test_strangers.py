@@ -59,7 +59,7 @@ def test_a_result_comes_back():
     [
         ("sleeps", "x took longer than 3 s to read"),
         ("hoards", "x took more than the 0.50 GiB of memory allowed"),
-        ("crashes", "x crashes what reads it (SIGSEGV)"),
+        ("crashes", "x crashes its reader (SIGSEGV)"),
         ("quits", "x cannot be read: its reader ended with status 3"),
         ("panics", "x cannot be read: index out of bounds"),
     ],
@@ -103,7 +103,7 @@ def test_a_gguf_file_that_lacks_a_tensor_is_refused(
 ):
     pytest.importorskip("gguf")
     write_gguf(tmp_path / "m.gguf", tiny_target.tokenizer, without=without)
-    with pytest.raises(DataError, match=r"asks for|lacks 1 of the model's weights"):
+    with pytest.raises(DataError, match=r"needs|lacks 1 of the model's weights"):
         open_model(str(tmp_path / "m.gguf"))
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
@@ -132,7 +132,7 @@ def test_a_gguf_file_of_a_few_bytes_builds_nothing(tmp_path):
     w.write_tensors_to_file()
     w.close()
     assert (tmp_path / "m.gguf").stat().st_size < 100
-    with pytest.raises(DataError, match="0 tensors, and its configuration asks for 32 layers"):
+    with pytest.raises(DataError, match="0 tensors, but its configuration needs 32 layers"):
         open_model(str(tmp_path / "m.gguf"))
 
 
@@ -142,7 +142,7 @@ def test_a_gguf_file_of_a_few_bytes_builds_nothing(tmp_path):
 def test_a_configuration_that_asks_for_more_is_refused_before_it_is_built(model):
     config = read_json(model / "config.json")
     write_json(model / "config.json", {**config, "intermediate_size": 48 << 20})
-    with pytest.raises(DataError, match="its configuration asks for"):
+    with pytest.raises(DataError, match="its configuration needs"):
         load_pretrained(model)
     write_json(model / "config.json", {**config, "num_hidden_layers": 10**7, "layer_types": None})
     with pytest.raises(DataError, match="asks for 10,000,000 layers"):
@@ -187,7 +187,7 @@ def test_an_encoder_that_lacks_weights_is_refused(tmp_path):
     with pytest.raises(DataError, match="no place for"):
         load_body(tmp_path)
     write_json(tmp_path / "config.json", {**config, "num_hidden_layers": 3})
-    with pytest.raises(DataError, match=r"asks for|lacks"):
+    with pytest.raises(DataError, match=r"needs|lacks"):
         load_body(tmp_path)
 
 

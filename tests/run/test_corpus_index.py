@@ -135,7 +135,7 @@ def test_what_cannot_be_indexed_is_said_in_one_line(toy_suite, tmp_path: Path, m
 def test_a_search_says_what_is_wrong(built, tmp_path: Path, ask):
     folder, about = built
     _, err = ask("index", "search", tmp_path, "p", code=2)
-    assert "holds no finished index. Build it with: tdabench index build" in err
+    assert "contains no finished index. Build it with: tdabench index build" in err
     _, err = ask("index", "search", folder, "p", "--response", "r", "--approximate", code=2)
     assert "has no approximate index" in err
     _, err = ask("index", "search", folder, code=2)
