@@ -148,9 +148,9 @@ def resampling_weights(n: int, replicates: int, seed: int, name: str) -> np.ndar
 
 
 def task_codes(tasks: Sequence[str]) -> np.ndarray | None:
-    """The task of each query as a number, int64 [query]; None where no query has a label.
+    """Returns the task of each query as a number, int64 [query]; None if no query has a label.
 
-    A query without a label is a task of its own.
+    A query without a label counts as a separate task.
     """
     if not any(tasks):
         return None
@@ -159,7 +159,7 @@ def task_codes(tasks: Sequence[str]) -> np.ndarray | None:
 
 
 def effective_tasks(tasks: np.ndarray) -> float:
-    """Number of equally large tasks that weigh as these do, (sum n)^2 / sum n^2 (Kish 1965)."""
+    """Counts equally large tasks of the same weight, (sum n)^2 / sum n^2 (Kish 1965)."""
     sizes = np.unique(tasks, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
@@ -219,7 +219,7 @@ class Bootstrap:
 
     @classmethod
     def mean(cls, parts: Sequence[Bootstrap]) -> Bootstrap:
-        """The mean of statistics on the same queries, with paired replicates."""
+        """Averages statistics on the same queries, with paired replicates."""
         found = [b.replicates() for b in parts]
         if len({(*r, *(len(v) for v in r.values())) for r in found}) > 1:
             raise UsageError("these replicates are not paired: their number or kind differs")
@@ -259,12 +259,12 @@ class Bootstrap:
         return both, max(v_units + v_groups - v_cells, v_units, v_groups), df
 
     def variance_of(self, scope: Scope) -> float:
-        """Variance over fresh queries of a scope, and fresh groups; NaN for fewer than two."""
+        """Returns the variance over fresh queries of a scope and groups; NaN for fewer than two."""
         return self._drawn(scope)[1]
 
     @property
     def variance(self) -> float:
-        """The larger of the variances that its scopes give; NaN for fewer than two of a kind."""
+        """Returns the larger of its scopes' variances; NaN for fewer than two of a kind."""
         return float(np.max([self.variance_of(s) for s in self.scopes]))
 
     def _still(self, variance: float) -> bool:
@@ -277,7 +277,7 @@ class Bootstrap:
         scope: Scope | None = None,
         within: tuple[float, float] | None = None,
     ) -> tuple[float, float] | None:
-        """The replicates' percentiles, centred on the value and scaled to the variance.
+        """Returns the replicates' percentiles, centred on the value and scaled to the variance.
 
         The scale also carries Student's factor for few queries, tasks or groups. Without a
         `scope`, the wider of the intervals. `within` is the range that values can take: the
@@ -309,7 +309,7 @@ class Bootstrap:
     def share_interval(
         self, level: float = LEVEL, scope: Scope | None = None
     ) -> tuple[float, float] | None:
-        """Wilson's score interval, for a mean of values in [0, 1]: a proportion.
+        """Returns Wilson's score interval, for a mean of values in [0, 1]: a proportion.
 
         The number of trials is the one that a plain proportion would need for the variance found
         (the design effect of clustered queries), or the number of queries or tasks where all
@@ -333,7 +333,7 @@ class Bootstrap:
         return low, high
 
     def p_value(self, scope: Scope | None = None) -> float:
-        """Two-sided p-value for "the statistic is 0": Student's t on the bootstrap variance.
+        """Tests "the statistic is 0", two-sided: Student's t on the bootstrap variance.
 
         Without a `scope`, the larger of the p-values. The tail is taken from Student's t and not
         by counting replicates, whose smallest p-value of 1/replicates would never survive Holm's
@@ -356,7 +356,7 @@ class Bootstrap:
         return max(found)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a record stores beside `replicates` so that comparisons can be recomputed."""
+        """Returns what a record stores, beside `replicates`, to recompute comparisons."""
         stored = {_STORED[k]: v for k, v in self.replicates().items() if k != "both"}
         return {
             **{k: v.astype(np.float64) for k, v in stored.items()},
@@ -388,7 +388,7 @@ _STORED = {
 
 
 def wilson(p: float, n: float, level: float = LEVEL, df: int | None = None) -> tuple[float, float]:
-    """Wilson's score interval of a share p seen in n trials; Student's quantile where df is given.
+    """Returns Wilson's score interval of a share p in n trials; with df, by Student's quantile.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -413,7 +413,7 @@ def bootstrap_queries(
     seed: int = 0,
     tasks: np.ndarray | None = None,
 ) -> Bootstrap:
-    """The mean of `values` [query] when queries, or whole `tasks` [query], are drawn again."""
+    """Bootstraps the mean of `values` [query] over queries, or over whole `tasks` [query]."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         raise DataError("no queries to average over")
@@ -443,7 +443,7 @@ def bootstrap_lds(
     tasks: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> Bootstrap:
-    """LDS when queries and groups are drawn again, queries sharing the groups drawn.
+    """Bootstraps LDS over queries and groups; all queries share the groups drawn.
 
     A retrained model's loss enters every query, so that queries are not independent: drawing
     queries alone would understate the uncertainty. scores, truth: [query, group]. `tasks`
@@ -468,10 +468,10 @@ def bootstrap_partial(
     seed: int = 0,
     tasks: np.ndarray | None = None,
 ) -> Bootstrap:
-    """Mean partial rank correlation of scores and truth [query, group], given `known`.
+    """Averages the partial rank correlation of scores and truth [query, group], given `known`.
 
     `known` is [feature, query, group], of which ranks over groups are used. A row's ranks are
-    regressed on those of the features (with intercept) and the residuals are correlated; a row
+    regressed on the features' ranks (with intercept) and the residuals are correlated; a row
     that the features explain wholly counts as 0. Replicates re-weight the residuals.
 
     Raises UsageError for shapes that differ and MethodError for NaN.
@@ -659,7 +659,7 @@ MIN_RELIABILITY = 0.3  # below it the spread between queries is lost in sampling
 
 
 def reliability(truth: np.ndarray, seed: int = 0) -> float | None:
-    """How well two means over as many seeds as truth [seed, query, group] has would agree.
+    """Estimates the agreement of two means over as many seeds as truth [seed, query, group].
 
     The mean over queries and halvings of Spearman's r between halves of the seeds, stepped up by
     Spearman and Brown's formula; 0 where the halves do not agree. None for one seed.
@@ -678,7 +678,7 @@ def noise_ceiling(
     seed: int = 0,
     tasks: np.ndarray | None = None,
 ) -> Ceiling | None:
-    """The ceiling of LDS against the seed-mean of truth [seed, query, group]; None for one seed.
+    """Estimates LDS's ceiling against the seed-mean of truth [seed, query, group]; None: one seed.
 
     With y = mu + noise a seed, mu the expected value, the correlation of mu with the mean of S
     seeds is sqrt(reliability), and the reliability is the correlation that two such means would
@@ -874,13 +874,13 @@ def rank_methods(
 
 
 def rank_spans(places: Sequence[int], apart: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """The best and the worst place among those not `apart` [method, method] from each method."""
+    """Returns best and worst place among those not `apart` [method, method] from each method."""
     at = np.asarray(places)
     return tuple((int(at[~row].min()), int(at[~row].max())) for row in np.asarray(apart))
 
 
 def letter_display(apart: np.ndarray) -> tuple[str, ...]:
-    """Letters for each method such that two share one if and only if they are not `apart`.
+    """Assigns letters such that two methods share one if and only if they are not `apart`.
 
     `apart` [method, method] is symmetric with a False diagonal. Insert and absorb: a set that
     holds two methods that differ is split in two, and sets within others are dropped (Piepho 2004,

@@ -85,20 +85,19 @@ PATTERNS = {  # what is wrong: (pattern, examples that it must find, examples th
 # First words of docstrings of public functions ("Return", "Returns"). New verbs may be added.
 VERBS = frozenset(
     """
-    add adjust allow annotate append apply ask average benchmark blend bootstrap break build
-    calibrate call cast check choose claim clear collect compare compute configure construct
-    contain convert copy count create decorate derive describe detect discard divide do draw
-    drop embed emit encode end estimate evaluate exit expand explain export fill find finish
-    fit flush fold follow format generate give group handle hash hold ignore implement import
-    index initialise inspect
-    join keep kill label let list load lock look make mark mask measure merge minimise move
-    multiply name notify open order pack pad parse permute plan plot pool predict prepare print
-    propagate protect pull put raise rank read rebuild receive recompute record refuse register
-    remove render repeat replace replay report reset resolve restore resume retrain return run
-    sample save scale scan score seal search seed select send set shorten show skip solve sort split
-    start step stop store stream strip subtract sum supply suppress survey sync take tell test
-    time tokenise track try train transform tune undo unpack update use validate verify wait walk
-    watch weight whiten wrap write yield
+    add adjust allow annotate answer append apply ask assign average benchmark blend bootstrap break
+    build calibrate call cast check choose claim clear collect compare compute configure confine
+    construct contain convert copy count create decorate derive describe detect discard divide do
+    draw drop embed emit encode end estimate evaluate exit expand explain export fill find finish
+    fit flush fold follow format generate give group handle hash hold ignore implement import index
+    initialise inspect join keep kill label let list load lock look make mark mask measure merge
+    minimise move multiply name notify open order pack pad parse permute plan plot pool predict
+    prepare print propagate protect pull put raise rank read rebuild receive recompute record refuse
+    register remove render repeat replace replay report reset resolve restore resume retrain return
+    run sample save scale scan score seal search seed select send serve set shorten show skip solve
+    sort split start step stop store stream strip subtract sum supply suppress survey sync take tell
+    test time tokenise track train transform try tune undo unpack update use validate verify wait
+    walk watch weight whiten wrap write yield
     """.split()
 )
 

@@ -60,7 +60,7 @@ Reply = tuple[dict[str, Any], Arrays]
 
 
 def main() -> int:
-    """Serves the connection it was started with until the judge closes it."""
+    """Serves the connection inherited from the judge until the judge closes it."""
     channel = Channel(socket.socket(fileno=CHANNEL_FD))
     try:
         Contestant(channel).serve()
@@ -251,7 +251,7 @@ class Contestant:
         return Corpus(read_examples(message["queries"]), message.get("name", "queries"))
 
     def do_losses(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """The target's losses at a checkpoint; asked of a contestant that holds no method."""
+        """Answers the target's losses at a checkpoint; for a contestant without a method."""
         model = self.target.model(message["checkpoint"])
         queries: list[Example] = read_examples(message["queries"])
         return {}, {"losses": self.target.losses(model, self.target.tokenize(queries))}
@@ -346,7 +346,7 @@ def target_notes(target: Target, *corpora: Sequence[Example]) -> list[str]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Status and reason of a failure; for a bug in a plugin, also where it was raised."""
+    """Returns status and reason of a failure, and the origin of a bug in a plugin."""
     if isinstance(error, TdabenchError):
         return ("skipped" if isinstance(error, MissingExtra) else "failed"), str(error)
     reason = brief(error)

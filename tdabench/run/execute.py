@@ -36,11 +36,11 @@ MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ev
 
 @dataclass(frozen=True)
 class Options:
-    """How to run: nothing here changes a score.
+    """Settings of a run, none of which changes a score.
 
-    `timeout`: most seconds a phase (build, load, one benchmark) may take; `memory`: most bytes
-    of a worker process and what it started. 0 means no limit. `isolation`: "strict" refuses to run
-    where methods cannot be confined, "auto" goes on and records it, "off" confines none.
+    `timeout`: maximum seconds per phase (build, load, one benchmark); `memory`: maximum bytes of a
+    worker process and its children. 0 means no limit. `isolation`: "strict" refuses to run
+    if methods cannot be confined, "auto" continues and records it, "off" confines none.
     """
 
     jobs: int = 1
@@ -553,7 +553,7 @@ def kill(process: subprocess.Popen) -> bytes:
 
 
 def tree_bytes(pid: int, nursery: int = 0) -> int:
-    """Memory a process and its descendants cannot give back: anonymous and shared, not files.
+    """Sums the anonymous and shared memory of a process and its descendants, without files.
 
     What a nursery holds is shared with what it forked, and counted there. 0 where the system has
     no /proc.
@@ -569,7 +569,7 @@ def tree_bytes(pid: int, nursery: int = 0) -> int:
 
 
 def hidden_from_methods(run: Path) -> list[str]:
-    """Folders and files from which no method may read, unless something in them is given to it.
+    """Lists folders and files from which a method may read only what is given to it.
 
     Records and other runs, the cache, and every installed suite.
     """
@@ -583,7 +583,7 @@ def hidden_from_methods(run: Path) -> list[str]:
 
 
 def data_of(folder: Path) -> list[Path]:
-    """A suite's folder; where it is also that of a plugin's code, all in it that is not code."""
+    """Returns a suite's folder, or its files other than code if it also contains a plugin."""
     try:
         inside = sorted(folder.iterdir())
     except OSError:
@@ -594,7 +594,7 @@ def data_of(folder: Path) -> list[Path]:
 
 
 def withheld_assets(plan: Plan) -> list[str]:
-    """Assets that hold the answers of a benchmark (its parameter `asset` names them)."""
+    """Lists assets that hold the answers of a benchmark (its parameter `asset` names them)."""
     named = set()
     for name, entry in registry().benchmarks.items():
         given = plan.suite.benchmark_params.get(name, {})
@@ -603,7 +603,7 @@ def withheld_assets(plan: Plan) -> list[str]:
 
 
 def wants_models(cls: type) -> bool:
-    """Whether a method's class looks like using models, so that importing libraries early pays.
+    """Tells whether a method's class seems to use models, so that early imports save time.
 
     A guess from its source: what is guessed wrong costs seconds, and changes nothing else.
     """

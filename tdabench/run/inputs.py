@@ -11,10 +11,10 @@ from tdabench.truth.store import Truth
 
 
 class Inputs(Mapping[str, Path]):
-    """Declared files by name, each checked against its hash when first asked for.
+    """Declared files by name, each checked against its hash when first requested.
 
-    Which ones were asked for is recorded with their content: a record made with another
-    encoder, say, is not taken for this one's.
+    Records the name and content of every file requested, so that a record made with, for example,
+    another encoder is not mistaken for this one's.
     """
 
     def __init__(self, suite: Suite, paths: Mapping[str, Path], kind: str) -> None:
@@ -38,7 +38,7 @@ class Inputs(Mapping[str, Path]):
         return name in self.paths
 
     def content(self, used: str) -> str:
-        """What the input recorded as `kind:name` holds now."""
+        """Returns the present content of the input recorded as `kind:name`."""
         path = self.paths.get(used.partition(":")[2])
         return self.suite.content(path) if path is not None and path.exists() else ""
 

@@ -65,7 +65,7 @@ SETUP_SECONDS, SETUP_CPU, SETUP_RATE = 300.0, 60.0, 20e6  # seconds, and bytes o
 
 
 class Refused(MethodError):
-    """What a contestant answered instead of a result, or how it died."""
+    """Raised when a contestant answers with an error instead of a result, or dies."""
 
     def __init__(self, status: str, reason: str, missing: bool = False, path: str = "") -> None:
         super().__init__(reason)
@@ -79,7 +79,7 @@ class Died(Refused):
 
 @dataclasses.dataclass
 class Spent:
-    """What one request took: seconds of wall and processor time, what of it was set-up."""
+    """Cost of one request: seconds of wall and processor time, and how much of them was set-up."""
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -116,7 +116,7 @@ class Stage:
     ) -> None:
         self.nursery, self.place, self.hello = nursery, place, hello
         self.ledger = Ledger()
-        self.clock = Meter()  # of the judge's time, without what is no contestant's own work
+        self.clock = Meter()  # of the judge's time, only for the contestants' work
         self.clock.watch_imports()
         self.pid = 0
         self.channel: Channel | None = None
@@ -139,7 +139,7 @@ class Stage:
     # ------------------------------------------------------------------ processes
 
     def open(self, scratch: Path, rules: Sequence[sandbox.Rule], given: Mapping[str, Any]) -> None:
-        """A new contestant that has imported the method; `given` is its corpus. Closes another."""
+        """Starts a contestant that imports the method, and closes another; `given`: its corpus."""
         self.close()
         self.nursery.ready()
         tree = self.nursery.tree
@@ -181,7 +181,7 @@ class Stage:
         phase: str = "",
         most: int = 0,
     ) -> tuple[dict[str, Any], Arrays, Spent]:
-        """The contestant's answer and what it took. Raises Refused for a failure, Died for its end.
+        """Returns the answer and its cost. Raises Refused for a failure, Died for an end.
 
         `most`: bytes of arrays that the answer may have.
         """
@@ -365,7 +365,7 @@ class Stage:
 
 
 def _numbers(values: Any, n: int) -> list[float]:
-    """n finite numbers from what a contestant sent, 0 for what is none."""
+    """Returns n finite numbers from a contestant's answer, 0 for anything else."""
     found = [0.0] * n
     if isinstance(values, list):
         for i, v in enumerate(values[:n]):
@@ -396,7 +396,7 @@ class RemoteIndex(Index):
         raise NotImplementedError
 
     def open(self) -> None:
-        """Has a contestant of its own load it, unless it is there."""
+        """Loads it in its own contestant, unless it is already loaded."""
         stage = self.judge.stage
         if stage.channel is not None and stage.holder is not None and stage.holder() is self:
             return
@@ -590,7 +590,7 @@ class Judge:
         return stage
 
     def _rules(self) -> list[sandbox.Rule]:
-        """What a contestant may read and write, whatever it is asked."""
+        """Returns what a contestant may read and write, for every request."""
         suite, target = self.suite, self.declared.target
         assets = {k: v for k, v in self.assets.paths.items() if k not in self.job["withheld"]}
         truths = {p for t in suite.targets for p in t.truths.values()} - set(assets.values())
@@ -953,7 +953,7 @@ def _share(covered: Mapping[str, Any]) -> float:
 
 
 def as_numbers(cost: Any) -> dict[str, float] | None:
-    """What a method says of its preparation, with only finite numbers kept."""
+    """Keeps the finite numbers that a method reports about its preparation."""
     if not isinstance(cost, dict):
         return None
     numbers = {k: v for k, v in cost.items() if isinstance(v, (int, float)) and math.isfinite(v)}
@@ -969,7 +969,7 @@ def rounded(phases: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 def joined(
     a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
-    """Phases of two parts of a cell's work, added."""
+    """Adds the phases of two parts of a cell's work."""
     out = {k: dict(v) for k, v in a.items()}
     for k, v in b.items():
         held = out.setdefault(k, {"seconds": 0.0, "cpu_seconds": 0.0})
@@ -999,7 +999,7 @@ def arrays_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """`value` for JSON, which has no NaN: what is not finite becomes null."""
+    """Converts `value` for JSON, which has no NaN: non-finite numbers become null."""
     value = jsonable(value)
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}

@@ -458,7 +458,7 @@ def gpu_peak_bytes() -> int:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of all files below `path`, links followed, each file once."""
+    """Counts the bytes of all files below `path`, links followed, each file once."""
     seen: set[tuple[int, int]] = set()
     total, pending = 0, [os.fspath(path)]
     while pending:

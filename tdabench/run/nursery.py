@@ -58,15 +58,15 @@ class Nursery:
         self._pending = 0
 
     def preload(self, folder: Path) -> None:
-        """Has the libraries imported that scoring with the model in `folder` takes.
+        """Imports the libraries that scoring with the model in `folder` needs.
 
-        It goes on beside whatever the judge does next; `start` waits for it.
+        The import runs in parallel with the judge; `start` waits for it.
         """
         _send(self._control, {"do": "import", "folder": str(folder)})
         self._pending += 1
 
     def start(self, place: Mapping[str, Any]) -> tuple[int, Channel]:
-        """A new contestant: its process and the connection to it.
+        """Starts a contestant: returns its process and the connection to it.
 
         `place`: `rules`, `landlock` (a version, 0 for no sandbox), `environment`, `cwd`, `fork`
         (False: a new interpreter, for what does not survive a fork, such as CUDA).
@@ -85,7 +85,7 @@ class Nursery:
             self.imported = [a + b for a, b in zip(self.imported, answer["imported"])]
 
     def death(self, pid: int, seconds: float = 5.0) -> dict[str, Any] | None:
-        """How `pid` ended: {"status", "cpu"}, or None when it has not within `seconds`."""
+        """Returns how `pid` ended: {"status", "cpu"}, or None if it still runs after `seconds`."""
         end = time.monotonic() + seconds
         while pid not in self.deaths:
             left = end - time.monotonic()
@@ -294,7 +294,7 @@ def preload(folder: Path) -> None:
 
 
 def below(root: int) -> list[int]:
-    """Process ids of everything started below `root`, `root` left out; nothing without /proc."""
+    """Lists the ids of all processes below `root`, without `root`; none without /proc."""
     found: list[int] = []
     pending = [root]
     while pending:
@@ -329,7 +329,7 @@ class Tree:
         self._dead += cpu
 
     def cpu(self) -> float:
-        """Processor seconds of all that ever ran below the root. It never falls."""
+        """Sums the processor seconds of every process ever below the root; never decreases."""
         total = self._dead
         for pid in below(self.root):
             own = process_seconds(pid)
@@ -344,7 +344,7 @@ class Tree:
         return self._most
 
     def memory(self, main: int) -> int:
-        """Bytes resident now: all of `main`, and what the others hold that is not a file."""
+        """Sums bytes resident now: all of `main`, and of the others all but files."""
         total = 0
         for pid in below(self.root):
             facts = status(pid)
@@ -356,7 +356,7 @@ class Tree:
         return total
 
     def forget(self, main: int) -> bool:
-        """Begins a new peak; whether the kernel could forget the process's own."""
+        """Starts a new peak; returns whether the kernel could reset the process's own."""
         self.peak = 0
         try:
             Path(f"/proc/{main}/clear_refs").write_text("5")
@@ -365,13 +365,13 @@ class Tree:
         return True
 
     def highest(self, main: int) -> int:
-        """Peak bytes since `forget`."""
+        """Returns peak bytes since `forget`."""
         self.memory(main)
         return max(self.peak, status(main).get("VmHWM", 0))
 
 
 def process_seconds(pid: int) -> float | None:
-    """Processor seconds of all threads of a process, to the nanosecond (Linux)."""
+    """Sums processor seconds of all threads of a process, to the nanosecond (Linux)."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except (OSError, AttributeError):
@@ -392,7 +392,7 @@ def is_alive(pid: int) -> bool:
 
 
 def status(pid: int) -> dict[str, int]:
-    """The figures of /proc/PID/status that are sizes, in bytes."""
+    """Reads the sizes in /proc/PID/status, in bytes."""
     found = {}
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as f:
@@ -406,7 +406,7 @@ def status(pid: int) -> dict[str, int]:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, for a message."""
+    """Returns a process's command line, for a message."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -415,7 +415,7 @@ def command_of(pid: int) -> str:
 
 
 def lines(fd: int) -> Iterator[bytes]:
-    """What can be read from a descriptor now, without waiting."""
+    """Reads from a descriptor what is available now, without waiting."""
     while True:
         try:
             data = os.read(fd, 1 << 16)

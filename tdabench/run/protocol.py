@@ -53,7 +53,7 @@ class Channel:
             raise Hangup from e
 
     def head(self, most: int = MOST_HEAD) -> dict[str, Any]:
-        """The head of the next frame: {"message", "arrays"}. Raises Hangup, or MethodError."""
+        """Reads the head of the next frame: {"message", "arrays"}. Raises Hangup or MethodError."""
         length = int.from_bytes(self._take(bytearray(8)), "little")
         if length > most:
             raise MethodError(f"a message of {length:,} bytes came, more than {most:,}")
@@ -66,7 +66,7 @@ class Channel:
         raise MethodError("a message came that is not of the harness's protocol")
 
     def arrays(self, head: Mapping[str, Any], most: int) -> Arrays:
-        """The arrays that `head` announces, at most `most` bytes together."""
+        """Reads the arrays that `head` announces, at most `most` bytes together."""
         found: Arrays = {}
         left = most
         for entry in head["arrays"]:
@@ -82,7 +82,7 @@ class Channel:
         return found
 
     def receive(self, most: int = 1 << 40) -> tuple[dict[str, Any], Arrays]:
-        """The next message and its arrays."""
+        """Receives the next message and its arrays."""
         head = self.head()
         return head["message"], self.arrays(head, most)
 
@@ -118,14 +118,14 @@ def _described(entry: Any) -> tuple[str, np.dtype, tuple[int, ...]]:
 
 
 def spelled(examples: Iterable[Example], labels: bool) -> list[list[Any]]:
-    """Examples as JSON: [id, prompt, response], and with `labels` task and further fields."""
+    """Converts examples to JSON: [id, prompt, response], with `labels` also task and fields."""
     if labels:
         return [[e.id, e.prompt, e.response, e.task, dict(e.meta)] for e in examples]
     return [[e.id, e.prompt, e.response] for e in examples]
 
 
 def read_examples(rows: Sequence[Sequence[Any]]) -> list[Example]:
-    """What `spelled` wrote."""
+    """Reads what `spelled` wrote."""
     return [Example(*row) for row in rows]
 
 
@@ -133,7 +133,7 @@ HELD = 128 << 20  # bytes of a corpus's file that are held in memory
 
 
 def write_corpus(path: Path, corpus: Corpus, labels: bool) -> dict[str, Any]:
-    """Writes a corpus for a contestant, one example a line; returns what `read_corpus` takes."""
+    """Writes a corpus for a contestant, one example per line; returns what `read_corpus` reads."""
     with open(path, "x", encoding="ascii") as f:
         for e in corpus:
             f.write(json.dumps(spelled([e], labels)[0]) + "\n")
@@ -142,9 +142,9 @@ def write_corpus(path: Path, corpus: Corpus, labels: bool) -> dict[str, Any]:
 
 
 def read_corpus(given: Mapping[str, Any]) -> Corpus:
-    """The corpus that `write_corpus` wrote; a large one stays on disk.
+    """Reads the corpus that `write_corpus` wrote; a large one stays on disk.
 
-    Its fingerprint is that of the corpus with its labels.
+    It keeps the fingerprint of the corpus with its labels.
     """
     path = Path(given["path"])
     if path.stat().st_size > HELD:

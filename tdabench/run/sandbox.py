@@ -35,7 +35,7 @@ Rule = tuple[str, str]  # path, and a key of RIGHTS
 
 
 def abi() -> int:
-    """The version of Landlock that this kernel offers; 0 where there is none."""
+    """Returns the version of Landlock that this kernel offers, 0 if none."""
     if sys.platform != "linux":
         return 0
     try:
@@ -113,7 +113,7 @@ _CODE = (".py", ".pyc", ".so", ".pyd", ".pth", ".zip", ".egg", ".egg-link")
 
 
 def granted(path: str, hidden: Iterable[str]) -> Iterator[Rule]:
-    """Rules by which `path` may be read, but not what lies at or below a path of `hidden`.
+    """Returns rules that allow reading `path` except at or below a path of `hidden`.
 
     Landlock knows no exceptions, so that a folder above something hidden is opened entry by entry.
     Names in such a folder can be listed.
@@ -137,9 +137,9 @@ def granted(path: str, hidden: Iterable[str]) -> Iterator[Rule]:
 
 
 def libraries(hidden: Iterable[str], path: Iterable[str] = ()) -> list[Rule]:
-    """What every method may read: the interpreter, libraries, devices, facts on the machine.
+    """Lists what every method may read: the interpreter, libraries, devices, facts on the machine.
 
-    Of a folder on `path` (by default sys.path) that is no folder of installed packages, a working
+    Of a folder on `path` (by default sys.path) that does not hold installed packages, a working
     copy say, only Python packages and modules.
     """
     hidden = sorted({os.path.realpath(h) for h in hidden})
@@ -191,7 +191,7 @@ def _is_code(path: str) -> bool:
 
 
 def model_caches() -> list[str]:
-    """Folders where the hub and torch keep models; not those where they keep tokens."""
+    """Lists folders where the hub and torch keep models, without those of tokens."""
     home = os.path.expanduser("~")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     hub = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
