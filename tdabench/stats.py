@@ -191,7 +191,7 @@ class Bootstrap:
         return ("these tasks",) if self.tasks is None else ("new tasks", "these tasks")
 
     def replicates(self) -> dict[str, np.ndarray]:
-        """Its arrays of replicates by name, those that it has."""
+        """Returns its arrays of replicates by name, those that it has."""
         names = ("both", "queries", "groups", "tasks", "tasks_both")
         return {k: v for k in names if (v := getattr(self, k)) is not None}
 
