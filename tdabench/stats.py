@@ -813,7 +813,7 @@ class Comparison:
     p: float
 
     def verdict(self, alpha: float = 0.05, higher_is_better: bool = True) -> str:
-        """`better`, `worse` or `tied` (no significant difference at `alpha`)."""
+        """Returns `better`, `worse` or `tied` (no significant difference at `alpha`)."""
         if self.p >= alpha:
             return "tied"
         return "better" if (self.effect > 0) == higher_is_better else "worse"
