@@ -118,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as e:
         return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:  # its message is the help of the group
+        e.show()
+        return 2
     except click.UsageError as e:
         say(_usage(e))
         return 2

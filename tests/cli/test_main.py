@@ -111,6 +111,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("group", [[], ["new"], ["truth"], ["index"]])
+def test_a_group_without_arguments_shows_its_help_on_stderr(group, capsys):
+    assert main([*group, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert main(group) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == shown
+    assert "\nCommands:\n" in shown
+
+
 def test_an_unexpected_error_is_one_line_and_debug_shows_where(capsys, monkeypatch):
     def broken(self: LazyGroup, ctx: click.Context, name: str) -> click.Command:
         raise RuntimeError("boom\nmore")
