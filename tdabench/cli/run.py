@@ -280,7 +280,8 @@ def command(
     finally:
         progress.close()
     if as_json:
-        emit_json({"run": str(result.folder), "cells": [dict(r) for r in result.records]})
+        shown = {"run": str(result.folder), "cells": [dict(r) for r in result.records]}
+        emit_json({**shown, "not_started": [c.title for c in result.not_started]})
     else:
         print_result(result)
     if result.interrupted:
@@ -477,7 +478,7 @@ def show_plan(plan: Any, folder: Any, force: bool, retry_failed: bool, as_json: 
 
 
 def print_result(result: Any) -> None:
-    """Prints the board of this run's cells, from their records."""
+    """Prints the board of this run's cells, from their records, and the cells without one."""
     from tdabench.report.board import Board
     from tdabench.report.published import print_published
     from tdabench.report.terminal import print_board
@@ -488,3 +489,10 @@ def print_result(result: Any) -> None:
         board = Board.from_runs([result.folder], methods=labels, targets=targets)
         print_board(board, console())
         print_published(board, console())
+    left: dict[str, list[str]] = {}
+    for cell in result.not_started:
+        where = cell.target.label + (f", seed {cell.seed}" if cell.seed else "")
+        left.setdefault(f"{cell.method.label} on {where}", []).append(cell.benchmark.name)
+    for name, benchmarks in left.items():
+        line = f" -    {name}  not started: {', '.join(benchmarks)}"
+        console().print(line, markup=False, soft_wrap=True)

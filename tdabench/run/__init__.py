@@ -50,6 +50,12 @@ class RunResult:
         """Records that are neither ok nor skipped."""
         return [r for r in self.records if r["status"] not in ("ok", "skipped")]
 
+    @property
+    def not_started(self) -> list[Cell]:
+        """Cells of the plan that an interrupted run never came to."""
+        known = {r["key"] for r in self.records}
+        return [c for c in self.plan.cells if c.key not in known]
+
 
 def run(
     request: Request,

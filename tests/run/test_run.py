@@ -298,11 +298,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 def test_interrupted_once_records_and_goes_on_later(toy_suite, toys, tmp_path, builds):
     out = tmp_path / "run"
-    process = start(toy_suite, out, "toy,slow", toys)
+    process = start(toy_suite, out, "toy,slow,raises", toys)
     wait_for(lambda: "slow" in builds())
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    board, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "slow  interrupted: stopped by the user" in board
+    assert board.count("not started") == 1
+    assert " -    raises on tiny  not started: lds\n" in board
     assert "Traceback" not in err
     assert "The same command resumes from here" in err
     statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
