@@ -19,13 +19,17 @@ COST_LABELS = {
     "bytes": "storage (bytes per example)",
     "prepare": "prepare (s)",
 }
+CONTROL = "control"  # the family of references, which do not compete
 # Suffixes of metrics of baselines, and the names of their lines.
 REFERENCES = {"random": "random examples", "oracle": "the task's own", "full": "whole pool"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at (cost, value); `front` if no other method is cheaper and at least as good."""
+    """A method at (cost, value); `front` if no other method is cheaper and at least as good.
+
+    A control (an oracle, random scores) is a reference and neither on the front nor a rival to it.
+    """
 
     label: str
     family: str
@@ -54,10 +58,12 @@ def cost_points(table: Table, cost: str, column: str | None = None) -> list[Poin
         and (x := row.cost.of(cost)) is not None
     ]
     higher = table.column(name).higher_is_better
-    front = pareto([x for _, _, x in found], [c.value or 0.0 for _, c, _ in found], higher)
+    rivals = [(row.label, x, c.value or 0.0) for row, c, x in found if row.family != CONTROL]
+    marks = pareto([x for _, x, _ in rivals], [value for _, _, value in rivals], higher)
+    front = {label for (label, _, _), on in zip(rivals, marks, strict=True) if on}
     return [
-        Point(row.label, row.family, x, cell.value or 0.0, cell.low, cell.high, on)
-        for (row, cell, x), on in zip(found, front, strict=True)
+        Point(row.label, row.family, x, c.value or 0.0, c.low, c.high, row.label in front)
+        for row, c, x in found
     ]
 
 

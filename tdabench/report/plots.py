@@ -183,15 +183,16 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
             )
             handles.append(bars)
         front = sorted((p for p in points if p.front), key=lambda p: p.x)
-        handles += axes.plot(
-            [p.x for p in front],
-            [p.y for p in front],
-            color="#888888",
-            linewidth=1,
-            linestyle="--",
-            zorder=1,
-            label="Pareto front",
-        )
+        if front:
+            handles += axes.plot(
+                [p.x for p in front],
+                [p.y for p in front],
+                color="#888888",
+                linewidth=1,
+                linestyle="--",
+                zorder=1,
+                label="Pareto front",
+            )
         column = table.column(table.primary)
         if column.ceiling is not None and column.higher_is_better:
             axes.axhline(column.ceiling, color="#444444", linewidth=0.8, linestyle=":")

@@ -75,6 +75,26 @@ def test_cost_points_are_the_boards(board):
     assert (points["airrep"].x, points["airrep"].y) == (row.cost.query_ms, row.cells["lds"].value)
 
 
+def test_a_control_is_drawn_and_forms_no_front(make_run, tmp_path):
+    def oracle(record):  # cheapest and best
+        if record["method"]["name"] == "oracle":
+            record["method"]["family"] = "control"
+            record["cost"]["query"]["seconds"] = 1e-6
+
+    folder = make_run("r", {"oracle": 9.0, "a": 1.0, "bb": 0.1}, change=oracle)
+    board = Board.from_runs([folder])
+    points = {p.label: p for p in figures.cost_points(board.table(), "query")}
+    assert points["oracle"].y > points["a"].y > points["bb"].y
+    assert {label: p.front for label, p in points.items()} == {
+        "oracle": False, "a": True, "bb": False
+    }  # fmt: skip
+    only = make_run("controls", {"oracle": 9.0}, change=oracle)
+    written, _ = draw(Board.from_runs([only]), ["fidelity-query"], tmp_path, form="svg")
+    text = written[0].read_text()
+    assert "oracle" in text
+    assert "Pareto front" not in text
+
+
 def test_curves_share_their_references(board):
     (found,) = figures.curves(board.table(), "selection")
     assert found.y == "f1"

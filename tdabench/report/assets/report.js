@@ -311,7 +311,8 @@
         .map((r) => ({ label: r.label, family: r.family, x: r.cost[field], ...pick(r.cells[state.y]) }));
       if (!points.length) return holder.replaceChildren(h("p", null, "No method has both values."));
       const sign = column.higher_is_better ? 1 : -1;
-      for (const p of points) p.front = !points.some((q) => q.x <= p.x && sign * q.y >= sign * p.y && (q.x < p.x || sign * q.y > sign * p.y));
+      const rivals = points.filter((p) => p.family !== "control"); // controls are drawn, and form no front
+      for (const p of rivals) p.front = !rivals.some((q) => q.x <= p.x && sign * q.y >= sign * p.y && (q.x < p.x || sign * q.y > sign * p.y));
       const families = [...new Set(points.map((p) => p.family))];
       const colour = (f) => COLOURS[families.indexOf(f) % COLOURS.length];
       const ys = points.flatMap((p) => [p.y, p.low, p.high]).filter(known);
@@ -323,13 +324,13 @@
       const front = points.filter((p) => p.front).sort((p, q) => p.x - q.x);
       a.svg.append(s("polyline", { class: "axis", fill: "none", "stroke-dasharray": "5 4", points: front.map((p) => `${a.x(p.x)},${a.y(p.y)}`).join(" ") }));
       const placed = [];
-      for (const p of [...points].sort((p, q) => p.front - q.front || q.y - p.y)) {
+      for (const p of [...points].sort((p, q) => !!p.front - !!q.front || q.y - p.y)) {
         const [px, py] = [a.x(p.x), a.y(p.y)];
         if (known(p.low) && known(p.high)) a.svg.append(s("line", { x1: px, x2: px, y1: a.y(p.low), y2: a.y(p.high), stroke: colour(p.family) }));
         const text = `${p.label}: ${column.title} ${fixed(p.y)}${known(p.low) ? ` [${fixed(p.low)}, ${fixed(p.high)}]` : ""}, ${COSTS[state.x][0]} ${COSTS[state.x][2](p.x)}${p.front ? ", on the Pareto front" : ""}`;
         a.svg.append(mark(s("circle", { cx: px, cy: py, r: p.front ? 6 : 4.5, fill: colour(p.family) }), text));
       }
-      for (const p of [...points].sort((p, q) => q.front - p.front || q.y - p.y)) {
+      for (const p of [...points].sort((p, q) => !!q.front - !!p.front || q.y - p.y)) {
         const [px, py] = [a.x(p.x) + 8, a.y(p.y) - 5];
         const label = p.label.length > 22 ? `${p.label.slice(0, 21)}…` : p.label;
         const width = 6.2 * label.length;
