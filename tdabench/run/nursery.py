@@ -293,6 +293,21 @@ def preload(folder: Path) -> None:
 # --------------------------------------------------------------------------- what processes take
 
 
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Makes this process a sub-reaper within (Linux): orphans below it become its children."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(37, ctypes.byref(before), 0, 0, 0)  # PR_GET_CHILD_SUBREAPER
+    libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    try:
+        yield
+    finally:
+        libc.prctl(36, before.value, 0, 0, 0)
+
+
 def below(root: int) -> list[int]:
     """Lists the ids of all processes below `root`, without `root`; none without /proc."""
     found: list[int] = []

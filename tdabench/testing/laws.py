@@ -358,6 +358,24 @@ def order_in_a_group_does_not_matter(case: Case) -> None:
     case.same(back[:, ::-1], case.group_scores, "the groups in another order", why)
 
 
+@law
+def labels_do_not_matter(case: Case) -> None:
+    """Scores do not depend on task labels and further fields, unless `reads_labels` is True.
+
+    A run gives them to no other method, so that a method that reads them scores worse there.
+    """
+    if type(case.method).reads_labels:
+        raise DoesNotApply("it declares reads_labels = True")
+    labels = {"task": "another", "meta": {"fact": "another"}}
+    for what, fields in (("withheld", {"task": "", "meta": {}}), ("replaced", labels)):
+        train, queries = (
+            Corpus([dataclasses.replace(e, **fields) for e in corpus], corpus.name)
+            for corpus in (case.train, case.queries)
+        )
+        why = "Score by prompt and response only, or declare reads_labels = True."
+        case.same(case.build(train).score(queries), case.scores, f"labels {what}", why)
+
+
 # --------------------------------------------------------------------------- groups
 
 
@@ -558,6 +576,26 @@ def prints_nothing(case: Case) -> None:
         _use(case, case.context())
     if out.getvalue():
         raise LawBroken(f"it printed {out.getvalue()[:60]!r}. Use context.progress")
+
+
+@law
+def leaves_nothing_running(case: Case) -> None:
+    """No thread or process that building or scoring started is running afterwards.
+
+    A run kills such a process and names it in the row; a thread stands still until the next call.
+    """
+    with watch.left_running() as left:
+        context = case.context()
+        index = case.fresh().build(context, case.train)
+        after_build = left()
+        index.score(case.queries)
+        index.score_groups(case.queries, case.groups)
+        after_score = left()
+    for phase, found in (("build", after_build), ("scoring", after_score)):
+        if found:
+            raise LawBroken(
+                f"{phase} left running: {found[0]}. Wait for what you start before you return"
+            )
 
 
 # --------------------------------------------------------------------------- what scores mean

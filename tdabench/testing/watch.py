@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from tdabench.run.nursery import adopting_orphans, below, command_of, is_alive
 from tdabench.run.watch import file_events, outside
 
-__all__ = ["file_events", "global_seeds", "outside", "process_state"]
+__all__ = ["file_events", "global_seeds", "left_running", "outside", "process_state"]
 
 
 @contextmanager
@@ -45,3 +51,50 @@ def process_state() -> dict[str, Any]:
         "torch's deterministic mode": torch.are_deterministic_algorithms_enabled(),
         "numpy's error handling": np.geterr(),
     }
+
+
+ENDING_SECONDS = 0.5  # what has been told to end has this long to do so
+
+
+@contextmanager
+def left_running() -> Iterator[Callable[[], list[str]]]:
+    """Yields a function that describes the threads and processes started within that still run.
+
+    Orphans count (on Linux). Processes that still run at the end are killed. Without /proc, only
+    threads and the children that `multiprocessing` knows of are seen.
+    """
+    threads, processes = set(threading.enumerate()), set(_processes())
+
+    def started() -> tuple[list[threading.Thread], list[int]]:
+        return (
+            [t for t in threading.enumerate() if t not in threads],
+            [p for p in _processes() if p not in processes],
+        )
+
+    def left() -> list[str]:
+        end = time.monotonic() + ENDING_SECONDS
+        while any(found := started()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return [
+            *(f"the process {command_of(p)}" for p in found[1]),
+            *(f"the thread {t.name!r}" for t in found[0]),
+        ]
+
+    with adopting_orphans():
+        try:
+            yield left
+        finally:
+            for pid in started()[1]:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):
+                    os.waitpid(pid, 0)  # refused for what is not a child of this process
+
+
+def _processes() -> list[int]:
+    """Returns the ids of all processes below this one that have not ended."""
+    if sys.platform == "linux":
+        return [p for p in below(os.getpid()) if is_alive(p)]
+    import multiprocessing
+
+    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]

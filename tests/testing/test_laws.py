@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +143,23 @@ def offenders() -> dict[str, type]:
             return rows + 0.1 * context.rng("noise").random(rows.shape, dtype=np.float32)
 
     found["corpus-order-does-not-matter"] = NoisyPlaces
+
+    @dataclass(frozen=True, kw_only=True)
+    class ReadsTasks(Honest):
+        def encode(self, context, examples, role):
+            rows = super().encode(context, examples, role)
+            rows[:, 0] += [crc32(e.task.encode()) % 5 for e in examples]
+            return rows
+
+    found["labels-do-not-matter"] = ReadsTasks
+
+    @dataclass(frozen=True, kw_only=True)
+    class LeavesAProcess(Honest):
+        def encode(self, context, examples, role):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            return super().encode(context, examples, role)
+
+    found["leaves-nothing-running"] = LeavesAProcess
 
     class FirstCountsDouble(Wrapped):
         def __init__(self, *parts):
@@ -399,9 +418,43 @@ def half_precision():
     return with_index(Half)
 
 
+def reads_further_fields():
+    @dataclass(frozen=True, kw_only=True)
+    class ReadsMeta(Honest):
+        def encode(self, context, examples, role):
+            rows = super().encode(context, examples, role)
+            rows[:, 0] += ["fact" in e.meta for e in examples]
+            return rows
+
+    return ReadsMeta
+
+
+def leaves_an_orphan():
+    class Daemonises(Wrapped):
+        def score(self, queries):
+            code = "import subprocess as s; s.Popen(['sleep', '61'], start_new_session=True)"
+            subprocess.run([sys.executable, "-c", code], check=True)
+            return super().score(queries)
+
+    return with_index(Daemonises)
+
+
+def leaves_a_thread():
+    @dataclass(frozen=True, kw_only=True)
+    class Threaded(Honest):
+        def encode(self, context, examples, role):
+            threading.Thread(target=time.sleep, args=(3,), name="behind", daemon=True).start()
+            return super().encode(context, examples, role)
+
+    return Threaded
+
+
 @pytest.mark.parametrize(
     ("make", "law", "said"),
     [
+        (reads_further_fields, "labels-do-not-matter", "labels replaced"),
+        (leaves_an_orphan, "leaves-nothing-running", "scoring left running: the process sleep 61"),
+        (leaves_a_thread, "leaves-nothing-running", "build left running: the thread 'behind'"),
         (mutable, "construction-does-no-work", "must be immutable"),
         (opens_a_file, "construction-does-no-work", "opened"),
         (leaves_gradients, "model-is-untouched", "gradients were left"),
@@ -483,6 +536,24 @@ def test_missing_packages_and_assets_skip(run):
     assert run(NeedsAsset(), "prints-nothing").status == "skipped"
     given = list(check_method(NeedsAsset(), ["prints-nothing"], {"encoder": Path(".")}))
     assert given[0].status == "passed"
+
+
+def test_a_method_that_declares_it_may_read_labels(run):
+    @dataclass(frozen=True, kw_only=True)
+    class Declares(OFFENDERS["labels-do-not-matter"]):
+        reads_labels: ClassVar = True
+
+    result = run(Declares(), "labels-do-not-matter")
+    assert (result.status, result.detail) == ("skipped", "it declares reads_labels = True")
+
+
+def test_what_is_left_running_is_ended(run):
+    from tdabench.testing.watch import left_running
+
+    run(OFFENDERS["leaves-nothing-running"](), "leaves-nothing-running")
+    with left_running() as left:
+        run(leaves_an_orphan()(), "leaves-nothing-running")
+        assert not left()
 
 
 def test_an_unknown_law_is_named():
