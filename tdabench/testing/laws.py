@@ -366,10 +366,13 @@ def labels_do_not_matter(case: Case) -> None:
     """
     if type(case.method).reads_labels:
         raise DoesNotApply("it declares reads_labels = True")
-    labels = {"task": "another", "meta": {"fact": "another"}}
-    for what, fields in (("withheld", {"task": "", "meta": {}}), ("replaced", labels)):
+    others: dict[str, tuple[str, dict[str, str]]] = {
+        "withheld": ("", {}),
+        "replaced": ("another", {"fact": "another"}),
+    }
+    for what, (task, meta) in others.items():
         train, queries = (
-            Corpus([dataclasses.replace(e, **fields) for e in corpus], corpus.name)
+            Corpus([dataclasses.replace(e, task=task, meta=meta) for e in corpus], corpus.name)
             for corpus in (case.train, case.queries)
         )
         why = "Score by prompt and response only, or declare reads_labels = True."
