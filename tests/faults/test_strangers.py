@@ -120,7 +120,7 @@ def test_a_gguf_file_that_claims_more_than_it_holds_builds_nothing(
 ):
     pytest.importorskip("gguf")
     write_gguf(tmp_path / "m.gguf", tiny_target.tokenizer, layers=1_000_000)
-    with pytest.raises(DataError, match="asks for 1,000,000 layers"):
+    with pytest.raises(DataError, match="needs 1,000,000 layers"):
         open_model(str(tmp_path / "m.gguf"))
 
 
@@ -145,7 +145,7 @@ def test_a_configuration_that_asks_for_more_is_refused_before_it_is_built(model)
     with pytest.raises(DataError, match="its configuration needs"):
         load_pretrained(model)
     write_json(model / "config.json", {**config, "num_hidden_layers": 10**7, "layer_types": None})
-    with pytest.raises(DataError, match="asks for 10,000,000 layers"):
+    with pytest.raises(DataError, match="needs 10,000,000 layers"):
         open_model(str(model))
 
 
