@@ -160,11 +160,7 @@ class Contestant:
     def do_start(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         """Imports the method's plugin, and no other, and constructs the method."""
         self.scratch = Path(message["scratch"])
-        given = message["target"]
-        fields = {**given, "folder": Path(given["folder"]), "recipe": _recipe(given["recipe"])}
-        fingerprint = fields.pop("fingerprint")
-        target = Target(**fields)
-        target.__dict__.update(fingerprint=fingerprint, _reading=message["reading"])
+        target = read_target(message["target"], message["reading"])
         self.target = MeteredTarget.of(target, self.meter)
         self.name = "the harness"
         if message.get("method"):
@@ -297,6 +293,15 @@ class Assets(Mapping[str, Path]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
+
+
+def read_target(given: Mapping[str, Any], reading: str) -> Target:
+    """Returns the target of that description in JSON, whose fingerprint need not be computed."""
+    fields = {**given, "folder": Path(given["folder"]), "recipe": _recipe(given["recipe"])}
+    fingerprint = fields.pop("fingerprint")
+    target = Target(**fields)
+    target.__dict__.update(fingerprint=fingerprint, _reading=reading)
+    return target
 
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:

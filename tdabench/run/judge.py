@@ -564,23 +564,12 @@ class Judge:
         }
         for name in ("cwd", "given", "tmp", "scratch", "judge"):
             (self.work / name).mkdir(parents=True, exist_ok=True)
-        temporary = str(self.work / "tmp")
         place = {
             "landlock": job["landlock"],
             "rules": self._rules() if job["landlock"] else [],
             "cwd": str(self.work / "cwd"),
             "fork": job["device"] == "cpu" and sys.platform == "linux",
-            "environment": {
-                "TMPDIR": temporary,
-                "TDABENCH_CACHE": f"{temporary}/cache",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                "TORCHINDUCTOR_CACHE_DIR": f"{temporary}/inductor",
-                "TRITON_CACHE_DIR": f"{temporary}/triton",
-                "TORCH_EXTENSIONS_DIR": f"{temporary}/extensions",
-                "CUDA_CACHE_PATH": f"{temporary}/cuda",
-                "MPLCONFIGDIR": f"{temporary}/matplotlib",
-                "NUMBA_CACHE_DIR": f"{temporary}/numba",
-            },
+            "environment": sandbox.private_environment(self.work / "tmp"),
         }
         stage = Stage(self.nursery, place, hello)
         stage.event, stage.on_progress, stage.find_asset = self.event, self.progress, self._asset
@@ -603,11 +592,7 @@ class Judge:
                 rules += sandbox.granted(module, ())
         shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
         for path in [*shown, *assets.values()]:
-            rules += sandbox.granted(str(path), answers)
-            if path.is_dir():  # a snapshot of the hub is links into another folder
-                for file in path.rglob("*"):
-                    if file.is_symlink():
-                        rules += sandbox.granted(str(file), answers)
+            rules += sandbox.with_links(path, answers)
         rules += [(str(self.work / "cwd"), "read"), (str(self.work / "tmp"), "write")]
         return rules
 

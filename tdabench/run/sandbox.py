@@ -13,7 +13,8 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
@@ -134,6 +135,33 @@ def granted(path: str, hidden: Iterable[str]) -> Iterator[Rule]:
         child = os.path.realpath(os.path.join(real, name))
         if not any(child == h or child.startswith(h + "/") for h in inside):
             yield from granted(child, inside)
+
+
+def with_links(path: Path, hidden: Sequence[str]) -> Iterator[Rule]:
+    """Yields what `granted` yields, and files elsewhere that links in the folder `path` name.
+
+    A snapshot of the hub is links into another folder.
+    """
+    yield from granted(str(path), hidden)
+    if path.is_dir():
+        for file in path.rglob("*"):
+            if file.is_symlink():
+                yield from granted(str(file), hidden)
+
+
+def private_environment(temporary: Path) -> dict[str, str]:
+    """Returns environment variables that make libraries write below `temporary` only."""
+    return {
+        "TMPDIR": str(temporary),
+        "TDABENCH_CACHE": f"{temporary}/cache",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": f"{temporary}/inductor",
+        "TRITON_CACHE_DIR": f"{temporary}/triton",
+        "TORCH_EXTENSIONS_DIR": f"{temporary}/extensions",
+        "CUDA_CACHE_PATH": f"{temporary}/cuda",
+        "MPLCONFIGDIR": f"{temporary}/matplotlib",
+        "NUMBA_CACHE_DIR": f"{temporary}/numba",
+    }
 
 
 def libraries(hidden: Iterable[str], path: Iterable[str] = ()) -> list[Rule]:

@@ -601,6 +601,37 @@ def leaves_nothing_running(case: Case) -> None:
             )
 
 
+@law
+def works_confined(case: Case) -> None:
+    """Building, saving, loading and scoring work in the sandbox of a run, with the same scores.
+
+    Building and loading happen in two processes, which read libraries, the target, assets and the
+    corpus, and write their own folders. Skipped where the system has no sandbox.
+    """
+    from tdabench.run import sandbox
+    from tdabench.testing.confined import NOT_FOUND, run_confined
+
+    cls = type(case.method)
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    if not sandbox.abi():
+        raise DoesNotApply("this system has no Landlock (Linux 5.13 or later) to confine methods")
+    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
+        raise DoesNotApply(f"{where} cannot be imported by that name in another process")
+    wanted = case.scores, case.group_scores
+    found = run_confined(case)
+    if found.get("kind") == NOT_FOUND:
+        raise DoesNotApply(f"{where} cannot be imported by that name in another process")
+    if "error" in found:
+        raised = f"raised {found['kind']}: " if found["kind"] else "failed: "
+        raise LawBroken(
+            f"confined, {found['doing']} {raised}{found['error']}. Read what the method is given, "
+            "and write in context.scratch"
+        )
+    why = "A refused access may have been ignored."
+    case.same(found["scores"], wanted[0], "score in the sandbox", why)
+    case.same(found["group_scores"], wanted[1], "score_groups in the sandbox", why)
+
+
 # --------------------------------------------------------------------------- what scores mean
 
 

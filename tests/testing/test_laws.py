@@ -27,6 +27,7 @@ from tdabench.api import (
     write_arrays,
 )
 from tdabench.groups import pool_scores
+from tdabench.run import sandbox
 from tdabench.testing import LAWS, Case, check_law, check_method, parametrize_with_laws
 
 
@@ -261,7 +262,7 @@ def test_an_honest_method_keeps_every_law(method, law):
 
 
 def test_every_law_has_an_offender_and_a_docstring():
-    assert set(OFFENDERS) | {"import-is-light"} == set(LAWS)
+    assert set(OFFENDERS) | {"import-is-light", "works-confined"} == set(LAWS)
     assert all(len(law.doc) > 20 for law in LAWS.values())
 
 
@@ -314,6 +315,120 @@ def test_import_is_light(run, tmp_path, monkeypatch):
     assert "importing heavy_plugin loads torch" in heavy.detail
     assert run(light_plugin.M(), "import-is-light").status == "passed"
     sys.modules.pop("heavy_plugin")
+
+
+CONFINED = """
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tdabench.api import RepresentationMethod
+
+SECRET = Path({secret!r})
+
+
+class Lengths(RepresentationMethod):
+    family = "text"
+    summary = "lengths"
+
+    def encode(self, context, examples, role):
+        self.reach(context, role)
+        return np.array([[len(e.text), 1] for e in examples], dtype=np.float32) + self.offset()
+
+    def reach(self, context, role): ...
+
+    def offset(self):
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps(Lengths):
+    name = "keeps"
+
+    def reach(self, context, role):
+        (context.scratch / "mine").write_text("written")
+        json.loads((context.target.folder / "config.json").read_text())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads(Lengths):
+    name = "reads"
+
+    def reach(self, context, role):
+        SECRET.read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writes(Lengths):
+    name = "writes"
+
+    def reach(self, context, role):
+        if role == "query":
+            SECRET.with_name("other").write_text("written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Falls(Lengths):
+    name = "falls"
+
+    def offset(self):
+        try:
+            return len(SECRET.read_text())
+        except OSError:
+            return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dies(Lengths):
+    name = "dies"
+
+    def reach(self, context, role):
+        try:
+            SECRET.read_text()
+        except OSError:
+            os._exit(3)
+"""
+
+
+@pytest.fixture
+def confined_plugin(tmp_path):
+    """A plugin's file, not on the path, as `--plugin FILE` gives it."""
+    from tdabench.registry import import_plugin
+
+    (tmp_path / "secret").write_text("a number of words")
+    file = tmp_path / "confined_plugin.py"
+    file.write_text(CONFINED.format(secret=str(tmp_path / "secret")))
+    yield import_plugin(str(file))
+    sys.modules.pop("confined_plugin")
+
+
+@pytest.mark.skipif(not sandbox.abi(), reason="this system has no Landlock")
+def test_works_confined(run, confined_plugin):
+    kept = run(confined_plugin.Keeps(), "works-confined")
+    assert (kept.status, kept.detail) == ("passed", "")
+    for cls, said in (
+        (confined_plugin.Reads, "confined, build raised PermissionError"),
+        (confined_plugin.Writes, "confined, score raised PermissionError"),
+        (confined_plugin.Falls, "A refused access may have been ignored"),
+        (confined_plugin.Dies, "confined, build failed: its process died"),
+    ):
+        result = run(cls(), "works-confined")
+        assert (result.status, result.where) == ("failed", "")
+        assert said in result.detail
+    assert "secret" in run(confined_plugin.Reads(), "works-confined").detail
+
+
+def test_works_confined_is_skipped_with_the_reason(run, monkeypatch):
+    local = run(OFFENDERS["prints-nothing"](), "works-confined")
+    assert local.status == "skipped"
+    assert "cannot be imported by that name" in local.detail or not sandbox.abi()
+    monkeypatch.setattr(sandbox, "abi", lambda: 0)
+    result = run(Honest(), "works-confined")
+    assert result.status == "skipped"
+    assert result.detail.startswith("this system has no Landlock")
 
 
 # ------------------------------------------------------------------ more ways to break a law
