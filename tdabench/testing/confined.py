@@ -20,19 +20,24 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tdabench.testing.laws import Case
+from tdabench.groups import Groups
+from tdabench.method import TDAMethod
+from tdabench.testing.tiny import TinyWorld
 
 SECONDS = 300.0  # per child
 NOT_FOUND = "not found"  # the kind of failure of a class that cannot be imported
 
 
-def run_confined(case: Case) -> dict[str, Any]:
-    """Builds, saves, loads and scores the case's method in the sandbox, in other processes.
+def run_confined(
+    method: TDAMethod, world: TinyWorld, groups: Groups, folder: Path
+) -> dict[str, Any]:
+    """Builds, saves, loads and scores a method in the sandbox, in other processes.
+
+    `folder` is an empty folder for all that they write.
 
     Returns `scores` [query, train] and `group_scores` [query, group], or `error`, the reason,
     with its `kind` (the exception's class, or `NOT_FOUND`) and the call (`doing`).
@@ -41,7 +46,7 @@ def run_confined(case: Case) -> dict[str, Any]:
     from tdabench.run.plan import jsonable
     from tdabench.run.protocol import spelled, write_corpus
 
-    cls, world, folder = type(case.method), case.world, case.new_folder("confined")
+    cls = type(method)
     for name in ("cwd", "tmp", "build", "index", "load"):
         (folder / name).mkdir()
     given = write_corpus(folder / "train.jsonl", world.train, cls.reads_labels)
@@ -62,14 +67,14 @@ def run_confined(case: Case) -> dict[str, Any]:
         "module": cls.__module__,
         "class": cls.__qualname__,
         "source": source,
-        "params": jsonable(case.method.params),
+        "params": jsonable(method.params),
         "folder": str(folder),
         "target": {**jsonable(target), "fingerprint": world.target.fingerprint},
         "reading": world.target._reading,
         "assets": {k: str(v) for k, v in world.assets.items()},
         "train": given,
         "queries": spelled(world.queries, cls.reads_labels),
-        "groups": [np.asarray(g).tolist() for g in case.groups],
+        "groups": [np.asarray(g).tolist() for g in groups],
         "rules": [*rules, *((str(folder / name), access) for name, access in own)],
         "landlock": sandbox.abi(),
     }
@@ -200,7 +205,6 @@ def _method_class(request: Mapping[str, Any]) -> Any:
 def _steps(cls: Any, request: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """Yields the name of each call before it makes the call."""
     from tdabench.data.examples import Corpus
-    from tdabench.groups import Groups
     from tdabench.method import Context
     from tdabench.run.contestant import read_target
     from tdabench.run.protocol import read_corpus, read_examples

@@ -618,7 +618,7 @@ def works_confined(case: Case) -> None:
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
         raise DoesNotApply(f"{where} cannot be imported by that name in another process")
     wanted = case.scores, case.group_scores
-    found = run_confined(case)
+    found = run_confined(case.method, case.world, case.groups, case.new_folder("confined"))
     if found.get("kind") == NOT_FOUND:
         raise DoesNotApply(f"{where} cannot be imported by that name in another process")
     if "error" in found:
