@@ -49,7 +49,11 @@ class MissingAsset(UsageError):
 
     def __init__(self, asset: str, provided: Iterable[str]) -> None:
         there = ", ".join(sorted(provided)) or "none"
-        super().__init__(f"the suite provides no asset {asset!r}", f"It provides: {there}")
+        super().__init__(
+            f"the suite provides no asset {asset!r}",
+            f"It provides: {there}. Name a file or folder under [assets] in the suite, or with own "
+            f"data: --asset {asset}=SOURCE",
+        )
         self.asset = asset
 
 

@@ -152,7 +152,7 @@ class Contestant:
             return Path(answer["path"])
         kind = {"guard": GuardError, "missing": MissingAsset}.get(answer["kind"], TdabenchError)
         if kind is MissingAsset:
-            raise MissingAsset(name, ())
+            raise MissingAsset(name, answer["provided"])
         raise kind(answer["error"], answer.get("remedy", ""))
 
     # ------------------------------------------------------------------ what it is asked

@@ -618,7 +618,8 @@ class Judge:
         """The answer to a contestant that asks for an asset."""
         try:
             if name in self.job["withheld"] or name not in self.assets:
-                return {"error": name, "kind": "missing"}
+                there = [a for a in self.assets if a not in self.job["withheld"]]
+                return {"error": name, "kind": "missing", "provided": there}
             path = self.assets[name]
             for kind in self._truth_names(self.job["cells"]):
                 Truth.load(self.declared.truths[kind]).check_unseen(path)

@@ -192,7 +192,7 @@ def test_other_queries_corpora_and_settings_are_refused(
         index.score([*tiny_queries, stranger])
     with pytest.raises(GuardError, match="another training corpus"):
         Datamodels().build(context, tiny_corpus[:30])
-    with pytest.raises(MissingAsset, match="provides no asset 'datamodels'"):
+    with pytest.raises(MissingAsset, match=r"no asset 'datamodels'.*: --asset datamodels=SOURCE"):
         Datamodels().build(dataclasses.replace(context, assets={}), tiny_corpus)
     with pytest.raises(UsageError, match="unknown estimator"):
         Datamodels(estimator="ols")  # type: ignore[arg-type]

@@ -258,7 +258,10 @@ def test_nothing_is_reused_if_the_tokenizer_changes(
 def test_a_method_whose_asset_the_suite_lacks_is_skipped(toy_suite, toys, tmp_path):
     found = measure(toy_suite, tmp_path / "run", "asset")
     assert found["asset"]["status"] == "skipped"
-    assert "the suite provides no asset 'words'" in found["asset"]["reason"]
+    assert found["asset"]["reason"] == (
+        "the suite provides no asset 'words'. It provides: none. Name a file or folder under "
+        "[assets] in the suite, or with own data: --asset words=SOURCE"
+    )
     (passed,) = measure(toy_suite, tmp_path / "run", "asset", sets=("asset.size=9",)).values()
     assert passed["status"] == "failed"
 
