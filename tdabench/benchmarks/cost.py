@@ -34,6 +34,7 @@ class Cost(Benchmark):
 
     name: ClassVar[str] = "cost"
     version: ClassVar[int] = 1
+    title: ClassVar[str] = "cost (examples/s)"
     summary: ClassVar[str] = "build and query time, memory and bytes over corpus sizes"
     source: ClassVar[str] = "tdabench"
 

@@ -225,7 +225,7 @@ def command(
             raise UsageError("--suite and --from define their own data", "Leave out one of them")
         suite, out, truth_plan = own_data(
             own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
-            device or "cpu",
+            device or "cpu", bool(benchmarks),
         )  # fmt: skip
         build = not dry_run and truth_plan is not None
         if build and not build_own_truth(suite, jobs, quiet, device or "cpu"):
@@ -300,10 +300,12 @@ def own_data(
     recipe: tuple[str, ...],
     quiet: bool,
     device: str,
+    chosen: bool,
 ) -> tuple[str, Path, dict[str, Any] | None]:
     """Writes the suite of one's own data; reports its contents and the cost of its truth.
 
-    Returns the suite's file, the run folder, and the plan of a truth that does not exist yet.
+    `chosen`: benchmarks are given on the command line. Returns the suite's file, the run folder,
+    and the plan of a truth that does not exist yet. Raises UsageError if nothing can be measured.
     """
     from tdabench.run import own as own_module
     from tdabench.run.environment import multiplies_bfloat16
@@ -327,7 +329,15 @@ def own_data(
                 "differ, so that nothing can be ranked by their truth",
                 "Raise --truth-groups (two at least), or lower --truth-fraction",
             )
+    nothing = UsageError(
+        "there is no ground truth, and not all files have task labels: nothing to measure",
+        "Give --truth-groups N (LDS), --field task=NAME (classification) or --benchmarks cost. "
+        "The training examples behind one answer: tdabench trace",
+    )
+    measures = chosen or suite.default_benchmarks
     if quiet:
+        if not measures:
+            raise nothing
         return str(suite.path), folder, (spec if planned and not there else None)
     long, seen = own_module.too_long(target.target, train)
     facts = [
@@ -349,6 +359,8 @@ def own_data(
         say(f"its truth exists: {target.truths['lds']}")
     else:
         say_cost(suite, target, train, asked, spec, planned, device)
+    if not measures:
+        raise nothing
     return str(read_suite(suite.path).path), folder, (spec if planned and not there else None)
 
 
@@ -373,8 +385,7 @@ def say_cost(
     if planned:
         say(f"{one}. Ground truth: {whole}. It resumes where it stopped")
     else:
-        say(f"{one}. Ground truth: {whole}. No ground truth requested (--truth-groups N); running "
-            "only benchmarks that need none")  # fmt: skip
+        say(f"{one}. Ground truth: {whole}. None requested (--truth-groups N), so no LDS")
 
 
 def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> bool:

@@ -317,9 +317,10 @@ def _column(
 
 
 def title(column: Column) -> str:
-    """Returns the title that an installed benchmark gives itself, or the column's name."""
+    """Returns the title that an installed benchmark gives itself, or the column's name and unit."""
     entry = registry().benchmarks.get(column.name)
-    return (entry.cls.title if entry else "") or column.name
+    unit = f" ({column.unit})" if column.unit else ""
+    return (entry.cls.title if entry else "") or column.name + unit
 
 
 def _rank(cell: BoardCell) -> Text:

@@ -100,7 +100,7 @@ def own_suite(
         "corpus": corpus,
         "targets": [target],
         "methods": {"default": methods},
-        "benchmarks": {"default": [*(["classification"] if labelled else []), "cost"]},
+        "benchmarks": {"default": ["classification"] if labelled else []},
     }
     data = resolved(data, here, data_dir)
     _fit(data["targets"][0], own)

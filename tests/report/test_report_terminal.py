@@ -12,7 +12,7 @@ from rich.console import Console
 from tdabench.errors import UsageError
 from tdabench.report.board import Board
 from tdabench.report.compare import compare, print_comparison
-from tdabench.report.terminal import print_board
+from tdabench.report.terminal import print_board, title
 from tdabench.report.text import clean, count, milliseconds, number, seconds
 
 HOSTILE = "evil[bold red]\x1b[31m\x1b]0;title\x07\u202egnp.exe\u200b\r\nrank 1 \u009b2J<script>"
@@ -228,3 +228,13 @@ def test_clean_escapes_what_cannot_be_seen_and_keeps_what_can():
     assert clean("a\r\nb", keep_newlines=True) == "a\nb"
     assert clean("x" * 10, limit=4) == "xxxx…"
     assert len(clean("e" + "\u0301" * 1000)) == 5
+
+
+def test_a_column_names_its_unit(make_run):
+    def with_unit(record):
+        for m in record["metrics"].values():
+            m["unit"] = "nats"
+
+    folder = make_run("r", {"a": 1.0, "b": 0.1}, benchmarks=("removal",), change=with_unit)
+    (column,) = Board.from_runs([folder]).table().columns
+    assert title(column) == "removal (nats)"

@@ -208,10 +208,27 @@ def test_own_data_runs_what_needs_no_truth_and_says_what_truth_costs(own, capsys
     assert "--truth-groups N" in captured.err
     assert "classification" in captured.out
     suite = load_suite("runs/model-train/suite/suite.toml")
-    assert suite.default_benchmarks == ("classification", "cost")
+    assert suite.default_benchmarks == ("classification",)
     record = json.loads(next(Path("runs/model-train/cells").glob("*.json")).read_text())
     assert record["target"]["source"].endswith("/model")
     assert record["target"]["truncate"] == "prompt-left"
+
+
+def test_own_data_with_nothing_to_measure_says_what_to_add(own, tmp_path, capsys):
+    for name in ("train.jsonl", "q.jsonl"):
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        write_lines(tmp_path / name, [{k: v for k, v in r.items() if k != "task"} for r in rows])
+    assert main(["run", *own, "--methods", "tfidf"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "one retraining on 15 examples takes about" in captured.err
+    last = captured.err.splitlines()[-1]
+    assert "nothing to measure" in last
+    for remedy in ("--truth-groups N", "--field task=NAME", "--benchmarks cost", "tdabench trace"):
+        assert remedy in last
+    asked = ["run", *own, "--methods", "tfidf", "--benchmarks", "cost", "--quiet"]
+    assert main(asked) == 0
+    assert "cost (examples/s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("has", [True, False])
