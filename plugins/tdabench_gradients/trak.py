@@ -27,6 +27,8 @@ class TRAK(GradientMethod):
     weight; `reduction` reduces both over the response, since the paper does not define the
     reduction for language models.
 
+    checkpoints  checkpoints to average over; if empty, only `checkpoint`
+
     proj_dim   sketch dimension
     sketch     "sparse" (one signed entry per parameter), "rademacher" or "normal" (dense, as in
                the paper; much slower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from typing import Any
 
@@ -63,9 +64,10 @@ def describe(entry: Any) -> dict[str, Any]:
 
 
 def parameters(cls: Any) -> list[dict[str, Any]]:
-    """Returns name, type and default of each field of a method or benchmark."""
+    """Returns name, type, default and description of each field of a method or benchmark."""
     from tdabench.run.plan import jsonable
 
+    texts = descriptions(cls)
     hints = typing.get_type_hints(cls)
     out = []
     for f in dataclasses.fields(cls):
@@ -79,9 +81,28 @@ def parameters(cls: Any) -> list[dict[str, Any]]:
                 "type": type_name(hints[f.name]),
                 "default": None if required else jsonable(default),
                 "required": required,
+                "description": texts.get(f.name, ""),
             }
         )
     return out
+
+
+def descriptions(cls: Any) -> dict[str, str]:
+    """Reads `name  text` lines, with indented continuations, in the docstrings of a class and its
+    bases; the class itself takes precedence."""
+    found: dict[str, str] = {}
+    for base in cls.__mro__:
+        name = ""
+        own: dict[str, str] = {}
+        for line in inspect.cleandoc(vars(base).get("__doc__") or "").splitlines():
+            if match := re.match(r"(\w+)  +(\S.*)", line):
+                name, own[match[1]] = match[1], match[2]
+            elif name and line.startswith("  "):
+                own[name] += " " + line.strip()
+            else:
+                name = ""
+        found = {**own, **found}
+    return found
 
 
 def type_name(hint: Any) -> str:
@@ -98,6 +119,14 @@ def print_described(kind: str, shown: dict[str, Any]) -> None:
     if shown["source"]:
         lines.append(f"source: {shown['source']}")
     lines += [f"plugin: {shown['plugin']} ({shown['distribution']})", "", shown["description"], ""]
+    inherited = [
+        p
+        for p in shown["parameters"]
+        if p["description"] and not re.search(rf"(?m)^{p['name']}  ", shown["description"])
+    ]
+    if inherited:
+        wide = max(len(p["name"]) for p in inherited)
+        lines += [*(f"{p['name']:{wide}}  {p['description']}" for p in inherited), ""]
     out.print("\n".join(lines), markup=False, soft_wrap=True)
     if shown["parameters"]:
         print_table(

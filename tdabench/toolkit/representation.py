@@ -35,6 +35,9 @@ class RepresentationMethod(TDAMethod):
 
     Pooling and its temperature are parameters of every such method, because they change group
     scores considerably: both are recorded, and can be tuned on held-out queries and groups.
+
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
     """
 
     pooling: str = "sum"

@@ -162,6 +162,19 @@ def test_one_method_and_one_benchmark_in_full(capsys):
     assert "replicates" in capsys.readouterr().out
 
 
+def test_every_parameter_of_trak_is_described(capsys):
+    assert main(["methods", "trak", "--json"]) == 0
+    found = {p["name"]: p["description"] for p in json.loads(capsys.readouterr().out)["parameters"]}
+    assert len(found) == 12
+    assert all(found.values())
+    assert found["rank"].startswith("project each layer's sides first")  # its own, not its base's
+    assert found["sketch"].endswith("(dense, as in the paper; much slower)")
+    assert main(["methods", "trak"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("checkpoint of the target at which gradients are computed") == 1
+    assert out.count("sketch dimension") == 1
+
+
 def test_doctor_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     assert main(["doctor", "--json"]) in (0, 1)
     rows = {r["what"]: r for r in json.loads(capsys.readouterr().out)}
