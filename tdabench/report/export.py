@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tdabench.errors import unknown
-from tdabench.report.board import COSTS, Board, BoardCell, Column, Row, Table
+from tdabench.report.board import COSTS, Board, BoardCell, Row, Table
 from tdabench.report.overall import with_overall
 from tdabench.report.terminal import (
     context_line,
@@ -260,7 +260,7 @@ def _tex(text: str) -> str:
 
 
 def _latex(table: Table, columns: Sequence[str]) -> str:
-    """Writes a booktabs table: the best of a column is bold, and letters mark the others."""
+    """Writes a booktabs table: the best of a column and its ties are bold, letters mark ties."""
     names = {c.name for c in table.columns}
     spec = "".join("r" if c in ("share", *COSTS) else "l" for c in columns)
     lines = [
@@ -272,19 +272,18 @@ def _latex(table: Table, columns: Sequence[str]) -> str:
         " & ".join(_tex(h) for h in _headers(table, columns)) + r" \\",
         r"\midrule",
     ]
-    best = {name: _best(table, table.column(name)) for name in names}
     for row in table.rows:
         cells = []
         for key in columns:
             if key not in names:
-                cells.append(_tex(_plain(table, row, key)))
+                cells.append(_tex_figure(_plain(table, row, key), key))
                 continue
             cell = row.cells.get(key)
             if cell is None or not cell.ok:
                 cells.append(rf"\emph{{{_tex(cell.status)}}}" if cell else "--")
                 continue
             figure = _figure(cell).replace("-", "$-$")
-            if cell.value == best[key]:
+            if cell.best:
                 figure = rf"\textbf{{{figure}}}"
             if cell.letters:
                 figure += rf"\textsuperscript{{{_tex(cell.letters)}}}"
@@ -299,22 +298,28 @@ def _latex(table: Table, columns: Sequence[str]) -> str:
         if (c := r.cells.get(table.primary)) is not None and not c.ok
     ]
     caption = (
-        f"{context_line(table).plain}. Bold: the best. Methods that share a letter do not "
+        f"{context_line(table).plain}. Bold: the best, and methods that do not differ "
+        "significantly from it. Methods that share a letter do not "
         "differ significantly (5%, paired test, Holm)."
     )
+    said = [*failed, *notes]
     lines += [
         r"\bottomrule",
         r"\end{tabular}",
         rf"\caption{{{_tex(caption)}}}",
-        *[f"% {note}" for note in [*failed, *notes]],
+        rf"\label{{tab:{_slug(table)}}}",
+        *([r"\par\smallskip\footnotesize", " ".join(map(_tex, said))] if said else []),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _best(table: Table, column: Column) -> float | None:
-    values = [c.value for r in table.rows if (c := r.cells.get(column.name)) and c.ok]
-    found = [v for v in values if v is not None]
-    if not found:
-        return None
-    return max(found) if column.higher_is_better else min(found)
+def _tex_figure(text: str, key: str) -> str:
+    """Escapes a cell; figures have the minus sign of mathematics, like all others."""
+    minus = key in ("share", *COSTS) and text.startswith("-")
+    return f"$-${_tex(text[1:])}" if minus else _tex(text)
+
+
+def _slug(table: Table) -> str:
+    """Returns `pocket-instruct`, for a label: letters, digits and hyphens only."""
+    return re.sub("[^A-Za-z0-9]+", "-", f"{table.suite}-{table.target}")[:60].strip("-") or "board"

@@ -65,16 +65,29 @@ def test_markdown_has_a_row_a_method_and_as_many_cells_as_headers(board):
     assert re.search(r"\| 1 a \| airrep \| \*\*0\.\d{3}\*\*", text)
 
 
-def test_latex_bolds_the_best_once_and_marks_ties(make_run):
+def test_latex_bolds_all_tied_best_and_marks_ties(make_run):
     folder = make_run("r", {"a": 1.0, "b": 0.99, "c": 0.1}, benchmarks=("lds",))
     text = export(Board.from_runs([folder]), "latex")
-    assert text.count(r"\textbf{") == 1
+    assert text.count(r"\textbf{") == 2
+    assert r"\label{tab:pocket-qwen2-1m}" in text
     # Both methods that are not told apart from the best, and the one that is.
     assert text.count(r"\textsuperscript{a}") == 2
     assert text.count(r"\textsuperscript{b}") == 1
     rows = [x for x in text.splitlines() if x.endswith(r"\\")]
     assert len({x.count(" & ") for x in rows}) == 1
     assert all(word in text for word in (r"\toprule", r"\midrule", r"\bottomrule"))
+
+
+def test_latex_prints_notes_and_has_one_minus_sign(make_run):
+    failed = {"demo": ("failed", "returned NaN")}
+    folder = make_run("r", {"airrep": 1.0, "b": -1.0}, benchmarks=("lds",), failed=failed)
+    text = export(Board.from_runs([folder]), "latex")
+    assert [x for x in text.splitlines() if x.startswith("%")] == [r"% needs \usepackage{booktabs}"]
+    assert "airrep's prepare phase: 4,800 retrainings" in text
+    assert "demo: failed, returned NaN." in text
+    (row,) = [x for x in text.splitlines() if x.startswith(tuple("123456789")) and " & b & " in x]
+    assert row.count("$-$") == 4  # value, interval, share
+    assert "-" not in row.replace("$-$", "").replace("--", "")
 
 
 def test_latex_bolds_the_smallest_where_less_is_better(make_run):
