@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 import typing
 from typing import Any
 
@@ -111,6 +112,30 @@ def type_name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
 
 
+def fitted(text: str, width: int) -> str:
+    """Refills the paragraphs of `text` that have lines longer than `width`, between words.
+
+    The continuation of a `name  text` line is aligned with its text."""
+    blocks: list[tuple[int, list[str]]] = []  # indentation of continuations, and lines
+    for line in text.splitlines():
+        item = re.match(r"\w+  +", line)
+        indent = item.end() if item else len(line) - len(line.lstrip())
+        if blocks and not item and line and blocks[-1][1][-1] and indent == blocks[-1][0]:
+            blocks[-1][1].append(line)
+        else:
+            blocks.append((indent, [line]))
+    out = []
+    for indent, lines in blocks:
+        if max(map(len, lines)) > width:
+            filled = " ".join([lines[0], *(x.strip() for x in lines[1:])])
+            lines = textwrap.wrap(
+                filled, width, subsequent_indent=" " * (indent if indent < width // 2 else 0),
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        out += lines
+    return "\n".join(out)
+
+
 def print_described(kind: str, shown: dict[str, Any]) -> None:
     out = console()
     lines = [f"{shown['name']} · version {shown['version']}"]
@@ -127,7 +152,7 @@ def print_described(kind: str, shown: dict[str, Any]) -> None:
     if inherited:
         wide = max(len(p["name"]) for p in inherited)
         lines += [*(f"{p['name']:{wide}}  {p['description']}" for p in inherited), ""]
-    out.print("\n".join(lines), markup=False, soft_wrap=True)
+    out.print("\n".join(fitted(x, out.width) for x in lines), markup=False, soft_wrap=True)
     if shown["parameters"]:
         print_table(
             ["parameter", "type", "default"],

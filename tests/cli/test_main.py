@@ -175,6 +175,16 @@ def test_every_parameter_of_trak_is_described(capsys):
     assert out.count("sketch dimension") == 1
 
 
+def test_a_description_is_wrapped_between_words(capsys, monkeypatch):
+    assert main(["methods", "trak"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["methods", "trak"]) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) > 80 >= max(map(len, narrow.splitlines()))
+    assert narrow.split() == whole.split()
+
+
 def test_doctor_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     assert main(["doctor", "--json"]) in (0, 1)
     rows = {r["what"]: r for r in json.loads(capsys.readouterr().out)}
