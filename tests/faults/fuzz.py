@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 ROOT = Path(__file__).parents[2]
 for place in (ROOT, ROOT / "plugins"):
@@ -223,8 +225,10 @@ def write_truth(path: Path) -> None:
 def prepare_suite(folder: Path) -> None:
     target = folder / "target"
     target.mkdir()
-    for name in ("config.json", "tokenizer.json", "base.safetensors"):
+    for name in ("config.json", "base.safetensors"):
         (target / name).write_text("{}")
+    vocabulary = WordLevel({"[UNK]": 0, "words": 1}, unk_token="[UNK]")
+    Tokenizer(vocabulary).save(str(target / "tokenizer.json"))
     (folder / "words.txt").write_text("words")
     (folder / "corpus.jsonl").write_bytes(b"\n".join(as_json(r) for r in ROWS))
     write_truth(folder / "truth.safetensors")

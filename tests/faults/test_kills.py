@@ -275,7 +275,7 @@ def held_at_ctrl_c(code: int, err: str, signals: int) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_truth_build_that_goes_on_later(make_suite, tmp_path: Path):
-    suite, work = with_plan(make_suite(), 6, 1, epochs=6), tmp_path / "work"
+    suite, work = with_plan(make_suite(), 6, 1, epochs=40), tmp_path / "work"
     build = ["truth", "build", suite, "--json", "--workers", 2, "--work", work]
     whole, done = Whole("g*.safetensors"), [0]
     for signals in (1, 2):
@@ -290,7 +290,7 @@ def test_ctrl_c_stops_a_truth_build_that_goes_on_later(make_suite, tmp_path: Pat
 def test_ctrl_c_stops_airrep_training_that_goes_on_later(
     tiny_target: Target, tiny_corpus: Corpus, tiny_queries: Corpus, tmp_path: Path
 ):
-    train = airrep_training(tiny_target, tiny_corpus, tiny_queries, tmp_path, 400, 5)
+    train = airrep_training(tiny_target, tiny_corpus, tiny_queries, tmp_path, 4000, 5)
     out = tmp_path / "out"
     for signals in (1, 2):
         code, err = interrupt([*train, out], lambda: stamps(out, "checkpoint.safetensors"), signals)
