@@ -113,7 +113,7 @@ def type_name(hint: Any) -> str:
 
 
 def fitted(text: str, width: int) -> str:
-    """Refills the paragraphs of `text` that have lines longer than `width`, between words.
+    """Wraps the paragraphs of `text` that have lines longer than `width`, between words.
 
     The continuation of a `name  text` line is aligned with its text."""
     blocks: list[tuple[int, list[str]]] = []  # indentation of continuations, and lines

@@ -593,8 +593,29 @@ class Judge:
         shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
         for path in [*shown, *assets.values()]:
             rules += sandbox.with_links(path, answers)
+        for place in self._places_in_parameters():
+            rules += sandbox.with_links(place, [*answers, *self.job["hidden"]])
         rules += [(str(self.work / "cwd"), "read"), (str(self.work / "tmp"), "write")]
         return rules
+
+    def _places_in_parameters(self) -> list[Path]:
+        """Lists files and folders that the method's parameters name (such as an encoder).
+
+        A parameter that lies among records, the cache or an installed suite opens nothing.
+        """
+        hidden = [Path(os.path.realpath(h)) for h in self.job["hidden"]]
+        found = []
+        for value in self._parameter_values():
+            if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+                real = Path(os.path.realpath(value))
+                if not any(real.is_relative_to(h) for h in hidden):
+                    found.append(Path(value))
+        return found
+
+    def _parameter_values(self) -> list[Any]:
+        """Lists the values of the method's parameters, those in lists one by one."""
+        values = self.job["method"]["params"].values()
+        return [v for value in values for v in (value if isinstance(value, list) else [value])]
 
     def _truth_names(self, cells: Sequence[Mapping[str, Any]]) -> list[str]:
         """Names of the declared truths that the cells score on."""
@@ -788,8 +809,7 @@ class Judge:
         The losses that tell are computed by a contestant without a method.
         """
         target = self.declared.target
-        params = self.job["method"]["params"].values()
-        named = [p for v in params for p in (v if isinstance(v, list) else [v])]
+        named = self._parameter_values()
         checkpoints = [c for c in target.checkpoints if c in named]
         if not checkpoints:
             return

@@ -7,6 +7,7 @@ whose cells are all on disk is fast.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -359,8 +360,15 @@ def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict
             known = [*(v.label for v in chosen), *(v.method for v in chosen)]
             raise unknown("method in --set", name, set(known), "It must be one of those that run")
         for label in labels:
-            out.setdefault(label, {})[param] = value
+            out.setdefault(label, {})[param] = _whole_path(value)
     return out
+
+
+def _whole_path(value: str) -> str:
+    """Makes a relative path to something that exists absolute: methods run in another folder."""
+    if "/" in value and not value.startswith("/") and os.path.exists(os.path.expanduser(value)):
+        return os.path.abspath(os.path.expanduser(value))
+    return value
 
 
 def _method(
