@@ -379,7 +379,7 @@ def _is_our_lock(path: Path) -> bool:
             text = f.read(200)
     except (OSError, DataError):
         return False
-    return not text or re.fullmatch(rb"process [0-9]+ since [0-9TZ:-]+", text) is not None
+    return re.fullmatch(rb"process [0-9]+ since [0-9TZ:-]+", text) is not None
 
 
 def _substance(manifest: Mapping[str, Any]) -> dict[str, Any]:

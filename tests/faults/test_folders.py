@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tdabench.cli import main
@@ -237,6 +237,7 @@ def plant(folder: Path, files: dict[str, bytes]) -> None:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(files=TREES)
+@example(files={".lock": b""})
 def test_foreign_files_stay_byte_for_byte(files, untrue, tmp_path_factory, capsys, monkeypatch):
     """Of `run`, `truth`, `airrep` and `report` in a folder of arbitrary files, with `--out .`."""
     here = tmp_path_factory.mktemp("here")
