@@ -270,6 +270,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            new = not os.path.lexists(self.path / ".lock")
             handle = open_own(self.path / ".lock", "a+b")
         except OSError as e:
             raise UsageError(
@@ -296,10 +297,12 @@ class RunFolder:
                         f"warning: the file system of {self.path} has no locks ({e.strerror}): "
                         "make sure that no second run writes there"
                     )
-            with contextlib.suppress(OSError):  # on a full disk the lock works without a name
-                handle.seek(0)
-                handle.truncate()
-                os.write(handle.fileno(), f"process {os.getpid()} since {now()}".encode())
+            # An empty file that was there may be another program's: it is locked, not written.
+            if new or handle.seek(0, os.SEEK_END):
+                with contextlib.suppress(OSError):  # on a full disk the lock works without a name
+                    handle.seek(0)
+                    handle.truncate()
+                    os.write(handle.fileno(), f"process {os.getpid()} since {now()}".encode())
             yield
 
     def tidy(self) -> None:
@@ -379,7 +382,7 @@ def _is_our_lock(path: Path) -> bool:
             text = f.read(200)
     except (OSError, DataError):
         return False
-    return re.fullmatch(rb"process [0-9]+ since [0-9TZ:-]+", text) is not None
+    return not text or re.fullmatch(rb"process [0-9]+ since [0-9TZ:-]+", text) is not None
 
 
 def _substance(manifest: Mapping[str, Any]) -> dict[str, Any]:
