@@ -91,7 +91,7 @@ def check_out(out: Path) -> None:
         record, checkpoint = out / "airrep.json", out / "checkpoint.safetensors"
         if record.is_file():
             found = read_json(record)
-            ours = isinstance(found, dict) and {"cost", "config"} <= set(found)
+            ours = isinstance(found, dict) and {"cost", "recipe"} <= set(found)
         elif checkpoint.is_file():
             ours = read_arrays(checkpoint)[1].get("kind") == "airrep-checkpoint"
     except DataError:

@@ -77,10 +77,11 @@ def kill_now_and_then(
             continue
         kills += 1
         at_work += bool(stamps(out, pattern).items() - before)
-    subprocess.run(
-        command(*arguments, folders[-1]), capture_output=True, env=environment(), check=True,
+    done = subprocess.run(
+        command(*arguments, folders[-1]), capture_output=True, env=environment(),
         timeout=PATIENCE,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
     check(folders[-1])
     print(f"{kills} kills, {at_work} of them after progress, {len(folders)} times to the end")
     return folders
