@@ -176,6 +176,7 @@ def test_every_parameter_of_trak_is_described(capsys):
 
 
 def test_a_description_is_wrapped_between_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     assert main(["methods", "trak"]) == 0
     whole = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "80")
