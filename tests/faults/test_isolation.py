@@ -139,7 +139,9 @@ def test_hidden_work_is_in_the_phase_in_which_it_was_done(found):
     cost = found[1]["hides-time"]["cost"]
     phases = {k: v["cpu_seconds"] for k, v in cost["phases"].items()}
     assert phases["prepare"] > 0.9 * SPIN
-    assert phases["build"] > 0.9 * SPIN  # a child nobody waited for, under a false claim
+    # A child nobody waited for, under a false claim: the kernel reports nothing of it, so that
+    # what it did after the last look at the process table is missing.
+    assert phases["build"] > 0.5 * SPIN
     assert phases["save"] > 0.9 * SPIN
     assert phases["load"] > 0.9 * SPIN
     assert cost["build"]["setup_seconds"] <= cost["phases"]["build"]["seconds"] + 1e-3
