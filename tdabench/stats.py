@@ -861,7 +861,7 @@ def rank_methods(
     sign = -1 if higher_is_better else 1
     labels = sorted(results, key=lambda m: (sign * results[m].value, m))
     pairs = list(itertools.combinations(labels, 2))
-    adjusted = holm([compare(results[a], results[b]).p for a, b in pairs])
+    adjusted = holm(_pair_p_values([results[m] for m in labels]))
     p = {pair: float(v) for pair, v in zip(pairs, adjusted)}
     n = len(labels)
     apart = np.zeros((n, n), dtype=bool)
@@ -871,6 +871,51 @@ def rank_methods(
     places = tuple(1 + sum(sign * w < sign * v for w in values) for v in values)
     p |= {(b, a): v for (a, b), v in p.items()}
     return Ranking(tuple(labels), places, rank_spans(places, apart), letter_display(apart), p)
+
+
+def _pair_p_values(found: Sequence[Bootstrap]) -> np.ndarray:
+    """Returns the p-value of `compare` for every pair [pair], in the order of combinations.
+
+    The same tests as one pair at a time, one method against all later ones at once, without their
+    intervals. Raises UsageError if the replicates of two cannot be paired.
+    """
+    from scipy.special import stdtr
+
+    for later in found[1:]:
+        found[0].combine(later, np.subtract)
+    arrays = (
+        {k: np.stack([b.replicates()[k] for b in found]) for k in found[0].replicates()}
+        if found
+        else {}
+    )
+    out = []
+    for i in range(len(found) - 1):
+        d = {k: a[i] - a[i + 1 :] for k, a in arrays.items()}  # each [later, replicate]
+        value = found[i].value - np.array([b.value for b in found[i + 1 :]])  # [later]
+        p = np.zeros(len(value))
+        for scope in found[i].scopes:
+            new = scope == "new tasks"
+            units, both = (d["tasks"], d["tasks_both"]) if new else (d["queries"], d["both"])
+            mine, others = (
+                (found[i].df_tasks, [b.df_tasks for b in found[i + 1 :]])
+                if new
+                else (found[i].df, [b.df for b in found[i + 1 :]])
+            )
+            df = np.minimum(mine, others)  # [later]
+            variance = units.var(axis=1)
+            if "groups" in d:
+                v_groups, v_cells = (
+                    d["groups"].var(axis=1),
+                    (both - units - d["groups"]).var(axis=1),
+                )
+                variance = np.maximum.reduce([variance + v_groups - v_cells, variance, v_groups])
+            still = variance <= (1e-6 * value) ** 2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                t = 2 * stdtr(df, -np.abs(value) / np.sqrt(variance))
+            found_p = np.where(still, 2.0**-df, t)
+            p = np.maximum(p, np.where((df < 1) | ~np.isfinite(variance), 1.0, found_p))
+        out.append(np.where(value == 0, 1.0, p))
+    return np.concatenate(out) if out else np.empty(0)
 
 
 def rank_spans(places: Sequence[int], apart: np.ndarray) -> tuple[tuple[int, int], ...]:

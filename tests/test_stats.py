@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -449,6 +450,34 @@ def test_holm_by_hand() -> None:
 def _made(value: float, sd: float, seed: int) -> stats.Bootstrap:
     noise = np.random.default_rng(seed).normal(0, sd, size=1000)
     return stats.Bootstrap(value, value + noise, value + noise, None, df=1000)
+
+
+@pytest.mark.parametrize("kind", ["plain", "groups", "tasks", "tasks and groups", "few"])
+def test_all_pairs_at_once_are_the_tests_of_one_pair_at_a_time(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    boots = {}
+    for i in range(6):
+        both, queries, groups, tasks, tasks_both = rng.normal(0.3, 0.02, (5, 200))
+        boots[f"m{i}"] = stats.Bootstrap(
+            0.3 + 0.01 * i,
+            both,
+            queries,
+            groups if "groups" in kind else None,
+            df=0 if kind == "few" else 20 + i,
+            tasks=tasks if "tasks" in kind else None,
+            tasks_both=tasks_both if "tasks" in kind else None,
+            df_tasks=9 - i if "tasks" in kind else 0,
+            n_tasks=10,
+        )
+    boots["again"] = boots["m2"]  # no difference at all
+    moved = {k: v + 0.125 for k, v in boots["m3"].replicates().items()}
+    boots["moved"] = replace(boots["m3"], value=boots["m3"].value + 0.125, **moved)  # no variance
+    ranking = stats.rank_methods(boots)
+    pairs = list(itertools.combinations(ranking.labels, 2))
+    expected = stats.holm([stats.compare(boots[a], boots[b]).p for a, b in pairs])
+    np.testing.assert_allclose([ranking.p[pair] for pair in pairs], expected, rtol=1e-9)
+    with pytest.raises(UsageError, match="not paired"):
+        stats.rank_methods({**boots, "other": _made(0.1, 0.1, 1)})
 
 
 def test_methods_are_ordered_and_lettered_by_what_tells_them_apart() -> None:

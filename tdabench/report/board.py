@@ -345,7 +345,7 @@ def _place(record: Record) -> tuple[Any, ...]:
         *_table_key(record),
         record.label,
         record.benchmark_name,
-        fingerprint(record.what),
+        record.what_hash,
         record.seed,
     )
 
@@ -358,12 +358,12 @@ def _identity(record: Record) -> str:
 def _table(
     members: Sequence[tuple[Record, str]], where: Mapping[str, Run], cache: Path | None
 ) -> Table:
-    order = _benchmark_order(members, where)
+    order = {name: i for i, name in enumerate(_benchmark_order(members, where))}
     columns: dict[str, Column] = {}
     cells: dict[str, dict[str, list[Record]]] = {}
     names: dict[tuple[str, str], str] = {}
-    for record, label in sorted(members, key=lambda m: order.index(m[0].benchmark_name)):
-        what = fingerprint(record.what)
+    for record, label in sorted(members, key=lambda m: order[m[0].benchmark_name]):
+        what = record.what_hash
         name = names.get((record.benchmark_name, what))
         if name is None:
             split = str(record.data.get("split") or "test")
@@ -406,12 +406,11 @@ def _suite_name(run: Run | None) -> str:
 
 def _benchmark_order(members: Sequence[tuple[Record, str]], where: Mapping[str, Run]) -> list[str]:
     """Orders benchmarks: the headline one first, then as the manifests list them, then as found."""
-    found = [r.benchmark_name for r, _ in members]
+    found = {r.benchmark_name for r, _ in members}
     named = [run.manifest.get("benchmarks") for run in where.values()]
     listed = [str(b) for names in named if isinstance(names, list) for b in names]
     first = [name for name, entry in registry().benchmarks.items() if entry.cls.headline]
-    ordered = dict.fromkeys(b for b in [*first, *listed, *sorted(found)] if b in found)
-    return list(ordered)
+    return list(dict.fromkeys(b for b in [*first, *listed, *sorted(found)] if b in found))
 
 
 def _column(name: str, record: Record, old: Column | None) -> Column:

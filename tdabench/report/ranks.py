@@ -9,6 +9,7 @@ untrusted, while cached results are trusted.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -162,7 +163,7 @@ def pooled(records: Sequence[Record], metric: str) -> dict[str, Any]:
         return {}
     one = found[0] if len(found) == 1 else {}
     return {
-        "value": float(np.mean(values)),
+        "value": math.fsum(values) / len(values),
         "low": finite(one.get("low")),
         "high": finite(one.get("high")),
         "low_these_tasks": finite(one.get("low_these_tasks")),

@@ -120,8 +120,9 @@ def _print_table(
             shown, hidden = _fit(shown, table, width)
     if ranked:
         header = [Text(c.header, "bold") for c in shown]
+        widths = [max(t.cell_len for t in [Text(c.header), *c.cells]) for c in shown]
         for line in [header, *([c.cells[i] for c in shown] for i in range(len(ranked)))]:
-            emit(console, _line(line, shown))
+            emit(console, _line(line, shown, widths))
     for row in failed:
         cell = _primary(table, row)
         prefix = Text(" -    ")
@@ -373,12 +374,10 @@ def machine_letter(table: Table, machine: str) -> str:
     return chr(ord("a") + places.index(machine)) if machine in places[:26] else "?"
 
 
-def _line(cells: Sequence[Text], columns: Sequence[_Shown]) -> Text:
+def _line(cells: Sequence[Text], columns: Sequence[_Shown], widths: Sequence[int]) -> Text:
     line = Text()
     for i, (cell, column) in enumerate(zip(cells, columns)):
-        pad = " " * max(
-            0, max(c.cell_len for c in [Text(column.header), *column.cells]) - cell.cell_len
-        )
+        pad = " " * max(0, widths[i] - cell.cell_len)
         last = i == len(columns) - 1
         line.append_text(Text(pad) + cell if column.right else cell + Text("" if last else pad))
         line.append("" if last else " " * GAP)

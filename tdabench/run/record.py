@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,6 +237,11 @@ class Record(Mapping[str, Any]):
         metric = self.metrics.get(name)
         return metric if isinstance(metric, Mapping) else {}
 
+    @cached_property
+    def what_hash(self) -> str:
+        """Returns the hash of `what`."""
+        return fingerprint(self.what)
+
     @property
     def what(self) -> Mapping[str, Any]:
         """The fields that must agree for the values of two records in a column to be comparable."""
@@ -281,7 +287,7 @@ class Record(Mapping[str, Any]):
             return {}
         return value if isinstance(value, dict) else {}
 
-    @property
+    @cached_property
     def _header(self) -> Mapping[str, Any]:
         """The header of the file of arrays; empty if it cannot be read."""
         try:
