@@ -1,4 +1,5 @@
-"""Writes the generated parts of docs/plugins.md: the hooks and the laws.
+"""Writes what is generated from other files: parts of docs/plugins.md (the hooks and the laws), and
+the figures of docs/methods/fidelity.md that `tdabench trace` quotes.
 
 python docs/generate.py
 """
@@ -6,6 +7,7 @@ python docs/generate.py
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -14,6 +16,8 @@ from tdabench import hookspecs
 from tdabench.testing import LAWS
 
 PAGE = Path(__file__).parent / "plugins.md"
+FIDELITY = Path(__file__).parent / "methods" / "fidelity.md"
+FIGURES = Path(__file__).parents[1] / "tdabench" / "report" / "assets" / "figures.json"
 
 
 def hooks() -> str:
@@ -45,5 +49,24 @@ def filled(text: str) -> str:
     return text
 
 
+def figures(text: str) -> str:
+    """Returns LDS and share of the ceiling per target and method of the fidelity page, as JSON."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    target, columns = "", [""]
+    for line in text.partition("<!-- results:")[2].partition("<!-- end of results")[0].splitlines():
+        cells = [c.strip() for c in line.strip("|").split("|")]
+        if head := re.match(r"### (\S+) \(noise ceiling", line):
+            target = head[1]
+        elif cells[0] == "method":
+            columns = cells
+        elif cells[0].startswith("`"):
+            row = dict(zip(columns, cells, strict=True))
+            lds, share = row["LDS [95%]"].split()[0], row["of ceiling"].rstrip("%")
+            method = out.setdefault(target, {}).setdefault(cells[0].strip("`"), {})
+            method |= {"lds": float(lds), "share": float(share) / 100}
+    return json.dumps(out, indent=1) + "\n"
+
+
 if __name__ == "__main__":
+    FIGURES.write_text(figures(FIDELITY.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

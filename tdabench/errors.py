@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
+import shutil
+import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -158,3 +162,33 @@ def _escape(c: str) -> str:
 def one_line(message: Any) -> str:
     """Returns a message as one line for a terminal: no escapes, no newlines, limited length."""
     return " ".join(clean(message, keep_newlines=True).split())
+
+
+# --------------------------------------------------------------------------- on stderr
+
+
+def notice(message: Any, head: str = "tdabench: ") -> None:
+    """Prints a message on stderr: one line in a pipe or file, wrapped to the width of a terminal.
+
+    Lines break between words only. Paths below the current folder are shown relative to it.
+    """
+    text = head + relative(one_line(message))
+    if sys.stderr.isatty():
+        text = wrapped(text, shutil.get_terminal_size().columns)
+    print(text, file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Wraps one line between words, with later lines indented; a longer word is not broken."""
+    lines = textwrap.wrap(text, max(20, width - 1), subsequent_indent="  ",
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return "\n".join(lines)
+
+
+def relative(text: str) -> str:
+    """Returns `text` with every absolute path below the current folder made relative to it."""
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return text
+    return text if here == "/" else re.sub(rf"(?<![\w./-]){re.escape(here)}/(?=\S)", "", text)

@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from tdabench.errors import DataError, TdabenchError, UsageError
+from tdabench.errors import DataError, TdabenchError, UsageError, notice
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -97,11 +96,10 @@ def _writable(folder: Path) -> Path:
             other = Path(tempfile.mkdtemp(prefix="tdabench-cache-"))  # someone else was there
     except OSError:
         return folder  # writing there says what is wrong
-    print(
-        f"tdabench: warning: {folder} cannot be written: what is cached goes to {other} "
+    notice(
+        f"{folder} cannot be written: what is cached goes to {other} "
         "(TDABENCH_CACHE chooses another folder)",
-        file=sys.stderr,
-        flush=True,
+        "tdabench: warning: ",
     )
     return other
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tdabench.errors import DataError, MissingExtra, TdabenchError, brief, first_line
+from tdabench.errors import (
+    DataError,
+    MissingExtra,
+    TdabenchError,
+    brief,
+    first_line,
+    relative,
+    wrapped,
+)
 from tdabench.run.contestant import explain
 from tdabench.toolkit.representation import RepresentationMethod
 
@@ -54,3 +62,20 @@ def test_an_index_of_another_method_or_version_is_refused():
     for meta in ({"method": "mine", "version": 1}, {"method": "other", "version": 2}, {}):
         with pytest.raises(DataError, match=r"x is an index of .*, not of mine version 2"):
             Mine().check_saved(Path("x"), meta)
+
+
+def test_notices_wrap_between_words_and_show_paths_as_short_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = f"{tmp_path}/{'folder/' * 12}file.json"
+    assert relative(f"wrote {long}; see {tmp_path}-2/x") == (
+        f"wrote {'folder/' * 12}file.json; see {tmp_path}-2/x"
+    )
+    assert relative(f"{tmp_path}") == str(tmp_path)  # not an empty word
+    text = wrapped(f"tdabench: {'some words-with-hyphens ' * 9}{long} {'and more ' * 9}", 80)
+    assert (
+        " ".join(text.split())
+        == f"tdabench: {'some words-with-hyphens ' * 9}{long} " + ("and more " * 9).rstrip()
+    )
+    lines = text.splitlines()
+    assert all(len(line) < 80 or line.strip() == long for line in lines)
+    assert all(line.startswith("  ") for line in lines[1:])

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from tdabench.errors import TdabenchError, brief, did_you_mean, one_line
+from tdabench.errors import TdabenchError, brief, did_you_mean, notice
 
 # name: (module in this folder, one line of help). Static, so `tdabench --help` loads no command.
 COMMANDS = {
@@ -188,7 +188,7 @@ def closed_pipe() -> int:
 
 def say(message: str) -> None:
     """Prints one line on stderr."""
-    print(f"tdabench: {one_line(message)}", file=sys.stderr, flush=True)
+    notice(message)
 
 
 def _usage(e: click.UsageError) -> str:

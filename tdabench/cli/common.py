@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.errors import UsageError, clean, one_line
+from tdabench.errors import UsageError, clean, notice
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -162,7 +162,7 @@ def discovered() -> Any:
 
 
 def warn(message: str) -> None:
-    print(f"tdabench: warning: {one_line(message)}", file=sys.stderr, flush=True)
+    notice(message, "tdabench: warning: ")
 
 
 def emit_json(value: Any) -> None:

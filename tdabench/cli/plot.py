@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tdabench.errors import notice
+
 
 @click.command("plot")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
@@ -67,6 +69,6 @@ def command(
         board, kinds, out, form=form, benchmark=benchmark, target=target, tasks=tasks
     )
     for line in missing:
-        click.echo(f"not drawn: {line}", err=True)
+        notice(f"not drawn: {line}", "")
     for path in written:
         click.echo(str(path))

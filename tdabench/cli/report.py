@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tdabench.errors import notice
+
 
 @click.command("report")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
@@ -43,7 +45,7 @@ def command(
     board = Board.from_runs(folders)
     path = out or board.runs[-1].folder / "report.html"
     for note in write_report(board, path, suite=suite, max_bytes=int(max_mb * (1 << 20))):
-        click.echo(f"left out: {note}", err=True)
+        notice(f"left out: {note}", "")
     click.echo(str(path))
     if open_it:
         click.launch(str(path))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tdabench.cli.common import emit_json, json_option, print_table
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import DataError, UsageError, notice
 
 
 @click.command(
@@ -64,10 +64,7 @@ def command(
         print_rows(rows, several=len(files) > 1)
     machines = {r["machine"] for r in rows}
     if len(machines) > 1:
-        print(
-            f"tdabench: these were timed on different machines: {', '.join(sorted(machines))}",
-            file=sys.stderr,
-        )
+        notice(f"these were timed on different machines: {', '.join(sorted(machines))}")
     if fail_above is not None and any(
         r.get("verdict") == "slower" and r["file"] == str(files[-1]) for r in rows
     ):

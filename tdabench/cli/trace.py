@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ from tdabench.cli.common import (
     warn,
     words,
 )
-from tdabench.errors import UsageError, unknown
+from tdabench.errors import UsageError, notice, unknown
 
 if TYPE_CHECKING:
     from tdabench.data import Example
-    from tdabench.run.suite import Suite
+    from tdabench.report.trust import Trust
+    from tdabench.run.suite import Suite, SuiteTarget
     from tdabench.run.trace import Traced
 
 DEFAULT = "airrep,trak"
@@ -34,12 +35,14 @@ SIDES = (
     ("most helpful: the highest scores (above 0)", "green"),
     ("most harmful: the lowest scores (below 0)", "red"),
 )
+NONE = ("no score above 0", "no score below 0")
 
 
 @click.command(
     epilog="""\b
 Examples:
   tdabench trace "What is the capital of France?"
+  tdabench trace "What is the capital of France?" --retrain
   tdabench trace "What is the capital of France?" --response Paris --methods airrep,bm25,trak
   tdabench trace --queries questions.jsonl --methods tfidf --json
   tdabench trace "Who wrote it?" --model ./my-model --train train.jsonl --methods tfidf,trak
@@ -72,7 +75,17 @@ Indices come from a run of the suite, or are built once and cached.
     "-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True,
     help="Examples to show per side.",
 )  # fmt: skip
-@click.option("--checkpoint", help="Checkpoint of the target that answers.  [default: its last]")
+@click.option(
+    "--checkpoint",
+    help="Checkpoint of the target that answers.  [default: the one trained on the corpus, or the "
+    "last]",
+)
+@click.option(
+    "--retrain",
+    is_flag=True,
+    help="Let the target answer after training its base on the whole corpus by its recipe (once; "
+    "kept in the cache).",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …")
 @own_data_options
 @plugin_options
@@ -87,6 +100,7 @@ def command(
     sets: tuple[str, ...],
     k: int,
     checkpoint: str | None,
+    retrain: bool,
     device: str,
     own: dict[str, Any],
     as_json: bool,
@@ -125,23 +139,29 @@ def command(
         raise UsageError(
             f"the suite has the targets {', '.join(labels)}", f"Name one: --target {labels[0]}"
         )
-    queries = asked(plan.targets[0].target, prompt, response, queries_file, own,
-                       checkpoint, device)  # fmt: skip
+    if retrain and (checkpoint or response is not None or queries_file is not None):
+        raise UsageError(
+            "--retrain chooses the model that answers", "Leave out --checkpoint, or the response"
+        )
+    queries = asked(plan.suite, plan.targets[0], prompt, response, queries_file, own,
+                    checkpoint, retrain, device)  # fmt: skip
     from tdabench.report.records import runs_in
+    from tdabench.report.trust import sentences, trust
 
-    runs = [f for f in runs_in(Path("runs")) if (f / "indices").is_dir()]
-    found = list(trace(plan, queries, k, runs, say=_say, progress=_silent))
+    runs = runs_in(Path("runs"))
+    indices = [f for f in runs if (f / "indices").is_dir()]
+    found = list(trace(plan, queries, k, indices, say=notice, progress=_silent))
+    known = trust(plan, plan.builds, runs)
     if as_json:
-        emit_json(_as_json(plan.suite, queries, found))
-    elif sys.stdout.isatty():
+        emit_json(_as_json(plan.suite, queries, found, known))
+        return 1 if all(f.reason for f in found) else 0
+    if sys.stdout.isatty():
         _print(plan.suite, queries, found)
     else:
         _print_lines(plan.suite, queries, found)
+    for line in sentences(known, [f.label for f in found if not f.reason]):
+        notice(line)
     return 1 if all(f.reason for f in found) else 0
-
-
-def _say(message: str) -> None:
-    print(f"tdabench: {message}", file=sys.stderr, flush=True)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -149,15 +169,20 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def asked(
-    target: Any,
+    suite: Suite,
+    declared: SuiteTarget,
     prompt: str | None,
     response: str | None,
     file: Path | None,
     own: dict[str, Any],
     checkpoint: str | None,
+    retrain: bool,
     device: str,
 ) -> Sequence[Example]:
-    """Returns the queries that a command was asked: a prompt with its response, or a file."""
+    """Returns the queries that a command was asked: a prompt with its response, or a file.
+
+    Says on stderr which model answers, and whether it was trained on the suite's corpus.
+    """
     from tdabench.data import Example, read_corpus
     from tdabench.run.own import reading_of
 
@@ -167,9 +192,12 @@ def asked(
         return read_corpus(file, reading_of(own), stream=False)
     assert prompt is not None
     if response is None:
-        from tdabench.run.trace import answer
+        from tdabench.run.trace import answer, retrained
 
-        name = checkpoint or list(target.checkpoints)[-1]
+        target = declared.target
+        if retrain:
+            target = retrained(declared, suite.train, device, notice)
+        name = checkpoint or ("" if retrain else declared.trained) or list(target.checkpoints)[-1]
         if name not in target.checkpoints:
             raise unknown(f"checkpoint of {target.name}", name, target.checkpoints)
         response = answer(target, prompt, name, device)
@@ -178,7 +206,17 @@ def asked(
                 f"{target.name} (checkpoint {name}) gives no answer to this prompt",
                 "Give the output to explain with --response",
             )
-        _say(f"{target.name} (checkpoint {name}) answers: {_clean(response, 300)}")
+        notice(f"{target.name} (checkpoint {name}) answers: {_clean(response, 300)}")
+        if not retrain and name != declared.trained:
+            n = f"the {len(suite.train):,} examples"
+            notice(
+                f"scores explain this answer only if {target.name} was trained on {n} of "
+                f"{own['train']}, which tdabench cannot check"
+                if own["model"]
+                else f"this checkpoint was not trained on {n} listed below: they are examples that "
+                "would help or harm, not those behind this answer (a model trained on them: "
+                "--retrain)"
+            )
     if not response.strip():
         raise UsageError("the response is empty", "There is nothing to explain")
     return [Example("query", prompt, response)]
@@ -204,7 +242,9 @@ def _sides(found: Traced, q: int) -> list[tuple[str, list[tuple[float, int]]]]:
     ]
 
 
-def _as_json(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> dict[str, Any]:
+def _as_json(
+    suite: Suite, queries: Sequence[Example], found: list[Traced], known: Mapping[str, Trust]
+) -> dict[str, Any]:
     def shown(e: Example) -> dict[str, str]:
         return {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
 
@@ -224,6 +264,10 @@ def _as_json(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> d
         "suite": suite.name,
         "n_train": len(suite.train),
         "queries": rows,
+        "trust": {
+            label: {"lds": t.lds, "share_of_ceiling": t.share, "where": t.where, "here": t.here}
+            for label, t in known.items()
+        },
         "seconds": {
             f.label: {"index": round(f.index_seconds, 3), "query": round(f.query_seconds, 4)}
             for f in found
@@ -270,9 +314,13 @@ def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> Non
                     table.add_column(Text(f.label), ratio=1, overflow="fold")
                 columns = [_sides(f, q)[n][1] for f in part]
                 if not any(columns):
-                    table.add_row(Text(), *[Text("no such score", "dim")] * len(columns))
+                    names = ", ".join(f.label for f in part)
+                    out.print()
+                    out.print(Text(f"{side.partition(':')[0]}: {NONE[n]} ({names})", "dim"))
+                    continue
                 for rank in range(max(len(c) for c in columns)):
-                    cells = [_example(suite, *c[rank], style) if rank < len(c) else Text()
+                    cells = [_example(suite, *c[rank], style) if rank < len(c)
+                             else Text("" if c or rank else NONE[n], "dim")
                              for c in columns]  # fmt: skip
                     table.add_row(Text(str(rank + 1)), *cells)
                 out.print()

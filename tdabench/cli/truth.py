@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from tdabench.cli.common import check_device
-from tdabench.errors import TdabenchError, UsageError, resumable
+from tdabench.errors import TdabenchError, UsageError, notice, resumable
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -288,7 +288,7 @@ class _Lines:
         return "".join(f", {n} {what}" for n, what in parts if n)
 
     def say(self, line: str) -> None:
-        click.echo(f"{self.name}: {line}", err=True)
+        notice(line, f"{self.name}: ")
 
     def show(self) -> None:
         now = time.monotonic()

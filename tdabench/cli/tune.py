@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tdabench.cli.common import emit_json, json_option, plugin_options, print_table
-from tdabench.errors import UsageError
+from tdabench.errors import UsageError, notice
 
 
 @click.command()
@@ -66,7 +66,7 @@ def command(
         raise UsageError(f"{method} declares no values to try", "Give some with --grid")
 
     def told(trial: Trial) -> None:
-        click.echo(f"  {_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", err=True)
+        notice(f"{_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", "  ")
 
     trials = tune(suite, target, method, grid, seed=seed, on_trial=told)
     label = target or loaded.main_targets[0].label
@@ -88,7 +88,7 @@ def command(
     if write:
         text = loaded.path.read_text(encoding="utf-8")
         write_text(loaded.path, with_tuned(text, label, method, chosen, best.lds))
-        click.echo(f"written into {loaded.path}", err=True)
+        notice(f"written into {loaded.path}", "")
 
 
 def _words(params: Any) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from tdabench.errors import one_line
+from tdabench.errors import notice, one_line, relative, wrapped
 from tdabench.run.record import Record
 
 
@@ -43,7 +43,7 @@ class Silent:
         pass
 
     def say(self, message: str) -> None:
-        print(f"tdabench: {one_line(message)}", file=sys.stderr, flush=True)
+        notice(message)
 
     def close(self) -> None:
         pass
@@ -58,13 +58,13 @@ class Lines(Silent):
     def begin(self, total: int, cached: int) -> None:
         self.total, self.count = total, cached
         if cached:
-            print(f"{cached} of {total} cells are on disk", file=sys.stderr, flush=True)
+            notice(f"{cached} of {total} cells are on disk", "")
 
     def finished(self, record: Record, cached: bool) -> None:
         if cached:
             return
         self.count += 1
-        print(f"[{self.count}/{self.total}] {describe(record)}", file=sys.stderr, flush=True)
+        notice(describe(record), f"[{self.count}/{self.total}] ")
 
 
 class Bars(Silent):
@@ -117,12 +117,16 @@ class Bars(Silent):
         style = {"ok": "green", "skipped": "yellow"}.get(record["status"], "red")
         mark = {"ok": "✓", "skipped": "–"}.get(record["status"], "✗")
         self.console.print(mark, end=" ", style=style)
-        self.console.print(describe(record), markup=False, soft_wrap=True)
+        self._print(describe(record))
         for title in [t for t in self.tasks if t.startswith(record["method"]["label"] + " on ")]:
             self.bars.remove_task(self.tasks.pop(title))
 
     def say(self, message: str) -> None:
-        self.console.print(f"tdabench: {one_line(message)}", markup=False, soft_wrap=True)
+        self._print(f"tdabench: {relative(one_line(message))}")
+
+    def _print(self, text: str) -> None:
+        width = self.console.width - 2  # a mark may precede it
+        self.console.print(wrapped(text, width), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.bars.stop()

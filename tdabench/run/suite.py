@@ -50,6 +50,7 @@ class SuiteTarget:
     assets: Mapping[str, Path]
     main: bool = False
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
+    trained: str = ""  # the checkpoint that was trained on the suite's training corpus
 
     def recipe_of(self, truth: str) -> Recipe:
         """Returns the recipe of the truth of that name: the target's, unless its plan overrides

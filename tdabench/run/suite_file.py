@@ -341,6 +341,11 @@ def _target(t: _Table) -> SuiteTarget:
     except UsageError as e:
         raise DataError(f"{t.file}: {t.where}: {e.message}", e.remedy) from e
     main = t.take("main", bool, False)
+    trained = t.take("trained", str, "")
+    if trained and trained not in {"base", *checkpoints}:
+        raise t.error(
+            "trained", f"{trained!r} is not a checkpoint", did_you_mean(trained, checkpoints)
+        )
     truths, assets = t.paths("truths"), t.paths("assets")
     plans_table = t.table("plans")
     plans = {key: _plan_spec(plans_table.table(key), target) for key in plans_table.data}
@@ -349,7 +354,7 @@ def _target(t: _Table) -> SuiteTarget:
     for key in plans:
         if key not in truths:
             raise t.error(f"plans.{key}", "has no file in truths", did_you_mean(key, truths))
-    return SuiteTarget(label, target, truths, assets, main, plans)
+    return SuiteTarget(label, target, truths, assets, main, plans, trained)
 
 
 def _plan_spec(t: _Table, target: Target) -> PlanSpec:

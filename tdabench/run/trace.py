@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import numpy as np
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, MethodError, TdabenchError, brief
-from tdabench.io import cache_folder, remove
+from tdabench.io import cache_folder, fingerprint, remove
 from tdabench.method import Context, Index
 from tdabench.registry import registry
 from tdabench.rows import dots, row_blocks, top_k_of
 from tdabench.run.folder import keep_index, kept_index, new_index
 from tdabench.run.inputs import Inputs
 from tdabench.run.plan import Job, Plan
+from tdabench.run.suite import SuiteTarget
 from tdabench.targets.target import Target
 from tdabench.toolkit.representation import RepresentationIndex
 
@@ -167,6 +168,34 @@ def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> Extremes:
             values, order = top_k_of(values, k)
             kept[sign] = values, np.take_along_axis(ids, order, axis=1)
     return kept[1][1], kept[1][0], kept[-1][1], -kept[-1][0]
+
+
+def retrained(target: SuiteTarget, train: Corpus, device: str = "cpu", say: Say = print) -> Target:
+    """Returns the target with a checkpoint `retrained`: its base, trained on all of `train`.
+
+    Follows the target's recipe with seed 0. The weights (float16) are kept in the cache.
+    """
+    from tdabench.targets.target import save_weights
+    from tdabench.targets.training import finetune
+
+    model, recipe = target.target, target.target.recipe
+    about = [model.fingerprint_of("base"), recipe.as_dict(), train.fingerprint, device]
+    path = (cache_folder() / "retrained" / f"{fingerprint(about)}.safetensors").absolute()
+    if not path.exists():
+        say(f"training {model.name} (base) on {len(train):,} examples, once")
+        start = last = time.monotonic()
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last > 10:
+                last = now
+                left = (total - done) * (now - start) / done
+                say(f"training: {done:,} of {total:,} steps, about {left:.0f} s left")
+
+        fresh = model.fresh_model("base").to(device)  # type: ignore[arg-type]
+        finetune(fresh, model.tokenize(train), recipe, 0, model.pad_id, on_step)
+        save_weights(fresh, path)
+    return replace(model, checkpoints={**model.checkpoints, "retrained": str(path)})
 
 
 def answer(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tdabench
 from tdabench.cli import main
 from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
@@ -424,6 +425,93 @@ def test_tracing_the_targets_own_answer_and_a_file(own, capsys):
     assert "answers" in err
     assert main(["trace", *own, "--methods", "tfidf", "-k", "1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["queries"]) == 12
+
+
+def test_trace_says_whose_answer_it_explains_and_how_far_to_trust_it(own, capsys):
+    asked = ["trace", "What is 1 plus 2?", "--methods", "tfidf,random", "--json"]
+    assert main([*asked, *own[:4], "--retrain"]) == 0
+    captured = capsys.readouterr()
+    assert "(checkpoint retrained) answers" in captured.err
+    assert "training model (base) on 60 examples" in captured.err
+    assert "not trained" not in captured.err
+    assert main([*asked, *own[:4], "--retrain"]) == 0
+    assert "training" not in capsys.readouterr().err  # kept
+    assert main([*asked, *own[:4]]) == 0
+    assert "which tdabench cannot check" in capsys.readouterr().err
+    assert main([*asked, "--response", "3", *own[:4]]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""  # a given response is nobody's answer
+    trust = json.loads(captured.out)["trust"]
+    assert trust["tfidf"]["here"] is False
+    assert trust["tfidf"]["where"] == "pocket instruct"
+    assert 0 < trust["tfidf"]["share_of_ceiling"] < 1
+    assert main([*asked, *own[:4], "--retrain", "--response", "3"]) == 2
+    assert "--retrain chooses the model that answers" in capsys.readouterr().err
+
+
+def test_trust_is_read_from_records_of_the_same_corpus_target_and_parameters(tmp_path):
+    from tdabench.io import write_json
+    from tdabench.report.trust import sentences, trust
+    from tdabench.run.plan import Request, jsonable, plan_indices
+
+    plan = plan_indices(Request(methods=("tfidf", "random")))
+    job = plan.builds[0]
+    record = {
+        "status": "ok", "key": "a", "seed": 0, "benchmark": {"name": "lds"},
+        "method": {"name": "tfidf", "params": jsonable(job.method.params)},
+        "target": {"fingerprint": plan.fingerprints["instruct"]},
+        "corpus": {"train": plan.corpora["train"]},
+        "metrics": {"lds": {"value": 0.3}, "share_of_ceiling": {"value": 0.33}},
+    }  # fmt: skip
+    write_json(tmp_path / "manifest.json", {"run": "mine"})
+    write_json(tmp_path / "cells" / "a.json", record)
+    found = trust(plan, plan.builds, [tmp_path])
+    assert (found["tfidf"].share, found["tfidf"].where, found["tfidf"].here) == (
+        0.33, "run mine", True
+    )  # fmt: skip
+    assert not found["random"].here
+    line, shipped = sentences(found, ["tfidf", "random"])
+    assert "tfidf 33% (run mine)" in line
+    assert "figures shipped for pocket instruct" in shipped
+    assert sentences({}, ["tfidf"]) == ["never measured: tfidf (tdabench run)"]
+    for change in (
+        {"status": "failed"},
+        {"corpus": {"train": "another"}},
+        {"target": {"fingerprint": "another"}},
+        {"method": {"name": "tfidf", "params": {}}},
+        {"metrics": {"lds": {"value": "much"}}},
+    ):
+        write_json(tmp_path / "cells" / "a.json", {**record, **change})
+        assert not trust(plan, plan.builds, [tmp_path])["tfidf"].here, change
+
+
+def test_an_answer_comes_from_the_checkpoint_that_was_trained_on_the_corpus(
+    tmp_path, capsys, monkeypatch
+):
+    import tdabench.run.trace as module
+
+    pocket = Path(tdabench.__file__).parent / "suites" / "pocket"
+    text = (
+        '[suite]\nname = "mine"\n'
+        f'[corpus]\nfile = "{pocket}/corpus.jsonl.gz"\ntrain = "pool"\nqueries = "test"\n'
+        f'[[targets]]\nlabel = "t"\nfolder = "{pocket}/targets/instruct"\n'
+        'checkpoints = { base = "base.safetensors", warm = "warm.safetensors" }\n'
+        'max_length = 128\ntrained = "%s"\n'
+    )
+    monkeypatch.setattr(module, "answer", lambda target, prompt, name, device: f"by {name}")
+    asked = ["trace", "Who?", "--suite", "mine.toml", "--methods", "tfidf"]
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(text % "base")
+    assert main(asked) == 0
+    err = capsys.readouterr().err
+    assert "(checkpoint base) answers: by base" in err
+    assert "not trained" not in err
+    assert main([*asked, "--checkpoint", "warm"]) == 0
+    err = capsys.readouterr().err
+    assert "this checkpoint was not trained on the 2,000 examples listed below" in err
+    Path("mine.toml").write_text(text % "wram")
+    assert main(asked) == 2
+    assert "trained: 'wram' is not a checkpoint. Did you mean 'warm'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -34,3 +35,12 @@ def test_the_example_method_keeps_the_laws(tmp_path, monkeypatch):
     confined = results.pop("works-confined")
     assert confined.status == ("passed" if sandbox.abi() else "skipped")
     assert {r.status for r in results.values()} == {"passed"}
+
+
+def test_the_figures_that_trace_quotes_are_those_of_the_fidelity_page():
+    made = runpy.run_path(str(DOCS / "generate.py"))
+    text = made["figures"](made["FIDELITY"].read_text(encoding="utf-8"))
+    assert text == made["FIGURES"].read_text(encoding="utf-8"), "run: python docs/generate.py"
+    figures = json.loads(text)
+    assert {"instruct", "continued"} <= figures.keys()
+    assert figures["instruct"]["random"]["share"] < 0.05 < figures["instruct"]["kfac"]["share"]

@@ -1,0 +1,94 @@
+"""How far to trust a method's scores: its LDS as a share of the noise ceiling, where measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tdabench.errors import DataError
+from tdabench.report.records import read_run
+from tdabench.run.plan import Job, Plan, jsonable
+from tdabench.run.record import Record, finite
+
+FIGURES = Path(__file__).parent / "assets" / "figures.json"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """A method's LDS, its share of the noise ceiling (None if unknown), and where it was measured.
+
+    `here`: measured on this corpus and target with these parameters; otherwise the figure is one
+    of those shipped with tdabench, of the suite and target that `where` names.
+    """
+
+    lds: float
+    share: float | None
+    where: str
+    here: bool
+
+
+def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Trust]:
+    """Returns what is known of each job's method, by label; nothing for methods never measured.
+
+    `runs` are run folders, newest first. Without a record of the same corpus, target and
+    parameters, the shipped figure of the same suite and target is used, or else of pocket's
+    `instruct`.
+    """
+    records = list(_records(plan, runs))
+    shipped: Mapping[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
+    out: dict[str, Trust] = {}
+    for job in jobs:
+        name, label = job.method.name, job.target.label
+        params = jsonable(job.method.params)
+        fingerprint = plan.fingerprints[label]
+        found = next(
+            (r for r in records
+             if r.method.get("name") == name and r.method.get("params") == params
+             and r.target.get("fingerprint") == fingerprint),
+            None,
+        )  # fmt: skip
+        if found is not None:
+            lds = finite(found.metric("lds").get("value"))
+            share = finite(found.metric("share_of_ceiling").get("value"))
+            if lds is not None:
+                out[job.method.label] = Trust(lds, share, f"run {found.run}", True)
+                continue
+        same = plan.suite.name == "pocket" and label in shipped
+        where = label if same else "instruct"
+        if figure := shipped[where].get(name):
+            out[job.method.label] = Trust(figure["lds"], figure["share"], f"pocket {where}", False)
+    return out
+
+
+def _records(plan: Plan, runs: Iterable[Path]) -> Iterable[Record]:
+    for folder in runs:
+        try:
+            records = read_run(folder).records
+        except DataError:
+            continue
+        yield from (
+            r for r in records
+            if r.ok and r.benchmark.get("name") == "lds"
+            and r.corpus.get("train") == plan.corpora["train"]
+        )  # fmt: skip
+
+
+def sentences(found: Mapping[str, Trust], labels: Iterable[str]) -> list[str]:
+    """Says in one line per source how far the methods `labels` are from the noise ceiling."""
+    labels = list(labels)
+    by_source: dict[tuple[bool, str], list[str]] = {}
+    for label in labels:
+        if t := found.get(label):
+            value = f"{t.share:.0%}" if t.share is not None else f"LDS {t.lds:.2f}"
+            by_source.setdefault((not t.here, t.where), []).append(f"{label} {value}")
+    lines = []
+    for (shipped, where), values in sorted(by_source.items()):
+        of = f"figures shipped for {where}; measure yours: tdabench run" if shipped else where
+        lines.append(f"how far to trust (LDS as a share of the noise ceiling): "
+                     f"{', '.join(values)} ({of})")  # fmt: skip
+    if unknown := [x for x in labels if x not in found]:
+        lines.append(f"never measured: {', '.join(unknown)} (tdabench run)")
+    return lines
