@@ -77,7 +77,7 @@ def _records(plan: Plan, runs: Iterable[Path]) -> Iterable[Record]:
 
 
 def sentences(found: Mapping[str, Trust], labels: Iterable[str]) -> list[str]:
-    """Says in one line per source how far the methods `labels` are from the noise ceiling."""
+    """Returns one line per source: which share of the ceiling the methods `labels` reach."""
     labels = list(labels)
     by_source: dict[tuple[bool, str], list[str]] = {}
     for label in labels:
