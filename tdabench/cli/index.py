@@ -196,7 +196,8 @@ def search(
     index = CorpusIndex(folder, run, not (no_verify or approximate), device, data_dir)
     try:
         own = {"layout": layout, "fields": (), "empty": "error"}
-        queries = asked(index.target, prompt, response, queries_file, own, None, device)
+        queries = asked(index.suite, index.declared, prompt, response, queries_file, own,
+                        None, None, device)  # fmt: skip
         if approximate:
             found = index.approximate(queries, k, probes)
         else:

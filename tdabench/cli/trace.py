@@ -174,14 +174,15 @@ def asked(
     prompt: str | None,
     response: str | None,
     file: Path | None,
-    own: dict[str, Any],
+    own: Mapping[str, Any],
     checkpoint: str | None,
-    retrain: bool,
+    retrain: bool | None,
     device: str,
 ) -> Sequence[Example]:
     """Returns the queries that a command was asked: a prompt with its response, or a file.
 
-    Says on stderr which model answers, and whether it was trained on the suite's corpus.
+    Says on stderr which model answers, and whether it was trained on the suite's corpus. `retrain`
+    is None for a command without that option.
     """
     from tdabench.data import Example, read_corpus
     from tdabench.run.own import reading_of
@@ -208,14 +209,14 @@ def asked(
             )
         notice(f"{target.name} (checkpoint {name}) answers: {_clean(response, 300)}")
         if not retrain and name != declared.trained:
-            n = f"the {len(suite.train):,} examples"
+            examples = f"the {len(suite.train):,} examples"
             notice(
-                f"scores explain this answer only if {target.name} was trained on {n} of "
+                f"scores explain this answer only if {target.name} was trained on {examples} of "
                 f"{own['train']}, which tdabench cannot check"
-                if own["model"]
-                else f"this checkpoint was not trained on {n} listed below: they are examples that "
-                "would help or harm, not those behind this answer (a model trained on them: "
-                "--retrain)"
+                if own.get("train")
+                else f"suite {suite.name} does not declare this checkpoint as trained on "
+                f"{examples} below: they are examples that would help or harm, not those behind "
+                "this answer" + ("" if retrain is None else " (a model trained on them: --retrain)")
             )
     if not response.strip():
         raise UsageError("the response is empty", "There is nothing to explain")

@@ -151,7 +151,7 @@ class CorpusIndex:
         self.folder = Path(folder)
         self.about = self._read()
         self.suite = load_suite(self.about["suite"], data_dir)
-        declared = self.suite.target(self.about["target"])
+        self.declared = declared = self.suite.target(self.about["target"])
         self.target: Target = declared.target
         for what, now, then in (
             ("target", self.target.fingerprint, self.about["target_fingerprint"]),

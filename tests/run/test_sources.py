@@ -433,7 +433,7 @@ def test_trace_says_whose_answer_it_explains_and_how_far_to_trust_it(own, capsys
     captured = capsys.readouterr()
     assert "(checkpoint retrained) answers" in captured.err
     assert "training model (base) on 60 examples" in captured.err
-    assert "not trained" not in captured.err
+    assert "would help or harm" not in captured.err
     assert main([*asked, *own[:4], "--retrain"]) == 0
     assert "training" not in capsys.readouterr().err  # kept
     assert main([*asked, *own[:4]]) == 0
@@ -505,10 +505,10 @@ def test_an_answer_comes_from_the_checkpoint_that_was_trained_on_the_corpus(
     assert main(asked) == 0
     err = capsys.readouterr().err
     assert "(checkpoint base) answers: by base" in err
-    assert "not trained" not in err
+    assert "declare" not in err
     assert main([*asked, "--checkpoint", "warm"]) == 0
     err = capsys.readouterr().err
-    assert "this checkpoint was not trained on the 2,000 examples listed below" in err
+    assert "does not declare this checkpoint as trained on the 2,000 examples below" in err
     Path("mine.toml").write_text(text % "wram")
     assert main(asked) == 2
     assert "trained: 'wram' is not a checkpoint. Did you mean 'warm'" in capsys.readouterr().err
