@@ -7,7 +7,8 @@ linear layer; no normalisation (arXiv 2505.18513, section 3; public code `modeli
 The released layout has a BERT under `bert.*` and `projector.*`, and no further keys. tdabench's own
 encoders name their body in `backbone` (weights under `body.*`), their width in `projection_dim`,
 the text format in `airrep_text` and, if different from the above, the pooled layers and the
-attention in `airrep_body`.
+attention in `airrep_body`. An encoder that left the body of a target's checkpoint as it is stores
+no body: `body_of` names the checkpoint (`target:base`) and `body_sha256` its file.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ class Encoder(nn.Module):
         self.blocks = [width if s == "error" else width * layers for s in self.pooled.spans]
         self.projector = nn.Linear(sum(self.blocks), dim)
         self.length = nn.Parameter(torch.ones(())) if self.pooled.normalise else None
+        self.shared = ""  # "target:CHECKPOINT" if the body is that checkpoint's, and is not saved
+        self.shared_sha256 = ""
         self.centre: torch.Tensor | None
         self.register_buffer("centre", None)
         for i in range(len(self.blocks)):
@@ -208,7 +211,10 @@ class Encoder(nn.Module):
         ids are int64 [b, t], padded on the right; real bool [b, t], None without padding; answer
         bool [b, t], true on response tokens, for the span "response".
         """
-        states = self.mean_states(ids, real, answer)
+        return self.project(self.mean_states(ids, real, answer))
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """Computes embeddings [b, dim] from span means [b, sum(blocks)]."""
         if self.centre is not None:
             parts = (states - self.centre).split(self.blocks, dim=1)
             states = torch.cat([h @ r for h, r in zip(parts, self.roots)], dim=1)
@@ -321,6 +327,7 @@ class Encoder(nn.Module):
             **{k: v for k, v in fields.items() if k not in NOT_BODY},
             "model_type": "airrep",
             "backbone": body.model_type,
+            **({"body_of": self.shared, "body_sha256": self.shared_sha256} if self.shared else {}),
             "projection_dim": self.dim,
             "airrep_text": asdict(self.text),
             "airrep_body": {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()},
@@ -334,7 +341,12 @@ class Encoder(nn.Module):
 
         self.fold()
         dtype = torch.float16 if half else torch.float32
-        state = {k: v.detach().to(dtype).contiguous().cpu() for k, v in self.state_dict().items()}
+        kept = {
+            k: v
+            for k, v in self.state_dict().items()
+            if not (self.shared and k.startswith("body."))
+        }
+        state = {k: v.detach().to(dtype).contiguous().cpu() for k, v in kept.items()}
         bad = [k for k, v in state.items() if not torch.isfinite(v).all()]
         if bad:
             raise TdabenchError(f"the encoder has weights that are not finite, first {bad[0]}")

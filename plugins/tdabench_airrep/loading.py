@@ -15,9 +15,11 @@ from tdabench.api import (
     Example,
     MissingExtra,
     UsageError,
+    fingerprint,
     load_body,
     named_seed,
     read_json,
+    sha256_file,
 )
 from tdabench_airrep.encoder import NOT_BODY, Encoder, Pooled, TextFormat
 
@@ -33,8 +35,10 @@ MODEL_FILES = [
 ]  # fmt: skip
 
 
-def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> Encoder:
-    """Loads the encoder in `folder`, frozen.
+def load_encoder(
+    folder: Path, device: str = "cpu", dtype: str = "float32", target: Target | None = None
+) -> Encoder:
+    """Loads the encoder in `folder`, frozen; `target` provides the body of one that stores none.
 
     `dtype` is the dtype of the arithmetic: "float32", "float16" or "bfloat16". In bfloat16,
     attention uses the eager kernel, which rounds like the public implementation.
@@ -49,6 +53,7 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
             "Make one from it with: tdabench airrep train --init",
         )
     kind = config.pop("backbone", "bert")
+    shared, sha256 = config.pop("body_of", ""), config.pop("body_sha256", "")
     text = TextFormat(**config.pop("airrep_text", {}))
     dim = config.pop("projection_dim", None)
     keys: dict[str, Any] = config.pop("airrep_body", {})
@@ -62,7 +67,11 @@ def load_encoder(folder: Path, device: str = "cpu", dtype: str = "float32") -> E
     dim = int(dim or body_config.hidden_size)
     with torch.random.fork_rng(devices=[]):  # the projector is initialised before it is read
         encoder = Encoder(body, dim, load_tokenizer(folder), text, pooled)
-    _load_state(encoder, _read_state(folder / "model.safetensors"), folder)
+    state = _read_state(folder / "model.safetensors")
+    if shared:
+        state |= _shared_body(shared, sha256, target, folder)
+        encoder.shared, encoder.shared_sha256 = shared, sha256
+    _load_state(encoder, state, folder)
     size = encoder.tokenizer.get_vocab_size()
     if size > body_config.vocab_size:
         raise DataError(
@@ -109,6 +118,34 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"{path} is missing") from e
     except (SafetensorError, OSError) as e:
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
+
+
+def _shared_body(
+    shared: str, sha256: str, target: Target | None, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Returns the weights of the checkpoint `shared` as an encoder's. Raises DataError if it is
+    another one than the encoder was trained on."""
+    checkpoint = shared.partition(":")[2]
+    if target is None or checkpoint not in target.checkpoints:
+        raise DataError(
+            f"the encoder in {folder} reads the body of {shared}, which is not available",
+            "Use it with the target it was trained for",
+        )
+    if checkpoint_sha256(target, checkpoint) != sha256:
+        raise DataError(
+            f"the encoder in {folder} was trained on another checkpoint {checkpoint!r} than that "
+            f"of {target.name}",
+            "Use it with the target it was trained for",
+        )
+    body = target.fresh_model(checkpoint).base_model
+    return {f"body.{k}": v for k, v in body.state_dict().items()}
+
+
+def checkpoint_sha256(target: Target, checkpoint: str) -> str:
+    """Returns the sha256 of a checkpoint's file, or of the names and contents of its files."""
+    files = [p for p in target.files(checkpoint) if p.suffix == ".safetensors"]
+    parts = [sha256_file(p) for p in files]
+    return parts[0] if len(parts) == 1 else fingerprint(parts)
 
 
 def _load_state(encoder: Encoder, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -189,7 +226,7 @@ def initial_encoder(
     elif folder is not None:
         config = read_json(folder / "config.json")
         if config.get("model_type") == "airrep":
-            encoder = load_encoder(folder)
+            encoder = load_encoder(folder, target=target)
             if text:
                 encoder.text = text
             if pooled.normalise:

@@ -84,7 +84,7 @@ class AirRep(RepresentationMethod):
 
         from tdabench_airrep.loading import load_encoder
 
-        encoder = load_encoder(self.folder(context), context.device, self.dtype)
+        encoder = load_encoder(self.folder(context), context.device, self.dtype, context.target)
         changes = {"max_tokens": self.max_tokens, "template": self.text}
         encoder.text = replace(encoder.text, **{k: v for k, v in changes.items() if v})  # type: ignore[arg-type]
         return encoder

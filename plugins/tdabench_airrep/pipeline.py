@@ -25,7 +25,7 @@ from tdabench.api import (
 )
 from tdabench_airrep.encoder import Encoder, Pooled, TextFormat
 from tdabench_airrep.labels import Draw, LabelJob, Labels
-from tdabench_airrep.loading import initial_encoder
+from tdabench_airrep.loading import checkpoint_sha256, initial_encoder
 from tdabench_airrep.recipe import TrainConfig
 from tdabench_airrep.teacher import blend, make_teacher
 from tdabench_airrep.train import Trainer
@@ -126,6 +126,11 @@ def train_encoder(
         earlier = read_json(Path(body.init) / "airrep.json")
         config = replace(config, whiten=False)  # its projection is trained further
     encoder = body.encoder(target, config.seed)
+    if config.train_body:
+        encoder.shared = ""
+    elif body.init.startswith("target:"):
+        encoder.shared = body.init
+        encoder.shared_sha256 = checkpoint_sha256(target, body.init.partition(":")[2])
     trainer = Trainer(encoder, train, dev, config, out, labels=labels, teacher=teacher, say=say)
     trainer.run()
     measured = [row for row in trainer.curve if row["stage"] != "start"]

@@ -16,6 +16,11 @@ class TrainConfig:
     of its subsets (0: all). `pool` > 0 draws that many examples per step from the instance's pool
     and intersects the subsets with them, which is cheaper but only estimates the groups' scores.
     `anchor` adds that much of the distillation loss to every ranking step.
+    `train_body` false trains only the projection and the length: the body runs once per example,
+    and a step costs a hundredth.
+    `slope` lets the loss rank `e^b f` with a trained b, which is thrown away: the length of
+    normalised embeddings, which otherwise also sets how steep the loss is, is then the trained
+    temperature of the pooling alone. It moves `length_factor` times as fast as the projection.
     The last `holdout` instances and every `probe`-th dev example are not trained on: the LDS of
     these queries on these instances is measured every `every` steps, and training ends after
     `patience` measurements without an improvement; the best weights are kept.
@@ -35,6 +40,9 @@ class TrainConfig:
     pooling: str = "softmax-abs"
     temperature: float = 1.0
     anchor: float = 0.0
+    train_body: bool = True
+    slope: bool = False
+    length_factor: float = 1.0
     holdout: int = 2
     probe: int = 5
     every: int = 20
@@ -53,7 +61,7 @@ class TrainConfig:
             raise UsageError(f"the weight thresholds {self.low} and {self.high} are not ordered")
         if not self.temperature > 0:
             raise UsageError(f"the pooling temperature must be positive, not {self.temperature}")
-        for name in ("lr", "distil_lr"):
+        for name in ("lr", "distil_lr", "length_factor"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("every", "probe", "patience", "distil_queries", "distil_train"):

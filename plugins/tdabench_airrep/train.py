@@ -7,6 +7,7 @@ gradient to the weights (gradient caching: exact, two forwards, one backward, me
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ from tdabench_airrep.teacher import Teacher
 
 Say = Callable[[str], None]
 STAGES = ("distil", "rank")
+SLOPE = "slope"
 CHUNK = 1024  # tokens per forward pass: on a CPU, activations that stay in cache are faster
 
 
@@ -81,9 +83,16 @@ class Problem:
 
 
 def objective(
-    q: torch.Tensor, z: torch.Tensor, problem: Problem, config: TrainConfig, rows: int = 64
+    q: torch.Tensor,
+    z: torch.Tensor,
+    problem: Problem,
+    config: TrainConfig,
+    slope: torch.Tensor | None = None,
+    rows: int = 64,
 ) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Computes the loss, and its gradients at the embeddings q [dev, d] and z [train, d].
+
+    The loss ranks f times e^slope; its gradient is added to `slope.grad`.
 
     The ranking loss is averaged over the pairs with r_i > r_j, the distillation loss over dev
     examples that the teacher scored. Both are sums over dev examples, computed `rows` at a time, so
@@ -104,6 +113,8 @@ def objective(
         loss = s.new_zeros(())
         if problem.r is not None and problem.member is not None:
             f = group_scores(s, problem.member, config.pooling, config.temperature)
+            if slope is not None:
+                f = f * slope.exp()
             total, _ = ranking_loss(f, problem.r[a : a + rows], config.low, config.high)
             loss = loss + total / max(1, pairs)
         if problem.teacher is not None and weight:
@@ -115,7 +126,10 @@ def objective(
                 loss = loss + weight * part / taught
         if not loss.requires_grad:
             continue
-        gq, gz = torch.autograd.grad(loss, (qr, zr))
+        wanted = [qr, zr] if slope is None or not slope.requires_grad else [qr, zr, slope]
+        gq, gz, *gs = torch.autograd.grad(loss, wanted, allow_unused=True)
+        if slope is not None and gs and gs[0] is not None:
+            slope.grad = gs[0] if slope.grad is None else slope.grad + gs[0]
         value += float(loss.detach())
         dq[a : a + rows] = gq
         dz += gz
@@ -176,17 +190,52 @@ class Trainer:
         self.best: dict[str, torch.Tensor] = {}
         self.best_lds = -np.inf
         self.seconds = 0.0
-        named = dict(encoder.named_parameters())
-        head = [n for n in named if not n.startswith("body.")]
-        self.names = [n for n in named if n not in head] + head
+        encoder.body.requires_grad_(config.train_body)
+        self.slope = torch.nn.Parameter(torch.zeros(())) if config.slope else None
+        named = dict(self._parameters())
+        body = [p for n, p in named.items() if n.startswith("body.")]
+        scales = [named[n] for n in ("length", SLOPE) if n in named]
+        head = [named[n] for n in named if n.startswith("projector.")]
+        quick = config.head_factor * config.length_factor
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [named[n] for n in self.names if n not in head], "factor": 1.0},
-                {"params": [named[n] for n in head], "factor": config.head_factor},
+                {"params": body, "factor": 1.0},
+                {"params": head, "factor": config.head_factor},
+                {"params": scales, "factor": quick},
             ],
             lr=config.lr,
             weight_decay=config.weight_decay,
         )
+        self._states: dict[str, torch.Tensor] = {}
+
+    # ------------------------------------------------------------------ embeddings
+
+    def embed_dev(self, places: np.ndarray) -> torch.Tensor:
+        return self._embed("dev", self.dev, places)
+
+    def embed_train(self, places: np.ndarray) -> torch.Tensor:
+        return self._embed("train", self.train, places)
+
+    def _embed(self, name: str, tokens: Sequence[Tokens], places: np.ndarray) -> torch.Tensor:
+        """Computes embeddings [place, dim] without gradient."""
+        if self.config.train_body:
+            return embed(self.encoder, [tokens[i] for i in places], self.chunk_tokens)
+        with torch.no_grad():
+            return self.encoder.project(self.states(name)[places]).float().cpu()
+
+    def states(self, name: str) -> torch.Tensor:
+        """Returns the span means [example, width] of "dev" or "train", which a frozen body
+        computes once."""
+        if name not in self._states:
+            tokens = self.dev if name == "dev" else self.train
+            out = torch.empty(len(tokens), sum(self.encoder.blocks), device=self.encoder.device)
+            with torch.no_grad():
+                for index in batch_places([len(t) for t in tokens], self.chunk_tokens):
+                    out[index] = self.encoder.mean_states(
+                        *padded(tokens, index, self.encoder.device)
+                    )
+            self._states[name] = out
+        return self._states[name]
 
     # ------------------------------------------------------------------ problems
 
@@ -240,14 +289,22 @@ class Trainer:
         return c.lr * min(1.0, (step - c.distil_steps + 1) / max(1, c.warmup))
 
     def update(self, problem: Problem) -> float:
-        tokens = [self.dev[i] for i in problem.dev] + [self.train[i] for i in problem.train]
-        e = embed(self.encoder, tokens, self.chunk_tokens)
-        value, dq, dz = objective(
-            e[: len(problem.dev)], e[len(problem.dev) :], problem, self.config
-        )
+        n = len(problem.dev)
+        if self.config.train_body:
+            tokens = [self.dev[i] for i in problem.dev] + [self.train[i] for i in problem.train]
+            e = embed(self.encoder, tokens, self.chunk_tokens)
+        else:
+            states = [self.states("dev")[problem.dev], self.states("train")[problem.train]]
+            e = self.encoder.project(torch.cat(states))
+        found = e.detach().float().cpu()
+        value, dq, dz = objective(found[:n], found[n:], problem, self.config, self.slope)
         if not np.isfinite(value):
             raise TdabenchError(f"the training loss became {value} at step {self.step}")
-        cached_backward(self.encoder, tokens, torch.cat([dq, dz]), self.chunk_tokens)
+        gradient = torch.cat([dq, dz])
+        if self.config.train_body:
+            cached_backward(self.encoder, tokens, gradient, self.chunk_tokens)
+        else:
+            e.backward(gradient.to(e.device, e.dtype))
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.clip)
         for group in self.optimizer.param_groups:
@@ -276,15 +333,26 @@ class Trainer:
         if not self.instances:
             return
         problem = self.rank_problem(0)
-        q = embed(self.encoder, [self.dev[i] for i in problem.dev], self.chunk_tokens)
-        z = embed(self.encoder, [self.train[i] for i in problem.train], self.chunk_tokens)
+        q = self.embed_dev(problem.dev)
+        z = self.embed_train(problem.train)
         spread = float((q @ z.T).std()) or 1.0
         plain = Problem(problem.dev, problem.train, problem.member, problem.r)
         factors = [2.0**k / spread for k in range(-4, 8)]
-        losses = [objective(q * f**0.5, z * f**0.5, plain, self.config)[0] for f in factors]
-        best = factors[int(np.argmin(losses))] ** 0.5
-        self.encoder.rescale(best)
-        self.say(f"scores scaled by {best**2:.3g}: ranking loss {min(losses):.4f}")
+        slopes = [0.0]
+        if self.slope is not None:
+            slopes = [k * math.log(2) for k in range(-3, 7)]
+            few = None if problem.r is None else problem.r[:128]
+            plain, q = Problem(problem.dev[:128], problem.train, problem.member, few), q[:128]
+        losses = {
+            (f, b): objective(q * f**0.5, z * f**0.5, plain, self.config, torch.tensor(b))[0]
+            for f in factors
+            for b in slopes
+        }
+        best, slope = min(losses, key=lambda k: losses[k])
+        self.encoder.rescale(best**0.5)
+        if self.slope is not None:
+            self.slope.data.fill_(slope)
+        self.say(f"scores scaled by {best:.3g}: ranking loss {min(losses.values()):.4f}")
 
     # ------------------------------------------------------------------ measuring
 
@@ -301,17 +369,17 @@ class Trainer:
         if self.teacher is not None:
             dev, columns = np.intersect1d(self.probe, self.teacher.rows), self.teacher.columns
             train = self.rng("probe").choice(columns, min(1000, len(columns)), replace=False)
-            q = embed(self.encoder, [self.dev[i] for i in dev], self.chunk_tokens)
-            z = embed(self.encoder, [self.train[i] for i in train], self.chunk_tokens)
+            q = self.embed_dev(dev)
+            z = self.embed_train(train)
             t = torch.from_numpy(self.teacher.scores[np.ix_(dev, train)].astype(np.float32))
             out["kernel"] = 1 - float(kernel_loss(q @ z.T, t)) / max(1, len(q))
         return out
 
     def scores_of(self, instance: Instance) -> np.ndarray:
         """Computes group scores of an instance, float32 [dev, subset]."""
-        q = embed(self.encoder, [self.dev[i] for i in instance.dev], self.chunk_tokens)
+        q = self.embed_dev(instance.dev)
         pool = instance.pool
-        z = embed(self.encoder, [self.train[i] for i in pool], self.chunk_tokens)
+        z = self.embed_train(pool)
         member = torch.from_numpy(instance.subsets.membership()[:, pool].toarray())
         c = self.config
         with torch.no_grad():
@@ -407,6 +475,7 @@ class Trainer:
             "seconds": self.seconds,
             "best_lds": self.best_lds,
             "moments": steps[0] if steps else 0.0,
+            "slope": None if self.slope is None else self.slope.item(),
         }
         write_arrays(self.checkpoint, arrays, meta)
 
@@ -445,11 +514,14 @@ class Trainer:
                 }
         self.step, self.curve = meta["step"], list(meta["curve"])
         self.seconds, self.best_lds = meta["seconds"], meta["best_lds"]
+        if self.slope is not None:
+            self.slope.data.fill_(meta["slope"])
         self.say(f"resumed at step {self.step}")
         return True
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self.encoder.named_parameters())
+        slope = [] if self.slope is None else [(SLOPE, self.slope)]
+        return [*self.encoder.named_parameters(), *slope]
 
 
 def whiten_projection(

@@ -337,14 +337,15 @@ def test_a_teacher_may_have_scored_a_sample(tiny_target, tiny_corpus, tiny_queri
     assert float(dq[1].abs().sum()) == float(dz[3:].abs().sum()) == 0
 
 
+@pytest.mark.parametrize("kw", [{}, {"slope": True, "train_body": False}])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_resumed_training_is_the_same_training(
-    tiny_target, tiny_corpus, tiny_queries, tmp_path, normalise
+    tiny_target, tiny_corpus, tiny_queries, tmp_path, normalise, kw
 ):
     labels = _labels(tiny_corpus, tiny_queries)
     args = (tiny_target, tiny_corpus, tiny_queries)
     body = {"normalise": normalise}
-    whole = _trainer(*args, tmp_path / "whole", labels, body=body)
+    whole = _trainer(*args, tmp_path / "whole", labels, body=body, **kw)
     whole.run()
 
     class Stop(Exception):
@@ -354,10 +355,10 @@ def test_resumed_training_is_the_same_training(
         if line.startswith("rank step 6/"):  # step 6 was taken but never written
             raise Stop
 
-    part = _trainer(*args, tmp_path / "part", labels, say=stop, body=body)
+    part = _trainer(*args, tmp_path / "part", labels, say=stop, body=body, **kw)
     with pytest.raises(Stop):
         part.run()
-    again = _trainer(*args, tmp_path / "part", labels, body=body)
+    again = _trainer(*args, tmp_path / "part", labels, body=body, **kw)
     again.run()
     for (name, a), b in zip(
         whole.encoder.state_dict().items(), again.encoder.state_dict().values()
@@ -366,7 +367,88 @@ def test_resumed_training_is_the_same_training(
     strip = [{k: v for k, v in r.items() if k != "seconds"} for r in whole.curve]
     assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in again.curve]
     with pytest.raises(DataError, match="another training"):
-        _trainer(*args, tmp_path / "part", labels, lr=1e-3, body=body).run()
+        _trainer(*args, tmp_path / "part", labels, lr=1e-3, body=body, **kw).run()
+
+
+def test_a_frozen_body_gives_the_steps_of_a_body_without_learning_rate(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path
+):
+    """States computed once and states computed in every step give the same projection."""
+    labels = _labels(tiny_corpus, tiny_queries)
+    args = (tiny_target, tiny_corpus, tiny_queries)
+    trained = []
+    for frozen in (True, False):
+        trainer = _trainer(
+            *args, tmp_path / str(frozen), labels, train_body=not frozen, clip=0.0, slope=True
+        )
+        if not frozen:
+            trainer.optimizer.param_groups[0]["factor"] = 0.0
+        trainer.run()
+        trained.append(trainer)
+    a, b = (t.encoder for t in trained)
+    before = _encoder(tiny_target).body.state_dict()
+    for name, w in a.body.state_dict().items():
+        assert torch.equal(w, before[name]), name
+    assert not torch.equal(a.projector.weight, _encoder(tiny_target).projector.weight)
+    torch.testing.assert_close(a.projector.weight, b.projector.weight, rtol=1e-3, atol=1e-5)
+    assert float(trained[0].slope) == pytest.approx(float(trained[1].slope), abs=1e-4)
+
+
+def test_the_slope_of_the_loss_has_the_gradient_of_scaled_group_scores() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, z = torch.randn(12, 8, generator=g), torch.randn(60, 8, generator=g)
+    problem, config = _problem(12, 60), TrainConfig()
+    slope = torch.tensor(0.7, requires_grad=True)
+    value, dq, _ = objective(q, z, problem, config, slope, rows=5)
+    other, whole = torch.tensor(0.7, requires_grad=True), q.clone().requires_grad_(True)
+    f = group_scores(whole @ z.T, problem.member, "softmax-abs", 1.0) * other.exp()
+    total, pairs = ranking_loss(f, problem.r)
+    (total / pairs).backward()
+    assert value == pytest.approx(float(total / pairs), rel=1e-5)
+    torch.testing.assert_close(slope.grad, other.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(dq, whole.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_with_the_targets_body_stores_none_of_it(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path
+):
+    from safetensors.torch import load_file
+    from tdabench_airrep.pipeline import train_encoder
+
+    labels = _labels(tiny_corpus, tiny_queries)
+    labels.save(tmp_path / "labels.safetensors")
+
+    def train(out: str, **kw: object) -> dict:
+        return train_encoder(
+            target=tiny_target,
+            train=tiny_corpus,
+            dev=tiny_queries,
+            label_files=[tmp_path / "labels.safetensors"],
+            teacher_files=[],
+            body=Body(dim=8, normalise=True, **kw.pop("body", {})),
+            config=TrainConfig(steps=2, every=1, holdout=1, probe=3, lr=1e-3, slope=True, **kw),
+            out=tmp_path / out,
+            say=lambda line: None,
+        )
+
+    small, large = train("small", train_body=False), train("large")
+    assert small["bytes"] < large["bytes"]
+    assert not any(k.startswith("body.") for k in load_file(tmp_path / "small/model.safetensors"))
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert config["body_of"] == "target:base"
+    encoder = load_encoder(tmp_path / "small", target=tiny_target)
+    assert encode(encoder, tiny_corpus[:3]).shape == (3, 8)
+    with pytest.raises(DataError, match="reads the body of target:base, which is not available"):
+        load_encoder(tmp_path / "small")
+    (tmp_path / "small" / "config.json").write_text(json.dumps({**config, "body_sha256": "0"}))
+    with pytest.raises(DataError, match="was trained on another checkpoint 'base'"):
+        load_encoder(tmp_path / "small", target=tiny_target)
+    # Training may go on from it, and then has a body of its own if that is trained.
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    train("more", body={"init": str(tmp_path / "small")})
+    assert "body_of" not in json.loads((tmp_path / "more" / "config.json").read_text())
+    train("still", body={"init": str(tmp_path / "small")}, train_body=False)
+    assert json.loads((tmp_path / "still" / "config.json").read_text())["body_of"] == "target:base"
 
 
 def test_another_seed_is_another_training(tiny_target, tiny_corpus, tiny_queries, tmp_path):
