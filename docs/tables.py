@@ -232,12 +232,20 @@ def _short(value: Any) -> str:
 
 
 def loo(found: Records) -> list[str]:
-    rows = good(found, "instruct", "loo")
-    cells = [[f"`{r['method']['label']}`", interval(r["metrics"]["loo"])] for r in rows]
-    half = (len(cells) + 1) // 2
-    right = cells[half:] + [["", ""]] * (2 * half - len(cells))
-    pairs = [[*a, "", *b] for a, b in zip(cells[:half], right)]
-    return markdown("method | loo [95%] |  | method | loo [95%]", pairs)[:-1]
+    """A table per target, in two columns of methods, under its name where there are several."""
+    lines = []
+    for target in ordered(found):
+        rows = good(found, target, "loo")
+        cells = [[f"`{r['method']['label']}`", interval(r["metrics"]["loo"])] for r in rows]
+        half = (len(cells) + 1) // 2
+        right = cells[half:] + [["", ""]] * (2 * half - len(cells))
+        pairs = [[*a, "", *b] for a, b in zip(cells[:half], right)]
+        if not pairs:
+            continue
+        if len(ordered(found)) > 1:
+            lines += [f"### {target}", ""]
+        lines += markdown("method | loo [95%] |  | method | loo [95%]", pairs)
+    return lines[:-1]
 
 
 def removal(found: Records) -> list[str]:

@@ -101,6 +101,17 @@ def test_pages_of_families_sizes_and_other_targets() -> None:
     assert moved[-1] == "| knowing no model |  |  | 0.650 |"
 
 
+def test_removals_have_a_table_per_target() -> None:
+    module = script()
+    found = {}
+    for target, value in (("other", 0.1), ("instruct", 0.3)):
+        of = {"target": {"label": target}, "metrics": {"loo": {"value": value}}}
+        found[target, "a"] = record("a", 0.1) | of
+    text = module.loo(found)
+    assert [x for x in text if x.startswith("#")] == ["### instruct", "### other"]
+    assert "| `a` | 0.300 |  |  |  |" in text
+
+
 def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
