@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +23,14 @@ class Removal(Benchmark):
     The target is trained from `start` on a fixed random part of the corpus (`fraction`), then
     again without the k examples of this part that score highest for a query. The rise of that
     query's loss, minus the rise after removing k random examples, is plotted over k from 0; the
-    value is the area under this curve divided by its width: the mean extra rise in nats. `n`
-    queries are drawn by a named seed. All models start from the same weights and see the kept
-    examples in the same order at the same steps (removed examples have weight zero), so that
-    differences come from the examples alone.
+    value is the area under this curve divided by its width: the mean extra rise in nats (called
+    query-loss difference, QLD, elsewhere). `n` queries are drawn by a named seed.
+    With `matched` > 0 the random removals are drawn per query, that many of each size, and look
+    like what they are compared with: as many examples of each task, of nearest lengths, none of
+    them among the removed. What a method gains by recognising the task or long examples then
+    cancels. `opponents` also removes the k examples that score lowest.
+    All models start from the same weights and see the kept examples in the same order at the same
+    steps (removed examples have weight zero), so that differences come from the examples alone.
     Training follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16").
     """
 
@@ -40,6 +44,8 @@ class Removal(Benchmark):
     fraction: float = 0.25
     seeds: int = 1
     random_seeds: int = 3
+    matched: int = 0
+    opponents: bool = False
     start: str = "base"
     recipe: str = ""
     replicates: int = 1000
@@ -47,6 +53,8 @@ class Removal(Benchmark):
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or min(self.n, self.seeds, self.random_seeds) < 1:
             raise UsageError("removal: k, n, seeds and random_seeds must be at least 1")
+        if self.matched < 0:
+            raise UsageError(f"removal.matched must be at least 0, not {self.matched}")
         if not 0 < self.fraction <= 1:
             raise UsageError(f"removal.fraction must be in (0, 1], not {self.fraction}")
         Recipe().changed(self.recipe)
@@ -80,27 +88,45 @@ class Removal(Benchmark):
         alike = [(np.delete(pool, x), s) for x in lacking for s in range(self.seeds)]
         trainer.begin(alike, queries, among=pool)
         before = losses(none, slice(None)).astype(np.float64)  # [query]
-        top, random = np.zeros((2, len(ks), len(queries)))
+        rises = {"": np.zeros((len(ks), len(queries))), "random": np.zeros((len(ks), len(queries)))}
+        examples = [context.train[int(i)] for i in pool]
+        kinds = [e.task for e in examples]
+        lengths = np.array([len(e.prompt) + len(e.response) for e in examples])
+        total = len(ks) * len(queries)
         for j, k in enumerate(ks):
             for s in range(self.random_seeds):
-                random[j] += (losses(away[s][:k], slice(None)) - before) / self.random_seeds
+                rise = losses(away[s][:k], slice(None)) - before
+                rises["random"][j] += rise / self.random_seeds
             for q in range(len(queries)):
-                context.progress("retraining without the top k", j * len(queries) + q, top.size)
-                top[j, q] = losses(order[q, :k], q)[0] - before[q]
+                context.progress("retraining without the top k", j * len(queries) + q, total)
+                rises[""][j, q] = losses(order[q, :k], q)[0] - before[q]
+                for m in range(self.matched):
+                    rng = np.random.default_rng(named_seed(0, f"removal-matched-{m}-{q}"))
+                    alike_q = matched(order[q, :k], kinds, lengths, rng)
+                    rise = losses(alike_q, q)[0] - before[q]
+                    of = rises.setdefault("matched", np.zeros((len(ks), len(queries))))
+                    of[j, q] += rise / self.matched
+                if self.opponents:
+                    of = rises.setdefault("opponents", np.zeros((len(ks), len(queries))))
+                    of[j, q] = losses(order[q, -k:], q)[0] - before[q]
 
         tasks, few = tasks_of(queries)
         notes = (f"{len(queries)} queries, {trainer.done} models trained here", *few)
-        return self._outcome(top, random, tuple(queries.ids), tasks, notes)
+        return self._outcome(rises, tuple(queries.ids), tasks, notes)
 
     def recompute(self, stored: Stored) -> Outcome:
         arrays = stored.arrays
         tasks = {k: arrays[k] for k in ("task",) if k in arrays}
-        return self._outcome(arrays["rise"], arrays["rise_random"], stored.query_ids, tasks)
+        rises = {
+            k.removeprefix("rise").removeprefix("_"): v
+            for k, v in arrays.items()
+            if k.startswith("rise")
+        }
+        return self._outcome(rises, stored.query_ids, tasks)
 
     def _outcome(
         self,
-        top: np.ndarray,  # [k, query]: rise of the loss without the top k
-        random: np.ndarray,  # [k, query]: without as many random ones
+        rises: Mapping[str, np.ndarray],  # [k, query], of "" (the top k) and what was removed else
         query_ids: tuple[str, ...],
         tasks: Mapping[str, np.ndarray],
         notes: tuple[str, ...] = (),
@@ -109,22 +135,55 @@ class Removal(Benchmark):
 
         of = tasks.get("task")
         ks = sorted(set(self.k))
-        extra = area(ks, top - random)
+        top, control = rises[""], rises.get("matched", rises["random"])
+        extra = area(ks, top - control)
         boot = stats.bootstrap_queries(extra, self.replicates, tasks=of)
         metrics = {self.name: metric(boot, unit="nats")}
         for j, k in enumerate(ks):
-            rise = stats.bootstrap_queries(top[j], self.replicates, tasks=of)
-            metrics[f"rise@{k}"] = metric(rise, unit="nats")
-            metrics[f"rise_random@{k}"] = Metric(float(random[j].mean()), unit="nats")
+            for name, values in rises.items():
+                if name in ("random", "matched"):
+                    found = Metric(float(values[j].mean()), unit="nats")
+                else:
+                    boot_k = stats.bootstrap_queries(values[j], self.replicates, tasks=of)
+                    found = metric(boot_k, unit="nats")
+                metrics[f"rise{'_' if name else ''}{name}@{k}"] = found
+        if "opponents" in rises:
+            spread = area(ks, top - rises["opponents"])
+            spread_boot = stats.bootstrap_queries(spread, self.replicates, tasks=of)
+            metrics["spread"] = metric(spread_boot, unit="nats")
         return Outcome(
             primary=self.name,
             metrics=metrics,
             per_query=extra,
             query_ids=query_ids,
             replicates=boot.both,
-            arrays={"rise": top, "rise_random": random, **tasks, **boot.arrays()},
+            arrays={
+                **{f"rise{'_' if k else ''}{k}": v for k, v in rises.items()},
+                **tasks,
+                **boot.arrays(),
+            },
             notes=notes,
         )
+
+
+def matched(
+    removed: np.ndarray, kinds: Sequence[str], lengths: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws as many places as in `removed`, none of them in it: for each, in order, one with the
+    same entry in `kinds`, at random among the three nearest in `lengths` that are left. Where no
+    example of the kind is left, one of any kind is taken.
+    """
+    kinds_, left = np.asarray(kinds), np.ones(len(lengths), dtype=bool)
+    left[removed] = False
+    out = []
+    for i in removed[: left.sum()]:
+        near = np.flatnonzero(left & (kinds_ == kinds_[i]))
+        if not len(near):
+            near = np.flatnonzero(left)
+        near = near[np.argsort(np.abs(lengths[near] - lengths[i]), kind="stable")[:3]]
+        out.append(int(rng.choice(near)))
+        left[out[-1]] = False
+    return np.array(out, dtype=np.int64)
 
 
 def area(ks: list[int], rise: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from constructed import FixedIndex, corpus
 
-from tdabench.benchmarks.removal import Removal, area
+from tdabench.benchmarks.removal import Removal, area, matched
 from tdabench.benchmarks.retrain import Retrainer, exact_match, greedy, unigram_f1
 from tdabench.benchmarks.selection import Selection, choose, split_tasks
 from tdabench.data.examples import Corpus
@@ -209,6 +209,42 @@ def test_removing_the_own_task_raises_the_loss_more_than_removing_others(tiny) -
     assert good.metrics["rise_random@7"] == poor.metrics["rise_random@7"]
     expected = (good.metrics["rise@7"].value - good.metrics["rise_random@7"].value) / 2
     assert good.metrics["removal"].value == pytest.approx(expected)
+
+
+def test_a_matched_removal_looks_like_the_one_it_is_compared_with() -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(["a", "b", "c"], 20)
+    lengths = np.concatenate([rng.permutation(20), 100 + rng.permutation(20), [7] * 20])
+    removed = np.array([0, 1, 2, 25, 45])
+    got = matched(removed, list(kinds), lengths, np.random.default_rng(1))
+    assert list(kinds[got]) == list(kinds[removed])
+    assert len(set(got)) == 5
+    assert not set(got) & set(removed)
+    assert np.abs(lengths[got] - lengths[removed]).max() <= 6
+    again = matched(removed, list(kinds), lengths, np.random.default_rng(2))
+    assert list(again) != list(got)
+    # Where a kind runs out, any example is taken; where all do, fewer.
+    all_a = matched(np.arange(15), list(kinds), lengths, np.random.default_rng(1))
+    assert list(kinds[all_a]) == ["a"] * 5 + list(kinds[all_a[5:]])
+    assert len(set(all_a)) == 15
+    assert len(matched(np.arange(58), list(kinds), lengths, np.random.default_rng(1))) == 2
+
+
+def test_matched_controls_and_opponents(tiny) -> None:
+    options = {"n": 3, "k": (4,), "fraction": 0.5, "random_seeds": 1, "replicates": 50}
+    plain = Removal(**options, recipe=QUICK + "3")
+    strict = Removal(**options, recipe=QUICK + "3", matched=2, opponents=True)
+    a, b = plain.run(tiny(1.0)).metrics, strict.run(tiny(1.0)).metrics
+    assert set(b) - set(a) == {"rise_matched@4", "rise_opponents@4", "spread"}
+    assert b["rise@4"].value == a["rise@4"].value
+    half = (b["rise@4"].value - b["rise_matched@4"].value) / 2
+    assert b["removal"].value == pytest.approx(half)
+    assert b["spread"].value == pytest.approx((b["rise@4"].value - b["rise_opponents@4"].value) / 2)
+    # The opponents of scores are the proponents of their negation.
+    c = Removal(**options, recipe=QUICK + "3", opponents=True).run(tiny(-1.0)).metrics
+    assert c["spread"].value < b["spread"].value
+    with pytest.raises(UsageError, match="matched"):
+        Removal(matched=-1)
 
 
 def test_removing_everything_is_refused(tiny) -> None:
