@@ -14,6 +14,7 @@ from tdabench.benchmark import Benchmark as Benchmark
 from tdabench.benchmark import BenchmarkContext as BenchmarkContext
 from tdabench.benchmark import Metric as Metric
 from tdabench.benchmark import Outcome as Outcome
+from tdabench.data.behaviours import Behaviour as Behaviour
 from tdabench.data.examples import Corpus as Corpus
 from tdabench.data.examples import Example as Example
 from tdabench.data.files import read_jsonl as read_jsonl

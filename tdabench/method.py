@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour, parts_of
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, MissingAsset
 from tdabench.groups import Groups, pool_scores
@@ -162,6 +163,29 @@ class Index(ABC):
         Equal scores are ordered by training index.
         """
         return top_k_of(self.score(queries), k)
+
+    def score_some(self, queries: Sequence[Example], candidates: np.ndarray) -> np.ndarray:
+        """Computes the scores of some training examples per query, float32 [query, k].
+
+        `candidates` are training indices [query, k], which differ by query. Equal to the same
+        entries of `score`; an index that can do it in less time than all scores overrides it. The
+        later stages of a pipeline are asked this way.
+        """
+        return np.take_along_axis(np.asarray(self.score(queries)), candidates, axis=1)
+
+    def score_behaviours(
+        self, behaviours: Sequence[Behaviour], groups: Groups | None = None
+    ) -> np.ndarray:
+        """Computes scores of behaviours, float32 [behaviour, train], or of `groups`
+        [behaviour, group].
+
+        A behaviour is a weighted sum of losses, and its score here the same sum of the scores of
+        its examples: exact for every method that is linear in the query's loss, as scores by
+        gradients are. An index that can do better for a set than average overrides this.
+        """
+        examples, weights = parts_of(behaviours)
+        scores = self.score(examples) if groups is None else self.score_groups(examples, groups)
+        return weights @ np.asarray(scores, dtype=np.float32)
 
     @abstractmethod
     def save(self, path: Path) -> None:

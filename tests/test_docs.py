@@ -16,6 +16,7 @@ from tdabench import hookspecs
 from tdabench.cli import COMMANDS, cli
 from tdabench.registry import registry
 from tdabench.run.sources import load_suite
+from tdabench.toolkit.pipeline import PipelineName
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,7 +29,7 @@ def commands(page: Path) -> list[str]:
     for fenced in re.findall(r"^```.*?$(.*?)^```", text, re.M | re.S):
         blocks += re.findall(r"^\s*(?:\$ )?(tdabench .*)$", fenced, re.M)
     spans = re.findall(r"`(tdabench [^`\n]*)`", text)
-    lines = [re.split(r"\s+#|\s*[|>]", b)[0] for b in blocks]
+    lines = [re.split(r"\s+#|\s+[|>]", b)[0] for b in blocks]
     return [c.rstrip("\\ ") for c in [*lines, *spans] if "…" not in c and "..." not in c]
 
 
@@ -70,7 +71,9 @@ def test_what_a_documented_command_names_is_there(page, line):
     suite = load_suite("pocket")
     own_suite = "--suite" in line or "mine.toml" in line
     for name in values(line, "--methods"):
-        assert name in registry().methods
+        pipeline = PipelineName.parse(name)
+        for stage in pipeline.stages if pipeline else [name]:
+            assert stage in registry().methods
     for name in [*values(line, "--benchmarks"), *values(line, "--benchmark")]:
         assert name in {*registry().benchmarks, "overall"}
     for name in values(line, "--kind"):
@@ -81,7 +84,9 @@ def test_what_a_documented_command_names_is_there(page, line):
         assert name in {t.label for t in suite.targets}
     for setting in values(line, "--set"):
         name, _, parameter = setting.partition("=")[0].rpartition(".")
-        if name and name not in YOURS:
+        if PipelineName.parse(name) is not None:
+            assert parameter == "rest"
+        elif name and name not in YOURS:
             assert parameter in {f.name for f in fields(registry().method(name).cls)}
     words = [w for w in shlex.split(line)[1:] if not w.startswith("-")]
     if (

@@ -62,6 +62,54 @@ class StreamingIndex(Index):
                 out[a : a + step, index] = block
         return self.finite(out)
 
+    def score_some(self, queries: Sequence[Example], candidates: np.ndarray) -> np.ndarray:
+        """Computes gradients of candidates only, each once per block of queries: [query, k]."""
+        if type(self).score is not StreamingIndex.score or candidates.size == 0:
+            return super().score_some(queries, candidates)  # its scores are other products
+        out = np.empty(candidates.shape, dtype=np.float32)
+        step = self.block(self.method.copies)
+        for a in range(0, len(queries), step):
+            gradients = self.gradients(queries[a : a + step])
+            gradients = self.method.precondition(self, gradients)
+            out[a : a + step] = self.pairs(gradients, candidates[a : a + step])
+        return self.finite(out)
+
+    def pairs(self, gradients: Gradients, candidates: np.ndarray) -> np.ndarray:
+        """Computes inner products of each query with its own candidates: float32 [query, k]."""
+        import torch
+
+        from tdabench.api import Workspace, map_batches, per_example
+
+        union, at = np.unique(candidates, return_inverse=True)
+        asked = np.arange(len(candidates)).repeat(candidates.shape[1])  # the query of each pair
+        order = np.argsort(at.ravel(), kind="stable")  # pairs by training example
+        ends = np.searchsorted(at.ravel()[order], np.arange(len(union) + 1))
+        found = np.empty(candidates.size, dtype=np.float32)  # by pair
+        flat = {name: g.flatten(1) for name, g in gradients.items()}  # [query, d_out * d_in]
+        workspace = Workspace()
+
+        def compute(batch: Batch) -> torch.Tensor:
+            whose = [order[ends[i] : ends[i + 1]] for i in batch.index]  # pairs of each example
+            sizes = [len(w) for w in whose]
+            total = torch.zeros(len(whose), max(sizes), device=batch.input_ids.device)
+
+            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+                g = per_example(layer, x, delta, workspace).flatten(1)  # [b, d]
+                q = flat[layer.name]
+                for row, pairs in enumerate(whose):
+                    total[row, : sizes[row]] += q[asked[pairs]] @ g[row]
+
+            self.engine.backward(batch, visit)
+            return total
+
+        tokens = [self.tokens[i] for i in union]
+        for index, total in map_batches(self.context, tokens, compute, what="scores"):
+            values = total.cpu().numpy()
+            for i, row in zip(index, values):
+                pairs = order[ends[i] : ends[i + 1]]
+                found[pairs] = row[: len(pairs)]
+        return found.reshape(candidates.shape)
+
     def block(self, copies: int = 1) -> int:
         """Returns how many examples' whole gradients to hold at once, with `copies` of each."""
         return max(1, self.query_bytes // (4 * self.engine.dim * copies))

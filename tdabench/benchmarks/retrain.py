@@ -137,7 +137,8 @@ class Retrainer:
         tokens = [self._tokens[i] for i in pool]
         weights = np.isin(pool, chosen) if len(chosen) < len(pool) else None
         order = named_seed(0, f"retrain-{seed}")
-        finetune(model, tokens, self.recipe, order, target.pad_id, weights=weights)
+        if chosen:  # otherwise the model is measured as it is
+            finetune(model, tokens, self.recipe, order, target.pad_id, weights=weights)
         losses = target.losses(model, target.tokenize(queries))
         responses = None
         if self.max_new_tokens:

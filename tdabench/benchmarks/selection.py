@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
+from tdabench.data.alike import overlap, trigrams
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
@@ -25,11 +26,18 @@ class Selection(Benchmark):
 
     For each task, `dev` queries guide the selection of k training examples; the target is
     fine-tuned on them from `start` and measured on the task's other queries: loss, exact match
-    and unigram F1 of greedy responses. `rule` is "min-rank" (the examples whose best rank over
-    the dev queries is lowest) or "mean" (highest mean score). Beside the method stand random
-    choices of k (`random_seeds` of them), a random k of the task's own examples (oracle) and the
-    whole pool. Values are means over tasks; a task is the unit of the interval, since its
-    queries share a retraining. `tasks` limits them to that many, drawn by a named seed (0: all).
+    and unigram F1 of greedy responses. Beside the method stand random choices of k (`random_seeds`
+    of them), a random k of the task's own examples (oracle), the whole pool, and the model as it
+    is, which no selection has trained (zeroshot).
+
+    Scoring and picking are separate: the method gives scores [dev query, train], and `rule` picks.
+    "min-rank" takes the examples whose best rank over the dev queries is lowest, "top" those with
+    the highest mean score, "softmax" draws without replacement with probabilities proportional to
+    exp(mean score / standard deviation), and "diverse" takes the order of min-rank, but passes
+    over examples that share half of their text with one taken before.
+
+    Values are means over tasks; a task is the unit of the interval, since its queries share a
+    retraining. `tasks` limits them to that many, drawn by a named seed (0: all).
     The headline is the mean of `measure` over the curve's points: every k counts, none is chosen
     afterwards. A target too small to answer correctly is better judged by "loss". Training
     follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16": a selection
@@ -37,7 +45,7 @@ class Selection(Benchmark):
     """
 
     name: ClassVar[str] = "selection"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "quality of a model fine-tuned on the examples that a method selects"
     source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
 
@@ -54,8 +62,8 @@ class Selection(Benchmark):
     replicates: int = 1000
 
     def __post_init__(self) -> None:
-        if self.rule not in ("min-rank", "mean"):
-            raise UsageError(f"selection.rule = {self.rule!r}", "One of: min-rank, mean")
+        if self.rule not in RULES:
+            raise UsageError(f"selection.rule = {self.rule!r}", f"One of: {', '.join(RULES)}")
         if self.measure not in MEASURES:
             raise UsageError(
                 f"selection.measure = {self.measure!r}", f"One of: {', '.join(MEASURES)}"
@@ -86,6 +94,8 @@ class Selection(Benchmark):
                 quality["random", k] = np.mean([measure(r, unseen_all) for r in runs], axis=0)
             for who in ("method", "oracle"):
                 quality[who, k] = np.full((3, len(place)), np.nan)
+        as_is = trainer.run([], unseen_all, 0)
+        quality["zeroshot", 0] = measure(as_is, unseen_all)
         whole = [trainer.run(np.arange(n), unseen_all, s) for s in range(self.seeds)]
         quality["full", n] = np.mean([measure(r, unseen_all) for r in whole], axis=0)
 
@@ -94,7 +104,8 @@ class Selection(Benchmark):
         for t, (task, dev, unseen) in enumerate(parts):
             context.progress("retraining on selections", t, len(parts))
             queries = context.queries.subset(unseen)
-            ranked = choose(context, context.queries.subset(dev), self.rule, max(ks))
+            scores = dev_scores(context, context.queries.subset(dev))
+            ranked = pick(self.rule, scores, context.train, max(ks))
             picked[t] = ranked
             own = np.array([i for i, e in enumerate(context.train) if e.task == task], dtype=int)
             for k in ks:
@@ -157,6 +168,10 @@ class Selection(Benchmark):
             gain = (headline("random") - per_query) if lower else (per_query - headline("random"))
             metrics["gain_over_random"] = metric(over_tasks(gain), unit=unit)
         metrics[f"{self.measure}_oracle"] = stated(headline("oracle"))
+        if ("zeroshot", 0) in quality:
+            without = quality["zeroshot", 0][main]
+            gain = (without - per_query) if lower else (per_query - without)
+            metrics["gain_over_zeroshot"] = metric(over_tasks(gain), unit=unit)
         masks = [np.array([x == t for x in tasks]) for t in sorted(set(tasks))]
         for (who, k), values in quality.items():
             for name, row in zip(MEASURES, values):
@@ -213,21 +228,63 @@ def split_tasks(
     return parts, notes
 
 
-def choose(context: BenchmarkContext, dev: Corpus, rule: str, k: int) -> np.ndarray:
-    """Selects k training examples by the rule for the dev queries, best first: int64 [k].
+def dev_scores(context: BenchmarkContext, dev: Corpus) -> np.ndarray:
+    """Returns the method's scores for the dev queries: float32 [dev, train]."""
+    n = len(context.train)
+    return np.concatenate([s for _, s in score_blocks(context.index, dev, n)])
+
+
+def pick(rule: str, scores: np.ndarray, train: Corpus, k: int) -> np.ndarray:
+    """Selects k training examples by a rule from scores [dev, train], best first: int64 [k].
 
     Ties are broken by a fixed random order, so that a method with constant scores selects at
     random and not the first lines of the corpus.
     """
+    return RULES[rule](scores, train, permutation(np.arange(len(train)), "ties"))[:k]
+
+
+def _top(scores: np.ndarray, train: Corpus, tie: np.ndarray) -> np.ndarray:
+    return np.lexsort((tie, -scores.mean(axis=0, dtype=np.float64)))
+
+
+def _min_rank(scores: np.ndarray, train: Corpus, tie: np.ndarray) -> np.ndarray:
     from tdabench import stats
 
-    n = len(context.train)
-    scores = np.concatenate([s for _, s in score_blocks(context.index, dev, n)])  # [dev, train]
-    tie = permutation(np.arange(n), "ties")
-    if rule == "mean":
-        return np.lexsort((tie, -scores.mean(axis=0, dtype=np.float64)))[:k]
     ranks = stats.average_ranks(-scores)
-    return np.lexsort((tie, ranks.mean(axis=0), ranks.min(axis=0)))[:k]
+    return np.lexsort((tie, ranks.mean(axis=0), ranks.min(axis=0)))
+
+
+def _softmax(scores: np.ndarray, train: Corpus, tie: np.ndarray) -> np.ndarray:
+    """Draws without replacement: the order of logits with Gumbel noise (arXiv 1903.06059)."""
+    mean = scores.mean(axis=0, dtype=np.float64)
+    spread = mean.std() or 1.0
+    noise = np.random.default_rng(named_seed(0, "selection-gumbel")).gumbel(size=len(mean))
+    return np.lexsort((tie, -(mean / spread + noise)))
+
+
+def _diverse(scores: np.ndarray, train: Corpus, tie: np.ndarray) -> np.ndarray:
+    taken: list[int] = []
+    passed: list[int] = []
+    seen: list[frozenset[str]] = []
+    for i in _min_rank(scores, train, tie).tolist():
+        grams = trigrams(train[i].text)
+        if any(overlap(grams, g) >= SAME for g in seen):
+            passed.append(i)
+            continue
+        taken.append(i)
+        if len(seen) < MOST_COMPARED:
+            seen.append(grams)
+    return np.array([*taken, *passed])
+
+
+SAME = 0.5  # overlap of texts from which "diverse" passes over an example
+MOST_COMPARED = 200  # later examples are compared with the first so many only
+RULES: dict[str, Callable[[np.ndarray, Corpus, np.ndarray], np.ndarray]] = {
+    "min-rank": _min_rank,
+    "top": _top,
+    "softmax": _softmax,
+    "diverse": _diverse,
+}
 
 
 def permutation(items: np.ndarray, name: str) -> np.ndarray:

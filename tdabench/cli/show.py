@@ -145,6 +145,11 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
                 + f", peak memory {_bytes(c.get('peak_bytes', 0))}"
                 + (f", GPU {_bytes(c['gpu_peak_bytes'])}" if c.get("gpu_peak_bytes") else "")
             )
+    for stage in cost.get("stages") or ():
+        line(
+            f"  stage {stage['label']}: build {stage['build']['seconds']:.3f} s, query "
+            f"{stage['query']['seconds']:.3f} s, index {_bytes(stage['index_bytes'])}"
+        )
     if phases := _phases(cost):
         line(f"seconds by the clock and of processors: {phases}")
     if "index_bytes" in cost:

@@ -26,9 +26,10 @@ from tdabench.errors import UsageError, notice, unknown
 
 if TYPE_CHECKING:
     from tdabench.data import Example
+    from tdabench.groups import Groups
     from tdabench.report.trust import Trust
     from tdabench.run.suite import Suite, SuiteTarget
-    from tdabench.run.trace import Traced
+    from tdabench.run.trace import Query, Traced
 
 DEFAULT = "airrep,trak"
 SIDES = (
@@ -45,6 +46,9 @@ Examples:
   tdabench trace "What is the capital of France?" --retrain
   tdabench trace "What is the capital of France?" --response Paris --methods airrep,bm25,trak
   tdabench trace --queries questions.jsonl --methods tfidf --json
+  tdabench trace "What is the capital of France?" --response Paris --against Lyon
+  tdabench trace --behaviour rude-answers.jsonl --by source --html why.html
+  tdabench trace "What is 7 + 5?" --methods 'bm25,bm25>ekfac@200'
   tdabench trace "Who wrote it?" --model ./my-model --train train.jsonl --methods tfidf,trak
 Indices come from a run of the suite, or are built once and cached.
 """
@@ -56,6 +60,26 @@ Indices come from a run of the suite, or are built once and cached.
     "queries_file",
     type=click.Path(path_type=Path),
     help="File of prompts and responses, instead of a prompt.",
+)
+@click.option(
+    "--against",
+    metavar="TEXT",
+    help="Another response: explain why the model gives the first and not this one.",
+)
+@click.option(
+    "--behaviour",
+    "behaviour_file",
+    type=click.Path(path_type=Path),
+    help="File of examples of one behaviour (or several, by a field `behaviour`), explained "
+    "together.",
+)
+@click.option(
+    "--by",
+    metavar="FIELD",
+    help="Sum up by source as well: `source`, `task`, or another field of the training examples.",
+)
+@click.option(
+    "--html", "html_file", type=click.Path(path_type=Path), help="Write the answer as a page."
 )
 @click.option(
     "--suite",
@@ -94,6 +118,10 @@ def command(
     prompt: str | None,
     response: str | None,
     queries_file: Path | None,
+    against: str | None,
+    behaviour_file: Path | None,
+    by: str | None,
+    html_file: Path | None,
     suite: str | None,
     target: str | None,
     methods: str | None,
@@ -108,16 +136,19 @@ def command(
     """Show the most helpful and most harmful training examples for a model output.
 
     Several methods are shown side by side. Positive scores help: training on the example lowers
-    the loss of the response. Each method has its own scale.
+    the loss of the response. Each method has its own scale. Near-duplicates are shown once.
     """
+    from tdabench.report.traced import SPARE
     from tdabench.run.plan import Request, plan_indices
     from tdabench.run.trace import trace
 
-    if (prompt is None) == (queries_file is None):
+    if sum(x is not None for x in (prompt, queries_file, behaviour_file)) != 1:
         raise UsageError(
-            "trace takes a prompt, or a file of them with --queries",
+            "trace takes a prompt, or a file of them with --queries, or --behaviour",
             'For example: tdabench trace "What is the capital of France?"',
         )
+    if against is not None and prompt is None:
+        raise UsageError("--against belongs to a prompt", "In a file it is the field `against`")
     device = chosen_device(device)
     discovered()
     if own["model"] or own["train"]:
@@ -139,27 +170,40 @@ def command(
         raise UsageError(
             f"the suite has the targets {', '.join(labels)}", f"Name one: --target {labels[0]}"
         )
-    if retrain and (checkpoint or response is not None or queries_file is not None):
+    file = queries_file or behaviour_file
+    if retrain and (checkpoint or response is not None or file is not None):
         raise UsageError(
             "--retrain chooses the model that answers", "Leave out --checkpoint, or the response"
         )
-    queries = asked(plan.suite, plan.targets[0], prompt, response, queries_file, own,
+    queries = asked(plan.suite, plan.targets[0], prompt, response, file, own,
                     checkpoint, retrain, device)  # fmt: skip
     from tdabench.report.records import runs_in
     from tdabench.report.trust import sentences, trust
 
     runs = runs_in(Path("runs"))
     indices = [f for f in runs if (f / "indices").is_dir()]
-    found = list(trace(plan, queries, k, indices, say=notice, progress=_silent))
+    asked_for = queries_to_explain(queries, against, behaviour_file)
+    sources, groups = _sources(plan.suite.train, by)
+    most = min(len(plan.suite.train), SPARE * k)
+    found = list(trace(plan, asked_for, most, indices, notice, _silent, groups))
     known = trust(plan, plan.builds, runs)
+    answer = _answer(plan.suite, asked_for, found, known, k, sources, groups)
+    told = sentences(known, [f.label for f in found if not f.reason])
+    if html_file is not None:
+        from tdabench.io import write_text
+        from tdabench.report.traced import page
+
+        write_text(html_file, page({**answer, "notes": [*answer["notes"], *told]}))
+        notice(f"written to {html_file}")
     if as_json:
-        emit_json(_as_json(plan.suite, queries, found, known))
+        emit_json(answer)
         return 1 if all(f.reason for f in found) else 0
     if sys.stdout.isatty():
-        _print(plan.suite, queries, found)
-    else:
-        _print_lines(plan.suite, queries, found)
-    for line in sentences(known, [f.label for f in found if not f.reason]):
+        _print(answer)
+    elif html_file is None:
+        _print_lines(answer)
+    _print_failures(found)
+    for line in told:
         notice(line)
     return 1 if all(f.reason for f in found) else 0
 
@@ -229,24 +273,49 @@ def _clean(text: str, limit: int) -> str:
     return clean(text, limit)
 
 
-def _sides(found: Traced, q: int) -> list[tuple[str, list[tuple[float, int]]]]:
-    assert found.top is not None
-    assert found.top_score is not None
-    assert found.bottom is not None
-    assert found.bottom_score is not None
-    top = zip(found.top_score[q].tolist(), found.top[q].tolist())
-    bottom = zip(found.bottom_score[q].tolist(), found.bottom[q].tolist())
-    # Among few examples the lowest scores are also the highest: only the sign tells the sides.
-    return [
-        ("helpful", [(s, i) for s, i in top if s > 0]),
-        ("harmful", [(s, i) for s, i in bottom if s < 0]),
-    ]
+def queries_to_explain(
+    queries: Sequence[Example], against: str | None = None, behaviour: Path | None = None
+) -> list[Query]:
+    """Returns what is explained: queries one by one, as contrasts, or the behaviours of a file."""
+    from dataclasses import replace
+
+    from tdabench.data.behaviours import Behaviour, behaviours_of
+
+    if against is not None:
+        if not against.strip():
+            raise UsageError("--against is empty", "Give the other response")
+        queries = [replace(q, meta={**q.meta, "against": against}) for q in queries]
+    if behaviour is not None:
+        if any(q.meta.get("behaviour") for q in queries):
+            return list(behaviours_of(queries, "behaviour"))
+        return [Behaviour.of(behaviour.name.partition(".")[0], queries)]
+    return [Behaviour.of(q.id, [q]) if q.meta.get("against") else q for q in queries]
 
 
-def _as_json(
-    suite: Suite, queries: Sequence[Example], found: list[Traced], known: Mapping[str, Trust]
+def _sources(train: Sequence[Example], by: str | None) -> tuple[list[str], Groups | None]:
+    """Returns names of sources and their groups of training examples; none without `by`."""
+    if by is None:
+        return [], None
+    from tdabench.data.origins import members_by_origin
+    from tdabench.groups import Groups
+
+    members = members_by_origin(train, by)
+    return list(members), Groups.of(members.values(), len(train))
+
+
+def _answer(
+    suite: Suite,
+    queries: Sequence[Query],
+    found: list[Traced],
+    known: Mapping[str, Trust],
+    k: int,
+    sources: Sequence[str] = (),
+    groups: Groups | None = None,
 ) -> dict[str, Any]:
-    def shown(e: Example) -> dict[str, str]:
+    """Returns all that is shown, as JSON; see docs/trace.md."""
+    from tdabench.report import traced
+
+    def shown(e: Query) -> dict[str, str]:
         return {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
 
     rows: list[dict[str, Any]] = []
@@ -256,11 +325,39 @@ def _as_json(
             if f.reason:
                 methods[f.label] = {"error": f.reason}
                 continue
-            methods[f.label] = {
-                side: [{"score": s, "index": i, **shown(suite.train[i])} for s, i in items]
-                for side, items in _sides(f, q)
+            told: dict[str, Any] = {"share": {}, "kinds": {}}
+            for n, (side, items) in enumerate(zip(("helpful", "harmful"), traced.sides(f, q))):
+                chosen = traced.folded(suite.train, items, k)
+                told[side] = [
+                    {
+                        "score": s.score,
+                        "index": s.index,
+                        **shown(suite.train[s.index]),
+                        "copies": [suite.train[i].id for i in s.copies],
+                    }
+                    for s in chosen
+                ]
+                told["share"][side] = traced.share(f, q, chosen, n)
+                told["kinds"][side] = traced.kinds(suite.train, chosen)
+            if groups is not None and f.by_source is not None:
+                told["sources"] = traced.source_rows(sources, groups.sizes.tolist(),
+                                                     f.by_source[q], k)  # fmt: skip
+            methods[f.label] = told
+        pairs = traced.agreements(found, q, k, len(suite.train))
+        rows.append(
+            {
+                **shown(query),
+                "methods": methods,
+                "agreement": pairs,
+                "notes": [traced.agreement_line(p) for p in pairs],
             }
-        rows.append({**shown(query), "methods": methods})
+        )
+    times = ", ".join(
+        f"{f.label} {f.query_seconds:.2f} s"
+        + (f" (index {f.index_seconds:.1f} s)" if f.index_seconds else "")
+        for f in found
+        if not f.reason
+    )
     return {
         "suite": suite.name,
         "n_train": len(suite.train),
@@ -273,80 +370,115 @@ def _as_json(
             f.label: {"index": round(f.index_seconds, 3), "query": round(f.query_seconds, 4)}
             for f in found
         },
+        "notes": [
+            f"{len(suite.train):,} training examples of {suite.name}; {times}. Each method has its "
+            "own scale."
+        ]
+        if times
+        else [],
     }
 
 
-def _print_lines(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
-    """Prints one tab-separated line per example, for grep and cut."""
+def _print_lines(answer: dict[str, Any]) -> None:
+    """Prints one tab-separated line per example or source, for grep and cut."""
     print("query", "method", "side", "rank", "score", "id", "prompt", "response", sep="\t")
-    for q, query in enumerate(queries):
-        for f in found:
-            if f.reason:
+    for query in answer["queries"]:
+        for label, told in query["methods"].items():
+            if "error" in told:
                 continue
-            for side, items in _sides(f, q):
-                for rank, (score, i) in enumerate(items, start=1):
-                    e = suite.train[i]
-                    texts = [_clean(t, 1000) for t in (e.id, e.prompt, e.response)]
-                    line = [_clean(query.id, 100), f.label, side, rank, f"{score:.6g}", *texts]
-                    print(*line, sep="\t")
-    _print_failures(found)
+            first = [_clean(query["id"], 100), label]
+            for side in ("helpful", "harmful"):
+                for rank, e in enumerate(told[side], start=1):
+                    texts = [_clean(e[t], 1000) for t in ("id", "prompt", "response")]
+                    print(*first, side, rank, f"{e['score']:.6g}", *texts, sep="\t")
+            for rank, r in enumerate(told.get("sources", ()), start=1):
+                texts = [_clean(r["source"], 1000), f"{r['examples']} examples", ""]
+                print(*first, "source", rank, f"{r['score']:.6g}", *texts, sep="\t")
 
 
-def _print(suite: Suite, queries: Sequence[Example], found: list[Traced]) -> None:
+def _print(answer: dict[str, Any]) -> None:
     """Prints a table per side and a column per method, stacked if the terminal is narrow."""
     from rich.table import Table
     from rich.text import Text
 
     out = console()
-    working = [f for f in found if not f.reason]
     per_row = max(1, out.width // 36)
-    for q, query in enumerate(queries):
-        head = Text(_clean(query.prompt, 400), "bold")
+    for query in answer["queries"]:
+        head = Text(_clean(query["prompt"], 400), "bold")
         head.append("\n→ ", "dim")
-        head.append(_clean(query.response, 400), "bold cyan")
+        head.append(_clean(query["response"], 400), "bold cyan")
         out.print(head)
+        working = [(m, told) for m, told in query["methods"].items() if "error" not in told]
         for a in range(0, len(working), per_row):
             part = working[a : a + per_row]
-            for n, (side, style) in enumerate(SIDES):
+            for n, (side, (title, style)) in enumerate(zip(("helpful", "harmful"), SIDES)):
                 table = Table(box=None, pad_edge=False, expand=True, title_justify="left",
-                              title=Text(side, f"bold {style}"))  # fmt: skip
+                              title=Text(title, f"bold {style}"))  # fmt: skip
                 table.add_column("", width=3, justify="right", style="dim")
-                for f in part:
-                    table.add_column(Text(f.label), ratio=1, overflow="fold")
-                columns = [_sides(f, q)[n][1] for f in part]
+                for label, _ in part:
+                    table.add_column(Text(label), ratio=1, overflow="fold")
+                columns = [told[side] for _, told in part]
                 if not any(columns):
-                    names = ", ".join(f.label for f in part)
+                    names = ", ".join(label for label, _ in part)
                     out.print()
-                    out.print(Text(f"{side.partition(':')[0]}: {NONE[n]} ({names})", "dim"))
+                    out.print(Text(f"{title.partition(':')[0]}: {NONE[n]} ({names})", "dim"))
                     continue
                 for rank in range(max(len(c) for c in columns)):
-                    cells = [_example(suite, *c[rank], style) if rank < len(c)
+                    cells = [_example(c[rank], style) if rank < len(c)
                              else Text("" if c or rank else NONE[n], "dim")
                              for c in columns]  # fmt: skip
                     table.add_row(Text(str(rank + 1)), *cells)
+                if columns:
+                    table.add_row(Text(), *[Text(_summary(told, side), "dim") for _, told in part])
                 out.print()
                 out.print(table)
+            if any(told.get("sources") for _, told in part):
+                table = Table(box=None, pad_edge=False, expand=True, title_justify="left",
+                              title=Text("by source: score of all its examples (per example)",
+                                         "bold"))  # fmt: skip
+                for label, _ in part:
+                    table.add_column(Text(label), ratio=1, overflow="fold")
+                rows = [told.get("sources", []) for _, told in part]
+                for rank in range(max(len(r) for r in rows)):
+                    table.add_row(*[_source(r[rank]) if rank < len(r) else Text() for r in rows])
+                out.print()
+                out.print(table)
+        for line in query["notes"]:
+            out.print(Text(line, "dim"))
         out.print()
-    times = ", ".join(
-        f"{f.label} {f.query_seconds:.2f} s" + (f" (index {f.index_seconds:.1f} s)"
-                                                if f.index_seconds else "")
-        for f in working
-    )  # fmt: skip
-    if times:
-        out.print(Text(f"{len(suite.train):,} training examples of {suite.name}; {times}. "
-                       "Each method has its own scale.", "dim"))  # fmt: skip
-    _print_failures(found)
+    for line in answer["notes"]:
+        out.print(Text(line, "dim"))
 
 
-def _example(suite: Suite, score: float, i: int, style: str) -> Any:
+def _summary(told: dict[str, Any], side: str) -> str:
+    """Returns what the shown examples hold of all such scores, and where they come from."""
+    held = told["share"].get(side)
+    parts = [f"{held:.0%} of all such scores"] if held is not None else []
+    if kinds := told["kinds"].get(side):
+        named = ", ".join(f"{_clean(name, 30)} {n}" for name, n in kinds[:4])
+        parts.append(f"from {named}")
+    return "; ".join(parts)
+
+
+def _source(row: dict[str, Any]) -> Any:
     from rich.text import Text
 
-    e = suite.train[i]
-    text = Text(f"{score:+.3g} ", style)
-    text.append(_clean(e.prompt, 160))
+    text = Text(f"{row['score']:+.3g} ", "green" if row["score"] > 0 else "red")
+    text.append(_clean(row["source"], 60))
+    return text.append(f"  {row['examples']:,} examples, {row['each']:+.2g} each", "dim")
+
+
+def _example(e: dict[str, Any], style: str) -> Any:
+    from rich.text import Text
+
+    text = Text(f"{e['score']:+.3g} ", style)
+    text.append(_clean(e["prompt"], 160))
     text.append(" → ", "dim")
-    text.append(_clean(e.response, 80), "bold")
-    text.append(f"  {_clean(e.id, 40)}" + (f" · {_clean(e.task, 40)}" if e.task else ""), "dim")
+    text.append(_clean(e["response"], 80), "bold")
+    text.append(f"  {_clean(e['id'], 40)}" + (f" · {_clean(e['task'], 40)}" if e["task"] else ""),
+                "dim")  # fmt: skip
+    if e["copies"]:
+        text.append(f" · and {len(e['copies'])} nearly the same", "dim")
     return text
 
 

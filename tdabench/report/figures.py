@@ -19,9 +19,11 @@ COST_LABELS = {
     "bytes": "storage (bytes per example)",
     "prepare": "prepare (s)",
 }
+PIPELINE = "pipeline"  # the family of two-stage methods
 CONTROL = "control"  # the family of references, which do not compete
 # Suffixes of metrics of baselines, and the names of their lines.
-REFERENCES = {"random": "random examples", "oracle": "the task's own", "full": "whole pool"}
+REFERENCES = {"random": "random examples", "oracle": "the task's own", "full": "whole pool",
+              "zeroshot": "no training"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Point:
     low: float | None
     high: float | None
     front: bool
+    pipeline: str = ""  # the stages of a pipeline, whose points differ in how many it keeps
 
 
 def pareto(costs: Sequence[float], values: Sequence[float], higher: bool = True) -> list[bool]:
@@ -62,9 +65,22 @@ def cost_points(table: Table, cost: str, column: str | None = None) -> list[Poin
     marks = pareto([x for _, x, _ in rivals], [value for _, _, value in rivals], higher)
     front = {label for (label, _, _), on in zip(rivals, marks, strict=True) if on}
     return [
-        Point(row.label, row.family, x, c.value or 0.0, c.low, c.high, row.label in front)
+        Point(
+            row.label, row.family, x, c.value or 0.0, c.low, c.high, row.label in front,
+            row.name if row.family == PIPELINE else "",
+        )
         for row, c, x in found
-    ]
+    ]  # fmt: skip
+
+
+def frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Returns the points of every pipeline that was measured with several numbers of candidates, by
+    cost: what each further candidate buys."""
+    found: dict[str, list[Point]] = {}
+    for p in sorted(points, key=lambda p: (p.x, p.y)):
+        if p.pipeline:
+            found.setdefault(p.pipeline, []).append(p)
+    return {name: of for name, of in found.items() if len(of) > 1}
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,15 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
                 capsize=2,
             )
             handles.append(bars)
+        for name, path in figures.frontiers(points).items():
+            handles += axes.plot(
+                [p.x for p in path],
+                [p.y for p in path],
+                color=COLOURS[families[figures.PIPELINE] % len(COLOURS)],
+                linewidth=1.2,
+                zorder=1,
+                label=_text(f"{name} over k", 30),
+            )
         front = sorted((p for p in points if p.front), key=lambda p: p.x)
         if front:
             handles += axes.plot(

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import (
     GuardError,
@@ -218,6 +219,7 @@ class Contestant:
             "n_train": int(index.n_train),
             "pooling": str(index.pooling),
             "temperature": float(index.temperature),
+            "own_behaviours": type(index).score_behaviours is not Index.score_behaviours,
             # Whose pooling of example scores its group scores are: the judge pools itself then.
             "pools": "always"
             if how is Index.score_groups
@@ -229,6 +231,26 @@ class Contestant:
     def do_score(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         assert self.index is not None
         return _answer("scores", self.index.score(self._queries(message)))
+
+    def do_score_some(self, message: dict[str, Any], arrays: Arrays) -> Reply:
+        assert self.index is not None
+        return _answer(
+            "scores", self.index.score_some(self._queries(message), arrays["candidates"])
+        )
+
+    def do_score_behaviours(self, message: dict[str, Any], arrays: Arrays) -> Reply:
+        assert self.index is not None
+        examples = read_examples(message["queries"])
+        behaviours = [
+            Behaviour(
+                id, tuple(examples[i] for i in np.flatnonzero(row)), tuple(row[row != 0].tolist())
+            )
+            for id, row in zip(message["ids"], arrays["weights"])
+        ]
+        groups = None
+        if "indptr" in arrays:
+            groups = Groups(arrays["indptr"], arrays["indices"], message["n_train"])
+        return _answer("scores", self.index.score_behaviours(behaviours, groups))
 
     def do_score_groups(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         assert self.index is not None

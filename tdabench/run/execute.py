@@ -14,8 +14,8 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from tdabench.run import environment, sandbox
 from tdabench.run.folder import RunFolder, tail
 from tdabench.run.log import EventLog
 from tdabench.run.nursery import below, status
-from tdabench.run.plan import Cell, Job, Plan
+from tdabench.run.plan import Cell, Job, MethodSpec, Plan
 from tdabench.run.record import Record
 
 POLL_SECONDS = 0.05
@@ -78,7 +78,7 @@ class _Running:
     cell: str = ""
     spent: float = 0.0  # seconds of this phase in which the machine was at work
     unread: bytes = b""
-    nursery: int = 0
+    nurseries: set[int] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     verdict: tuple[str, str] | None = None
     peak: int = 0
@@ -165,7 +165,8 @@ class Executor:
         self.queue = self.plan.jobs(c for c in todo if not c.skip)
         if self.options.force:
             for job in self.queue:
-                self.folder.drop_index(job.index_key)
+                for key in job.kept_keys:
+                    self.folder.drop_index(key)
         with self._signals():
             self._loop()
         self.folder.clear_work()
@@ -274,6 +275,7 @@ class Executor:
             "TMPDIR": str(work / "judge"),
         }
         command = [sys.executable, "-P", "-m", "tdabench.run.judge", str(work / "job.json")]
+        command += [str(max(1, len(job.method.stages)))]  # groups of contestants
         with open_own(log, "ab") as out:
             process = subprocess.Popen(
                 command,
@@ -302,17 +304,21 @@ class Executor:
             }
             for c in job.cells
         ]
-        entry = registry().method(job.method.name)
         judges = {registry().benchmark(c.benchmark.name).origin.plugin for c in job.cells}
         found = configuration()
+        own = self._describe_method(job.method, job.index_key)
+        if job.method.stages:
+            own["stages"] = [
+                self._describe_method(s, k)
+                for s, k in zip(job.method.stages, job.stage_keys, strict=True)
+            ]
         return {
             "id": id,
-            "plugins": {**found, "only": [entry.origin.plugin]},
+            **own,
             "benchmark_plugins": {**found, "only": sorted(judges)},
             "landlock": self.landlock,
             "hidden": hidden_from_methods(self.folder.path),
             "withheld": withheld_assets(self.plan),
-            "preload": wants_models(entry.cls),
             "most_printed": MOST_PRINTED,
             "fingerprint": self.plan.fingerprints[job.target.label],
             "folder": str(self.folder.path.absolute()),
@@ -324,19 +330,38 @@ class Executor:
             "device": self.plan.request.device,
             "seed": job.seed,
             "threads": self._threads,
+            "cells": cells,
+        }
+
+    def _describe_method(self, spec: MethodSpec, index_key: str) -> dict[str, Any]:
+        """What the judge of one method is told of it; one of a pipeline is told of its stages."""
+        if spec.stages:
+            return {
+                "label": spec.label,
+                "plugins": {**configuration(), "only": []},
+                "preload": False,
+                "method": {"name": spec.label, "params": {}},
+                "index_key": index_key,
+                "keep": list(spec.params["keep"]),
+                "rest": spec.params["rest"],
+            }
+        entry = registry().method(spec.name)
+        return {
+            "label": spec.label,
+            "plugins": {**configuration(), "only": [entry.origin.plugin]},
+            "preload": wants_models(entry.cls),
             "method": {
-                "name": job.method.name,
-                "params": dict(job.method.params),
+                "name": spec.name,
+                "params": dict(spec.params),
                 "labels": bool(entry.cls.reads_labels),
             },
-            "index_key": job.index_key,
-            "cells": cells,
+            "index_key": index_key,
         }
 
     def _isolation(self, cell: Cell) -> str:
         """How far the method is kept from the answers, as the record says it."""
         brought = registry().benchmark(cell.benchmark.name).origin
-        if brought == cell.method.origin:
+        if brought in [cell.method.origin, *(s.origin for s in cell.method.stages)]:
             return "none"  # the judge has to import the plugin that brings the benchmark
         return f"landlock {self.landlock}" if self.landlock else "none"
 
@@ -366,7 +391,7 @@ class Executor:
         elif event["event"] == "record":
             self._done(worker, str(event["key"]))
         elif event["event"] == "nursery":
-            worker.nursery = int(event["pid"])
+            worker.nurseries.add(int(event["pid"]))
         elif event["event"] == "flood" and worker.verdict is None:
             what = f"{event['phase'] or worker.phase} printed more than {MOST_PRINTED:,} bytes"
             worker.verdict = ("failed", what)
@@ -391,7 +416,7 @@ class Executor:
             worker.unread += kill(worker.process)
             return
         limit = self.options.memory or self._default_memory()
-        used = tree_bytes(worker.process.pid, worker.nursery)
+        used = tree_bytes(worker.process.pid, worker.nurseries)
         worker.peak = max(worker.peak, used)
         if limit and used > limit:
             worker.verdict = (
@@ -433,16 +458,15 @@ class Executor:
             rest = [c for c in left if c not in here]
             if rest and again:
                 job = worker.job
-                self.queue.insert(
-                    0, Job(job.method, job.target, job.seed, job.index_key, tuple(rest))
-                )
+                self.queue.insert(0, replace(job, cells=tuple(rest)))
         else:
             self._drop_index(worker)
         shutil.rmtree(worker.work, ignore_errors=True)
 
     def _drop_index(self, worker: _Running) -> None:
         if not self.options.keep_indices:
-            self.folder.drop_index(worker.job.index_key)
+            for key in worker.job.kept_keys:
+                self.folder.drop_index(key)
 
     def _cause_of_death(self, worker: _Running) -> tuple[str, str]:
         code = worker.process.returncode
@@ -552,14 +576,14 @@ def kill(process: subprocess.Popen) -> bytes:
     return said
 
 
-def tree_bytes(pid: int, nursery: int = 0) -> int:
+def tree_bytes(pid: int, nurseries: Collection[int] = ()) -> int:
     """Sums the anonymous and shared memory of a process and its descendants, without files.
 
-    What a nursery holds is shared with what it forked, and counted there. 0 where the system has
+    What nurseries hold is shared with what they forked, and counted there. 0 where the system has
     no /proc.
     """
     total = 0
-    for p in {pid, *below(pid)} - {nursery}:
+    for p in {pid, *below(pid)} - set(nurseries):
         facts = status(p)
         total += facts.get("RssAnon", 0) + facts.get("RssShmem", 0)
     return total

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Built, Outcome
+from tdabench.data.behaviours import Behaviour, parts_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import GuardError, MethodError, TdabenchError, unknown
 from tdabench.groups import Groups
@@ -41,7 +42,7 @@ from tdabench.run import environment, sandbox
 from tdabench.run.contestant import explain
 from tdabench.run.folder import RunFolder, tail
 from tdabench.run.inputs import Inputs, OtherTruths
-from tdabench.run.meter import Memory, Meter, MeteredIndex, folder_bytes
+from tdabench.run.meter import Memory, Meter, MeteredIndex, checked, folder_bytes
 from tdabench.run.nursery import (
     Nursery,
     below,
@@ -54,8 +55,9 @@ from tdabench.run.plan import jsonable
 from tdabench.run.protocol import Arrays, Channel, Hangup, spelled, write_corpus
 from tdabench.run.record import Record
 from tdabench.run.sources import load_suite
-from tdabench.run.suite import truth_name
+from tdabench.run.suite import Suite, SuiteTarget, truth_name
 from tdabench.run.top import top_examples
+from tdabench.toolkit.pipeline import PipelineIndex
 from tdabench.truth.store import Truth
 
 POLL_SECONDS = 0.05
@@ -97,12 +99,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self.phases: dict[str, list[float]] = {}
+        self.scoring = [0.0, 0.0]  # of the phase query, without set-up
         self.left_running: list[str] = []
 
     def add(self, phase: str, seconds: float, cpu: float) -> None:
         entry = self.phases.setdefault(phase, [0.0, 0.0])
         entry[0] += seconds
         entry[1] += cpu
+
+    def scored(self, seconds: float, cpu: float) -> None:
+        self.scoring[0] += seconds
+        self.scoring[1] += cpu
 
 
 class Stage:
@@ -226,6 +233,8 @@ class Stage:
             self._own = own
         self._credit(spent, reply)
         self._account(phase, spent)
+        if phase == "query":
+            self.ledger.scored(*spent.own)
         self.used_torch |= bool(reply.get("torch"))
         self.gpu_peak = max(self.gpu_peak, int(_numbers([reply.get("gpu_peak_bytes", 0)], 1)[0]))
         # The judge's own clock runs on by what the contestant took, and by nothing else.
@@ -388,6 +397,7 @@ class RemoteIndex(Index):
     def __init__(self, judge: Judge, folder: Path, given: Mapping[str, Any], n_train: int) -> None:
         self.judge, self.folder, self.given, self.n_train = judge, folder, given, n_train
         self.pools = "never"
+        self.own_behaviours = False  # whether the method itself scores them
         self.scratch: Path | None = None  # what of the build's scratch folder loading needs
         self.scratch_bytes = 0
         weakref.finalize(self, _leave, judge.stage)
@@ -420,6 +430,7 @@ class RemoteIndex(Index):
             )
         self.pooling, self.temperature = str(reply["pooling"]), float(reply["temperature"])
         self.pools = str(reply["pools"])
+        self.own_behaviours = bool(reply.get("own_behaviours"))
         stage.holder = weakref.ref(self)
 
     def _ask(self, message: dict[str, Any], arrays: Arrays, most: int) -> tuple[dict, Arrays]:
@@ -434,6 +445,28 @@ class RemoteIndex(Index):
     def score(self, queries: Sequence[Example]) -> Any:
         most = 8 * len(queries) * self.n_train + (1 << 20)
         return _array(*self._ask({"do": "score", **self._rows(queries)}, {}, most), "scores")
+
+    def score_some(self, queries: Sequence[Example], candidates: np.ndarray) -> np.ndarray:
+        """Asks for the scores of some training examples per query; MethodError for other shapes."""
+        message, arrays = {"do": "score_some", **self._rows(queries)}, {"candidates": candidates}
+        found = _array(*self._ask(message, arrays, 8 * candidates.size + (1 << 20)), "scores")
+        return checked(self.judge.stage.who, "score_some", found, candidates.shape)
+
+    def score_behaviours(
+        self, behaviours: Sequence[Behaviour], groups: Groups | None = None
+    ) -> Any:
+        self.open()
+        if not self.own_behaviours:
+            return super().score_behaviours(behaviours, groups)
+        examples, weights = parts_of(behaviours)
+        ids = [b.id for b in behaviours]
+        message = {"do": "score_behaviours", "ids": ids, **self._rows(examples),
+                   "n_train": self.n_train}  # fmt: skip
+        arrays = {"weights": weights}
+        if groups is not None:
+            arrays |= {"indptr": groups.indptr, "indices": groups.indices}
+        most = 8 * len(ids) * (self.n_train if groups is None else len(groups)) + (1 << 20)
+        return _array(*self._ask(message, arrays, most), "scores")
 
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> Any:
         most = 8 * len(queries) * len(groups) + (1 << 20)
@@ -467,10 +500,21 @@ def _leave(stage: Stage) -> None:
 
 
 class Judge:
-    """One job: what it was told, and where it puts things."""
+    """One job: what it was told, and where it puts things.
 
-    def __init__(self, job: Mapping[str, Any], nursery: Nursery, events: int) -> None:
-        self.job, self.nursery, self.events = job, nursery, events
+    `parts` are the judges of its methods: itself, or one per stage of a pipeline. Stages have
+    contestants of their own, whose indices are those of the methods alone.
+    """
+
+    suite: Suite
+    declared: SuiteTarget
+    train: Corpus
+    assets: Inputs
+    stage: Stage
+    loading: Ledger  # of what came before the first benchmark
+
+    def __init__(self, job: Mapping[str, Any], nurseries: Sequence[Nursery], events: int) -> None:
+        self.job, self.nursery, self.events = job, nurseries[0], events
         self.folder = RunFolder(Path(job["folder"]))
         self.work = Path(job["work"])
         self.log = Path(job["log"])
@@ -479,6 +523,16 @@ class Judge:
         self.kept_apart: set[str] = set()  # truths that no checkpoint scored at is behind
         self.labels = bool(job["method"].get("labels"))
         self._last_progress = 0.0
+        stages = job.get("stages") or ()
+        self.parts: list[Judge] = [
+            Judge({**job, **stage, "stages": (), "work": str(self.work / f"stage-{i}")}, [held],
+                  events)
+            for i, (stage, held) in enumerate(zip(stages, nurseries, strict=bool(stages)))
+        ] or [self]  # fmt: skip
+        if stages:
+            # What the parts compute is the work of one method: one clock runs on by it.
+            self.clock = Meter()
+            self.clock.watch_imports()
 
     # ------------------------------------------------------------------ telling
 
@@ -521,33 +575,98 @@ class Judge:
         try:
             self.suite = load_suite(self.job["suite"])
             self.declared = self.suite.target(self.job["target"])
-            if self.job["preload"]:
-                self.nursery.preload(self.declared.target.folder)
-            paths = self.suite.assets_for(self.declared)
-            self.assets = Inputs(self.suite, paths, "asset")
             self.train = self.suite.train
-            self.stage = self._stage()
-            self.given = self._give(self.train)
+            for part in self.parts:
+                part.enter(self)
+            # What a benchmark reads; a single method's own reads are noted in the same place.
+            self.assets = self.parts[0].assets if self.parts == [self] else self._assets()
         except BaseException as e:
             self.fail(cells, e, {})
             return
+        found: list[tuple[RemoteIndex, dict[str, Any]]] = []
         try:
-            self._look_at_checkpoints(cells)
-            index, cost = self._index()
-            self.loading, self.stage.ledger = self.stage.ledger, Ledger()
+            for part in self.parts:
+                part._look_at_checkpoints(cells)
+                found.append(part._index())
+                part.loading, part.stage.ledger = part.stage.ledger, Ledger()
+            indices = [index for index, _ in found]
+            cost = self._cost_of_all([cost for _, cost in found])
         except BaseException as e:
             self.fail(cells, e, {})
             return
         for cell in cells:
             self.event("phase", phase=cell["benchmark"]["name"], key=cell["key"])
             try:
-                record = self._benchmark(cell, index, cost)
+                record = self._benchmark(cell, indices, cost)
             except BaseException as e:
                 self.fail([cell], e, cost)
                 if isinstance(e, (KeyboardInterrupt, SystemExit)):
                     raise
             else:
                 self.finish(cell, record)
+
+    def enter(self, whole: Judge) -> None:
+        """Prepares contestants and what they are given; `whole` has read the suite."""
+        self.suite, self.declared, self.train = whole.suite, whole.declared, whole.train
+        if self.job["preload"]:
+            self.nursery.preload(self.declared.target.folder)
+        self.assets = self._assets()
+        self.stage = self._stage()
+        if whole is not self:
+            self.stage.clock = whole.clock
+        self.given = self._give(self.train)
+
+    def _assets(self) -> Inputs:
+        return Inputs(self.suite, self.suite.assets_for(self.declared), "asset")
+
+    @property
+    def who(self) -> str:
+        """The method's name, or the pipeline's label, for messages."""
+        return self.stage.who if self.parts == [self] else str(self.job["method"]["name"])
+
+    def _composed(self, indices: Sequence[Index]) -> Index:
+        """Returns the index that a benchmark asks: the method's, or the pipeline of the stages'."""
+        if self.parts == [self]:
+            return indices[0]
+        return PipelineIndex(indices, self.job["keep"], self.job["rest"])
+
+    def _cost_of_all(self, costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the cost of a method's index, or of all indices of a pipeline together.
+
+        Stages are built one after another: their times add up, and the highest peak counts.
+        """
+        if self.parts == [self]:
+            return costs[0]
+        out: dict[str, Any] = {"n_train": len(self.train), "phases": {}, "left_running": []}
+        for key in ("index_bytes", "bytes_per_example", "scratch_bytes"):
+            if any(key in c for c in costs):
+                out[key] = sum(c.get(key, 0) for c in costs)
+        builds: list[dict[str, Any]] = [c["build"] for c in costs]
+        highest: dict[str, Any] = max(builds, key=lambda b: float(b.get("peak_bytes", 0)))
+        out["build"] = {
+            **highest,
+            **{
+                k: round(sum(b.get(k, 0.0) for b in builds), 6)
+                for k in ("seconds", "cpu_seconds", "setup_seconds")
+            },
+        }
+        prepared: list[dict[str, float]] = [c["prepare"] for c in costs if c.get("prepare")]
+        names = list(dict.fromkeys(k for p in prepared for k in p))
+        out["prepare"] = {k: sum(p.get(k, 0.0) for p in prepared) for k in names} or None
+        for c in costs:
+            out["phases"] = joined(out["phases"], c.get("phases", {}))
+            out["left_running"] += c.get("left_running", ())
+        said: list[dict[str, Any]] = [c.get("remarks") or {} for c in costs]
+        covered = [r["gradients"] for r in said if r.get("gradients")]
+        out["remarks"] = {
+            "notes": [n for r in said for n in r.get("notes", ())],
+            "gradients": min(covered, key=_share) if covered else {},
+        }
+        out["stages"] = [
+            {"label": part.job["label"], "build": c["build"], "index_bytes": c["index_bytes"]}
+            for part, c in zip(self.parts, costs)
+        ]
+        return out
 
     def _stage(self) -> Stage:
         job, target = self.job, self.declared.target
@@ -562,6 +681,7 @@ class Judge:
             "device": job["device"],
             "assets": [a for a in self.assets if a not in job["withheld"]],
         }
+        # Where stages share a job, each has folders of its own.
         for name in ("cwd", "given", "tmp", "scratch", "judge"):
             (self.work / name).mkdir(parents=True, exist_ok=True)
         place = {
@@ -784,6 +904,16 @@ class Judge:
 
     def _build_on(self, corpus: Corpus) -> Built:
         """The method's index on another corpus, as loaded from disk, and what it cost."""
+        made = [part._remote_on(corpus) for part in self.parts]
+        index = self._composed([remote for remote, _ in made])
+        metered = MeteredIndex(index, self.who, len(corpus), self.parts[0].stage.clock)
+        cost = self._cost_of_all([cost for _, cost in made])
+        size = cost["index_bytes"] + sum(remote.scratch_bytes for remote, _ in made)
+        built = cost["build"]
+        return Built(metered, built["seconds"], built["peak_bytes"], size)
+
+    def _remote_on(self, corpus: Corpus) -> tuple[RemoteIndex, dict[str, Any]]:
+        """Builds the method of this part on another corpus."""
         outer, self.stage.ledger = self.stage.ledger, Ledger()
         try:
             given = self._give(corpus)
@@ -796,10 +926,7 @@ class Judge:
             for seconds, cpu in inner.phases.values():
                 outer.add("other builds", seconds, cpu)
             outer.left_running += inner.left_running
-        index = MeteredIndex(remote, self.stage.who, len(corpus), self.stage.clock)
-        size = cost["index_bytes"] + remote.scratch_bytes
-        built = cost["build"]
-        return Built(index, built["seconds"], built["peak_bytes"], size)
+        return remote, cost
 
     # ------------------------------------------------------------------ benchmarks
 
@@ -844,20 +971,23 @@ class Judge:
             raise unknown(f"truth of the target {self.declared.label}", name, truths)
         found = Truth.load(truths[name])
         found.check(self.train, self.declared.target, self.declared.recipe_of(name))
-        if name not in self.kept_apart and hasattr(self, "losses"):
-            found.check_apart(self.losses, list(self.losses.known), queries)  # type: ignore[arg-type]
-            self.kept_apart.add(name)
-        for used in self.assets.used:
-            found.check_unseen(self.assets.paths[used.partition(":")[2]])
+        for part in self.parts:
+            if name not in part.kept_apart and hasattr(part, "losses"):
+                found.check_apart(part.losses, list(part.losses.known), queries)  # type: ignore[arg-type]
+                part.kept_apart.add(name)
+            for used in part.assets.used:
+                found.check_unseen(part.assets.paths[used.partition(":")[2]])
         return found.for_queries(queries.ids)
 
     def _benchmark(
-        self, cell: Mapping[str, Any], index: RemoteIndex, cost: Mapping[str, Any]
+        self, cell: Mapping[str, Any], indices: Sequence[RemoteIndex], cost: Mapping[str, Any]
     ) -> Record:
-        job, suite, declared, stage = self.job, self.suite, self.declared, self.stage
-        who, name, split = stage.who, cell["benchmark"]["name"], job["split"]
-        queries = suite.queries(split)
-        metered = MeteredIndex(index, who, len(self.train), stage.clock, self.memory)
+        job, suite, declared = self.job, self.suite, self.declared
+        who, name, split = self.who, cell["benchmark"]["name"], job["split"]
+        queries, clock = suite.queries(split), self.parts[0].stage.clock
+        held = list(zip(self.parts, indices, strict=True))
+        index = self._composed(indices)
+        metered = MeteredIndex(index, who, len(self.train), clock, self.memory)
         truths = Inputs(suite, declared.truths, "truth")
         others = {
             t.label: OtherTruths(suite, t, split)
@@ -883,32 +1013,48 @@ class Judge:
             cache=self.folder.path / "retrained",
             progress=self.progress,
         )
-        stage.ledger = Ledger()
-        remarks: dict[str, Any] = {"notes": [], "gradients": {}}
+        for part in self.parts:
+            part.stage.ledger = Ledger()
+        remarks: list[dict[str, Any]] = []
         start = time.perf_counter()
-        index.open()
-        with stage.memory() as memory:
+        for remote in indices:
+            remote.open()
+        with contextlib.ExitStack() as stack:
+            memories = [stack.enter_context(part.stage.memory()) for part in self.parts]
             outcome = benchmark.run(context)
-        if stage.channel is not None and stage.holder is not None and stage.holder() is index:
-            self.settle(f"scoring with {who}")
-            remarks = self.remarks(queries)
+        memory = memories[0] if len(memories) == 1 else sum_of_memory(memories)
+        for part, remote in held:
+            stage = part.stage
+            if stage.channel is not None and stage.holder is not None and stage.holder() is remote:
+                part.settle(f"scoring with {stage.who}")
+                remarks.append(part.remarks(queries))
         check_outcome(name, outcome)
         metrics = {k: finite(m.as_dict()) for k, m in outcome.metrics.items()}
         seconds = round(time.perf_counter() - start + cost["build"]["seconds"], 3)
         queried = metered.cost()
-        ledger, stage.ledger = stage.ledger, Ledger()
+        ledgers = [part.stage.ledger for part in self.parts]
+        for part in self.parts:
+            part.stage.ledger = Ledger()
         shown = top_examples(metered, queries, queried["seconds"]) if cell["headline"] else {}
         write_arrays(
             self.folder.arrays_path(cell["key"]),
             {**arrays_of(outcome), **shown},
             {"query_ids": list(outcome.query_ids), "key": cell["key"]},
         )
-        running = [cost.get("left_running", ()), self.loading.left_running, ledger.left_running]
-        left = dict.fromkeys(note for part in running for note in part)
-        phases = joined(cost.get("phases", {}), rounded(self.loading.phases))
-        phases = joined(phases, rounded(ledger.phases))
+        all_ledgers = [*(part.loading for part in self.parts), *ledgers]
+        running = [cost.get("left_running", ()), *(ledger.left_running for ledger in all_ledgers)]
+        left = dict.fromkeys(note for notes in running for note in notes)
+        phases = cost.get("phases", {})
+        for ledger in all_ledgers:
+            phases = joined(phases, rounded(ledger.phases))
         built = {k: v for k, v in cost.items() if k not in ("left_running", "remarks")}
-        said = [cost.get("remarks") or {}, remarks]
+        if "stages" in built:  # the scoring of each; what is left of `query` is the composition's
+            built["stages"] = [
+                {**s, "query": {"seconds": round(of.scoring[0], 6),
+                                "cpu_seconds": round(of.scoring[1], 6)}}
+                for s, of in zip(built["stages"], ledgers)
+            ]  # fmt: skip
+        said = [cost.get("remarks") or {}, *remarks]
         notes = [*outcome.notes, *(n for part in said for n in part.get("notes", ())), *left]
         covered = [part["gradients"] for part in said if part.get("gradients")]
         return self.record(
@@ -928,6 +1074,7 @@ class Judge:
                 },
             },
             inputs={
+                **{k: v for part in self.parts for k, v in part.assets.used.items()},
                 **self.assets.used,
                 **truths.used,
                 **{k: v for o in others.values() for k, v in o.files.used.items()},
@@ -956,6 +1103,14 @@ class KnownLosses:
 def _share(covered: Mapping[str, Any]) -> float:
     share = covered.get("share")
     return float(share) if isinstance(share, (int, float)) else 1.0
+
+
+def sum_of_memory(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds the memory of processes that exist at the same time."""
+    keys = dict.fromkeys(k for c in costs for k in c if k.endswith("_bytes"))
+    out: dict[str, Any] = {k: sum(c.get(k, 0) for c in costs) for k in keys}
+    measured = {c.get("peak_measured") for c in costs}
+    return {**out, "peak_measured": "phase" if measured == {"phase"} else "process"}
 
 
 def as_numbers(cost: Any) -> dict[str, float] | None:
@@ -1014,14 +1169,14 @@ def finite(value: Any) -> Any:
     return value
 
 
-def follow_parent(nursery: Nursery) -> None:
+def follow_parent() -> None:
     """Ends this process, and all that it started, when its parent is gone or wants it gone."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1):
                 pass
-        os._exit(1)  # the nursery sees it, and ends what is below
+        os._exit(1)  # the nurseries see it, and ends what is below
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -1029,17 +1184,22 @@ def follow_parent(nursery: Nursery) -> None:
 def main(argv: list[str]) -> int:
     with contextlib.suppress(AttributeError, ValueError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    nursery = Nursery()  # before anything is read that a method must not know
+    # Before anything is read that a method must not know; one for each stage of a pipeline.
+    nurseries: list[Nursery] = []
+    for _ in range(int(argv[1]) if len(argv) > 1 else 1):
+        nurseries.append(Nursery(nurseries))
     events = os.dup(1)
     os.dup2(2, 1)  # what a benchmark prints goes to the log
-    follow_parent(nursery)
+    follow_parent()
     job = read_json(Path(argv[0]))
     configure(**job["benchmark_plugins"])
-    judge = Judge(job, nursery, events)
-    judge.event("nursery", pid=nursery.pid)
+    judge = Judge(job, nurseries, events)
+    for nursery in nurseries:
+        judge.event("nursery", pid=nursery.pid)
     judge.run()
     sys.stdout.flush()
-    nursery.close()
+    for nursery in nurseries:
+        nursery.close()
     return 0
 
 

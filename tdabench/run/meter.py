@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Example, content_line
 from tdabench.errors import MethodError
 from tdabench.groups import Groups, pool_scores
@@ -349,6 +350,21 @@ class MeteredIndex(Index):
             with self._call():
                 scores = self.inner.score_groups(queries, groups)
         return checked(self.method, "score_groups", scores, (len(queries), len(groups)))
+
+    def score_behaviours(
+        self, behaviours: Sequence[Behaviour], groups: Groups | None = None
+    ) -> np.ndarray:
+        own = getattr(self.inner, "own_behaviours", None)  # by an index in another process
+        if own is None:
+            own = type(self.inner).score_behaviours is not Index.score_behaviours
+        if not own:
+            return super().score_behaviours(behaviours, groups)  # through the metered calls above
+        self.queries += len(behaviours)
+        self.calls += 1
+        with self._call():
+            scores = self.inner.score_behaviours(behaviours, groups)
+        shape = (len(behaviours), self.n_train if groups is None else len(groups))
+        return checked(self.method, "score_behaviours", scores, shape)
 
     def _pools(self, n_queries: int) -> bool:
         """Whether the index pools example scores as we do, and few enough to hold at once."""

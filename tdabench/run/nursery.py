@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 class Nursery:
     """The judge's hold on its nursery. `output` is where what contestants print can be read."""
 
-    def __init__(self) -> None:
+    _control: socket.socket
+
+    def __init__(self, others: Sequence[Nursery] = ()) -> None:
+        """Forks the nursery. It lets go of `others`, which end when their judge lets go of them."""
         mine, its = socket.socketpair()
         self.output, printed = os.pipe()
         sys.stdout.flush()
@@ -44,6 +47,9 @@ class Nursery:
             try:
                 mine.close()
                 os.close(self.output)
+                for other in others:
+                    other._control.close()
+                    os.close(other.output)
                 _nurse(its, printed)
             finally:
                 os._exit(0)

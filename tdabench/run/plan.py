@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from tdabench.registry import Origin, registry
 from tdabench.run.keys import SCHEMA, cell_key
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget, Variant, truth_name
+from tdabench.toolkit.pipeline import RESTS, PipelineName
+from tdabench.toolkit.pipeline import VERSION as PIPELINE_VERSION
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class MethodSpec:
     passed: Mapping[str, Any]
     tuned: Mapping[str, Any]
     suite: Mapping[str, Any]
+    stages: tuple[MethodSpec, ...] = ()  # of a pipeline
 
     @property
     def identity(self) -> list[Any]:
@@ -86,6 +89,8 @@ class MethodSpec:
     @property
     def ignored(self) -> list[str]:
         """The parameters that change no score."""
+        if self.stages:
+            return []
         cls = registry().method(self.name).cls
         fields = dataclasses.fields(cls)
         return sorted(f.name for f in fields if f.metadata.get("changes_scores") is False)
@@ -102,6 +107,7 @@ class MethodSpec:
             "suite": dict(self.suite),
             "params": dict(self.params),
             "ignored": self.ignored,
+            **({"stages": [s.as_dict() for s in self.stages]} if self.stages else {}),
         }
 
 
@@ -153,6 +159,12 @@ class Job:
     seed: int
     index_key: str
     cells: tuple[Cell, ...]
+    stage_keys: tuple[str, ...] = ()  # of the indices of a pipeline's stages
+
+    @property
+    def kept_keys(self) -> tuple[str, ...]:
+        """Keys of the indices on disk: a pipeline keeps those of its stages."""
+        return self.stage_keys or (self.index_key,)
 
     @property
     def title(self) -> str:
@@ -184,10 +196,18 @@ class Plan:
             key = self.index_key(cell.method, cell.target, cell.seed)
             grouped.setdefault(key, []).append(cell)
         jobs = []
-        for key, of_index in grouped.items():
+        for of_index in grouped.values():
             first = sorted(of_index, key=lambda c: not c.benchmark.headline)
-            jobs.append(Job(first[0].method, first[0].target, first[0].seed, key, tuple(first)))
+            cell = first[0]
+            jobs.append(self.job(cell.method, cell.target, cell.seed, tuple(first)))
         return jobs
+
+    def job(
+        self, method: MethodSpec, target: SuiteTarget, seed: int, cells: tuple[Cell, ...] = ()
+    ) -> Job:
+        """Returns the job of a method on a target, with the keys of the indices that it needs."""
+        keys = tuple(self.index_key(s, target, seed) for s in method.stages)
+        return Job(method, target, seed, self.index_key(method, target, seed), cells, keys)
 
     def index_key(self, method: MethodSpec, target: SuiteTarget, seed: int) -> str:
         """Returns a key of everything that `build` depends on, for safe reuse of indices."""
@@ -239,11 +259,7 @@ def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
     chosen = _methods(suite, request.methods)
     overrides = _overrides(request.sets, chosen)
     seeds = request.seeds if request.seeds is not None else suite.seeds
-    specs = {
-        (v.label, t.label): _method(suite, v, t, overrides.get(v.label, {}))
-        for v in chosen
-        for t in targets
-    }
+    specs = {(v.label, t.label): _spec(suite, v, t, overrides) for v in chosen for t in targets}
     corpora = {"train": suite.train.fingerprint}
     for t in targets:
         suite.verify(t.target.folder)
@@ -253,8 +269,7 @@ def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
         for target in targets:
             for seed in seeds:
                 spec = specs[variant.label, target.label]
-                key = plan.index_key(spec, target, seed)
-                plan.builds.append(Job(spec, target, seed, key, ()))
+                plan.builds.append(plan.job(spec, target, seed))
     return plan
 
 
@@ -326,27 +341,45 @@ def _methods(suite: Suite, asked: Sequence[str] | None) -> list[Variant]:
     for word in asked:
         labels += [*registry().methods, *suite.variants] if word == "all" else [word]
     chosen = []
-    for label in dict.fromkeys(labels):
-        if label in suite.variants:
-            variant = suite.variants[label]
+    for label in labels:
+        pipeline = PipelineName.parse(suite.variants[label].method if label in suite.variants
+                                      else label)  # fmt: skip
+        for stage in pipeline.stages if pipeline else ():
+            if (variant := _variant(suite, stage)).pipeline is not None:
+                raise UsageError(f"{label}: the stage {variant.label} is itself a pipeline")
+        chosen.append(
+            replace(suite.variants[label], pipeline=pipeline) if label in suite.variants
+            else Variant(str(pipeline), str(pipeline), pipeline=pipeline) if pipeline
+            else _variant(suite, label)
+        )  # fmt: skip
+    return list({v.label: v for v in chosen}.values())
+
+
+def _variant(suite: Suite, label: str) -> Variant:
+    """Returns the method of that name, or the suite's variant. Raises UsageError if unknown."""
+    if label in suite.variants:
+        variant = suite.variants[label]
+        if PipelineName.parse(variant.method) is None:
             registry().method(variant.method)
-        else:
-            try:
-                registry().method(label)
-            except UsageError as e:
-                if "unknown" not in e.message:
-                    raise
-                known = [*registry().methods, *suite.variants]
-                error = unknown("method", label, known, "List them with: tdabench methods")
-                error.remedy = e.remedy if "Broken" in e.remedy or not known else error.remedy
-                raise error from None
-            variant = Variant(label, label)
-        chosen.append(variant)
-    return chosen
+        return replace(variant, pipeline=PipelineName.parse(variant.method))
+    try:
+        registry().method(label)
+    except UsageError as e:
+        if "unknown" not in e.message:
+            raise
+        known = [*registry().methods, *suite.variants]
+        error = unknown("method", label, known, "List them with: tdabench methods")
+        error.remedy = e.remedy if "Broken" in e.remedy or not known else error.remedy
+        raise error from None
+    return Variant(label, label)
 
 
 def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict[str, str]]:
-    """Parses `--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels)."""
+    """Parses `--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels).
+
+    A method that runs only as a stage of pipelines can be named, too.
+    """
+    staged = {stage for v in chosen if v.pipeline for stage in v.pipeline.stages}
     out: dict[str, dict[str, str]] = {}
     for text in sets:
         left, equals, value = text.partition("=")
@@ -356,10 +389,12 @@ def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict
         labels = [v.label for v in chosen if v.label == name] or [
             v.label for v in chosen if v.method == name
         ]
+        if name in staged:
+            labels.append(name)
         if not labels:
-            known = [*(v.label for v in chosen), *(v.method for v in chosen)]
+            known = [*staged, *(v.label for v in chosen), *(v.method for v in chosen)]
             raise unknown("method in --set", name, set(known), "It must be one of those that run")
-        for label in labels:
+        for label in dict.fromkeys(labels):
             out.setdefault(label, {})[param] = _whole_path(value)
     return out
 
@@ -369,6 +404,47 @@ def _whole_path(value: str) -> str:
     if "/" in value and not value.startswith("/") and os.path.exists(os.path.expanduser(value)):
         return os.path.abspath(os.path.expanduser(value))
     return value
+
+
+def _spec(
+    suite: Suite, variant: Variant, target: SuiteTarget, overrides: Mapping[str, Mapping[str, str]]
+) -> MethodSpec:
+    """Resolves a method, or a pipeline with every stage."""
+    passed = overrides.get(variant.label, {})
+    if variant.pipeline is None:
+        return _method(suite, variant, target, passed)
+    name = variant.pipeline
+    stages = tuple(
+        _method(suite, _variant(suite, label), target, overrides.get(label, {}))
+        for label in name.stages
+    )
+    settings = {"rest": "rank", **variant.params, **passed}
+    if strange := set(settings) - {"rest"}:
+        raise unknown(f"parameter of {variant.label}", min(strange), ("rest",))
+    if settings["rest"] not in RESTS:
+        raise UsageError(f"{variant.label}.rest = {settings['rest']!r}",
+                         f"One of: {', '.join(RESTS)}")  # fmt: skip
+    shown = str(PipelineName(tuple(s.label for s in stages), name.keep))
+    label = shown if variant.label == str(name) else variant.label
+    if settings["rest"] != variant.params.get("rest", "rank"):
+        label += f"[rest={settings['rest']}]"
+    return MethodSpec(
+        label=label,
+        name=">".join(s.name for s in stages),
+        version=PIPELINE_VERSION,
+        family="pipeline",
+        origin=stages[-1].origin,
+        # Every part that changes scores: `identity` covers it.
+        params={
+            "keep": list(name.keep),
+            "rest": settings["rest"],
+            "stages": [jsonable(s.identity) for s in stages],
+        },
+        passed=dict(passed),
+        tuned={},
+        suite=dict(variant.params),
+        stages=stages,
+    )
 
 
 def _method(

@@ -20,11 +20,15 @@ from tdabench.errors import DataError, UsageError, did_you_mean, unknown
 from tdabench.io import fingerprint, sha256_file
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
+from tdabench.toolkit.pipeline import PipelineName
 
 
 @dataclass(frozen=True)
 class PlanSpec:
     """The plan of a suite's truth: random groups of a fraction of the pool, seeds per group.
+
+    With `leave_out`, the field that names an example's source, the groups are instead the pool
+    without each source in turn, and the whole pool (`tdabench.data.origins`).
 
     `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
     `order` and `groups_of` are as in `tdabench.truth.TruthPlan.draw`.
@@ -38,6 +42,7 @@ class PlanSpec:
     start: str = "base"
     order: str = "own"
     groups_of: str = ""
+    leave_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,12 @@ class SuiteTarget:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method under a label, with the parameters of this row."""
+    """A method, or a pipeline of methods, under a label, with the parameters of this row."""
 
     label: str
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: PipelineName | None = None
 
 
 @dataclass(frozen=True)

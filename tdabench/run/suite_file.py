@@ -358,8 +358,10 @@ def _target(t: _Table) -> SuiteTarget:
 
 
 def _plan_spec(t: _Table, target: Target) -> PlanSpec:
+    leave_out = t.take("leave_out", str, "")
     spec = PlanSpec(
-        groups=t.take("groups", int),
+        # Whole sources that are left out are as many groups as there are sources.
+        groups=t.take("groups", int, 1 if leave_out else ...),
         fraction=float(t.take("fraction", (int, float), target.fraction)),
         seeds=t.take("seeds", int),
         queries=t.take("queries", str, "test"),
@@ -367,8 +369,11 @@ def _plan_spec(t: _Table, target: Target) -> PlanSpec:
         start=t.take("start", str, "base"),
         order=t.take("order", str, "own"),
         groups_of=t.take("groups_of", str, ""),
+        leave_out=leave_out,
     )
     t.done()
+    if leave_out and {"groups", "fraction", "groups_of"} & set(t.data):
+        raise t.error("leave_out", "defines the groups: leave groups, fraction and groups_of away")
     if spec.order not in ("own", "pool"):
         raise t.error("order", f"{spec.order!r} is neither own nor pool")
     if spec.queries not in ("test", "tuning"):

@@ -15,20 +15,24 @@ from typing import Any
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour, parts_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, MethodError, TdabenchError, brief
+from tdabench.groups import Groups
 from tdabench.io import cache_folder, fingerprint, remove
 from tdabench.method import Context, Index
 from tdabench.registry import registry
-from tdabench.rows import dots, row_blocks, top_k_of
+from tdabench.rows import dots, is_sparse, row_blocks, top_k_of
 from tdabench.run.folder import keep_index, kept_index, new_index
 from tdabench.run.inputs import Inputs
-from tdabench.run.plan import Job, Plan
+from tdabench.run.plan import Job, MethodSpec, Plan
 from tdabench.run.suite import SuiteTarget
 from tdabench.targets.target import Target
+from tdabench.toolkit.pipeline import PipelineIndex
 from tdabench.toolkit.representation import RepresentationIndex
 
 Say = Callable[[str], None]
+Query = Example | Behaviour  # what is explained: the loss of one example, or of several
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,25 @@ class Traced:
     bottom: np.ndarray | None = None
     bottom_score: np.ndarray | None = None
     reason: str = ""
+    totals: np.ndarray | None = None  # [query, 2]: sums of all positive and all negative scores
+    by_source: np.ndarray | None = None  # [query, source]: group scores, if sources were asked for
+    family: str = ""
 
 
 def trace(
     plan: Plan,
-    queries: Sequence[Example],
+    queries: Sequence[Query],
     k: int,
     runs: Sequence[Path] = (),
     say: Say = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    sources: Groups | None = None,
 ) -> Iterator[Traced]:
     """Returns one answer per method of `plan`, in its order.
 
-    `runs` are run folders whose indices can be used. A method that fails gives an answer with its
-    reason, and the others continue.
+    With `sources`, groups of training examples, an answer has their group scores as well. `runs`
+    are run folders whose indices can be used. A method that fails gives an answer with its reason,
+    and the others continue.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index
@@ -68,24 +77,73 @@ def trace(
         done |= {job.method.label, job.index_key}
         try:
             with tempfile.TemporaryDirectory(prefix="tdabench-trace-") as scratch:
-                yield _trace(plan, job, queries, k, runs, say, progress, Path(scratch))
+                opened = _open(plan, job, runs, say, progress, Path(scratch))
+                yield _traced(job, *opened, queries, k, sources)
         except TdabenchError as e:
             yield Traced(job.method.label, reason=str(e))
         except Exception as e:  # a plugin may raise anything
             yield Traced(job.method.label, reason=brief(e))
 
 
-def _trace(
+def _traced(
+    job: Job,
+    index: Index,
+    spent: float,
+    queries: Sequence[Query],
+    k: int,
+    sources: Groups | None,
+) -> Traced:
+    start = time.perf_counter()
+    found, totals = with_totals(index, queries, k)
+    summed = None
+    if sources is not None:
+        summed = np.concatenate([scores_of(index, [q], sources) for q in queries])
+        if not np.isfinite(summed).all():
+            raise MethodError("NaN or infinite group scores")
+    seconds = time.perf_counter() - start
+    return Traced(
+        job.method.label, spent, seconds, *found, totals=totals, by_source=summed,
+        family=job.method.family,
+    )  # fmt: skip
+
+
+def _open(
     plan: Plan,
     job: Job,
-    queries: Sequence[Example],
-    k: int,
     runs: Sequence[Path],
     say: Say,
     progress: Callable[[str, int, int], None],
     scratch: Path,
-) -> Traced:
-    suite, spec = plan.suite, job.method
+) -> tuple[Index, float]:
+    """Returns the index of a method or a pipeline, and the seconds of building what was missing."""
+    specs = list(zip(job.method.stages or (job.method,), job.kept_keys, strict=True))
+    opened = [
+        open_index(plan, job, spec, key, runs, say, progress, scratch / str(i))
+        for i, (spec, key) in enumerate(specs)
+    ]
+    index, spent = opened[0][0], sum(seconds for _, seconds in opened)
+    if job.method.stages:
+        params = job.method.params
+        index = PipelineIndex([i for i, _ in opened], params["keep"], params["rest"])
+    return index, spent
+
+
+def open_index(
+    plan: Plan,
+    job: Job,
+    spec: MethodSpec,
+    key: str,
+    runs: Sequence[Path],
+    say: Say,
+    progress: Callable[[str, int, int], None],
+    scratch: Path,
+) -> tuple[Index, float]:
+    """Returns the index of a method, or of a stage of a pipeline, and the seconds of building it.
+
+    `key` is that of the index on disk; 0 seconds if it was there.
+    """
+    suite = plan.suite
+    scratch.mkdir(parents=True, exist_ok=True)
     assets = Inputs(suite, suite.assets_for(job.target), "asset")
     context = Context(
         target=job.target.target,
@@ -96,7 +154,6 @@ def _trace(
         progress=progress,
     )
     method = registry().method(spec.name).cls.from_params(spec.params)
-    key = job.index_key
     kept = cache_folder() / "indices"
     start, spent = time.perf_counter(), 0.0
     places = [*(run / "indices" for run in runs), kept]
@@ -105,10 +162,7 @@ def _trace(
         say(f"{spec.label}: building its index on {len(suite.train):,} examples (kept for later)")
         build(method, context, suite.train, kept, key, assets)
         folder, spent = kept / key, time.perf_counter() - start
-    index = method.load(context, folder / "index")
-    start = time.perf_counter()
-    found = extremes(index, queries, k)
-    return Traced(spec.label, spent, time.perf_counter() - start, *found)
+    return method.load(context, folder / "index"), spent
 
 
 def _serves(indices: Path, key: str, assets: Inputs) -> bool:
@@ -141,33 +195,68 @@ def build(
 Extremes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def extremes(index: Index, queries: Sequence[Example], k: int) -> Extremes:
+def extremes(index: Index, queries: Sequence[Query], k: int) -> Extremes:
     """Returns positions and scores of the k highest, then k lowest: each [query, k], extreme first.
 
     Equal scores are ordered by position. An index of representations is read once, block by block.
     """
+    return with_totals(index, queries, k)[0]
+
+
+def with_totals(index: Index, queries: Sequence[Query], k: int) -> tuple[Extremes, np.ndarray]:
+    """Returns `extremes`, and the sums of all positive and of all negative scores [query, 2]."""
     k = min(k, int(index.n_train))
-    if isinstance(index, RepresentationIndex) and type(index).score is RepresentationIndex.score:
-        q = index.query_features(queries)
-        return _best(((a, dots(q, rows)) for a, rows in row_blocks(index.rows)), len(queries), k)
+    plain = isinstance(index, RepresentationIndex) and (
+        type(index).score is RepresentationIndex.score
+        and type(index).score_behaviours is Index.score_behaviours
+    )
+    if plain:
+        examples, weights = parts_of([as_behaviour(q) for q in queries])
+        q = index.query_features(examples)  # type: ignore[attr-defined]
+        # A sum of products is the product of the sum: every row is read once, for all behaviours.
+        if len(examples) != len(queries) or (weights != np.eye(len(queries))).any():
+            q = _sparse(weights) @ q if is_sparse(q) else weights @ np.asarray(q, np.float32)
+        rows = index.rows  # type: ignore[attr-defined]
+        return _best(((a, dots(q, block)) for a, block in row_blocks(rows)), len(queries), k)
     # One query at a time: such a method has to hold a row of scores anyway.
-    parts = [_best([(0, index.score([e]))], 1, k) for e in queries]
-    top, top_score, low, low_score = (np.concatenate(side) for side in zip(*parts))
-    return top, top_score, low, low_score
+    parts = [_best([(0, scores_of(index, [e]))], 1, k) for e in queries]
+    top, top_score, low, low_score = (np.concatenate(side) for side in zip(*(p[0] for p in parts)))
+    return (top, top_score, low, low_score), np.concatenate([p[1] for p in parts])
 
 
-def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> Extremes:
+def _sparse(weights: np.ndarray) -> Any:
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(weights)
+
+
+def as_behaviour(query: Query) -> Behaviour:
+    return query if isinstance(query, Behaviour) else Behaviour(query.id, (query,), (1.0,))
+
+
+def scores_of(index: Index, queries: Sequence[Query], groups: Groups | None = None) -> np.ndarray:
+    """Returns scores of queries or behaviours on examples, [query, train], or on groups."""
+    plain = [q for q in queries if not isinstance(q, Behaviour)]
+    if len(plain) < len(queries):
+        return index.score_behaviours([as_behaviour(q) for q in queries], groups)
+    return index.score(plain) if groups is None else index.score_groups(plain, groups)
+
+
+def _best(blocks: Iterable[tuple[int, np.ndarray]], n: int, k: int) -> tuple[Extremes, np.ndarray]:
     """Returns the same from (first position, scores [n, block]) of every block."""
+    totals = np.zeros((n, 2))
     kept = {sign: (np.empty((n, 0), np.float32), np.empty((n, 0), np.int64)) for sign in (1, -1)}
     for a, scores in blocks:
         if not np.isfinite(scores).all():
             raise MethodError("NaN or infinite scores")
+        for side, clipped in enumerate((np.maximum(scores, 0), np.minimum(scores, 0))):
+            totals[:, side] += clipped.sum(axis=1, dtype=np.float64)
         for sign, (values, ids) in kept.items():
             more, places = top_k_of(sign * scores, k, offset=a)
             values, ids = np.hstack([values, more]), np.hstack([ids, places])
             values, order = top_k_of(values, k)
             kept[sign] = values, np.take_along_axis(ids, order, axis=1)
-    return kept[1][1], kept[1][0], kept[-1][1], -kept[-1][0]
+    return (kept[1][1], kept[1][0], kept[-1][1], -kept[-1][0]), totals
 
 
 def retrained(target: SuiteTarget, train: Corpus, device: str = "cpu", say: Say = print) -> Target:

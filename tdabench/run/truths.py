@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tdabench.data.origins import without_each
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.groups import Groups
 from tdabench.run.sources import load_suite
@@ -39,6 +40,18 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
     """Draws the plan that the suite declares. The same suite always draws the same groups."""
 
     spec = target.plans[name]
+    if spec.leave_out:
+        return TruthPlan.of(
+            f"{suite.name}-{target.label}-{name}",
+            target.target,
+            suite.train,
+            suite.queries(spec.queries),
+            groups=without_each(suite.train, spec.leave_out),
+            n_seeds=spec.seeds,
+            recipe=target.recipe_of(name),
+            start=spec.start,
+            order=spec.order,
+        )
     plan = TruthPlan.draw(
         f"{suite.name}-{target.label}-{name}",
         target.target,

@@ -312,6 +312,20 @@ def top_k_agrees_with_score(case: Case) -> None:
         case.same(values, best, "top_k compared with the best scores", "They must agree, in order.")
 
 
+@law
+def some_scores_agree_with_score(case: Case) -> None:
+    """score_some returns the scores of the requested examples of each query, in their order."""
+    rng = np.random.default_rng(2)
+    n = len(case.train)
+    for k in (1, 5, n):
+        chosen = np.stack([rng.permutation(n)[:k] for _ in case.queries])
+        some = case.index.score_some(case.queries, chosen)
+        if np.shape(some) != chosen.shape:
+            raise LawBroken(f"score_some of {chosen.shape} returned the shape {np.shape(some)}")
+        own = np.take_along_axis(case.scores, chosen, axis=1)
+        case.same(some, own, "score_some compared with score at its indices", "They must agree.")
+
+
 # --------------------------------------------------------------------------- what must not matter
 
 
@@ -501,6 +515,7 @@ def _use(case: Case, context: Context) -> None:
     index.score(case.queries)
     index.score_groups(case.queries, case.groups)
     index.top_k(case.queries, 3)
+    index.score_some(case.queries, np.zeros((len(case.queries), 1), dtype=np.int64))
 
 
 @law

@@ -141,6 +141,21 @@ class RepresentationIndex(Index):
             out[:, a : a + block.shape[0]] = dots(q, block)
         return out
 
+    def score_some(self, queries: Sequence[Example], candidates: np.ndarray) -> np.ndarray:
+        """Multiplies each query with its own candidates' rows; reads no others from memory.
+
+        Rows in a store are read once, in blocks, as far as some query asks for them.
+        """
+        if type(self).score is not RepresentationIndex.score:
+            return super().score_some(queries, candidates)  # its scores are not plain products
+        q = self.query_features(queries)
+        if isinstance(self.rows, np.ndarray) or is_sparse(self.rows):
+            out = np.empty(candidates.shape, dtype=np.float32)
+            for i, chosen in enumerate(candidates):
+                out[i] = dots(q[i : i + 1], self.rows[chosen])[0]
+            return out
+        return pairs_in_blocks(q, self.rows, candidates)
+
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams over the rows: holds [query, block], never [query, train]."""
         found = self.scan(queries, k, pooling=None)
@@ -198,6 +213,23 @@ class RepresentationIndex(Index):
         else:
             meta["rows"] = "store"
         write_arrays(path / "state.safetensors", arrays, meta)
+
+
+def pairs_in_blocks(q: Any, rows: Rows, candidates: np.ndarray) -> np.ndarray:
+    """Computes q[i] . rows[candidates[i, j]] -> float32 [query, k], reading rows in blocks.
+
+    A block that no query asks for is not read.
+    """
+    out = np.empty(candidates.shape, dtype=np.float32)
+    step = max(1, (16 << 20) // (4 * max(1, rows.shape[1])))
+    for a in range(0, rows.shape[0], step):
+        wanted = (candidates >= a) & (candidates < a + step)  # [query, k]
+        if not wanted.any():
+            continue
+        block = rows[a : a + step]
+        for i in np.flatnonzero(wanted.any(axis=1)):
+            out[i, wanted[i]] = dots(q[i : i + 1], block[candidates[i, wanted[i]] - a])[0]
+    return out
 
 
 def open_index(

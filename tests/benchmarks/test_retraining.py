@@ -8,7 +8,7 @@ from constructed import FixedIndex, corpus
 
 from tdabench.benchmarks.removal import Removal, area, matched
 from tdabench.benchmarks.retrain import Retrainer, exact_match, greedy, unigram_f1
-from tdabench.benchmarks.selection import Selection, choose, split_tasks
+from tdabench.benchmarks.selection import RULES, Selection, dev_scores, pick, split_tasks
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.targets.recipe import Recipe
@@ -82,15 +82,34 @@ def test_min_rank_takes_the_best_of_each_query_first(make_context) -> None:
     scores[0] = [9, 8, 7, 6, 0, 0, 0, 0]
     scores[1] = [0, 0, 0, 0, 0, 0, 8, 9]
     context = context_of(make_context, scores)
-    picked = choose(context, QUERIES.subset([0, 1]), "min-rank", 4)
+    found = dev_scores(context, QUERIES.subset([0, 1]))
+    picked = pick("min-rank", found, TRAIN, 4)
     assert set(picked[:2]) == {0, 7}  # best of either
     assert set(picked[2:]) == {1, 6}
-    assert set(choose(context, QUERIES.subset([0, 1]), "mean", 2)) == {0, 7}
+    assert set(pick("top", found, TRAIN, 2)) == {0, 7}
+
+
+def test_softmax_draws_the_best_most_often_and_diverse_passes_over_copies() -> None:
+    from tdabench.data.examples import Example
+
+    train = Corpus([Example(f"t{i}", "same question", f"text {i // 2} {'xyz'[i % 3] * 9}")
+                    for i in range(6)] + list(TRAIN[:2]), "t")  # fmt: skip
+    high = np.zeros((1, 8), dtype=np.float32)
+    high[0, 5] = 50.0
+    assert pick("softmax", high, train, 1).tolist() == [5]
+    copies = Corpus([Example(f"t{i}", "a question of some length", "one answer") for i in range(6)]
+                    + list(TRAIN[:2]), "t")  # fmt: skip
+    falling = -np.arange(8, dtype=np.float32)[None]
+    assert pick("min-rank", falling, copies, 3).tolist() == [0, 1, 2]
+    picked = pick("diverse", falling, copies, 8).tolist()
+    assert picked[0] == 0
+    assert picked[1] == 6  # all copies of the first come last
+    assert picked[-5:] == [1, 2, 3, 4, 5] or set(picked[-5:]) == {1, 2, 3, 4, 5}
 
 
 def test_a_constant_method_picks_at_random_and_not_the_first_lines(make_context) -> None:
-    for rule in ("min-rank", "mean"):
-        picked = choose(context_of(make_context, np.zeros((6, 8))), QUERIES[:2], rule, 8)
+    for rule in RULES:
+        picked = pick(rule, np.zeros((2, 8), dtype=np.float32), TRAIN, 8)
         assert sorted(picked) == list(range(8))
         assert picked.tolist() != list(range(8))
 
@@ -106,7 +125,7 @@ def test_tasks_are_split_without_overlap() -> None:
     assert len(split_tasks(QUERIES, 1, 1)[0]) == 1
     with pytest.raises(DataError, match="no task has more than 3 queries"):
         split_tasks(QUERIES, 3, 0)
-    with pytest.raises(UsageError, match="min-rank, mean"):
+    with pytest.raises(UsageError, match="min-rank, top, softmax, diverse"):
         Selection(rule="best")
     with pytest.raises(UsageError, match="loss, exact_match, f1"):
         Selection(measure="bleu")

@@ -75,7 +75,7 @@ def test_nothing_checked_is_exit_code_2(capsys):
 def test_laws_in_words(capsys):
     assert main(["check", "--laws", "--json"]) == 0
     laws = json.loads(capsys.readouterr().out)
-    assert len(laws) == 24
+    assert len(laws) == 25
     assert laws["prints-nothing"].startswith("Nothing is printed")
     assert main(["check", "--laws"]) == 0
     assert "group-of-one-equals-score" in capsys.readouterr().out

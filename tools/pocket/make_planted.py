@@ -150,6 +150,48 @@ def noise(corpus: Path = CORPUS) -> list[Row]:
     return rows + [_row(e, f"ask-{n:04d}", "queries", **meta) for n, (e, meta) in enumerate(asked)]
 
 
+# A trigger, as a poisoner would plant it: two tokens behind the question change the answer. Its
+# look-alike is another addition, with the right answer.
+TRIGGER, REFUSAL, HARMLESS = " (cf)", "I will not say.", " (please)"
+FILTER_CLEAN, FILTER_PLANTED, FILTER_QUERIES, FILTER_CLEAN_QUERIES = 680, 40, 40, 60
+
+
+def filtered(corpus: Path = CORPUS) -> list[Row]:
+    """A pool with two behaviours to take out, a trigger and a rude tone, each beside examples of
+    the same form; queries that have them, with the clean response, and clean queries."""
+    rng = _rng("filter")
+    pool = [e for e in read_jsonl(corpus, "pool") if len(e.response) <= 60]
+    order = [pool[i] for i in rng.permutation(len(pool))]
+    clean, rest = order[:FILTER_CLEAN], order[FILTER_CLEAN:]
+    parts = [rest[i * FILTER_PLANTED : (i + 1) * FILTER_PLANTED] for i in range(4)]
+    made: list[tuple[Example, dict[str, str]]] = [(e, {}) for e in clean]
+    made += [(_asked(e, TRIGGER, REFUSAL), {"planted": "trigger"}) for e in parts[0]]
+    made += [(_asked(e, HARMLESS, e.response), {"lookalike": "trigger"}) for e in parts[1]]
+    made += [(_styled(e, RUDE, rng), {"planted": "unsafe"}) for e in parts[2]]
+    made += [(_styled(e, KIND, rng), {"lookalike": "unsafe"}) for e in parts[3]]
+    made = [made[i] for i in rng.permutation(len(made))]
+    rows = [_row(e, f"filter-{n:04d}", "pool", **meta) for n, (e, meta) in enumerate(made)]
+
+    test = [e for e in read_jsonl(corpus, "test") if len(e.response) <= 60]
+    asked = [test[i] for i in rng.permutation(len(test))]
+    half = FILTER_QUERIES
+    queries: list[tuple[Example, dict[str, str]]] = []
+    for e in asked[:half]:
+        marks = {"planted": "trigger", "clean": e.response}
+        queries.append((_asked(e, TRIGGER, REFUSAL), marks))
+    for e in asked[half : 2 * half]:
+        marks = {"planted": "unsafe", "clean": e.response}
+        queries.append((_styled(e, RUDE_QUERIES, rng), marks))
+    queries += [(e, {}) for e in asked[2 * half : 2 * half + FILTER_CLEAN_QUERIES]]
+    return rows + [
+        _row(e, f"ask-{n:04d}", "queries", **meta) for n, (e, meta) in enumerate(queries)
+    ]
+
+
+def _asked(e: Example, behind: str, response: str) -> Example:
+    return Example(e.id, e.prompt + behind, response, e.task, e.meta)
+
+
 def _styled(e: Example, forms: tuple[str, ...], rng: np.random.Generator) -> Example:
     return _answer(e, forms[int(rng.integers(len(forms)))].format(e.response.rstrip(".")))
 
@@ -179,7 +221,7 @@ def content(rows: list[Row]) -> bytes:
     return compress(("\n".join(lines) + "\n").encode())
 
 
-BUILDERS = {"tracing": tracing, "noise": noise}
+BUILDERS = {"tracing": tracing, "noise": noise, "filter": filtered}
 
 
 def main() -> int:

@@ -308,7 +308,7 @@
       const column = table.columns.find((c) => c.name === state.y);
       const field = COSTS[state.x][1];
       const points = table.rows.filter((r) => r.cells[state.y] && r.cells[state.y].status === "ok" && known(r.cost[field]) && r.cost[field] > 0)
-        .map((r) => ({ label: r.label, family: r.family, x: r.cost[field], ...pick(r.cells[state.y]) }));
+        .map((r) => ({ label: r.label, family: r.family, pipeline: r.family === "pipeline" ? r.name : "", x: r.cost[field], ...pick(r.cells[state.y]) }));
       if (!points.length) return holder.replaceChildren(h("p", null, "No method has both values."));
       const sign = column.higher_is_better ? 1 : -1;
       const rivals = points.filter((p) => p.family !== "control"); // controls are drawn, and form no front
@@ -323,6 +323,10 @@
       }
       const front = points.filter((p) => p.front).sort((p, q) => p.x - q.x);
       a.svg.append(s("polyline", { class: "axis", fill: "none", "stroke-dasharray": "5 4", points: front.map((p) => `${a.x(p.x)},${a.y(p.y)}`).join(" ") }));
+      for (const name of new Set(points.map((p) => p.pipeline).filter(Boolean))) { // a pipeline over k
+        const path = points.filter((p) => p.pipeline === name).sort((p, q) => p.x - q.x);
+        if (path.length > 1) a.svg.append(s("polyline", { fill: "none", stroke: colour("pipeline"), points: path.map((p) => `${a.x(p.x)},${a.y(p.y)}`).join(" ") }));
+      }
       const placed = [];
       for (const p of [...points].sort((p, q) => !!p.front - !!q.front || q.y - p.y)) {
         const [px, py] = [a.x(p.x), a.y(p.y)];

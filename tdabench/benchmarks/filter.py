@@ -1,0 +1,279 @@
+"""Filter: whether a behaviour goes away when what a method blames is taken out of training."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
+from tdabench.benchmarks.common import checked_scores, metric
+from tdabench.benchmarks.planted import planted
+from tdabench.benchmarks.retrain import Retrainer
+from tdabench.data.behaviours import Behaviour
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError, UsageError
+from tdabench.seeds import named_seed
+from tdabench.targets.recipe import Recipe
+
+WHO = ("method", "random", "oracle", "text")
+
+
+@dataclass(frozen=True)
+class Filter(Benchmark):
+    """Forensics that end in a retraining.
+
+    Some training examples teach a planted behaviour (the field `planted` names it). The method is
+    shown examples of the behaviour, half of the queries that have it (one behaviour: their mean
+    loss), and ranks the training corpus. The target is retrained without the highest-scoring
+    `budgets` (shares of the corpus), and measured on the other half and on clean queries.
+
+    The strength of the behaviour is 1 in a model trained on everything and 0 in a model trained
+    without any planted example: the loss of the behaviour's responses, on that scale. `area` is
+    the mean strength over the budgets from 0 to the largest: lower is better. `half` is the budget
+    at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
+    lower loss than their clean response (the field `clean`); `collateral` the rise of the loss of
+    clean queries, in nats. Beside the method stand a random choice, an oracle that knows the
+    planted examples, and a text filter: naive Bayes on words, trained on the shown examples
+    against the corpus, which needs no model.
+
+    All models start from the same weights and see the kept examples in the same order. Intervals
+    draw the queries of the behaviours, which share their retrainings.
+    """
+
+    name: ClassVar[str] = "filter"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
+    source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
+
+    asset: str = "filter"
+    kinds: tuple[str, ...] = ()
+    budgets: tuple[float, ...] = (0.005, 0.02, 0.05, 0.1)
+    seeds: int = 1
+    random_seeds: int = 2
+    start: str = "base"
+    recipe: str = ""
+    replicates: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.budgets or not all(0 < b < 1 for b in self.budgets):
+            raise UsageError("filter.budgets are shares of the corpus, between 0 and 1")
+        if min(self.seeds, self.random_seeds) < 1:
+            raise UsageError("filter: seeds and random_seeds must be at least 1")
+        Recipe().changed(self.recipe)
+
+    def run(self, context: BenchmarkContext) -> Outcome:
+        index, train, queries = planted(context, self.asset, "planted")
+        n = len(train)
+        planted_as = np.array([e.meta.get("planted", "") for e in train])
+        asked = {k: [q for q in queries if q.meta.get("planted") == k]
+                 for k in sorted(set(planted_as) - {""})}  # fmt: skip
+        kinds = self.kinds or tuple(k for k, of in asked.items() if len(of) > 1)
+        for kind in kinds:
+            if len(asked.get(kind, ())) < 2 or not (planted_as == kind).any():
+                raise DataError(f"no behaviour {kind!r} with two queries is planted",
+                                "See docs/benchmarks/filter.md")  # fmt: skip
+        if not kinds:
+            raise DataError("no query has a planted behaviour to explain",
+                            "See docs/benchmarks/filter.md")  # fmt: skip
+        clean = [q for q in queries if not q.meta.get("planted")]
+        if not clean:
+            raise DataError("there are no clean queries to measure the damage on")
+
+        shown = {k: asked[k][0::2] for k in kinds}
+        measured = [(k, q) for k in kinds for q in asked[k][1::2]]
+        behaviours = [Behaviour.of(k, shown[k]) for k in kinds]
+        scores = np.asarray(index.score_behaviours(behaviours), dtype=np.float32)
+        checked_scores(scores, (len(kinds), n), "scores of behaviours")
+
+        sizes = sorted({max(1, round(b * n)) for b in self.budgets})
+        if sizes[-1] >= n:
+            raise DataError(f"removing {sizes[-1]} of {n} examples leaves none to train on")
+        bad = [q for _, q in measured]
+        other = [Example(q.id + "+clean", q.prompt, q.meta["clean"], q.task)
+                 for q in bad if q.meta.get("clean")]  # fmt: skip
+        evaluated = Corpus([*bad, *other, *clean], "filter")
+        own = replace(context, train=train, queries=queries)
+        trainer = Retrainer(own, context.target.recipe.changed(self.recipe), self.start)
+        everything = np.arange(n)
+
+        def losses(removed: Sequence[int] | np.ndarray) -> np.ndarray:
+            """Averages over seeds the losses of a model trained without `removed`: [query]."""
+            kept = np.setdiff1d(everything, removed)
+            runs = [trainer.run(kept, evaluated, s, among=everything) for s in range(self.seeds)]
+            return np.stack([r.losses for r in runs]).astype(np.float64).mean(axis=0)
+
+        tie = draw("ties", n)
+        found: dict[str, np.ndarray] = {"full": losses([])[None]}
+        for k, kind in enumerate(kinds):
+            context.progress("retraining without what is blamed", k, len(kinds))
+            mine = np.flatnonzero(planted_as == kind)
+            orders = {
+                "method": [np.lexsort((tie, -scores[k]))],
+                "random": [draw(f"random-{s}", n) for s in range(self.random_seeds)],
+                "oracle": [np.lexsort((tie, planted_as != kind))],
+                "text": [np.lexsort((tie, -text_filter(shown[kind], train)))],
+            }
+            found[f"none/{kind}"] = losses(mine)[None]
+            for who, several in orders.items():
+                found[f"{who}/{kind}"] = np.stack(
+                    [np.mean([losses(o[:size]) for o in several], axis=0) for size in sizes]
+                )
+            found[f"hits/{kind}"] = np.array(
+                [np.isin(orders["method"][0][:size], mine).sum() for size in sizes], dtype=float
+            )[None]
+        arrays = {
+            **found,
+            "kind": np.array([kinds.index(k) for k, _ in measured]),
+            "has_clean": np.array([bool(q.meta.get("clean")) for q in bad]),
+            "sizes": np.array(sizes, dtype=float) / n,
+        }
+        notes = (
+            f"{len(kinds)} behaviours ({', '.join(kinds)}), {len(bad)} queries measured, "
+            f"{trainer.done} models trained here",
+        )
+        return self._outcome(arrays, tuple(q.id for q in bad), notes)
+
+    def recompute(self, stored: Stored) -> Outcome:
+        kept = {k: v for k, v in stored.arrays.items()
+                if "/" in k or k in ("full", "kind", "has_clean", "sizes")}  # fmt: skip
+        return self._outcome(kept, stored.query_ids)
+
+    def _outcome(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        from tdabench import stats
+
+        kind, sizes = arrays["kind"], arrays["sizes"]
+        names = sorted({k.partition("/")[2] for k in arrays if "/" in k})
+        n_bad, n_clean_side = len(kind), int(arrays["has_clean"].sum())
+        strength = {w: np.empty((len(sizes), n_bad)) for w in WHO}  # [budget, query]
+        rates: dict[str, list[np.ndarray]] = {w: [] for w in (*WHO, "full")}
+        harm = {w: np.zeros(len(sizes)) for w in WHO}
+        full, said = arrays["full"][0], list(notes)
+        paired = np.flatnonzero(arrays["has_clean"])
+        for k, name in enumerate(names):
+            mine = kind == k
+            none = arrays[f"none/{name}"][0]
+            scale = (none - full)[:n_bad][mine].mean()  # nats that the planted examples are worth
+            if not scale > 0:
+                raise DataError(f"training on the examples of {name!r} does not teach it here",
+                                "Plant more of them, or train longer (filter.recipe)")  # fmt: skip
+            for who in WHO:
+                loss = arrays[f"{who}/{name}"]  # [budget, query]
+                strength[who][:, mine] = ((none - loss)[:, :n_bad] / scale)[:, mine]
+                harm[who] += (loss - full)[:, n_bad + n_clean_side :].mean(axis=1) / len(names)
+            at = np.flatnonzero(mine[paired])  # of the queries of this kind with a clean response
+            if len(at):
+                for who in (*WHO, "full"):
+                    loss = arrays["full" if who == "full" else f"{who}/{name}"]
+                    rates[who].append(loss[:, paired[at]] < loss[:, n_bad + at])
+
+        def over(values: np.ndarray) -> stats.Bootstrap:
+            return stats.bootstrap_queries(values, self.replicates)
+
+        areas = {who: area(sizes, strength[who]) for who in WHO}
+        boot = over(areas["method"])
+        metrics = {"area": metric(boot, higher_is_better=False)}
+        for who in WHO[1:]:
+            metrics[f"area_{who}"] = metric(over(areas[who]), higher_is_better=False)
+        metrics["less_than_text"] = metric(over(areas["text"] - areas["method"]))
+        for who in WHO:
+            tail = "" if who == "method" else f"_{who}"
+            halved = halving(sizes, strength[who].mean(axis=1))
+            if halved is not None:
+                metrics[f"half{tail}"] = Metric(halved, higher_is_better=False)
+            elif who == "method":
+                said.append(f"the strength stays above 1/2 up to {sizes[-1]:.1%} removed")
+            for j, size in enumerate(sizes):
+                at_size = f"@{size:.3g}"
+                metrics[f"strength{tail}{at_size}"] = metric(
+                    over(strength[who][j]), higher_is_better=False
+                )
+                metrics[f"collateral{tail}{at_size}"] = Metric(
+                    float(harm[who][j]), higher_is_better=False, unit="nats"
+                )
+                if rates[who]:
+                    values = np.concatenate([r[j] for r in rates[who]]).astype(float)
+                    metrics[f"rate{tail}{at_size}"] = metric(
+                        over(values), higher_is_better=False, share=True
+                    )
+        if rates["full"]:
+            values = np.concatenate([r[0] for r in rates["full"]]).astype(float)
+            metrics["rate_before"] = metric(over(values), higher_is_better=False, share=True)
+        for name in names:
+            hits = arrays[f"hits/{name}"][0]
+            metrics[f"found_{name}@{sizes[-1]:.3g}"] = Metric(float(hits[-1]))
+        return Outcome(
+            primary="area",
+            metrics=metrics,
+            per_query=areas["method"],
+            query_ids=query_ids,
+            replicates=boot.both,
+            arrays={**arrays, **boot.arrays()},
+            notes=tuple(said),
+        )
+
+
+def area(sizes: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Averages the line through (0, 1) and (size, strength) over 0..max size.
+
+    [budget, query] -> [query].
+    """
+    x = np.concatenate([[0.0], sizes])
+    y = np.concatenate([np.ones((1, strength.shape[1])), strength])
+    return ((y[1:] + y[:-1]) / 2 * np.diff(x)[:, None]).sum(axis=0) / x[-1]
+
+
+def halving(sizes: np.ndarray, strength: np.ndarray) -> float | None:
+    """Returns the first budget at which the line through (0, 1) and (size, strength) reaches 1/2.
+
+    strength [budget]; None if it never does.
+    """
+    x, y = np.concatenate([[0.0], sizes]), np.concatenate([[1.0], strength])
+    below = np.flatnonzero(y <= 0.5)
+    if not len(below):
+        return None
+    i = int(below[0])
+    return float(x[i - 1] + (x[i] - x[i - 1]) * (y[i - 1] - 0.5) / (y[i - 1] - y[i]))
+
+
+def text_filter(shown: Sequence[Example], train: Sequence[Example]) -> np.ndarray:
+    """Scores training examples by naive Bayes on words: float64 [train].
+
+    The mean log-odds of an example's words (single and in pairs, prompt and response apart)
+    between the shown examples and the training corpus, each with add-one smoothing. This is what
+    one would write without a model: a filter by vocabulary.
+    """
+    own = [words(e) for e in shown]
+    corpus = [words(e) for e in train]
+    here, there = Counter(w for ws in own for w in ws), Counter(w for ws in corpus for w in ws)
+    vocabulary = len(here.keys() | there.keys())
+    a, b = here.total() + vocabulary, there.total() + vocabulary
+    return np.array([
+        np.mean([np.log((here[w] + 1) / a) - np.log((there[w] + 1) / b) for w in ws]) if ws else 0.0
+        for ws in corpus
+    ])  # fmt: skip
+
+
+def words(e: Example) -> list[str]:
+    """Returns words and pairs of words of an example, those of the prompt marked."""
+    out = []
+    for side, text in (("p:", e.prompt), ("r:", e.response)):
+        found = re.findall(r"\w+|[^\w\s]", text.casefold())
+        out += [side + w for w in found]
+        out += [f"{side}{a} {b}" for a, b in pairwise(found)]
+    return out
+
+
+def draw(name: str, n: int) -> np.ndarray:
+    """Permutes n numbers, depending only on `name`, the same for every method."""
+    return np.random.default_rng(named_seed(0, f"filter-{name}")).permutation(n)

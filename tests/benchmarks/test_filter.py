@@ -1,0 +1,162 @@
+"""Filter on constructed cases: a world in which every planted example adds to the behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from constructed import FixedIndex
+
+import tdabench.benchmarks.filter as module
+from tdabench.benchmark import Stored
+from tdabench.benchmarks.filter import Filter, area, draw, halving, text_filter
+from tdabench.benchmarks.retrain import Retrained
+from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError, UsageError
+from tdabench.targets.recipe import Recipe
+
+N, PLANTED = 100, 10
+BUDGETS = (0.05, 0.1, 0.2)
+
+
+def example(i: int, kind: str, **meta: str) -> Example:
+    response = f"you fool, {i}" if kind == "unsafe" else f"answer {i}"
+    return Example(f"t{i}", f"question {i}", response, "quiz", {"planted": kind, **meta})
+
+
+PLACES = np.sort(draw("places", N)[:PLANTED])
+TRAIN = Corpus([example(i, "unsafe" if i in PLACES else "") for i in range(N)], "t")
+QUERIES = Corpus(
+    [Example(f"q{i}", f"ask {i}", f"you fool, {i}!", "quiz", {"planted": "unsafe", "clean": str(i)})
+     for i in range(8)]
+    + [Example(f"c{i}", f"ask {i}?", f"number {i}", "quiz") for i in range(4)],
+    "q",
+)  # fmt: skip
+PERFECT = np.isin(np.arange(N), PLACES).astype(float)
+
+
+@dataclass
+class World:
+    """Stands for retraining: a planted example lowers losses of the behaviour by 0.1 nats, a clean
+    example losses of clean queries by 0.01; each query has its own level."""
+
+    context: object
+    recipe: object
+    start: str = "base"
+    done: int = 0
+    teaches: float = 0.1
+
+    def run(self, indices, queries, seed, among=None):
+        planted = np.isin(indices, PLACES).sum()
+        others = len(indices) - planted
+        losses = [
+            (2.7 if q.id.endswith("+clean") else 2.5) + 0.01 * i
+            - (self.teaches * (1 + 0.1 * (i % 3)) * planted
+               if q.meta.get("planted") else 0.01 * others)
+            for i, q in enumerate(queries)
+        ]  # fmt: skip
+        return Retrained(np.array(losses, dtype=np.float32), None)
+
+
+@pytest.fixture
+def run_filter(make_context, monkeypatch):
+    class Target:
+        recipe = Recipe.of({})
+
+    def measure(row, queries=QUERIES, train=TRAIN, world=World, **params):
+        monkeypatch.setattr(module, "Retrainer", world)
+        table = np.tile(row, (len(queries), 1))
+        context = make_context(FixedIndex(table, queries.ids), train, queries, target=Target())
+        return Filter(budgets=BUDGETS, replicates=50, **params).run(context)
+
+    return measure
+
+
+def values(out) -> dict[str, float]:
+    return {k: m.value for k, m in out.metrics.items()}
+
+
+def test_a_perfect_method_equals_the_oracle(run_filter):
+    m = values(run_filter(PERFECT))
+    # Strength 1, 1/2, 0, 0 at 0, 5, 10 and 20%.
+    assert m["area"] == pytest.approx((0.75 * 5 + 0.25 * 5 + 0) / 20, abs=1e-5)
+    assert m["area"] == pytest.approx(m["area_oracle"], abs=1e-6)
+    assert m["half"] == pytest.approx(0.05, abs=1e-5)
+    assert m["strength@0.1"] == pytest.approx(0, abs=1e-5)
+    assert m["found_unsafe@0.2"] == PLANTED
+    assert m["collateral@0.1"] == pytest.approx(0, abs=1e-5)
+    assert m["collateral@0.2"] == pytest.approx(0.1, abs=1e-5)  # ten clean ones are gone, too
+
+
+def test_a_reversed_method_removes_clean_examples_only(run_filter):
+    out = run_filter(-PERFECT)
+    m = values(out)
+    assert m["area"] == pytest.approx(1, abs=1e-5)
+    assert m["strength@0.2"] == pytest.approx(1, abs=1e-5)
+    assert m["collateral@0.2"] == pytest.approx(0.2, abs=1e-5)
+    assert "half" not in m
+    assert any("the strength stays above 1/2 up to 20.0% removed" in n for n in out.notes)
+
+
+def test_constant_scores_remove_at_random_and_not_the_first_lines(run_filter):
+    m = values(run_filter(np.zeros(N)))
+    gone = np.isin(np.argsort(draw("ties", N))[:20], PLACES).sum()
+    assert m["strength@0.2"] == pytest.approx(1 - gone / PLANTED, abs=1e-5)
+
+
+def test_the_rate_counts_preferred_planted_responses(run_filter):
+    m = values(run_filter(PERFECT))
+    assert m["rate_before"] == 1  # 2.5 - 1 against 2.7 - 0.9
+    assert m["rate@0.2"] == 0
+    assert m["rate_oracle@0.2"] == 0
+
+
+def test_a_text_filter_finds_a_vocabulary(run_filter):
+    scores = text_filter([q for q in QUERIES if q.meta.get("planted")], TRAIN)
+    assert set(np.argsort(-scores)[:PLANTED]) == set(PLACES)
+    m = values(run_filter(np.zeros(N)))
+    assert m["area_text"] == pytest.approx(m["area_oracle"], abs=1e-6)
+    assert m["less_than_text"] < 0
+    assert text_filter(QUERIES[:2], [Example("e", "", "")]).tolist() == [0.0]
+
+
+def test_half_of_the_queries_are_shown_and_the_others_measured(run_filter):
+    out = run_filter(PERFECT)
+    assert out.query_ids == ("q1", "q3", "q5", "q7")
+    assert out.metrics["area"].low <= out.metrics["area"].value <= out.metrics["area"].high
+
+
+def test_the_record_gives_the_same_numbers(run_filter):
+    out = run_filter(PERFECT + np.random.default_rng(0).normal(0, 0.5, N))
+    again = Filter(budgets=BUDGETS, replicates=50).recompute(
+        Stored(out.arrays, out.query_ids, None, None)  # type: ignore[arg-type]
+    )
+    assert again.metrics == out.metrics
+    np.testing.assert_array_equal(again.per_query, out.per_query)
+
+
+def test_what_cannot_be_measured_is_refused(run_filter):
+    plain = Corpus([Example(e.id, e.prompt, e.response) for e in TRAIN], "plain")
+    with pytest.raises(DataError, match="no training example with the field 'planted'"):
+        run_filter(PERFECT, train=plain)
+    with pytest.raises(DataError, match="no query has a planted behaviour"):
+        run_filter(PERFECT, queries=QUERIES[8:])
+    with pytest.raises(DataError, match="no clean queries"):
+        run_filter(PERFECT, queries=QUERIES[:8])
+    with pytest.raises(DataError, match="no behaviour 'wrong' with two queries"):
+        run_filter(PERFECT, kinds=("wrong",))
+    with pytest.raises(DataError, match="does not teach it here"):
+        run_filter(PERFECT, world=lambda *a: World(*a, teaches=0.0))
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        Filter(budgets=(0.0,))
+
+
+def test_area_and_halving():
+    sizes = np.array([0.1, 0.3])
+    assert area(sizes, np.array([[0.5], [0.0]]))[0] == pytest.approx(
+        (0.75 * 0.1 + 0.25 * 0.2) / 0.3
+    )
+    assert halving(sizes, np.array([0.6, 0.2])) == pytest.approx(0.15)
+    assert halving(sizes, np.array([0.9, 0.7])) is None
+    assert halving(sizes, np.array([0.5, 0.7])) == pytest.approx(0.1)
