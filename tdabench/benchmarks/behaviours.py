@@ -91,7 +91,7 @@ class Behaviours(Benchmark):
 
 
 def sided(queries: Corpus | Sequence[Example], by: str) -> list[Behaviour]:
-    """Groups queries into behaviours by a field; those of the side "against" count negatively."""
+    """Groups queries into behaviours by a field; queries of the side "against" count negatively."""
     out = []
     for b in behaviours_of([replace_meta(q) for q in queries], by):
         own = [e for e in b.examples if e.meta.get("side") != "against"]

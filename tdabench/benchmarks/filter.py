@@ -265,7 +265,7 @@ def text_filter(shown: Sequence[Example], train: Sequence[Example]) -> np.ndarra
 
 
 def words(e: Example) -> list[str]:
-    """Returns words and pairs of words of an example, those of the prompt marked."""
+    """Returns words and pairs of words of an example, with a mark on words of the prompt."""
     out = []
     for side, text in (("p:", e.prompt), ("r:", e.response)):
         found = re.findall(r"\w+|[^\w\s]", text.casefold())

@@ -503,7 +503,7 @@ class Judge:
     """One job: what it was told, and where it puts things.
 
     `parts` are the judges of its methods: itself, or one per stage of a pipeline. Stages have
-    contestants of their own, whose indices are those of the methods alone.
+    contestants of their own, and the same indices as the methods alone.
     """
 
     suite: Suite

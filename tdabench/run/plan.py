@@ -163,7 +163,7 @@ class Job:
 
     @property
     def kept_keys(self) -> tuple[str, ...]:
-        """Keys of the indices on disk: a pipeline keeps those of its stages."""
+        """Keys of the indices on disk: a pipeline keeps its stages' indices."""
         return self.stage_keys or (self.index_key,)
 
     @property

@@ -140,7 +140,7 @@ def open_index(
 ) -> tuple[Index, float]:
     """Returns the index of a method, or of a stage of a pipeline, and the seconds of building it.
 
-    `key` is that of the index on disk; 0 seconds if it was there.
+    `key` names the index on disk; 0 seconds if it was there.
     """
     suite = plan.suite
     scratch.mkdir(parents=True, exist_ok=True)

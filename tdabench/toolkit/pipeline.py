@@ -129,7 +129,7 @@ class PipelineIndex(Index):
         return pool_scores(scores, groups, self.pooling, self.temperature)
 
     def _refined(self, scores: np.ndarray, candidates: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Returns the scores with those of the candidates replaced, and of the rest adapted."""
+        """Returns scores after a stage: of the candidates by that stage, of the rest by the rule."""
         if self.rest == "zero":
             scores = np.zeros_like(scores)
         else:
