@@ -129,7 +129,7 @@ class PipelineIndex(Index):
         return pool_scores(scores, groups, self.pooling, self.temperature)
 
     def _refined(self, scores: np.ndarray, candidates: np.ndarray, found: np.ndarray) -> np.ndarray:
-        """Returns scores after a stage: of the candidates by that stage, of the rest by the rule."""
+        """Returns scores after a stage: its own for candidates, and the rule for the rest."""
         if self.rest == "zero":
             scores = np.zeros_like(scores)
         else:
