@@ -92,19 +92,16 @@ def test_min_rank_takes_the_best_of_each_query_first(make_context) -> None:
 def test_softmax_draws_the_best_most_often_and_diverse_passes_over_copies() -> None:
     from tdabench.data.examples import Example
 
-    train = Corpus([Example(f"t{i}", "same question", f"text {i // 2} {'xyz'[i % 3] * 9}")
-                    for i in range(6)] + list(TRAIN[:2]), "t")  # fmt: skip
     high = np.zeros((1, 8), dtype=np.float32)
     high[0, 5] = 50.0
-    assert pick("softmax", high, train, 1).tolist() == [5]
-    copies = Corpus([Example(f"t{i}", "a question of some length", "one answer") for i in range(6)]
-                    + list(TRAIN[:2]), "t")  # fmt: skip
+    assert pick("softmax", high, TRAIN, 1).tolist() == [5]
+    copies = Corpus([Example(f"c{i}", "a question of some length", "one answer") for i in range(6)]
+                    + [TRAIN[0], Example("z", "quite another", "thing")], "t")  # fmt: skip
     falling = -np.arange(8, dtype=np.float32)[None]
     assert pick("min-rank", falling, copies, 3).tolist() == [0, 1, 2]
     picked = pick("diverse", falling, copies, 8).tolist()
-    assert picked[0] == 0
-    assert picked[1] == 6  # all copies of the first come last
-    assert picked[-5:] == [1, 2, 3, 4, 5] or set(picked[-5:]) == {1, 2, 3, 4, 5}
+    assert picked[:3] == [0, 6, 7]
+    assert picked[-5:] == [1, 2, 3, 4, 5]  # copies of the first come last
 
 
 def test_a_constant_method_picks_at_random_and_not_the_first_lines(make_context) -> None:
