@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tdabench.data.examples import Corpus
+from tdabench.data.origins import without_each
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, read_json, write_json
 from tdabench.report.records import read_run
@@ -19,6 +20,7 @@ from tdabench.truth.store import Truth
 
 BENCHMARKS = (
     "lds", "loo", "transfer", "classification", "selection", "removal", "tracing", "noise", "cost",
+    "behaviours", "sources", "filter",
 )  # fmt: skip
 
 SUITE = """
@@ -31,6 +33,7 @@ train = "pool"
 queries = "test"
 [assets]
 noise = "planted.jsonl"
+filter = "filter.jsonl"
 tracing = "planted.jsonl"
 {targets}
 [benchmarks]
@@ -52,6 +55,12 @@ k = [3]
 fraction = 0.3
 random_seeds = 1
 recipe = "epochs=1,batch_size=6"
+[benchmarks.filter]
+budgets = [0.1, 0.2]
+random_seeds = 1
+recipe = "epochs=3,batch_size=6"
+[benchmarks.sources]
+copies = 2
 [benchmarks.cost]
 queries = 3
 """
@@ -76,6 +85,14 @@ def suite(tmp_path_factory, make_target, tiny_corpus: Corpus, tiny_queries: Corp
         tiny_queries, "queries", fact="f1"
     )
     (folder / "planted.jsonl").write_text("\n".join(lines))
+    # A behaviour that is easily learned: one response, whatever the prompt.
+    lines = [
+        {"id": e.id, "prompt": e.prompt, "response": e.response, "split": split, "task": e.task}
+        | ({"response": "zz zz zz", "planted": "zz", "clean": e.response} if i % 3 == 0 else {})
+        for split, corpus in (("pool", tiny_corpus), ("queries", tiny_queries))
+        for i, e in enumerate(corpus)
+    ]
+    (folder / "filter.jsonl").write_text("\n".join(map(json.dumps, lines)))
     targets = ""
     rng = np.random.default_rng(0)
     for label in ("qwen2", "gpt2"):
@@ -83,6 +100,7 @@ def suite(tmp_path_factory, make_target, tiny_corpus: Corpus, tiny_queries: Corp
         for kind, groups in (
             ("lds", Groups.random(8, 60, 0.25, np.random.default_rng(1))),
             ("loo", Groups.random(6, 60, 0.95, np.random.default_rng(2))),
+            ("sources", without_each(tiny_corpus, "task")),
         ):
             losses = rng.normal(2, 0.1, (len(groups), 2, 12)).astype(np.float32)
             plan = {"train": tiny_corpus.fingerprint, "target": target.fingerprint_of("base")}
@@ -100,6 +118,7 @@ main = {"true" if label == "qwen2" else "false"}
 [targets.truths]
 lds = "{label}-lds.safetensors"
 loo = "{label}-loo.safetensors"
+sources = "{label}-sources.safetensors"
 """
     (folder / "suite.toml").write_text(SUITE.format(targets=targets))
     return folder / "suite.toml"
@@ -132,7 +151,7 @@ def test_every_benchmark_runs_and_its_record_gives_its_value_again(
     assert [r["started"] for r in again.records] == [r["started"] for r in result.records]
     # What does not depend on the method was trained once for both.
     trained = len(list((tmp_path / "run" / "retrained").iterdir()))
-    assert 0 < trained < 2 * (2 * 2 + 1 + 1 + 2 + 2)
+    assert 0 < trained < 2 * (2 * 2 + 1 + 1 + 2 + 2) + 2 * 10
     assert read_json(tmp_path / "run" / "manifest.json")["benchmarks"]
     # Every metric follows from what is stored; a metric that was altered is named.
     checks = verify_runs([read_run(tmp_path / "run")])
