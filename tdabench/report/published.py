@@ -24,7 +24,8 @@ def published_rows(board: Board) -> list[dict[str, Any]]:
             value = row.get("value")
             if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
                 continue
-            text = {k: str(row.get(k) or "") for k in ("method", "benchmark", "ours", "source")}
+            fields = ("method", "benchmark", "ours", "target", "source")
+            text = {k: str(row.get(k) or "") for k in fields}
             out.setdefault(f"{text['method']}\0{text['benchmark']}", {**text, "value": value})
     return list(out.values())
 
@@ -35,6 +36,9 @@ def print_published(board: Board, console: Console) -> None:
     if not rows or not board.tables:
         return
     table = board.tables[0]
+    rows = [r for r in rows if r["target"] in ("", *_labels(board, table.target_fingerprint))]
+    if not rows:
+        return
     ours = {row.label: row for row in table.rows}
     lines = [("published", "value", "here", "by")]
     for r in rows:
@@ -64,3 +68,14 @@ def print_published(board: Board, console: Console) -> None:
             "dim",
         ),
     )
+
+
+def _labels(board: Board, fingerprint: str) -> set[str]:
+    """Returns the labels that runs give the target with this fingerprint."""
+    found = set()
+    for run in board.runs:
+        targets = run.manifest.get("targets")
+        for label, about in (targets if isinstance(targets, Mapping) else {}).items():
+            if isinstance(about, Mapping) and about.get("fingerprint") == fingerprint:
+                found.add(str(label))
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tdabench.io import cache_folder, fingerprint, sha256_kept
 from tdabench.registry import registry
 from tdabench.run.suite import Suite
 from tdabench.run.suite_file import FETCHED, read_suite, read_toml, write_suite
+from tdabench.targets.target import TOKENIZER_FILES
 
 CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
 
@@ -31,6 +33,14 @@ def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
     then the copy in the cache that names only paths. Raises UsageError for an unknown name or for
     files that cannot be fetched, and DataError for a malformed file.
     """
+    suite = read_suite(suite_path(name))
+    if suite.fetched:
+        return resolve(suite, data_dir)
+    return suite
+
+
+def suite_path(name: str | Path) -> Path:
+    """Returns the file of a suite, given by name or as a file or folder. Raises UsageError."""
     text = str(name)
     if text.endswith(".toml") or "/" in text or "\\" in text:
         path = Path(text)
@@ -38,26 +48,29 @@ def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
             path = path / "suite.toml"
         if not path.is_file():
             raise UsageError(f"there is no suite file {path}", "List suites: tdabench suites")
-    else:
-        path = registry().suite(text).value
-    suite = read_suite(path)
-    if suite.fetched:
-        return resolve(suite, data_dir)
-    return suite
+        return path
+    return Path(registry().suite(text).value)
 
 
 def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
     """Returns the suite with all its files on this machine.
 
     `data_dir`, or TDABENCH_DATA_DIR, is searched before the hub (see `tdabench.data.hub`). An
-    unavailable asset is left out, and methods that need it become rows that say so; any other
-    missing file raises UsageError, DataError or MissingExtra.
+    unavailable asset is left out, and methods that need it become rows that say so. A target whose
+    model or truth is unavailable is left out if another remains. Any other missing file raises
+    UsageError, DataError or MissingExtra.
     """
+    data_dir = data_folder(data_dir)
+    return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir))
+
+
+def data_folder(data_dir: Path | None) -> Path | None:
+    """Returns `data_dir`, or the folder that TDABENCH_DATA_DIR names. Raises UsageError."""
     if data_dir is None and os.environ.get("TDABENCH_DATA_DIR"):
         data_dir = Path(os.environ["TDABENCH_DATA_DIR"]).expanduser()
     if data_dir is not None and not data_dir.is_dir():
         raise UsageError(f"there is no folder {data_dir}", "Correct --data-dir")
-    return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir))
+    return data_dir
 
 
 def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> dict[str, Any]:
@@ -87,14 +100,36 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
 
     assets(data.setdefault("assets", {}))
     data["hashes"] = {str((near / k).absolute()): v for k, v in data.get("hashes", {}).items()}
-    for target in data["targets"]:
-        assets(target.setdefault("assets", {}))
+    for key in ("files", "resolved"):
+        data.pop(key, None)
+
+    def find_target(target: dict[str, Any]) -> None:
         if "model" in target:
             _open_target(target, near, data_dir)
         else:
             target["folder"] = str((near / target["folder"]).absolute())
         for name, value in target.get("truths", {}).items():
             target["truths"][name] = fetch(value) if _is_there(value, near) else str(near / value)
+        for spec in target.get("imports", {}).values():
+            if "masks" in spec:
+                spec["masks"] = fetch(spec["masks"])
+
+    kept, errors = [], []
+    for target in data["targets"]:
+        try:
+            find_target(target)
+        except TdabenchError as e:
+            errors.append((target["label"], e))
+            continue
+        assets(target.setdefault("assets", {}))
+        kept.append(target)
+    if errors and not kept:
+        raise errors[0][1]
+    missing += [f"the target {label!r} is left out: {e}" for label, e in errors]
+    gone = {label for label, _ in errors}
+    data["tuned"] = {k: v for k, v in data.get("tuned", {}).items() if k not in gone}
+    data["targets"] = kept
+    _chunk_corpus(data)
     _convert_truths(data)
     if sources or missing:
         data["resolved"] = {"sources": sources, "missing": missing}
@@ -136,30 +171,73 @@ def _open_target(target: dict[str, Any], near: Path, data_dir: Path | None) -> N
 
 
 def _convert_truths(data: dict[str, Any]) -> None:
-    """Converts truths in the published layout to truth files, in the cache."""
-    from tdabench.truth.exchange import import_lds
+    """Converts truths in the layouts of other projects to truth files, in the cache."""
+    from tdabench.truth.exchange import import_truth
 
     published = [
-        (target, name)
+        (target, name, target.get("imports", {}).get(name, {}))
         for target in data["targets"]
         for name, path in target.get("truths", {}).items()
-        if path.endswith(".jsonl")
+        if path.endswith(".jsonl") or name in target.get("imports", {})
     ]
+    for target in data["targets"]:
+        target.pop("imports", None)
     if not published:
         return
     plain = {**data, "targets": [{**t, "truths": {}, "plans": {}} for t in data["targets"]]}
     suite = write_suite(plain)
-    for target, name in published:
+    for target, name, spec in published:
         path = Path(target["truths"][name])
+        masks = Path(spec["masks"]) if spec.get("masks") else None
         split = "tuning" if name == "tuning" or name.startswith("tuning-") else "test"
         sources = [f[0] for f in (suite.corpus.train, suite.corpus.queries) if f]
         key = fingerprint(
-            [1, sha256_kept(path), split, data["corpus"], [_content(p) for p in sources]]
-        )
+            [
+                2, _content(path), split, data["corpus"], [_content(p) for p in sources],
+                spec | {"masks": _content(masks) if masks else ""},
+            ]
+        )  # fmt: skip
         out = cache_folder() / "truths" / f"{path.stem}-{key}.safetensors"
         if not out.exists():
-            import_lds(path, suite.train, suite.queries(split)).save(out)
+            import_truth(
+                [path], suite.train, suite.queries(split),
+                masks=masks, values=spec.get("values", ""), left_out=spec.get("left_out", False),
+            ).save(out)  # fmt: skip
         target["truths"][name] = str(out)
+
+
+def _chunk_corpus(data: dict[str, Any]) -> None:
+    """Cuts the texts of a corpus with `chunk_tokens` into pieces, in the cache."""
+    from tdabench.data.chunks import token_chunks
+    from tdabench.data.files import read_corpus, write_lines
+    from tdabench.data.layouts import Reading
+    from tdabench.targets.tokenizer import load_tokenizer
+
+    corpus = data["corpus"]
+    size, rows = corpus.pop("chunk_tokens", 0), corpus.pop("chunk_rows", 1000)
+    if not size:
+        return
+    folder = Path(data["targets"][0]["folder"])
+    reading = Reading(layout=corpus.pop("layout", "text"), empty="keep")
+    corpus.pop("empty", None)
+    tokenizer: Any = None
+    for key in CORPUS_FILES:
+        if key not in corpus:
+            continue
+        source = Path(corpus[key])
+        spelled = [_content(folder / f) for f in TOKENIZER_FILES if (folder / f).exists()]
+        key_of = fingerprint([1, _content(source), reading.as_list(), size, rows, spelled])
+        out = cache_folder() / "corpora" / f"{source.stem[:40]}-{key_of}.jsonl"
+        if not out.exists():
+            tokenizer = tokenizer or load_tokenizer(folder, data["targets"][0]["label"])
+            texts = (e.response for e in read_corpus(source, reading))
+            encode = partial(tokenizer.encode, add_special_tokens=False)
+            plain = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+            decode = partial(tokenizer.decode, **plain)
+            pieces = token_chunks(texts, encode, decode, size, rows)
+            role = key.removesuffix("_file")
+            write_lines(out, ({"id": f"{role}-{n}", "text": t} for n, t in enumerate(pieces)))
+        corpus[key] = str(out)
 
 
 def _content(path: Path) -> Any:

@@ -46,6 +46,24 @@ class PlanSpec:
 
 
 @dataclass(frozen=True)
+class ImportSpec:
+    """The reading of a truth of another project: arguments of `truth.exchange.import_truth`."""
+
+    masks: str = ""
+    values: str = ""
+    left_out: bool = False
+
+
+@dataclass(frozen=True)
+class ExternalFile:
+    """What a suite says of a file that it does not bring: approximate size, and where it is."""
+
+    source: str
+    bytes: int = 0
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class SuiteTarget:
     """A target as a suite declares it: its folder, its truths and its own assets."""
 
@@ -56,6 +74,7 @@ class SuiteTarget:
     main: bool = False
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
     trained: str = ""  # the checkpoint that was trained on the suite's training corpus
+    imports: Mapping[str, ImportSpec] = field(default_factory=dict)
 
     def recipe_of(self, truth: str) -> Recipe:
         """Returns the recipe of the truth of that name: the target's, unless its plan overrides
@@ -86,19 +105,24 @@ class CorpusFiles:
     queries: tuple[Path, str | None] | None
     tuning_queries: tuple[Path, str | None] | None
     reading: Reading = field(default_factory=Reading)
+    # Texts are joined and cut into pieces of so many tokens, so many rows at a time; 0: they stay.
+    chunk_tokens: int = 0
+    chunk_rows: int = 1000
 
 
 @dataclass(frozen=True)
 class Published:
     """A row that others published on this suite's truth; shown next to ours, never ranked.
 
-    `ours` is the corresponding tdabench method, or "".
+    `ours` is the corresponding tdabench method, or ""; `target` the label of the target that it is
+    about, by default the suite's first.
     """
 
     method: str
     value: float
     benchmark: str = "lds"
     ours: str = ""
+    target: str = ""
     note: str = ""
     source: str = ""
 
@@ -128,7 +152,8 @@ class Suite:
     sources: Mapping[str, str] = field(
         default_factory=dict
     )  # source as named -> source as found, pinned
-    missing: tuple[str, ...] = ()  # unavailable assets, with reasons
+    missing: tuple[str, ...] = ()  # unavailable assets and targets, with reasons
+    files: tuple[ExternalFile, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.path, self.fingerprint))
@@ -143,6 +168,9 @@ class Suite:
         for t in self.targets:
             if t.label == label:
                 return t
+        for line in self.missing:
+            if line.startswith(f"the target {label!r} is left out"):
+                raise UsageError(line, f"See: tdabench suites check {self.name}")
         raise unknown(f"target of suite {self.name}", label, [t.label for t in self.targets])
 
     @property

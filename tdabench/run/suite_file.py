@@ -19,12 +19,21 @@ from tdabench.data.layouts import Reading
 from tdabench.errors import DataError, UsageError, did_you_mean
 from tdabench.io import cache_folder, check_free, fingerprint, open_own, write_text
 from tdabench.registry import NAME
-from tdabench.run.suite import CorpusFiles, PlanSpec, Published, Suite, SuiteTarget, Variant
+from tdabench.run.suite import (
+    CorpusFiles,
+    ExternalFile,
+    ImportSpec,
+    PlanSpec,
+    Published,
+    Suite,
+    SuiteTarget,
+    Variant,
+)
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import Target
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")
-FETCHED = ("hub:", "package:")  # prefixes of sources that are not paths relative to the suite file
+FETCHED = ("hub:", "package:", "data:")  # sources that are not paths relative to the suite file
 
 
 def read_suite(path: Path) -> Suite:
@@ -217,6 +226,7 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
 
     assets = top.paths("assets")
     published = tuple(_published(t) for t in top.tables("published"))
+    files = tuple(_external(t) for t in top.tables("files"))
     resolved = top.table("resolved")
     sources, missing = resolved.mapping("sources"), resolved.strings("missing")
     resolved.done()
@@ -224,8 +234,11 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
     named = [f[0] for f in (corpus.train, corpus.queries) if f] + list(assets.values())
     for target in targets:
         named += [target.target.folder, *target.truths.values(), *target.assets.values()]
-    fetched = any(not p.is_absolute() for p in named) or any(
-        p.suffix == ".jsonl" for target in targets for p in target.truths.values()
+    fetched = (
+        any(not p.is_absolute() for p in named)
+        or any(p.suffix == ".jsonl" for target in targets for p in target.truths.values())
+        or any(target.imports for target in targets)
+        or bool(corpus.chunk_tokens)
     )
     return Suite(
         name=name,
@@ -248,7 +261,20 @@ def _suite(path: Path, data: dict[str, Any]) -> Suite:
         fetched=fetched,
         sources=sources,
         missing=missing,
+        files=files,
     )
+
+
+def _external(t: _Table) -> ExternalFile:
+    file = ExternalFile(
+        source=t.take("source", str),
+        bytes=t.take("bytes", int, 0),
+        about=t.take("about", str, ""),
+    )
+    t.done()
+    if not file.source.startswith(FETCHED) or file.bytes < 0:
+        raise t.error("source", f"{file.source!r} does not begin with {', '.join(FETCHED)}")
+    return file
 
 
 def _published(t: _Table) -> Published:
@@ -257,6 +283,7 @@ def _published(t: _Table) -> Published:
         value=float(t.take("value", (int, float))),
         benchmark=t.take("benchmark", str, "lds"),
         ours=t.take("ours", str, ""),
+        target=t.take("target", str, ""),
         note=t.take("note", str, ""),
         source=t.take("source", str, ""),
     )
@@ -272,6 +299,9 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
     train, queries = t.take("train", str, None), t.take("queries", str, None)
     tuning = t.take("tuning_queries", str, None)
     digest = t.take("sha256", str, None)
+    chunk_tokens, chunk_rows = t.take("chunk_tokens", int, 0), t.take("chunk_rows", int, 1000)
+    if chunk_tokens < 0 or chunk_rows < 1:
+        raise t.error("chunk_tokens", "and chunk_rows must be positive")
     try:
         reading = Reading(
             layout=t.take("layout", str, "auto"),
@@ -298,6 +328,8 @@ def _corpus(t: _Table, hashes: dict[Path, str]) -> CorpusFiles:
         None if query_file is None else (query_file, queries),
         (tuning_file, tuning) if has_tuning and tuning_file is not None else None,
         reading,
+        chunk_tokens,
+        chunk_rows,
     )
 
 
@@ -350,11 +382,27 @@ def _target(t: _Table) -> SuiteTarget:
     plans_table = t.table("plans")
     plans = {key: _plan_spec(plans_table.table(key), target) for key in plans_table.data}
     plans_table.done()
+    imports_table = t.table("imports")
+    imports = {key: _import_spec(imports_table.table(key)) for key in imports_table.data}
+    imports_table.done()
     t.done()
-    for key in plans:
-        if key not in truths:
-            raise t.error(f"plans.{key}", "has no file in truths", did_you_mean(key, truths))
-    return SuiteTarget(label, target, truths, assets, main, plans, trained)
+    for what, keys in (("plans", plans), ("imports", imports)):
+        for key in keys:
+            if key not in truths:
+                raise t.error(f"{what}.{key}", "has no file in truths", did_you_mean(key, truths))
+    return SuiteTarget(label, target, truths, assets, main, plans, trained, imports)
+
+
+def _import_spec(t: _Table) -> ImportSpec:
+    spec = ImportSpec(
+        masks=t.take("masks", str, ""),
+        values=t.take("values", str, ""),
+        left_out=t.take("left_out", bool, False),
+    )
+    t.done()
+    if spec.values not in ("", "loss", "margin"):
+        raise t.error("values", f"{spec.values!r} is neither loss nor margin")
+    return spec
 
 
 def _plan_spec(t: _Table, target: Target) -> PlanSpec:

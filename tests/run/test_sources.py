@@ -24,6 +24,7 @@ from tdabench.run.own import own_training
 from tdabench.run.sources import load_suite
 from tdabench.run.suite_file import read_suite, toml_text
 from tdabench.run.trace import extremes
+from tdabench.truth.store import Truth
 
 PUBLISHED = {"flan": "flan", "alpaca": "alpaca", "tulu": "tulu", "safe-rlhf": "safe"}
 
@@ -90,7 +91,7 @@ def published_folder(folder: Path, inside: str, target, train, queries) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "stride"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_suites_read_their_layout(name, tmp_path, tiny_target, tiny_corpus, tiny_queries):
     inside = PUBLISHED.get(name, ".")
     data = published_folder(tmp_path / "d", inside, tiny_target, tiny_corpus, tiny_queries)
@@ -99,8 +100,6 @@ def test_published_suites_read_their_layout(name, tmp_path, tiny_target, tiny_co
     assert [e.prompt for e in suite.queries()] == [e.prompt for e in tiny_queries]
     (target,) = suite.targets
     assert target.target.source == str(data / "Qwen2.5-0.5B")
-    from tdabench.truth.store import Truth
-
     truth = Truth.load(target.truths["lds"])
     assert truth.losses.shape == (6, 1, len(tiny_queries))
     truth.check(suite.train, target.target)
@@ -146,7 +145,195 @@ def test_published_truth_of_other_queries_is_refused(
         load_suite("flan", data)
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "stride", "smol", "smol-full"])
+def nanochat(target, folder: Path) -> None:
+    """A tiny NanoChat model with the target's tokenizer, in the layout of transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, NanoChatConfig
+
+    config = NanoChatConfig(
+        vocab_size=len(target.tokenizer), hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=2048,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    target.tokenizer.save_pretrained(folder)
+
+
+def stride_folder(folder: Path, target, depths: tuple[str, ...]) -> Path:
+    """STRIDE's files as its card lists them, a keyed pool, and models of some depths."""
+    rng = np.random.default_rng(0)
+    indices = sorted(rng.choice(10**6, 20, replace=False).tolist())
+    words = "amber birch cedar delta ember".split()
+    pool = [{"id": i, "text": " ".join(rng.choice(words, 12))} for i in indices]
+    write_lines(folder / "stride" / "pool.jsonl", pool)
+    queries = [{"text": f"{' '.join(rng.choice(words, 12))} {q}"} for q in range(5)]
+    write_lines(folder / "stride-lds" / "climbmix_test_d24.jsonl", queries)
+    for depth in ("d12", "d16"):
+        lines = [{"_meta": {"pool_indices": indices, "tag": depth}}]
+        for _ in range(8):
+            local = rng.choice(20, 6, replace=False).tolist()
+            lines.append({"train_subset": local,
+                          "train_subset_global": [indices[i] for i in local],
+                          "test_loss": rng.normal(3, 0.1, 5).round(4).tolist()})  # fmt: skip
+        write_lines(folder / "stride-lds" / f"lds_{depth}.jsonl", lines)
+    for depth in depths:
+        nanochat(target, folder / "stride" / depth)
+    return folder
+
+
+def test_stride_runs_on_the_depths_that_are_there(tmp_path, tiny_target, capsys):
+    data = stride_folder(tmp_path / "d", tiny_target, ("d12", "d16"))
+    suite = load_suite("stride", data)
+    assert [t.label for t in suite.targets] == ["d12", "d16"]
+    assert "the target 'd24' is left out: stride/d24 is not on this machine" in str(suite.missing)
+    with pytest.raises(UsageError, match=r"'d20' is left out.*suites check stride"):
+        suite.target("d20")
+    first, second = (Truth.load(t.truths["lds"]) for t in suite.targets)
+    assert first.losses.shape == second.losses.shape == (8, 1, 5)
+    assert not np.array_equal(first.losses, second.losses)
+    lines = (data / "stride-lds" / "lds_d16.jsonl").read_text().splitlines()[1:]
+    for group, line in zip(second.groups, lines):
+        named = {suite.train[int(i)].id for i in group}
+        assert named == {str(i) for i in json.loads(line)["train_subset_global"]}
+    args = ["run", "--suite", "stride", "--data-dir", str(data), "--methods", "tfidf,graddot",
+            "--target", "d16", "--json"]  # fmt: skip
+    assert main(args) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    assert {c["status"] for c in cells} == {"ok"}
+    assert {c["target"]["label"] for c in cells} == {"d16"}
+    assert main(["leaderboard"]) == 0
+    shown = capsys.readouterr().out
+    assert "STRIDE (d16)" in shown
+    assert "STRIDE (d24)" not in shown
+
+
+def test_stride_without_its_pool_says_so(tmp_path, tiny_target):
+    data = stride_folder(tmp_path / "d", tiny_target, ("d12",))
+    pool = data / "stride" / "pool.jsonl"
+    lines = pool.read_text().splitlines()
+    pool.write_text("\n".join(lines[:-5]) + "\n")
+    with pytest.raises(DataError, match=r"of a corpus by index, and the pool lacks \d+ of them"):
+        load_suite("stride", data)
+    pool.unlink()
+    with pytest.raises(UsageError, match=r"stride/pool\.jsonl is not on this machine.*DIR/stride"):
+        load_suite("stride", data)
+
+
+def test_wikitext_cuts_its_text_and_reads_kronfluences_files(tmp_path, tiny_target, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    data, tokenizer = tmp_path / "d", tiny_target.tokenizer
+    texts, rng = {}, np.random.default_rng(0)
+    (data / "wikitext-2-raw-v1").mkdir(parents=True)
+    for split, n in (("train", 1700), ("validation", 300)):
+        rows = [" ".join(rng.choice(["amber", "birch", "=", "", "cedar"], 9)) for _ in range(n)]
+        texts[split] = [f" {r} \n" if i % 3 else "" for i, r in enumerate(rows)]
+        place = data / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.table({"text": texts[split]}), place)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2,
+                        n_positions=1024, bos_token_id=0, eos_token_id=0)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(data / "gpt2")
+    tokenizer.save_pretrained(data / "gpt2")
+
+    def expected(rows: list[str]) -> list[list[int]]:
+        """As the usual script does it: `datasets.map(group_texts, batched=True)`."""
+        out = []
+        for start in range(0, len(rows), 1000):
+            ids = [i for row in tokenizer(rows[start : start + 1000])["input_ids"] for i in row]
+            whole = len(ids) // 512 * 512
+            out += [ids[i : i + 512] for i in range(0, whole, 512)]
+        return out
+
+    pieces, asked = expected(texts["train"]), expected(texts["validation"])
+    files = data / "kronfluence" / "examples" / "wikitext" / "files"
+    files.mkdir(parents=True)
+    masks = (rng.random((10, len(pieces))) < 0.5).astype(np.int8)
+    losses = rng.normal(1500, 9, (10, len(asked))).astype(np.float32)
+    torch.save(masks, files / "masks.pt")
+    torch.save(losses, files / "losses.pt")
+    suite = load_suite("wikitext", data)
+    assert [e.response for e in suite.train] == [tokenizer.decode(p) for p in pieces]
+    assert len(suite.queries()) == len(asked) > 1
+    truth = Truth.load(suite.targets[0].truths["lds"])
+    assert np.array_equal(truth.groups.membership(np.int8).toarray(), masks)
+    assert np.array_equal(truth.losses[:, 0], losses)
+    options = ["--suite", "wikitext", "--data-dir", str(data), "--methods", "tfidf"]
+    assert main(["run", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "EK-FAC (kronfluence)" in shown
+    assert "0.440" in shown
+    torch.save(losses[:, :-1], files / "losses.pt")
+    with pytest.raises(DataError, match=rf"10 x {len(asked) - 1} for 10 groups and {len(asked)}"):
+        load_suite("wikitext", data)
+
+
+def test_what_a_suite_needs_is_said_before_anything_is_fetched(
+    tmp_path, tiny_target, capsys, monkeypatch
+):
+    import huggingface_hub as hub
+
+    monkeypatch.setattr(hub, "hf_hub_download", _no_download)
+    monkeypatch.setattr(hub, "snapshot_download", _no_download)
+    assert main(["suites", "check", "wikitext"]) == 1
+    out = capsys.readouterr().out
+    name = "kronfluence/examples/wikitext/files/losses.pt"
+    assert f"missing: data:{name}: give it as DIR/{name} with --data-dir DIR" in out
+    assert "about 69" in out  # megabytes, as the suite states them
+    assert "wikitext cannot run yet" in out
+    data = stride_folder(tmp_path / "d", tiny_target, ("d16",))
+    assert main(["suites", "check", "stride", "--data-dir", str(data), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    state = {(n["role"], n["target"]): n for n in shown["needs"]}
+    assert state["model", "d16"]["state"] == "here"
+    assert state["model", "d16"]["bytes"] > 1000
+    assert state["model", "d24"]["state"] == "missing"
+    assert state["model", "d24"]["bytes"] > 10**9
+    assert state["asset airrep", ""]["optional"]
+    (data / "stride" / "d16" / "model.safetensors").unlink()
+    assert main(["suites", "check", "stride", "--data-dir", str(data)]) == 1
+    capsys.readouterr()
+    assert main(["suites", "check", "pocket"]) == 0
+    assert "pocket can run" in capsys.readouterr().out
+    assert main(["suites", "check"]) == 2
+    assert main(["suites", "check", "nothing"]) == 2
+    assert main(["suites", "check", "pocket", "--data-dir", "nowhere"]) == 2
+
+
+def _no_download(*args, local_files_only=False, **more):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    assert local_files_only, "something would be downloaded"
+    raise LocalEntryNotFoundError("not here")
+
+
+def test_sizes_are_asked_of_the_hub_on_request(capsys, monkeypatch):
+    import huggingface_hub as hub
+
+    class Api:
+        def get_paths_info(self, repository, paths, **what):
+            assert what["repo_type"] == "dataset"
+            return [type("F", (), {"size": 123_000_000})()]
+
+        def repo_info(self, repository, **what):
+            files = [("model.safetensors", 7_000_000), ("pytorch_model.bin", 9_000_000)]
+            made = [type("S", (), {"rfilename": n, "size": s})() for n, s in files]
+            return type("I", (), {"siblings": made})()
+
+    monkeypatch.setattr(hub, "snapshot_download", _no_download)
+    monkeypatch.setattr(hub, "hf_hub_download", _no_download)
+    monkeypatch.setattr(hub, "HfApi", Api)
+    assert main(["suites", "check", "flan", "--ask-hub", "--json"]) == 1
+    needs = {n["role"]: n for n in json.loads(capsys.readouterr().out)["needs"]}
+    assert needs["truth lds"]["bytes"] == 123_000_000
+    assert needs["model"]["bytes"] == 7_000_000  # weights that would be fetched, never a pickle
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "stride", "wikitext", "smol", "smol-full"])
 def test_bundled_suite_files_are_well_formed(name):
     suite = read_suite(registry().suite(name).value)
     assert suite.fetched
