@@ -39,6 +39,7 @@ ALLOWED = {
     "suites": {"data", "targets", "truth", "toolkit"},
     "run": {"data", "targets", "toolkit", "truth", "benchmarks", "registry"},
     "report": {"data", "benchmarks", "truth", "run", "registry"},
+    "results": {"data", "benchmarks", "truth", "run", "report", "registry"},
     # The conformance kit applies the very checks that the harness applies in a run.
     "testing": {"data", "targets", "toolkit", "truth", "benchmarks", "api", "registry", "run"},
 }

@@ -1,4 +1,4 @@
-"""`tdabench new`: writes an installable plugin with tests, which works before it is edited."""
+"""`tdabench new`: writes a plugin with tests, or a results repository, which work as they are."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ LICENSES = ("MIT", "BSD-3-Clause", "Apache-2.0")
 Examples:
   tdabench new method demo
   tdabench new benchmark shortcuts --license Apache-2.0
+  tdabench new results tda-results
 """
 )
 def command() -> None:
-    """Start a plugin from a template: a package to install, edit and publish."""
+    """Start a plugin or a results repository from a template.
+
+    A plugin is a package to install, edit and publish. A results repository collects submissions,
+    checks them in pull requests, and publishes their board.
+    """
 
 
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +80,23 @@ def benchmark(name: str, folder: Path | None, licence: str, author: str) -> None
     )
 
 
+@command.command()
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Where to write it.  [default: NAME]")  # fmt: skip
+def results(name: str, folder: Path | None) -> None:
+    """Write a results repository NAME, with workflows that check and publish it."""
+    check_name(name, "results repository")
+    folder = folder or Path(name)
+    write_files(folder, RESULTS, {"name": name})
+    click.echo(
+        f"Wrote {folder}. Next:\n"
+        f"  tdabench submit runs/pocket --to {folder}\n"
+        f"  tdabench board check {folder}\n"
+        f"  tdabench board build {folder} --out site"
+    )
+
+
 def module_of(name: str) -> str:
     return f"tdabench_{name.replace('-', '_')}"
 
@@ -86,11 +108,7 @@ def write(
 
     Raises UsageError for an invalid or taken name, and for a folder in use.
     """
-    if not NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} is not a valid name for a {kind}",
-            "Use lower-case letters, digits and single dashes, starting with a letter: my-method",
-        )
+    check_name(name, kind)
     try:
         author.encode()
     except UnicodeEncodeError as e:
@@ -101,8 +119,6 @@ def write(
     if taken is not None:
         raise UsageError(f"{taken.origin} already has a {kind} named {name!r}", "Choose another")
     folder = folder or Path(f"tdabench-{name}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} exists and is not empty", "Choose another with: --folder DIR")
     cls = "".join(word.capitalize() for word in name.split("-"))
     if keyword.iskeyword(cls):
         cls += "_"
@@ -115,7 +131,23 @@ def write(
         "year": str(datetime.date.today().year),
         "author": author or f"the authors of tdabench-{name}",
     }
-    texts = {"LICENSE": LICENSE_TEXTS[licence], **COMMON, **files}
+    write_files(folder, {"LICENSE": LICENSE_TEXTS[licence], **COMMON, **files}, fields)
+    return folder
+
+
+def check_name(name: str, kind: str) -> None:
+    """Raises UsageError for a name that a package or folder cannot have."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a valid name for a {kind}",
+            "Use lower-case letters, digits and single dashes, starting with a letter: my-method",
+        )
+
+
+def write_files(folder: Path, texts: dict[str, str], fields: dict[str, str]) -> None:
+    """Fills in templates, by path, and writes them into `folder`, which must be new or empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} exists and is not empty", "Choose another with: --folder DIR")
     try:
         for path, text in texts.items():
             target = folder / Template(path).substitute(fields)
@@ -123,7 +155,6 @@ def write(
             target.write_text(Template(text).substitute(fields), encoding="utf-8")
     except OSError as e:
         raise TdabenchError(f"cannot write {folder}: {e.strerror}", "Choose another folder") from e
-    return folder
 
 
 # --------------------------------------------------------------------------- templates
@@ -214,8 +245,61 @@ def test_an_example_is_like_itself(tmp_path):
     np.testing.assert_allclose(np.diag(scores), 1.0, rtol=1e-5)
     assert scores.max() < 1.00001
 ''',
+    ".github/workflows/tdabench.yml": """\
+# Tests the method, measures it on the embedded suite, and keeps a badge with its LDS and interval
+# on the branch `badges`. README.md shows it.
+name: tdabench
+on:
+  push:
+    branches: [main]
+  pull_request:
+permissions:
+  contents: read
+jobs:
+  measure:
+    runs-on: ubuntu-latest
+    timeout-minutes: 60
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.12"
+      - run: pip install -e '.[test]'
+      - run: tdabench check $name
+      - run: pytest
+      - run: tdabench run --methods $name,response-tfidf,random --benchmarks lds,cost
+      - run: tdabench verify
+      - run: tdabench board badge runs/pocket --method $name --out badge.svg
+      - uses: actions/upload-artifact@v4
+        with:
+          name: measured
+          path: |
+            badge.svg
+            runs/pocket/manifest.json
+            runs/pocket/cells
+  badge:
+    needs: measure
+    if: github.event_name == 'push'
+    runs-on: ubuntu-latest
+    permissions:
+      contents: write
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/download-artifact@v4
+        with:
+          name: measured
+          path: measured
+      - run: |
+          git switch --orphan badges
+          cp measured/badge.svg badge.svg
+          git add badge.svg
+          git -c user.name=tdabench -c user.email=tdabench@localhost commit -m "Badge"
+          git push --force origin badges
+""",
     "README.md": """\
 # $dist
+
+![LDS on pocket](../../raw/badges/badge.svg)
 
 The training-data-attribution method `$name`, for [tdabench](https://tdabench.readthedocs.io).
 
@@ -387,5 +471,90 @@ distributed under the License is distributed on an "AS IS" BASIS,
 WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 See the License for the specific language governing permissions and
 limitations under the License.
+""",
+}
+
+RESULTS = {
+    "tdabench-results.json": '{\n  "layout": 1\n}\n',
+    "results/.gitkeep": "",
+    ".gitignore": "site/\n",
+    ".github/workflows/check.yml": """\
+# Checks every pull request: recomputes all metrics, and measures a random sample again. It has read
+# access only: submissions are data, but they come from anyone.
+name: check
+on:
+  pull_request:
+  push:
+    branches: [main]
+permissions:
+  contents: read
+jobs:
+  check:
+    runs-on: ubuntu-latest
+    timeout-minutes: 120
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.12"
+      - run: pip install tdabench
+      - run: tdabench board check . --remeasure 2 --seed $${{ github.run_number }}
+      - run: tdabench board build . --out site --name $name
+      - uses: actions/upload-artifact@v4
+        with:
+          name: site
+          path: site
+""",
+    ".github/workflows/pages.yml": """\
+# Publishes the board of the main branch as a page of this repository.
+name: pages
+on:
+  push:
+    branches: [main]
+permissions:
+  contents: read
+  pages: write
+  id-token: write
+concurrency:
+  group: pages
+jobs:
+  publish:
+    runs-on: ubuntu-latest
+    environment:
+      name: github-pages
+      url: $${{ steps.deployment.outputs.page_url }}
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.12"
+      - run: pip install tdabench
+      - run: tdabench board build . --out site --name $name
+      - uses: actions/upload-pages-artifact@v3
+        with:
+          path: site
+      - id: deployment
+        uses: actions/deploy-pages@v4
+""",
+    "README.md": """\
+# $name
+
+Results of training-data-attribution methods, measured with
+[tdabench](https://tdabench.readthedocs.io).
+
+To submit, clone this repository as `$name`, then
+
+```
+tdabench run --methods trak
+tdabench submit runs/pocket --by "Your name" --to $name
+```
+
+and open a pull request with the text that the command prints. Every metric is recomputed from the
+submitted scores, and a random sample is measured again.
+
+```
+tdabench board check .               # what the pull request's check does
+tdabench board build . --out site    # the board, as a page that needs no server
+```
 """,
 }

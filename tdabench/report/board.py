@@ -224,6 +224,19 @@ class Board:
         kept in the user's cache. Raises UsageError or DataError.
         """
         runs = tuple(read_run(f) for f in find_runs(folders))
+        return cls.of_runs(runs, methods=methods, targets=targets, cache=cache)
+
+    @classmethod
+    def of_runs(
+        cls,
+        runs: Sequence[Run],
+        *,
+        methods: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        cache: bool = True,
+    ) -> Board:
+        """Makes the board of runs that have been read. Arguments as in `from_runs`."""
+        runs = tuple(runs)
         records, warnings = _merge(runs)
         records, marks = _marked(records)
         warnings += marks

@@ -103,7 +103,7 @@ def _csv(tables: Sequence[Table]) -> str:
     head += costs + ["notes"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_formula_safe(h) for h in head])
+    writer.writerow([formula_safe(h) for h in head])
     for t in tables:
         for row in t.rows:
             main = row.cells.get(t.primary) or BoardCell("absent")
@@ -116,11 +116,11 @@ def _csv(tables: Sequence[Table]) -> str:
                 line += [getattr(c, f) for f in FIELDS]
             line += [getattr(row.cost, k) for k in costs]
             line.append("; ".join(row.notes))
-            writer.writerow([_formula_safe(v) for v in line])
+            writer.writerow([formula_safe(v) for v in line])
     return out.getvalue()
 
 
-def _formula_safe(value: Any) -> Any:
+def formula_safe(value: Any) -> Any:
     """Prefixes text that a spreadsheet would evaluate with an apostrophe."""
     if not isinstance(value, str):
         return value

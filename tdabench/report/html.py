@@ -149,7 +149,7 @@ class Source:
         transfer = [c.name for c in table.columns if c.benchmark == "transfer"]
         if transfer and not (m := figures.transfer_heatmap(table, transfer[0])).empty:
             out["transfer"] = _matrix(m)
-        return dict(_plain(out))
+        return dict(plain(out))
 
 
 def render(source: Source, level: Level | None = None) -> tuple[str, list[str]]:
@@ -166,13 +166,13 @@ def render(source: Source, level: Level | None = None) -> tuple[str, list[str]]:
     if pool.cut:
         notes.append(f"{pool.cut} texts are cut at {level.characters:,} characters")
     data = {
-        "warnings": _plain(board.warnings),
-        "notes": _plain(notes),
-        "runs": [_plain(_manifest(r.manifest)) for r in board.runs],
+        "warnings": plain(board.warnings),
+        "notes": plain(notes),
+        "runs": [plain(_manifest(r.manifest)) for r in board.runs],
         "tables": tables,
         "queries": pool.queries,
         "train": pool.train,
-        "reason": _plain("; ".join(dict.fromkeys(t.reason for t in source.texts if t.reason))),
+        "reason": plain("; ".join(dict.fromkeys(t.reason for t in source.texts if t.reason))),
     }
     name = clean(board.tables[0].suite if board.tables else "", 60) or "tdabench"
     return _page(f"{name} · tdabench report", data, blobs, _fallback(board)), notes
@@ -190,32 +190,38 @@ def _hash(text: str) -> str:
 
 
 def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> str:
-    style, script = _asset("report.css"), _asset("report.js")
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     parts = {
-        "POLICY": html.escape(policy),
         "TITLE": html.escape(heading),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": _json(data),
+        "DATA": json_text(data),
         "BLOBS": "\n".join(
             f'<script type="text/plain" id="{key}">{value}</script>' for key, value in blobs.items()
         ),
         "FALLBACK": fallback,
     }
+    return filled("report", parts)
+
+
+def filled(name: str, parts: Mapping[str, str]) -> str:
+    """Returns the template `name`.html with `parts`, the style and the script `name`.js.
+
+    A content security policy admits this style and this script alone, and no request.
+    """
+    style, script = _asset("report.css"), _asset(f"{name}.js")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {**parts, "POLICY": html.escape(policy), "STYLE": style, "SCRIPT": script}
     # One pass over the template, so that inserted text is not searched for placeholders.
-    out, rest = [], _asset("report.html")
+    out, rest = [], _asset(f"{name}.html")
     while "{{" in rest:
         before, _, rest = rest.partition("{{")
-        name, _, rest = rest.partition("}}")
-        out += [before, parts[name]]
+        key, _, rest = rest.partition("}}")
+        out += [before, parts[key]]
     return "".join([*out, rest])
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Returns JSON that is safe inside <script>: nothing in it can end the element.
 
     `value` has been through `_plain` or `clean`.
@@ -224,7 +230,7 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _plain(value: Any, limit: int = 4000) -> Any:
+def plain(value: Any, limit: int = 4000) -> Any:
     """Returns `value` for JSON: strings cleaned, numbers finite and of sensible length."""
     if isinstance(value, str):
         return clean(value, limit, keep_newlines=True)
@@ -235,11 +241,11 @@ def _plain(value: Any, limit: int = 4000) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(f"{float(value):.6g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {clean(k, 200): _plain(v, limit) for k, v in value.items()}
+        return {clean(k, 200): plain(v, limit) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v, limit) for v in value]
+        return [plain(v, limit) for v in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), limit)
+        return plain(value.tolist(), limit)
     return clean(value, limit)
 
 
@@ -404,7 +410,7 @@ def _explorer(
             blobs[f"{entry[side]['blob']}i"] = _base64(places.astype("<u4" if wide else "<u2"))
             entry[side]["bytes"] = 4 if wide else 2
     out = {"queries": [pool.query(q) for q in chosen], "values": numbers, "tops": tops}
-    return dict(_plain(out))
+    return dict(plain(out))
 
 
 def _thin(ids: Sequence[str], limit: int) -> list[str]:

@@ -171,6 +171,24 @@ def verify_runs(
     return out
 
 
+def verify_records(
+    records: Iterable[Record], truths: Iterable[Path] = (), suites: Iterable[str] = ()
+) -> list[Check]:
+    """Checks records that have a result, on the truths given and those of the named suites.
+
+    A suite that is not available is left out, and its records lack their truth.
+    """
+    known = Truths()
+    for path in truths:
+        known.add(path)
+    for name in dict.fromkeys(suites):
+        try:
+            known.add_suite(name)
+        except TdabenchError:
+            continue
+    return [_check(record, known) for record in records if record.ok]
+
+
 def _own_suite(run: Run) -> str | None:
     """Returns the suite of a run, if the verifier has it: an installed one, by name, or the file
     that the verifier ran. A path in anyone else's manifest could lead to a made-up truth."""

@@ -65,3 +65,38 @@ def test_names_that_are_python_words(invoke, tmp_path):
     source = (tmp_path / "tdabench-none/src/tdabench_none/__init__.py").read_text()
     assert "class None_(" in source
     compile(source, "none", "exec")
+
+
+def workflows(folder):
+    import yaml
+
+    found = sorted((folder / ".github" / "workflows").glob("*.yml"))
+    return {p.name: yaml.safe_load(p.read_text()) for p in found}
+
+
+def test_a_method_brings_a_workflow_that_measures_it_and_a_badge(invoke, tmp_path):
+    invoke("method", "my-idea")
+    folder = tmp_path / "tdabench-my-idea"
+    (flow,) = workflows(folder).values()
+    said = [s.get("run", "") for s in flow["jobs"]["measure"]["steps"]]
+    assert "tdabench run --methods my-idea,response-tfidf,random --benchmarks lds,cost" in said
+    assert "tdabench board badge runs/pocket --method my-idea --out badge.svg" in said
+    assert flow["permissions"] == {"contents": "read"}
+    assert "badges/badge.svg" in (folder / "README.md").read_text()
+
+
+def test_a_results_repository_checks_and_publishes(invoke, tmp_path):
+    said = invoke("results", "tda-results").output
+    folder = tmp_path / "tda-results"
+    assert "tdabench submit runs/pocket --to tda-results" in said
+    flows = workflows(folder)
+    assert set(flows) == {"check.yml", "pages.yml"}
+    check = flows["check.yml"]
+    assert check["permissions"] == {"contents": "read"}
+    assert "pull_request_target" not in str(check)
+    steps = " ".join(s.get("run", "") for s in check["jobs"]["check"]["steps"])
+    assert "tdabench board check . --remeasure 2 --seed ${{ github.run_number }}" in steps
+    with pytest.raises(UsageError, match="is not empty"):
+        invoke("results", "tda-results")
+    with pytest.raises(UsageError, match="not a valid name for a results repository"):
+        invoke("results", "A b")
