@@ -121,7 +121,7 @@ def _csv(tables: Sequence[Table]) -> str:
 
 
 def formula_safe(value: Any) -> Any:
-    """Prefixes text that a spreadsheet would evaluate with an apostrophe."""
+    """Marks text that a spreadsheet would evaluate with an apostrophe."""
     if not isinstance(value, str):
         return value
     text = clean(value, 10_000)

@@ -174,7 +174,7 @@ def verify_runs(
 def verify_records(
     records: Iterable[Record], truths: Iterable[Path] = (), suites: Iterable[str] = ()
 ) -> list[Check]:
-    """Checks records that have a result, on the truths given and those of the named suites.
+    """Checks records that have a result, on the given truths and the truths of named suites.
 
     A suite that is not available is left out, and its records lack their truth.
     """

@@ -89,7 +89,7 @@ def _installed(record: Record) -> bool:
 def measure_again(
     submission: Submission, record: Record, *, suite: str | None = None, seconds: float = 3600
 ) -> Finding:
-    """Runs a record's method with its parameters in a process of its own and compares the value."""
+    """Runs a record's method with its parameters in its own process and compares the value."""
     name = f"{record.label} · {submission.target} · {record.benchmark_name}"
     named = suite or str(submission.suite["name"])
     label = "again"

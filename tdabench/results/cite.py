@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tdabench import __version__
 from tdabench.errors import UsageError, clean, unknown
 from tdabench.registry import registry
+from tdabench.run import environment
 from tdabench.run.record import Record, finite
 from tdabench.run.sources import suite_path
 
@@ -81,7 +81,7 @@ def bibtex(sources: Mapping[str, Sequence[str]]) -> str:
         "@software{tdabench,\n"
         "  title   = {tdabench: benchmarks for training-data attribution on language models},\n"
         "  author  = {{The tdabench maintainers}},\n"
-        f"  version = {{{__version__}}},\n"
+        f"  version = {{{_version()}}},\n"
         "  year    = {2026}\n}"
     ]
     entries: dict[str, tuple[str, list[str]]] = {}
@@ -135,10 +135,14 @@ def cff(sources: Mapping[str, Sequence[str]]) -> str:
         "title": "tdabench: benchmarks for training-data attribution on language models",
         "type": "software",
         "authors": [{"name": "The tdabench maintainers"}],
-        "version": __version__,
+        "version": _version(),
         **({"references": references} if references else {}),
     }
     return str(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+
+
+def _version() -> str:
+    return str(environment.versions().get("tdabench", ""))
 
 
 # --------------------------------------------------------------------------- cards

@@ -155,7 +155,7 @@ def read_results(folder: Path) -> Results:
 
 
 def _places(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields (place, problem) of every submission folder, and of whatever else lies there."""
+    """Yields (place, problem) of every submission folder, and of anything else there."""
     levels = ("a suite", "a target", "a method and version", "a submission")
 
     def below(place: str, level: int) -> Iterator[tuple[str, str]]:

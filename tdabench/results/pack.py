@@ -124,13 +124,15 @@ def _chosen(
         for word in asked:
             if word not in known:
                 raise unknown(what, word, known, f"in {run.name}")
-    return [
+    chosen = [
         r
         for r in run.records
         if (not methods or r.label in methods)
         and (not targets or r.target.get("label") in targets)
         and (not benchmarks or r.benchmark_name in benchmarks)
     ]
+    order = {r.key: (r.label, str(r.target.get("label")), r.benchmark_name, r.seed) for r in chosen}
+    return sorted(chosen, key=lambda r: order[r.key])
 
 
 def _verified(

@@ -56,7 +56,7 @@ class ImportSpec:
 
 @dataclass(frozen=True)
 class ExternalFile:
-    """What a suite says of a file that it does not bring: approximate size, and where it is."""
+    """A file that a suite does not bring, as described there: approximate size and origin."""
 
     source: str
     bytes: int = 0

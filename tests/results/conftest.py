@@ -28,16 +28,19 @@ METHODS = {"airrep": 1.6, "logra": 1.0, "bm25": 0.35}
 
 
 def honest_run(folder: Path, methods: dict[str, float] | None = None, **more: Any) -> Path:
-    """A run of the suite pocket whose records name the truth beside them (truth.safetensors)."""
+    """A run of a suite that is not installed; its records name the truth beside them."""
 
     def named(record: dict[str, Any]) -> None:
-        record["suite"] = {"name": "pocket", "version": 1}
+        record["suite"] = {"name": "trial", "version": 1}
         record["target"]["label"] = "instruct"
         record["method"]["plugin"] = "test 1.0"
         change(record)
 
     change = more.pop("change", lambda record: None)
-    _fixtures.write_run(folder, methods or METHODS, benchmarks=("lds",), change=named, **more)
+    suite = {"suite": {"name": "trial", "version": 1, "fingerprint": "50174e"}}
+    _fixtures.write_run(
+        folder, methods or METHODS, benchmarks=("lds",), change=named, manifest=suite, **more
+    )
     truth = sha256_file(folder / "truth.safetensors")[:16]
     for record in read_run(folder).records:
         write_json(record.path, {**record.data, "truth": truth})

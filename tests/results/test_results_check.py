@@ -48,7 +48,7 @@ def test_a_forged_value_with_fitting_hashes_is_found_by_recomputing(repository, 
     assert len(read_results(repository).submissions) == 4  # the layout alone cannot tell
     assert main(command) == 1
     out = capsys.readouterr().out
-    assert f"differs: results/pocket/instruct/bm25-v1/{folder.name}: bm25" in out
+    assert f"differs: results/trial/instruct/bm25-v1/{folder.name}: bm25" in out
     assert "lds is 0.99 in the record" in out
     assert "2 results agree, 1 do not." in out
     assert main([*command, "--json"]) == 1
@@ -148,7 +148,7 @@ def test_the_page_has_boards_cards_history_machines_and_refusals(repository, mak
     page = render(read_results(repository), "My board", cache=False)
     data = data_of(page)
     (table,) = data["tables"]
-    assert (table["suite"], table["target"]) == ("pocket 1", "instruct")
+    assert (table["suite"], table["target"]) == ("trial 1", "instruct")
     rows = {r["label"]: r for r in table["rows"]}
     assert set(rows) == {"airrep", "bm25", "demo", "trak"}
     assert rows["airrep"]["version"] == 2  # the newest version is on the board …
@@ -177,7 +177,7 @@ def test_building_writes_only_its_own_files(repository, tmp_path, capsys):
     assert "4 submissions" in captured.err
     rows = list(csv.DictReader((out / "results.csv").open()))
     assert {r["label"] for r in rows} == {"airrep", "logra", "bm25", "demo"}
-    assert json.loads((out / "results.json").read_text())[0]["suite"] == "pocket"
+    assert json.loads((out / "results.json").read_text())[0]["suite"] == "trial"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("my page")
     with pytest.raises(UsageError, match="not of a site"):

@@ -127,8 +127,8 @@ def test_any_field_may_be_anything_even_with_hashes_that_fit(submitted, data):
     ("name", "problem"),
     [
         ("results/../up", ""),
-        ("results/pocket/instruct/airrep", "not a name of a method and version"),
-        ("results/pocket/instruct/airrep-v1/short", "not a name of a submission"),
+        ("results/trial/instruct/airrep", "not a name of a method and version"),
+        ("results/trial/instruct/airrep-v1/short", "not a name of a submission"),
         ("results/poc ket", "not a name of a suite"),
         ("results/notes.txt", "not a folder of a suite"),
     ],
@@ -156,7 +156,7 @@ def test_a_huge_number_a_deep_list_and_a_large_file(repository):
 
 def test_a_submission_moved_to_another_place_is_refused(repository):
     airrep = next(s for s in read_results(repository).submissions if s.method["name"] == "airrep")
-    to = repository / "results" / "pocket" / "instruct" / "trak-v1" / airrep.id
+    to = repository / "results" / "trial" / "instruct" / "trak-v1" / airrep.id
     to.parent.mkdir()
     airrep.folder.rename(to)
     (bad,) = read_results(repository).refused

@@ -23,9 +23,7 @@ def test_a_submission_holds_the_records_by_suite_target_and_version(repository):
     found = read_results(repository)
     assert found.refused == ()
     places = [s.place.rpartition("/")[0] for s in found.submissions]
-    assert places == [
-        f"results/pocket/instruct/{m}-v1" for m in ("airrep", "bm25", "demo", "logra")
-    ]
+    assert places == [f"results/trial/instruct/{m}-v1" for m in ("airrep", "bm25", "demo", "logra")]
     by_name = {s.method["name"]: s for s in found.submissions}
     airrep = by_name["airrep"]
     assert airrep.by == "A. Author"
@@ -138,18 +136,18 @@ def test_examples_for_the_explorer_stay_behind_and_sizes_are_bounded(
 
 
 def test_the_text_of_the_pull_request(make_run, submit_run, tmp_path, capsys):
-    run = make_run("run", {"airrep": 1.6, "a|b": 0.2})
+    run = make_run("run", {"airrep": 1.6, "a x|y": 0.2})
     text = submit_run(run, tmp_path / "to", by="A. Author").text
-    assert text.startswith("Results of airrep v1, a|b v1 on pocket 1\n")
+    assert text.startswith("Results of a v1, airrep v1 on trial 1\n")
     assert "measured by A. Author" in text
     assert "2 of 2 were recomputed" in text
-    assert "| a\\|b | instruct | lds | 0." in text
+    assert "| a x\\|y | instruct | lds | 0." in text
     assert "Testor 9, 2 cores" in text
     args = ["submit", str(run), "--to", str(tmp_path / "cli"), "--methods", "airrep"]
     truth = ["--truth", str(run / "truth.safetensors")]
     assert main([*args, *truth, "--text", str(tmp_path / "pr.md")]) == 0
     out = capsys.readouterr()
-    assert out.out.startswith("Results of airrep v1 on pocket 1")
+    assert out.out.startswith("Results of airrep v1 on trial 1")
     assert "written: " in out.err
     assert (tmp_path / "pr.md").read_text().startswith("Results of airrep")
     assert main(args) == 2  # without its truth
