@@ -2,7 +2,7 @@
 // The page of a results repository. Data is shown as text only; nothing is requested.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const PAGE = 100;
+const PAGE = 50;
 let shown = PAGE, chosen = "";
 
 function make(tag, text, attributes) {
@@ -175,5 +175,5 @@ $("find").addEventListener("input", board);
 $("more").addEventListener("click", () => { shown += PAGE; history(); });
 table();
 card();
-history();
-machines();
+// The board is drawn first: the rest lies below it.
+setTimeout(() => { history(); machines(); });
