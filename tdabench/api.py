@@ -74,6 +74,7 @@ from tdabench.toolkit.representation import open_index as open_index
 from tdabench.toolkit.sharded import in_processes as in_processes
 from tdabench.toolkit.sharded import on_ray as on_ray
 from tdabench.toolkit.store import FeatureStore as FeatureStore
+from tdabench.toolkit.words import word_scores as word_scores
 from tdabench.truth.build import build as build_truth  # noqa: F401
 from tdabench.truth.build import finished as finished_units  # noqa: F401
 from tdabench.truth.build import read_row as unit_losses  # noqa: F401

@@ -187,6 +187,16 @@ class Index(ABC):
         scores = self.score(examples) if groups is None else self.score_groups(examples, groups)
         return weights @ np.asarray(scores, dtype=np.float32)
 
+    def score_words(
+        self, behaviour: Behaviour, examples: Sequence[Example]
+    ) -> list[np.ndarray] | None:
+        """Computes a score for each word of training examples, float [word] each, or None.
+
+        Words are runs without spaces of the prompt, then of the response
+        (`tdabench.toolkit.words`). None, the default, says that the method cannot tell.
+        """
+        return None
+
     @abstractmethod
     def save(self, path: Path) -> None:
         """Writes the index into the folder `path`, which exists and is empty."""

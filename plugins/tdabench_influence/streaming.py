@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tdabench.api import (
+    Behaviour,
     Context,
     Example,
     Index,
@@ -24,6 +25,7 @@ from tdabench.api import (
     check_pooling,
     read_arrays,
     read_jsonl,
+    word_scores,
     write_arrays,
     write_jsonl,
 )
@@ -73,6 +75,19 @@ class StreamingIndex(Index):
             gradients = self.method.precondition(self, gradients)
             out[a : a + step] = self.pairs(gradients, candidates[a : a + step])
         return self.finite(out)
+
+    def score_words(
+        self, behaviour: Behaviour, examples: Sequence[Example]
+    ) -> list[np.ndarray] | None:
+        """Computes gradients of each example without each of its words: [word] each."""
+        if type(self).score is not StreamingIndex.score:
+            return None  # its scores depend on the rest of the corpus
+
+        def score(variants: list[Example]) -> np.ndarray:
+            other = type(self)(self.method, self.context, variants, self.state)
+            return other.score_behaviours([behaviour])[0]
+
+        return word_scores(examples, score)
 
     def pairs(self, gradients: Gradients, candidates: np.ndarray) -> np.ndarray:
         """Computes inner products of each query with its own candidates: float32 [query, k]."""

@@ -79,6 +79,12 @@ Indices come from a run of the suite, or are built once and cached.
     help="Sum up by source as well: `source`, `task`, or another field of the training examples.",
 )
 @click.option(
+    "--words",
+    "with_words",
+    is_flag=True,
+    help="Mark the words of helpful examples that carry the score: what it loses without each.",
+)
+@click.option(
     "--html", "html_file", type=click.Path(path_type=Path), help="Write the answer as a page."
 )
 @click.option(
@@ -121,6 +127,7 @@ def command(
     against: str | None,
     behaviour_file: Path | None,
     by: str | None,
+    with_words: bool,
     html_file: Path | None,
     suite: str | None,
     target: str | None,
@@ -185,7 +192,8 @@ def command(
     asked_for = queries_to_explain(queries, against, behaviour_file)
     sources, groups = _sources(plan.suite.train, by)
     most = min(len(plan.suite.train), SPARE * k)
-    found = list(trace(plan, asked_for, most, indices, notice, _silent, groups))
+    found = list(trace(plan, asked_for, most, indices, notice, _silent, groups,
+                       SPARE * k if with_words else 0))  # fmt: skip
     known = trust(plan, plan.builds, runs)
     answer = _answer(plan.suite, asked_for, found, known, k, sources, groups)
     told = sentences(known, [f.label for f in found if not f.reason])
@@ -334,6 +342,7 @@ def _answer(
                         "index": s.index,
                         **shown(suite.train[s.index]),
                         "copies": [suite.train[i].id for i in s.copies],
+                        **traced.words(suite.train[s.index], f.words.get((q, s.index))),
                     }
                     for s in chosen
                 ]
@@ -472,9 +481,19 @@ def _example(e: dict[str, Any], style: str) -> Any:
     from rich.text import Text
 
     text = Text(f"{e['score']:+.3g} ", style)
-    text.append(_clean(e["prompt"], 160))
-    text.append(" → ", "dim")
-    text.append(_clean(e["response"], 80), "bold")
+    if "words" in e:
+        strong = max((w["score"] for w in e["words"]), default=0.0) / 2
+        for w in e["words"]:
+            style = "reverse" if w["score"] >= strong > 0 else ""
+            text.append("→ " if w.get("first") else "", "dim")
+            text.append(
+                _clean(w["word"], 40), f"bold {style}" if w["side"] == "response" else style
+            )
+            text.append(" ")
+    else:
+        text.append(_clean(e["prompt"], 160))
+        text.append(" → ", "dim")
+        text.append(_clean(e["response"], 80), "bold")
     text.append(f"  {_clean(e['id'], 40)}" + (f" · {_clean(e['task'], 40)}" if e["task"] else ""),
                 "dim")  # fmt: skip
     if e["copies"]:

@@ -111,6 +111,22 @@ def kinds(train: Sequence[Example], items: Sequence[Shown]) -> list[tuple[str, i
     return sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
 
 
+def words(e: Example, scores: np.ndarray | None) -> dict[str, list[dict[str, Any]]]:
+    """Returns the words of an example with their scores, as JSON; empty where they are unknown."""
+    if scores is None:
+        return {}
+    sides = [("prompt", w) for w in e.prompt.split()] + [
+        ("response", w) for w in e.response.split()
+    ]
+    out: list[dict[str, Any]] = []
+    for (side, word), score in zip(sides, scores.tolist(), strict=True):
+        first = side == "response" and (not out or out[-1]["side"] != side)
+        out.append(
+            {"word": word, "side": side, "score": score} | ({"first": True} if first else {})
+        )
+    return {"words": out}
+
+
 def source_rows(names: Sequence[str], sizes: Sequence[int], scores: np.ndarray,
                 k: int) -> list[dict[str, Any]]:  # fmt: skip
     """Returns the k sources with the highest scores and the k with the lowest: scores [source].
@@ -182,13 +198,28 @@ def _side(found: Mapping[str, Any], side: str, heading: str, style: str) -> str:
         more = f" · and {copies} nearly the same" if copies else ""
         kind = f" · {_e(e['task'])}" if e.get("task") else ""
         items.append(
-            f"<li><b>{e['score']:+.3g}</b> {_e(e['prompt'])} → <span class=response>"
-            f"{_e(e['response'])}</span> <span class=id>{_e(e['id'])}{kind}{more}</span></li>"
+            f"<li><b>{e['score']:+.3g}</b> {_texts(e)} "
+            f"<span class=id>{_e(e['id'])}{kind}{more}</span></li>"
         )
     listed = f"<ol>{''.join(items)}</ol>" if items else "<p class=note>no such score</p>"
     of = found.get("share", {}).get(side)
     held = f" <span class=note>({of:.0%} of all such scores)</span>" if of is not None else ""
     return f"<h3 class={style}>{heading}{held}</h3><div class={style}>{listed}</div>"
+
+
+def _texts(e: Mapping[str, Any]) -> str:
+    """Renders prompt and response, with words shaded by their score where it is known."""
+    if "words" not in e:
+        return f"{_e(e['prompt'])} → <span class=response>{_e(e['response'])}</span>"
+    most = max((w["score"] for w in e["words"]), default=0.0)
+    out = []
+    for w in e["words"]:
+        shade = max(0.0, w["score"]) / most if most > 0 else 0.0
+        mark = f' style="background: rgba(0,140,100,{0.6 * shade:.2f})"' if shade > 0.05 else ""
+        kind = " class=response" if w["side"] == "response" else ""
+        arrow = "→ " if w.get("first") else ""
+        out.append(f"{arrow}<span{kind}{mark} title='{w['score']:+.3g}'>{_e(w['word'])}</span>")
+    return " ".join(out)
 
 
 def _sources(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Traced:
     reason: str = ""
     totals: np.ndarray | None = None  # [query, 2]: sums of all positive and all negative scores
     by_source: np.ndarray | None = None  # [query, source]: group scores, if sources were asked for
-    family: str = ""
+    words: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # by (query, index)
 
 
 def trace(
@@ -63,12 +63,14 @@ def trace(
     say: Say = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     sources: Groups | None = None,
+    words: int = 0,
 ) -> Iterator[Traced]:
     """Returns one answer per method of `plan`, in its order.
 
-    With `sources`, groups of training examples, an answer has their group scores as well. `runs`
-    are run folders whose indices can be used. A method that fails gives an answer with its reason,
-    and the others continue.
+    With `sources`, groups of training examples, an answer has their group scores as well; with
+    `words`, the word scores of so many helpful examples, where the method can tell. `runs` are run
+    folders whose indices can be used. A method that fails gives an answer with its reason, and the
+    others continue.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index
@@ -78,7 +80,7 @@ def trace(
         try:
             with tempfile.TemporaryDirectory(prefix="tdabench-trace-") as scratch:
                 opened = _open(plan, job, runs, say, progress, Path(scratch))
-                yield _traced(job, *opened, queries, k, sources)
+                yield _traced(plan, job, *opened, queries, k, sources, words)
         except TdabenchError as e:
             yield Traced(job.method.label, reason=str(e))
         except Exception as e:  # a plugin may raise anything
@@ -86,12 +88,14 @@ def trace(
 
 
 def _traced(
+    plan: Plan,
     job: Job,
     index: Index,
     spent: float,
     queries: Sequence[Query],
     k: int,
     sources: Groups | None,
+    words: int,
 ) -> Traced:
     start = time.perf_counter()
     found, totals = with_totals(index, queries, k)
@@ -100,10 +104,16 @@ def _traced(
         summed = np.concatenate([scores_of(index, [q], sources) for q in queries])
         if not np.isfinite(summed).all():
             raise MethodError("NaN or infinite group scores")
+    told: dict[tuple[int, int], np.ndarray] = {}
+    for q, query in enumerate(queries if words else ()):
+        shown = [int(i) for i, s in zip(found[0][q], found[1][q]) if s > 0][:words]
+        of_each = index.score_words(as_behaviour(query), [plan.suite.train[i] for i in shown])
+        for i, scores in zip(shown, of_each or ()):
+            told[q, i] = scores
     seconds = time.perf_counter() - start
     return Traced(
         job.method.label, spent, seconds, *found, totals=totals, by_source=summed,
-        family=job.method.family,
+        words=told,
     )  # fmt: skip
 
 

@@ -128,6 +128,12 @@ class PipelineIndex(Index):
             return scores
         return pool_scores(scores, groups, self.pooling, self.temperature)
 
+    def score_words(
+        self, behaviour: Behaviour, examples: Sequence[Example]
+    ) -> list[np.ndarray] | None:
+        """Asks the last stage, whose scores the best examples have."""
+        return self.stages[-1].score_words(behaviour, examples)
+
     def _refined(self, scores: np.ndarray, candidates: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Returns scores after a stage: its own for candidates, and the rule for the rest."""
         if self.rest == "zero":

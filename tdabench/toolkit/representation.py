@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour, parts_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import UsageError
 from tdabench.groups import Groups, check_pooling
@@ -24,6 +25,7 @@ from tdabench.rows import Rows, check_rows, dots, is_sparse, row_blocks
 from tdabench.toolkit.scan import ScanResult, scan, stream_groups
 from tdabench.toolkit.sharded import SCHEMA, Run, Shards, build_shards, in_turn
 from tdabench.toolkit.store import FeatureStore
+from tdabench.toolkit.words import word_scores
 
 Role = Literal["train", "query"]
 SCORES_BYTES = 256 << 20  # of example scores held to pool groups
@@ -155,6 +157,26 @@ class RepresentationIndex(Index):
                 out[i] = dots(q[i : i + 1], self.rows[chosen])[0]
             return out
         return pairs_in_blocks(q, self.rows, candidates)
+
+    def score_words(
+        self, behaviour: Behaviour, examples: Sequence[Example]
+    ) -> list[np.ndarray] | None:
+        """Encodes each example without each of its words: what its score loses, [word] each."""
+        if (
+            type(self).score is not RepresentationIndex.score
+            or type(self).score_behaviours is not Index.score_behaviours
+        ):
+            return None
+        asked, weights = parts_of([behaviour])
+        q = self.query_features(asked)
+
+        def score(variants: list[Example]) -> np.ndarray:
+            rows = self.method.features(self.context, Corpus(variants), "train", self.state)
+            check_rows(self.method.name, rows, len(variants))
+            rows = self.method.transform(rows[:], self.state, "train")
+            return (weights @ dots(q, rows))[0]
+
+        return word_scores(examples, score)
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams over the rows: holds [query, block], never [query, train]."""
