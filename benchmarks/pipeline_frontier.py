@@ -100,7 +100,8 @@ def main() -> None:
         second.score_some(asked[:1], np.zeros((1, 1), dtype=np.int64))  # loads the model
         seconds, alone = timed(lambda: second.score(asked))
         n = alone.shape[1]
-        print(f"{args.second} alone: {seconds:.2f} s for {len(asked)} queries on {n:,} examples")
+        print(f"{args.second} alone: {seconds:.2f} s for {len(asked)} queries on {n:,} examples",
+              flush=True)  # fmt: skip
         for name in args.first.split(","):
             first = built(name, args.repeat, Path(work))
             first.score(asked[:1])
