@@ -208,6 +208,25 @@ def test_a_decoy_that_holds_the_answer_counts_neither_way(make_context) -> None:
     assert m["chance"].value == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
 
 
+def test_questions_about_one_fact_are_asked_together(make_context) -> None:
+    """Each question alone prefers another example; only their mean finds the statement."""
+    pool = Corpus([Example(f"t{i}", "", f"text {i}", "", m)
+                   for i, m in enumerate(({"fact": "f"}, {}, {}, {"fact": "g"}))])  # fmt: skip
+    facts = ("f", "f", "g")
+    asked = Corpus([Example(f"q{i}", "which", f"one {i}", "", {"fact": f, "kind": f})
+                    for i, f in enumerate(facts)])  # fmt: skip
+    scores = np.array([[2.0, 3.0, 0.0, 0.0], [2.0, 0.0, 3.0, 0.0], [0.0, 1.0, 0.0, 2.0]])
+    context = make_context(fixed(scores, asked), pool, asked)
+    assert Tracing(k=(1,)).run(context).metrics["mrr"].value == pytest.approx(2 / 3)
+    out = Tracing(k=(1,), behaviours="kind", tail_queries=1).run(context)
+    assert out.query_ids == ("f", "g")
+    assert out.metrics["mrr"].value == 1
+    assert "tail_patch" not in out.metrics
+    assert any("asked together" in n for n in out.notes)
+    with pytest.raises(DataError, match="no query has the field 'nothing'"):
+        Tracing(behaviours="nothing").run(context)
+
+
 def test_tracing_constant_scores_get_chance_and_unstated_facts_are_said(make_context) -> None:
     asked = Corpus([*WANTED, Example("q2", "aaa", "b", meta={"fact": "nowhere"})])
     out = Tracing().run(make_context(fixed(np.ones((3, 4)), asked), STATED, asked))
