@@ -133,7 +133,7 @@ def _open(
     ]
     index, spent = opened[0][0], sum(seconds for _, seconds in opened)
     if job.method.stages:
-        # Whatever the rule for the rest is in a run: a person is shown what the last stage scored.
+        # For every rule of a run: a person is shown only what the last stage scored.
         index = PipelineIndex([i for i, _ in opened], job.method.params["keep"], "zero")
     return index, spent
 
