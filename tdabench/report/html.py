@@ -367,6 +367,8 @@ def _explorer(
             if read is not None:
                 ids.update(dict.fromkeys(read[0]))
                 found.append((column.name, row.label, read))
+    for top in source.tops(place):  # own data may have no benchmark with a value per query
+        ids.update(dict.fromkeys(top.query_ids))
     chosen = _thin(list(ids), level.queries)
     if len(chosen) < len(ids):
         notes.append(f"{table.target}: {len(chosen)} of {len(ids)} queries can be explored")
@@ -436,7 +438,7 @@ def _top_of(board: Board, label: str, cell: BoardCell) -> Top | None:
         arrays, meta = records[0].arrays()
     except TdabenchError:
         return None
-    ids = meta.get("query_ids")
+    ids = meta.get("top_query_ids", meta.get("query_ids"))
     if not isinstance(ids, list) or any(name not in arrays for name in TOP):
         return None
     stored = {name: arrays[name] for name in TOP}

@@ -298,7 +298,6 @@ class Executor:
             {
                 "key": c.key,
                 "benchmark": c.benchmark.as_dict(),
-                "headline": c.benchmark.headline,
                 "truth_kind": c.benchmark.truth,
                 "record": dict(self._planned(c)),
             }
@@ -330,6 +329,7 @@ class Executor:
             "device": self.plan.request.device,
             "seed": job.seed,
             "threads": self._threads,
+            "timeout": self.options.timeout,
             "cells": cells,
         }
 

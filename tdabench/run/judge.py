@@ -56,7 +56,7 @@ from tdabench.run.protocol import Arrays, Channel, Hangup, spelled, write_corpus
 from tdabench.run.record import Record
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget, truth_name
-from tdabench.run.top import top_examples
+from tdabench.run.top import too_long, top_examples
 from tdabench.toolkit.pipeline import PipelineIndex
 from tdabench.truth.store import Truth
 
@@ -522,6 +522,7 @@ class Judge:
         self.started = time.perf_counter()
         self.kept_apart: set[str] = set()  # truths that no checkpoint scored at is behind
         self.labels = bool(job["method"].get("labels"))
+        self.shown: dict[str, np.ndarray] | None = None  # top examples, once they are known
         self._last_progress = 0.0
         stages = job.get("stages") or ()
         self.parts: list[Judge] = [
@@ -1035,11 +1036,15 @@ class Judge:
         ledgers = [part.stage.ledger for part in self.parts]
         for part in self.parts:
             part.stage.ledger = Ledger()
-        shown = top_examples(metered, queries, queried["seconds"]) if cell["headline"] else {}
+        shown = self._top_examples(cell, metered, queries, seconds)
         write_arrays(
             self.folder.arrays_path(cell["key"]),
             {**arrays_of(outcome), **shown},
-            {"query_ids": list(outcome.query_ids), "key": cell["key"]},
+            {
+                "query_ids": list(outcome.query_ids),
+                "key": cell["key"],
+                **({"top_query_ids": list(queries.ids)} if shown else {}),
+            },
         )
         all_ledgers = [*(part.loading for part in self.parts), *ledgers]
         running = [cost.get("left_running", ()), *(ledger.left_running for ledger in all_ledgers)]
@@ -1081,6 +1086,19 @@ class Judge:
             },
             seconds=seconds,
         )
+
+    def _top_examples(
+        self, cell: Mapping[str, Any], index: MeteredIndex, queries: Corpus, seconds: float
+    ) -> dict[str, np.ndarray]:
+        """The extremes of every query, which are the same in every cell of a job."""
+        if self.shown is None:
+            known = index.memory is not None and index.memory.get(queries) is not None
+            one = 0.0 if known else index.seconds / max(1, index.queries)
+            if too_long(one * len(queries), seconds, self.job["timeout"]):
+                return {}
+            self.event("phase", phase="top examples", key=cell["key"])
+            self.shown = top_examples(index, queries)
+        return self.shown
 
 
 @dataclasses.dataclass

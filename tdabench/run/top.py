@@ -1,7 +1,7 @@
 """The training examples that a method scores highest and lowest for each query.
 
-They are stored with the LDS record so that a report can show them. They are not part of any
-metric, and are computed outside the cost meter, since the harness needs them and not the method.
+They are stored with every record so that a report can show them. They are not part of any metric,
+and are computed outside the cost meter, since the harness needs them and not the method.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from tdabench.method import Index
 from tdabench.rows import top_k_of
 
 KEPT = 10
-SECONDS = 30.0  # scoring again may take as long as the first time; skipped beyond this
 BLOCK = 16 << 20  # number of scores held at a time
+SECONDS = 600.0  # spent on them although the cell itself took less
 
 
-def top_examples(index: Index, queries: Corpus, spent: float = 0.0) -> dict[str, np.ndarray]:
+def top_examples(index: Index, queries: Corpus) -> dict[str, np.ndarray]:
     """Returns `top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], extremes first.
 
-    Empty if scoring took more than SECONDS (`spent`), or if the method cannot score single
-    examples: a display must not fail a measurement.
+    Empty if the method cannot score single examples: a display must not fail a measurement.
     """
     n_train = int(index.n_train)
-    if spent > SECONDS or n_train == 0 or len(queries) == 0:
+    if n_train == 0 or len(queries) == 0:
         return {}
     parts: dict[str, list[np.ndarray]] = {
         name: [] for name in ("top_index", "top_score", "bottom_index", "bottom_score")
@@ -42,3 +41,11 @@ def top_examples(index: Index, queries: Corpus, spent: float = 0.0) -> dict[str,
     except Exception:  # a method may offer group scores only
         return {}
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def too_long(expected: float, cell: float, timeout: float) -> bool:
+    """Tells whether scoring for `expected` seconds costs too much beside a cell of `cell` seconds.
+
+    `timeout` (0: none) limits every phase of a cell: a display must not lose a measurement.
+    """
+    return expected > max(SECONDS, cell) or bool(timeout and expected > 0.9 * timeout)

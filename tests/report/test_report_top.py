@@ -8,7 +8,7 @@ import pytest
 from tdabench.data.examples import Corpus, Example
 from tdabench.method import Index
 from tdabench.run import top
-from tdabench.run.top import top_examples
+from tdabench.run.top import too_long, top_examples
 
 QUERIES = Corpus(Example(f"q{i}", "p", f"r{i}") for i in range(7))
 
@@ -47,5 +47,11 @@ def test_nothing_is_kept_where_it_cannot_or_should_not_be():
     scores = np.zeros((7, 5))
     assert top_examples(GroupsOnly(scores), QUERIES) == {}
     assert top_examples(Fixed(np.full((7, 5), np.nan)), QUERIES) == {}
-    assert top_examples(Fixed(scores), QUERIES, spent=31.0) == {}
     assert top_examples(Fixed(np.zeros((7, 0))), QUERIES) == {}
+
+
+def test_a_display_costs_no_measurement():
+    assert not too_long(90.0, cell=80.0, timeout=7200.0)  # kfac on `pocket`
+    assert not too_long(4000.0, cell=5000.0, timeout=0.0)
+    assert too_long(4000.0, cell=10.0, timeout=0.0)
+    assert too_long(95.0, cell=200.0, timeout=100.0)

@@ -501,7 +501,8 @@
       const shared = (side, index, method) => tops.filter((t) => t.method !== method && t[side].some((x) => x.index === index)).map((t) => t.method);
       // A method without negative scores names no harmful examples.
       const lowest = (t) => (t.bottom.length && t.bottom.every((x) => x.score >= 0) ? "Lowest scores (none negative)" : "Most harmful");
-      const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, t[side].map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
+      const rows_of = (t, side) => { const harmful = t.bottom.filter((x) => x.score < 0); return side === "bottom" && harmful.length ? harmful : t[side]; };
+      const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, rows_of(t, side).map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
       shown.replaceChildren(
         h("div", { class: "card" }, h("h3", null, "Query ", said(e.id), " ", e.task ? h("span", { class: "badge" }, said(e.task)) : null), text(e)),
         h("details", null, h("summary", null, "Every method on this query"), h("div", { class: "scroll", tabindex: "0" }, h("table", null,
