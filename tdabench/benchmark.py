@@ -140,9 +140,8 @@ class Benchmark(ABC):
     source: ClassVar[str] = ""
     truth_kind: ClassVar[str | None] = None  # the truth that it needs, such as "lds"
     title: ClassVar[str] = ""  # what heads its column; by default its name
-    # Whether boards open with it: it is measured first, and its record keeps the training examples
-    # with the highest and the lowest scores.
-    headline: ClassVar[bool] = False
+    headline: ClassVar[bool] = False  # whether boards open with it: it is measured first
+    slow: ClassVar[bool] = False  # whether it trains models or builds further indices: last
 
     @abstractmethod
     def run(self, context: BenchmarkContext) -> Outcome:

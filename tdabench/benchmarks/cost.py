@@ -37,6 +37,7 @@ class Cost(Benchmark):
     title: ClassVar[str] = "cost (examples/s)"
     summary: ClassVar[str] = "build and query time, memory and bytes over corpus sizes"
     source: ClassVar[str] = "tdabench"
+    slow: ClassVar[bool] = True
 
     fractions: tuple[float, ...] = (0.25, 0.5, 1.0)
     queries: int = 20

@@ -38,6 +38,7 @@ class Removal(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "rise of a query's loss when its top k are left out of training"
     source: ClassVar[str] = "Ilyas et al. 2022, arXiv 2202.00622"
+    slow: ClassVar[bool] = True
 
     n: int = 8
     k: tuple[int, ...] = (10, 50)

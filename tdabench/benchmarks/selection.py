@@ -48,6 +48,7 @@ class Selection(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "quality of a model fine-tuned on the examples that a method selects"
     source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
+    slow: ClassVar[bool] = True
 
     k: tuple[int, ...] = (100,)
     rule: str = "min-rank"

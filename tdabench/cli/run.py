@@ -256,6 +256,7 @@ def command(
         force=force,
         keep_indices=keep_indices,
         retry_failed=retry_failed,
+        interactive=sys.stdin.isatty() and sys.stderr.isatty(),
         command=("tdabench", *sys.argv[1:]),
         log_file=log_file,
     )

@@ -30,6 +30,7 @@ from tdabench.run.plan import Cell, Job, MethodSpec, Plan
 from tdabench.run.record import Record
 
 POLL_SECONDS = 0.05
+AGAIN = 3.0  # seconds after a Ctrl-C that skips, in which another one stops the run
 STOOD_STILL = 2.0  # seconds between two looks: so long the machine, or this process, was stopped
 MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
 
@@ -41,6 +42,7 @@ class Options:
     `timeout`: maximum seconds per phase (build, load, one benchmark); `memory`: maximum bytes of a
     worker process and its children. 0 means no limit. `isolation`: "strict" refuses to run
     if methods cannot be confined, "auto" continues and records it, "off" confines none.
+    `interactive`: a single Ctrl-C skips what is in hand, two in a row stop the run.
     """
 
     jobs: int = 1
@@ -51,6 +53,7 @@ class Options:
     force: bool = False
     keep_indices: bool = True
     retry_failed: bool = True
+    interactive: bool = False
     command: tuple[str, ...] = ()
     log_file: Path | None = None
 
@@ -59,6 +62,7 @@ class Watcher(Protocol):
     """Receiver of progress; see tdabench.run.progress."""
 
     def begin(self, total: int, cached: int) -> None: ...
+    def coming(self, message: str) -> None: ...
     def job(self, title: str, phase: str, done: int, total: int) -> None: ...
     def finished(self, record: Record, cached: bool) -> None: ...
     def say(self, message: str) -> None: ...
@@ -117,6 +121,7 @@ class Executor:
         self.running: list[_Running] = []
         self.records: dict[str, Record] = {}
         self.interrupts = 0
+        self.skip, self.asked = False, -AGAIN  # whether to skip what runs; when that was asked
         self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
         self.landlock = sandbox.abi() if options.isolation != "off" else 0
         self._looked = time.monotonic()
@@ -167,6 +172,8 @@ class Executor:
             for job in self.queue:
                 for key in job.kept_keys:
                     self.folder.drop_index(key)
+        if len(self.queue) > 1 or any(len(job.cells) > 1 for job in self.queue):
+            self.watcher.coming(coming(self.queue, self.options.interactive))
         with self._signals():
             self._loop()
         self.folder.clear_work()
@@ -207,6 +214,8 @@ class Executor:
                         self._limit(worker)
                 if self.interrupts:
                     raise Interrupted
+                if self.skip:
+                    self._skip()
                 time.sleep(POLL_SECONDS)
         except BaseException as e:
             by_user = isinstance(e, Interrupted)
@@ -221,11 +230,32 @@ class Executor:
                     self._end(worker, again=False)
             raise
 
+    def _skip(self) -> None:
+        """Ends what runs and records it as skipped; the other cells of a method go on."""
+        self.skip = False
+        skipped, self.running = self.running, []
+        for worker in skipped:
+            here = [c.benchmark.name for c in worker.job.cells if c.key == worker.cell]
+            what = f"{worker.job.title}, {here[0]}" if here else worker.job.title
+            self.watcher.say(f"skipping {what}: Ctrl-C again within {AGAIN:g} s stops the run")
+            self._log("skip", worker=worker.id, phase=worker.phase, key=worker.cell)
+            worker.verdict = ("skipped", "skipped with Ctrl-C: the same command measures it")
+            worker.unread += kill(worker.process)
+            self._end(worker)
+
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Handles Ctrl-C: once kills and records what runs, twice exits at once."""
+        """Handles Ctrl-C: once kills and records what runs, twice exits at once.
+
+        In an interactive run one Ctrl-C skips what runs, and these two follow within AGAIN seconds.
+        """
 
         def on_signal(number: int, frame: object) -> None:
+            asked, self.asked = self.asked, time.monotonic()
+            first = self.asked - asked > AGAIN and not self.interrupts
+            if self.options.interactive and number == signal.SIGINT and first:
+                self.skip = True
+                return
             self.interrupts += 1
             if self.interrupts > 1:
                 for worker in self.running:
@@ -514,6 +544,15 @@ class Executor:
         self.watcher.finished(record, cached=False)
         for complaint in registry().tell(dict(record), self.folder.path):
             self.watcher.say(f"warning: {complaint}")
+
+
+def coming(queue: Sequence[Job], interactive: bool) -> str:
+    """Describes in one line what a run measures, in the order in which it does."""
+    benchmarks = list(dict.fromkeys(c.benchmark.name for job in queue for c in job.cells))
+    labels = list(dict.fromkeys(job.method.label for job in queue))
+    shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    text = f"measuring {shown}, one after the other: {', then '.join(benchmarks)}"
+    return f"{text}. Ctrl-C skips the one in hand, twice stops the run" if interactive else text
 
 
 # --------------------------------------------------------------------------- guards

@@ -120,6 +120,7 @@ class BenchmarkSpec:
     params: Mapping[str, Any]
     truth: str | None
     headline: bool = False
+    slow: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "params": dict(self.params)}
@@ -151,7 +152,7 @@ class Job:
     """The cells of one method, target and seed: one index, one process.
 
     The headline benchmark comes first: the query time and memory that a board shows are of a cell
-    that computed its scores.
+    that computed its scores. Slow benchmarks come last.
     """
 
     method: MethodSpec
@@ -197,7 +198,7 @@ class Plan:
             grouped.setdefault(key, []).append(cell)
         jobs = []
         for of_index in grouped.values():
-            first = sorted(of_index, key=lambda c: not c.benchmark.headline)
+            first = sorted(of_index, key=lambda c: (not c.benchmark.headline, c.benchmark.slow))
             cell = first[0]
             jobs.append(self.job(cell.method, cell.target, cell.seed, tuple(first)))
         return jobs
@@ -495,7 +496,7 @@ def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
     params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
     # The parameter `truth` of a benchmark may name another truth of its kind.
     truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None
-    return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth, cls.headline)
+    return BenchmarkSpec(cls.name, cls.version, jsonable(params), truth, cls.headline, cls.slow)
 
 
 def jsonable(value: Any) -> Any:

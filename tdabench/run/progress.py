@@ -36,6 +36,9 @@ class Silent:
     def begin(self, total: int, cached: int) -> None:
         pass
 
+    def coming(self, message: str) -> None:
+        pass
+
     def job(self, title: str, phase: str, done: int, total: int) -> None:
         pass
 
@@ -59,6 +62,9 @@ class Lines(Silent):
         self.total, self.count = total, cached
         if cached:
             notice(f"{cached} of {total} cells are on disk", "")
+
+    def coming(self, message: str) -> None:
+        self.say(message)
 
     def finished(self, record: Record, cached: bool) -> None:
         if cached:
@@ -99,6 +105,9 @@ class Bars(Silent):
             return
         self.all = self.bars.add_task("cells", total=total, completed=cached)
         self.bars.start()
+
+    def coming(self, message: str) -> None:
+        self.say(message)
 
     def job(self, title: str, phase: str, done: int, total: int) -> None:
         if title not in self.tasks:

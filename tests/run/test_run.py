@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -316,6 +318,71 @@ def test_interrupted_once_records_and_goes_on_later(toy_suite, toys, tmp_path, b
     found = measure(toy_suite, out, "toy,slow")
     assert {r["status"] for r in found.values()} == {"ok"}
     assert builds().count("toy") == 1
+
+
+def in_a_terminal(suite: Path, out: Path, methods: str, toys: str) -> tuple[subprocess.Popen, int]:
+    """Starts a run whose stdin and stderr are a terminal; returns it and the other end."""
+    ours, theirs = os.openpty()
+    code = "import sys; from tdabench.cli import main; sys.exit(main())"
+    arguments = ["run", "--suite", str(suite), "--methods", methods, "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--plugin", toys, "--threads", "1"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    return process, ours
+
+
+def printed(terminal: int) -> str:
+    """Returns what a run printed on its terminal, once it has ended, as one line of words."""
+    text = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 1 << 16):
+            text += part
+    os.close(terminal)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", text.decode())
+    return " ".join(plain.split())
+
+
+def test_a_single_interrupt_in_a_terminal_skips_what_is_in_hand(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    process, terminal = in_a_terminal(toy_suite, out, "hangs,toy", toys)
+    wait_for(lambda: "hangs" in builds())
+    process.send_signal(signal.SIGINT)
+    board, _ = process.communicate(timeout=60)
+    err = printed(terminal)
+    assert process.returncode == 0, err
+    assert "measuring hangs, toy, one after the other: lds" in err
+    assert "Ctrl-C skips the one in hand, twice stops the run" in err
+    assert "skipping hangs on tiny" in err
+    assert "skipped with Ctrl-C: the same command measures it" in board
+    statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
+    assert statuses == {"hangs": "skipped", "toy": "ok"}
+
+
+def test_two_interrupts_in_a_terminal_stop_the_run(toy_suite, toys, tmp_path, builds):
+    out = tmp_path / "run"
+    process, terminal = in_a_terminal(toy_suite, out, "hangs,slow,toy", toys)
+    wait_for(lambda: "hangs" in builds())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # two signals at once would be one
+    process.send_signal(signal.SIGINT)
+    board, _ = process.communicate(timeout=60)
+    err = printed(terminal)
+    assert process.returncode == 130, err
+    assert "The same command resumes from here" in err
+    statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
+    assert statuses["hangs"] in ("skipped", "interrupted")
+    assert statuses.get("slow", "interrupted") == "interrupted"
+    assert "toy" not in statuses
+    assert " -    toy on tiny  not started: lds" in board
+
+
+def test_slow_benchmarks_are_measured_last(toy_suite, toys):
+    names = ("cost", "removal", "classification", "lds")
+    plan = make_plan(Request(str(toy_suite), ("toy",), benchmarks=names))
+    (job,) = plan.jobs(plan.cells)
+    assert [c.benchmark.name for c in job.cells] == ["lds", "classification", "cost", "removal"]
 
 
 def test_killed_outright_leaves_no_worker_and_no_half_file(toy_suite, toys, tmp_path, builds):
