@@ -26,6 +26,8 @@ class BergsonGradDot(RepresentationMethod):
     rank  bergson's projection_dim: each side of each layer is projected by its own Rademacher
           matrix; None keeps whole gradients and equals `graddot` with rank=none
     unit_norm  cosines instead
+    checkpoint  checkpoint of the target at which gradients are computed
+    layers  regular expression searched in layer names; None is all but the output head
     """
 
     name = "bergson-graddot"

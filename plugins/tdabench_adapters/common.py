@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 class PackageMethod(TDAMethod):
     """A method that another package computes.
 
-    checkpoint  checkpoint of the target;  layers  regular expression searched in layer names
+    checkpoint   checkpoint of the target at which gradients are computed
+    layers       regular expression searched in layer names; None is all but the output head
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
     """
 
     family = "package"

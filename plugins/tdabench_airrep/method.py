@@ -29,10 +29,13 @@ WINDOW = 16_384  # examples encoded at a time into a store
 class AirRep(RepresentationMethod):
     """f(x, S) = Enc(x) . sum_i a_i Enc(z_i), a = softmax over S of |Enc(x) . Enc(z_i)|.
 
-    `encoder` is a folder, or the name of an asset of the suite. `max_tokens` (0: set by the
-    encoder) and `text` ("": set by the encoder, else a template with {prompt} and {response})
-    define the text format; `dtype` is the dtype of the arithmetic, `store` the dtype of the stored
-    training rows (int8: each row with its own scale). Source: arXiv 2505.18513, eq. 5.
+    Source: arXiv 2505.18513, eq. 5.
+
+    encoder     a folder, or the name of an asset of the suite
+    max_tokens  tokens read per example; 0: as set by the encoder
+    text        template with {prompt} and {response}; "": as set by the encoder
+    dtype       of the arithmetic
+    store       dtype of the stored training rows (int8: each row with its own scale)
     """
 
     name: ClassVar[str] = "airrep"

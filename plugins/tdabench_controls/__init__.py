@@ -110,7 +110,10 @@ class _QueryFree(RepresentationMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Length(_QueryFree):
-    """Scores longer examples higher: length of the response or the whole text, in `unit`s."""
+    """Scores longer examples higher.
+
+    unit  what is counted
+    part  of the response alone, or of the whole text"""
 
     name = "length"
     summary = "length of the training example"
@@ -133,8 +136,10 @@ class GradNorm(_QueryFree):
     """Norm of the gradient of the training example's loss over the linear layers.
 
     The norm is exact and unprojected, and no gradient is formed: for G = sum_t delta_t x_t^T,
-    |G|^2 = sum over t, u of (delta_t . delta_u)(x_t . x_u). `layers` is a regular expression
-    searched in layer names; the default is every linear layer except the output head.
+    |G|^2 = sum over t, u of (delta_t . delta_u)(x_t . x_u).
+
+    checkpoint  checkpoint of the target at which gradients are computed
+    layers      regular expression searched in layer names; None is all but the output head
     """
 
     name = "gradnorm"

@@ -35,8 +35,11 @@ class Datamodels(TDAMethod):
     asset can be scored. The scores are the best that an additive predictor can reach with these
     retrainings, which are the method's cost.
 
+    asset      name of the truth file among the suite's assets
     estimator  "ridge" (penalty by leave-one-out per query) or "lasso" (penalty by 5 folds, as in
                the paper)
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
     """
 
     name = "datamodels"

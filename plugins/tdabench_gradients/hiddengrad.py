@@ -41,6 +41,7 @@ class HiddenGrad(RepresentationMethod):
     checkpoint  checkpoint of the target at which the gradient is computed
     whiten      centre by the training mean and multiply by (C + damping * tr(C) / width)^-1/2, C
                 the covariance over training examples
+    damping     share of the mean eigenvalue of C that is added to it
     normalise   scale phi to length 1, so that the score is a cosine
     dtype       of the stored training rows: float32, float16 or int8 (with a scale per row)
 

@@ -31,9 +31,11 @@ class LESS(GradientMethod):
     subtasks; this is a selection rule based on these scores.
 
     checkpoint  where the warm-up starts: "base"
-    lora_rank   r;  alpha  scale
+    lora_rank   r
+    alpha       scale of the LoRA weights
     warmup      share of the training corpus to train on
-    epochs, batch_size  of the warm-up, which has few examples; lr decays linearly to 0
+    epochs      of the warm-up, which has few examples; lr decays linearly to 0
+    batch_size  of the warm-up
     lr          of the warm-up; None takes it from the target's recipe, like Adam's b1, b2 and eps
     dim         sketch dimension (LoRA gradients of at most this size are kept whole)
     """

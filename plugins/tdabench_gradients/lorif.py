@@ -34,12 +34,14 @@ _OVERSAMPLING = 8
 class LoRIF(GradientMethod):
     """`logra` with rank-c factors of ĝ in the index and a rank-k curvature (arXiv 2601.21929).
 
-    Each layer's projected gradient ĝ [r, r] is stored as U V^T with `factors` columns, which takes
-    2 r c numbers instead of r^2, and multiplied out while scoring. C is replaced by its leading
-    `curvature_rank` eigenpairs, so that by Woodbury's identity
+    Each layer's projected gradient ĝ [r, r] is stored as U V^T with c columns, which takes
+    2 r c numbers instead of r^2, and multiplied out while scoring. C is replaced by its k
+    leading eigenpairs, so that by Woodbury's identity
 
         (C + lambda I)^-1 g = g / lambda - V (1 / lambda - 1 / (s + lambda)) V^T g.
 
+    factors         c, columns of the stored factors
+    curvature_rank  k, eigenpairs of the curvature that are kept
     damping  lambda as a multiple of the layer's mean eigenvalue; must be positive
     """
 

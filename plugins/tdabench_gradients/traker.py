@@ -43,8 +43,16 @@ class Traker(TDAMethod):
 
     The same quantity as `trak` with a dense Gaussian sketch, up to the package's rescaling of the
     inverse. On a CPU its projector draws the whole projection anew for every batch; here it is
-    kept if it takes at most 2 GiB, so use a small `proj_dim` there. Parameters as for `trak`. The
-    package has no groups: example scores are pooled as for other methods.
+    kept if it takes at most 2 GiB, so use a small `proj_dim` there. The package has no groups:
+    example scores are pooled as for other methods.
+
+    checkpoint   checkpoint of the target at which gradients are computed
+    layers       regular expression searched in layer names; None is all but the output head
+    proj_dim     dimension of the projection
+    damping      lambda as a multiple of the mean eigenvalue of the projected gradients' covariance
+    reduction    "sum" or "mean" of the loss over the tokens of a response
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
     """
 
     name = "traker"

@@ -29,8 +29,10 @@ class DataInf(StreamingMethod):
 
         = (v - mean_i g_i (g_i . v) / (lambda + |g_i|^2)) / lambda,
 
-    lambda = damping * mean_i |g_i|^2 / dim of the layer. The paper applies it to LoRA weights;
+    The paper applies it to LoRA weights;
     here it is applied to the selected layers. Exact for one example, accurate in few dimensions.
+
+    damping  lambda as a multiple of mean_i |g_i|^2 / dim of the layer
     """
 
     name = "datainf"

@@ -277,10 +277,12 @@ class ConjugateGradient(InverseMethod):
 class LiSSA(InverseMethod):
     """The truncated Neumann series h <- v + h - (C_k + lambda I) h / s, returned as h / s.
 
-    C_k is the curvature of a fresh random batch in each of `depth` steps (arXiv 1602.03943), s is
-    `scale` times its largest eigenvalue over the corpus, found by power iteration. Smaller values
-    of s converge faster, until they diverge.
+    C_k is the curvature of a fresh random batch in each step (arXiv 1602.03943). Smaller values of
+    s converge faster, until they diverge.
 
+    depth  number of steps
+    scale  s as a multiple of the curvature's largest eigenvalue over the corpus, found by power
+           iteration
     batch  examples per step; None is all of them
     """
 
@@ -328,9 +330,11 @@ class LiSSA(InverseMethod):
 class Arnoldi(InverseMethod):
     """H^-1 restricted to the leading `directions` of a Krylov space (arXiv 2112.03052).
 
-    Lanczos from a random vector with full reorthogonalisation and `iterations` products (None is
-    twice the directions). The Ritz pairs largest in magnitude are kept, and scores are computed
-    within their span only.
+    Lanczos from a random vector with full reorthogonalisation. The Ritz pairs largest in magnitude
+    are kept, and scores are computed within their span only.
+
+    iterations  products with the curvature; None is twice the directions
+    directions  Ritz pairs kept
     """
 
     name = "arnoldi"

@@ -42,7 +42,10 @@ class MAGIC(Followed, TDAMethod):
     run *per query*, about 2.5 times as expensive as training. There is no dropout, as in the
     recipe.
 
-    precision  of the arithmetic: float32 or float64
+    checkpoint   where training starts
+    precision    of the arithmetic: float32 or float64
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
 
     `recipe` and `share` define the run (see `Followed`). States are kept every sqrt(steps) steps;
     the segment between two states is trained again for each block of queries.

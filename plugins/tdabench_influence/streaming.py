@@ -192,6 +192,8 @@ class StreamingMethod(TDAMethod):
     checkpoint  checkpoint of the target at which gradients and curvature are computed
     layers      regular expression searched in layer names; None is all but the output head
     bias        include the gradients of biases
+    pooling      how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature  of softmax pooling; unused by sum and mean
     """
 
     family = "influence"

@@ -122,8 +122,10 @@ class _Lexical(Reads, RepresentationMethod):
 class TfIdf(_Lexical):
     """Cosine of TF-IDF vectors over words: tf * (ln((1 + N) / (1 + df)) + 1), length 1.
 
-    `sublinear` replaces tf by 1 + ln(tf). N and df are computed on the training corpus; a word that
-    does not occur there is left out of the query.
+    N and df are computed on the training corpus; a word that does not occur there is left out of
+    the query.
+
+    sublinear  replace tf by 1 + ln(tf)
     """
 
     name = "tfidf"
@@ -153,6 +155,9 @@ class BM25(_Lexical):
 
     idf = ln(1 + (N - df + 1/2) / (df + 1/2)), which is never negative. A word that occurs several
     times in the query counts as often.
+
+    k1  how slowly a repeated word saturates; 0 ignores repetition
+    b   share of the correction for length, from 0 to 1
     """
 
     name = "bm25"
@@ -194,8 +199,10 @@ class BM25(_Lexical):
 class NGram(_Lexical):
     """Overlap of n-gram sets A (query) and B (training): |A & B| / sqrt(|A| |B|), or |A & B|.
 
-    `unit` is "word" or "char" (lower-cased, spaces collapsed); `n` are the sizes. With
-    `normalise=False` the count of shared n-grams is the score, which favours long examples.
+    unit       "word" or "char" (lower-cased, spaces collapsed)
+    n          sizes of the n-grams
+    normalise  divide by sqrt(|A| |B|); otherwise the count of shared n-grams is the score, which
+               favours long examples
     """
 
     name = "ngram"
@@ -238,9 +245,13 @@ class DSIR(_Lexical):
 
         sum over buckets of count_z * (log p_q - log p).
 
-    A single query provides little data for p_q, so it is smoothed towards the corpus by `smoothing`
-    pseudo-counts (the paper, with thousands of target texts, adds 1e-8). `per_token` divides by
-    the number of n-grams of the example: the mean log ratio, which does not penalise length.
+    A single query provides little data for p_q, so it is smoothed towards the corpus.
+
+    buckets    number of hash buckets
+    smoothing  pseudo-counts of the corpus added to a query's counts (the paper, with thousands of
+               target texts, adds 1e-8)
+    per_token  divide by the number of n-grams of the example: the mean log ratio, which does not
+               penalise length
     """
 
     name = "dsir"

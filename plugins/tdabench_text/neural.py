@@ -37,7 +37,11 @@ WINDOW = 16_384  # examples encoded at a time in that case
 
 @dataclass(frozen=True, kw_only=True)
 class _Dense(Reads, RepresentationMethod):
-    """Base of the dense methods: optional centring by the training mean and scaling to length 1."""
+    """Base of the dense methods.
+
+    centre     subtract the mean of the training examples, a large common component
+    normalise  scale to length 1, so that the score is a cosine
+    """
 
     family = "text"
 
@@ -89,9 +93,10 @@ class Hidden(_Dense):
     With `train_text` or `query_text` "response" the model reads prompt and response, and only the
     states of the response's tokens are pooled: those whose loss gradient methods differentiate.
 
-    `layer` counts as in Hugging Face: 0 is the embeddings, -1 the last layer after the final norm.
-    `weighting` "mean" is RDS; "position" weights token t by t and is RDS+. `centre` subtracts the
-    mean of the training examples, which is a large common component of hidden states.
+    checkpoint  checkpoint of the target whose states are read
+    layer       counted as in Hugging Face: 0 is the embeddings, -1 the last layer after the final
+                norm
+    weighting   "mean" is RDS; "position" weights token t by t and is RDS+
     """
 
     name = "hidden"
@@ -128,10 +133,13 @@ class Hidden(_Dense):
 class Embedding(_Dense):
     """Cosine of sentence embeddings.
 
-    `encoder` is an asset of the suite, a folder in the Hugging Face layout, or "minilm" for the
-    optional package that contains all-MiniLM-L6-v2. `token_pooling` "auto" follows the folder's
-    sentence-transformers files and is "mean" if there are none. The prefixes are for encoders
-    that were trained with prefixes ("query: " and "passage: " for E5).
+    encoder        an asset of the suite, a folder in the Hugging Face layout, or "minilm" for the
+                   optional package that contains all-MiniLM-L6-v2
+    token_pooling  how states of tokens become one vector; "auto" follows the folder's
+                   sentence-transformers files and is "mean" if there are none
+    max_length     tokens read per text
+    query_prefix   put before queries, for encoders trained with prefixes ("query: " for E5)
+    train_prefix   put before training examples ("passage: " for E5)
     """
 
     name = "embedding"

@@ -20,7 +20,10 @@ PART_GRID: Mapping[str, tuple[Any, ...]] = {"train_text": PARTS, "query_text": P
 
 @dataclass(frozen=True, kw_only=True)
 class Reads:
-    """Adds `train_text` and `query_text`: the part read of training examples and of queries."""
+    """Adds the part read of training examples and of queries.
+
+    train_text  what is read of a training example: prompt, response, or both joined
+    query_text  what is read of a query"""
 
     train_text: Part = "both"
     query_text: Part = "both"

@@ -136,6 +136,19 @@ def fitted(text: str, width: int) -> str:
     return "\n".join(out)
 
 
+def example(shown: dict[str, Any]) -> str:
+    """Returns `--set` with a value worth trying: from the method's grid, other than the default."""
+    from tdabench.registry import registry
+    from tdabench.run.tune import default_grid
+
+    defaults = {p["name"]: p["default"] for p in shown["parameters"]}
+    for name, values in default_grid(registry().method(shown["name"]).cls).items():
+        for value in values:
+            if isinstance(value, (str, int, float)) and value not in (defaults.get(name), "auto"):
+                return f" --set {shown['name']}.{name}={value}"
+    return ""
+
+
 def print_described(kind: str, shown: dict[str, Any]) -> None:
     out = console()
     lines = [f"{shown['name']} · version {shown['version']}"]
@@ -162,7 +175,5 @@ def print_described(kind: str, shown: dict[str, Any]) -> None:
             ],
         )
     if kind == "method":
-        example = next((p for p in shown["parameters"] if not p["required"]), None)
-        hint = f" --set {shown['name']}.{example['name']}={example['default']}" if example else ""
-        text = f"\nRun it: tdabench run --methods {shown['name']}{hint}"
+        text = f"\nRun it: tdabench run --methods {shown['name']}{example(shown)}"
         out.print(text, markup=False, soft_wrap=True)

@@ -8,6 +8,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
+from tdabench.cli.methods import describe, example
+from tdabench.registry import registry
 from tdabench.run import sandbox
 from tdabench.testing import LAWS, check_method
 
@@ -44,3 +48,31 @@ def test_the_figures_that_trace_quotes_are_those_of_the_fidelity_page():
     figures = json.loads(text)
     assert {"instruct", "continued"} <= figures.keys()
     assert figures["instruct"]["random"]["share"] < 0.05 < figures["instruct"]["kfac"]["share"]
+
+
+METHODS = registry().methods
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_parameter_of_a_bundled_method_is_described(name: str):
+    shown = describe(METHODS[name])
+    missing = [p["name"] for p in shown["parameters"] if not p["description"]]
+    assert not missing, f"add lines `name  text` to the docstring of {METHODS[name].cls}"
+
+
+def test_no_example_sets_a_parameter_to_its_default():
+    """Neither of `tdabench methods NAME` nor on a page."""
+    defaults = {
+        f"{name}.{p['name']}": str(p["default"])
+        for name, entry in METHODS.items()
+        for p in describe(entry)["parameters"]
+    }
+    found = [example(describe(entry)) for entry in METHODS.values()]
+    assert sum(map(bool, found)) > 10
+    assert example(describe(METHODS["random"])) == ""
+    root = DOCS.parent
+    pages = [root / "README.md", *DOCS.rglob("*.md"), *(root / "tdabench").rglob("*.py")]
+    text = "\n".join([*found, *(p.read_text(encoding="utf-8") for p in pages)])
+    set_here = re.findall(r"--set ([a-z-]+\.\w+)=([^\s`'\")]+)", text)
+    assert len(set_here) > 20
+    assert [f"{p}={v}" for p, v in set_here if defaults.get(p) == v] == []
