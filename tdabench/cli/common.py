@@ -165,6 +165,14 @@ def warn(message: str) -> None:
     notice(message, "tdabench: warning: ")
 
 
+def say_run(given: Iterable[Path]) -> None:
+    """Says on stderr which run a command reads, if none was given; nothing if there is none."""
+    from tdabench.report.records import find_runs
+
+    if not tuple(given):
+        notice(f"the newest run: {find_runs()[0]}")
+
+
 def emit_json(value: Any) -> None:
     """Prints `value` on stdout as one JSON document, with terminal control characters escaped."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str)

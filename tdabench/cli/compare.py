@@ -47,8 +47,11 @@ def command(
       tdabench compare trak airrep --benchmark lds --run runs/mine
       tdabench compare runs/main runs/change --fail-on regression
     """
-    from tdabench.report.compare import compare, print_comparison
+    from tdabench.cli.common import say_run
+    from tdabench.report.compare import compare, print_comparison, two_folders
 
+    if not two_folders(a, b, runs):
+        say_run(runs)
     found = compare(a, b, runs, benchmark, target)
     if as_json:
         from dataclasses import asdict

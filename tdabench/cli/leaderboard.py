@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tdabench.cli.common import words
+from tdabench.cli.common import say_run, words
 
 if TYPE_CHECKING:
     from tdabench.report.board import Board
@@ -71,6 +71,7 @@ def command(
     """
     from tdabench.report.board import Board
 
+    say_run(folders)
     board = Board.from_runs(folders, cache=not no_cache)
     if transfer is not None:
         show_transfer(board, transfer, as_json or form == "json")

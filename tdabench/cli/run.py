@@ -225,7 +225,8 @@ def command(
             raise UsageError("--suite and --from define their own data", "Leave out one of them")
         suite, out, truth_plan = own_data(
             own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
-            device or "cpu", bool(benchmarks),
+            device or "cpu",
+            running.Request(methods=words(methods), benchmarks=words(benchmarks), sets=sets),
         )  # fmt: skip
         build = not dry_run and truth_plan is not None
         if build and not build_own_truth(suite, jobs, quiet, device or "cpu"):
@@ -301,15 +302,17 @@ def own_data(
     recipe: tuple[str, ...],
     quiet: bool,
     device: str,
-    chosen: bool,
+    request: Any,
 ) -> tuple[str, Path, dict[str, Any] | None]:
     """Writes the suite of one's own data; reports its contents and the cost of its truth.
 
-    `chosen`: benchmarks are given on the command line. Returns the suite's file, the run folder,
-    and the plan of a truth that does not exist yet. Raises UsageError if nothing can be measured.
+    `request` has the methods and benchmarks of the command line. Returns the suite's file, the run
+    folder, and the plan of a truth that does not exist yet. Raises UsageError if nothing can be
+    measured.
     """
     from tdabench.run import own as own_module
     from tdabench.run.environment import multiplies_bfloat16
+    from tdabench.run.plan import check_names
     from tdabench.run.suite_file import read_suite
     from tdabench.truth.plan import check_disjoint
 
@@ -335,7 +338,8 @@ def own_data(
         "Give --truth-groups N (LDS), --field task=NAME (classification) or --benchmarks cost. "
         "The training examples behind one answer: tdabench trace",
     )
-    measures = chosen or suite.default_benchmarks
+    check_names(suite, request)
+    measures = request.benchmarks or suite.default_benchmarks
     if quiet:
         if not measures:
             raise nothing

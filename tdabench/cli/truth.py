@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from tdabench.cli.common import check_device
-from tdabench.errors import TdabenchError, UsageError, notice, resumable
+from tdabench.errors import TdabenchError, UsageError, notice, relative, resumable
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -104,7 +104,8 @@ def _shard(text: str) -> tuple[int, int]:
               help="Build this plan file instead of the suite's plan.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("truth-builds"),
               show_default=True, help="Folder for finished retrainings.")  # fmt: skip
-@click.option("--in-place", is_flag=True, help="Write the finished truth into the suite's folder.")
+@click.option("--in-place", is_flag=True,
+              help="Write the finished truth where the suite declares it.  [default: only for a suite file of your own that has none there yet]")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=1, show_default=True,
               help="Further attempts at a failed retraining.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True,
@@ -166,7 +167,9 @@ def build(
     else:
         for s, t, name in planned_truths(suite, targets, truths):
             p = draw_plan(s, t, name)
-            jobs.append((s, t, t.plans[name].queries, p, t.truths[name] if in_place else None))
+            place = t.truths[name]
+            here = in_place or (Path(suite).is_file() and not place.exists())
+            jobs.append((s, t, t.plans[name].queries, p, place if here else None))
     results, broken = [], 0
     for s, t, queries, p, out in jobs:
         folder = work_folder(work, p)
@@ -190,16 +193,18 @@ def build(
             "failed": [u.name for u in failed],
         }  # fmt: skip
         if len(found.done) == len(p.units()):
-            out = out or folder / "truth.safetensors"
-            collect(p, folder).save(out)
-            row["file"] = str(out)
+            row["file"] = str(out or folder / "truth.safetensors")
+            collect(p, folder).save(Path(row["file"]))
+            row["in_place"] = out is not None
         broken += len(failed)
         results.append(row)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     else:
         for row in results:
-            where = f", written to {row['file']}" if "file" in row else ""
+            where = f", written to {relative(row['file'])}" if "file" in row else ""
+            if where and not row["in_place"] and not plan_file:
+                where += " (tdabench run reads the suite's own file: --in-place writes that)"
             bad = f", {len(row['failed'])} failed" if row["failed"] else ""
             click.echo(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
     if broken:

@@ -93,13 +93,18 @@ def compare(
     Two folders are compared on every method and benchmark in A. Raises UsageError for an unknown
     name, and DataError if the two were measured differently or have nothing in common.
     """
-    if not folders and _is_folder(a) and _is_folder(b):
+    if two_folders(a, b, folders):
         pairs = _pairs_of_runs(Path(a), Path(b), benchmark, target)
     else:
         pairs = _pairs_of_labels(a, b, Board.from_runs(folders), benchmark, target)
     if not pairs:
         raise DataError(f"{a} and {b} have no benchmark in common", "See: tdabench leaderboard")
     return _adjusted([_difference(*pair) for pair in pairs])
+
+
+def two_folders(a: str, b: str, folders: Sequence[Path] = ()) -> bool:
+    """Tells whether A and B are run folders rather than methods."""
+    return not folders and _is_folder(a) and _is_folder(b)
 
 
 def _is_folder(name: str) -> bool:

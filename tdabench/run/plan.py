@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tdabench.errors import TdabenchError, UsageError, unknown
+from tdabench.errors import TdabenchError, UsageError, relative, unknown
 from tdabench.io import fingerprint
 from tdabench.method import TDAMethod
 from tdabench.registry import Origin, registry
@@ -225,6 +225,16 @@ class Plan:
         )
 
 
+def check_names(suite: Suite, request: Request) -> None:
+    """Raises UsageError for an unknown method, parameter or benchmark of a request."""
+    chosen = _methods(suite, request.methods)
+    overrides = _overrides(request.sets, chosen)
+    for variant in chosen:
+        _method(suite, variant, suite.targets[0], overrides.get(variant.label, {}))
+    for name in _benchmarks(suite, request.benchmarks):
+        _benchmark(suite, name)
+
+
 def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
     """Resolves every name and parameter, reads the corpora and computes the cell keys.
 
@@ -290,8 +300,8 @@ def _cell(
             skip = f"the target {target.label} declares no truth {name!r}"
         elif name in target.plans and not path.exists():
             skip = (
-                f"the truth {name!r} of {target.label} is planned but not built "
-                "(tdabench truth build SUITE --in-place)"
+                f"the truth {name!r} of {target.label} is planned but not built: no "
+                f"{relative(str(path))} (tdabench truth build {plan.request.suite} --in-place)"
             )
         else:
             if path not in truths:

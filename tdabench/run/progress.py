@@ -24,10 +24,16 @@ def describe(record: Record) -> str:
     if value is not None and metric.get("low") is not None and metric.get("high") is not None:
         shown += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
     build = record["cost"].get("build", {}).get("seconds", 0.0)
-    query = record["cost"].get("query", {}).get("seconds", 0.0)
-    return one_line(
-        f"{title}: {record['primary']} {shown} (build {build:.2f} s, query {query:.2f} s)"
-    )
+    query = record["cost"].get("query", {})
+    scored = query.get("queries", 0)
+    each = f", {_short(query.get('seconds', 0.0) / scored)} per query" if scored else ""
+    return one_line(f"{title}: {record['primary']} {shown} (build {_short(build)}{each})")
+
+
+def _short(seconds: float) -> str:
+    """Formats a time as the board does: `0.85 ms`, `3.1 s`."""
+    value, unit = (seconds, "s") if seconds >= 1 else (1e3 * seconds, "ms")
+    return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.2g} {unit}"
 
 
 class Silent:

@@ -774,3 +774,21 @@ def test_a_method_that_fails_leaves_the_others_standing(own, tmp_path, capsys):
 
 def test_errors_are_of_this_project():
     assert issubclass(DataError, TdabenchError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "tfid"], "unknown method 'tfid'. Did you mean 'tfidf'"),
+        (["--methods", "tfidf", "--set", "tfidf.sublinar=1"], "'sublinar'"),
+        (["--benchmarks", "csot"], "unknown benchmark 'csot'"),
+    ],
+)
+def test_a_wrong_name_is_found_before_anything_is_timed(
+    own, arguments, message, capsys, monkeypatch
+):
+    import tdabench.run.own as module
+
+    monkeypatch.setattr(module, "unit_cost", lambda *a, **k: pytest.fail("something was timed"))
+    assert main(["run", *own, "--truth-groups", "3", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from tdabench.cli.truth import command
 from tdabench.errors import DataError, GuardError, MissingExtra, UsageError
 from tdabench.io import read_arrays, write_arrays
+from tdabench.run.plan import Request, make_plan
 from tdabench.targets import Recipe
 from tdabench.truth import Truth, Unit
 
@@ -271,3 +272,18 @@ def test_a_recipe_is_searched_for(suite):
     assert "batch_size=8" in table.splitlines()[-1]
     with pytest.raises(UsageError, match="FIELD=A,B"):
         run("tune-recipe", suite, "--grid", "lr")
+
+
+def test_a_suite_file_of_ones_own_gets_its_truth_where_run_looks_for_it(suite, tmp_path):
+    work = ["--work", tmp_path / "work", "--workers", 1]
+    place = suite.parent / "lds.safetensors"
+    plan = make_plan(Request(str(suite), ("random",), benchmarks=("lds",)))
+    assert f"no {place}" in plan.cells[0].skip
+    assert f"truth build {suite} --in-place" in plan.cells[0].skip
+    assert f"written to {place}" in run("build", suite, *work)
+    (cell,) = make_plan(Request(str(suite), ("random",), benchmarks=("lds",))).cells
+    assert cell.skip == ""
+    before = place.stat().st_mtime_ns
+    out = run("build", suite, *work)  # one that is there is replaced on request only
+    assert "the suite's own file: --in-place writes that" in out
+    assert place.stat().st_mtime_ns == before
