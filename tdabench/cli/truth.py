@@ -105,7 +105,8 @@ def _shard(text: str) -> tuple[int, int]:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("truth-builds"),
               show_default=True, help="Folder for finished retrainings.")  # fmt: skip
 @click.option("--in-place", is_flag=True,
-              help="Write the finished truth where the suite declares it.  [default: only for a suite file of your own that has none there yet]")  # fmt: skip
+              help="Write the finished truth where the suite declares it.  [default: only for a "
+                   "suite file of your own that has none there yet]")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0), default=1, show_default=True,
               help="Further attempts at a failed retraining.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True,
