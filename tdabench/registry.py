@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -236,9 +237,9 @@ class Registry:
 
     def _take_suite(self, plugin: Plugin, path: Any) -> None:
         path = Path(path)
-        name = path.parent.name if path.stem == "suite" else path.stem
         if not path.is_file():
             raise FileNotFoundError(f"the suite file {path} does not exist")
+        name = _suite_name(path)
         self._suites.setdefault(name, []).append(Entry(path, plugin.origin))
         plugin.suites.append(name)
 
@@ -276,6 +277,20 @@ def _hooks(plugin: Any) -> list[str]:
     if unmarked:
         raise UsageError(f"{unmarked[0]} lacks the decorator @hookimpl")
     return sorted(marked)
+
+
+def _suite_name(path: Path) -> str:
+    """Returns the name that a suite file declares; the name of its folder or file if it is damaged.
+
+    Listing and finding a suite, and its runs, then use one name.
+    """
+    try:
+        name = tomllib.loads(path.read_text(encoding="utf-8"))["suite"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = None
+    if isinstance(name, str) and NAME.fullmatch(name):
+        return name
+    return path.parent.name if path.stem == "suite" else path.stem
 
 
 def _class_name(cls: Any, base: Any) -> str:

@@ -107,7 +107,7 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
         if "model" in target:
             _open_target(target, near, data_dir)
         else:
-            target["folder"] = str((near / target["folder"]).absolute())
+            target["folder"] = fetch(target["folder"], "model")
         for name, value in target.get("truths", {}).items():
             target["truths"][name] = fetch(value) if _is_there(value, near) else str(near / value)
         for spec in target.get("imports", {}).values():

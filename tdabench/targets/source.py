@@ -125,7 +125,7 @@ def _assemble(places: Mapping[str, Fetched]) -> Opened:
         plain = folder / "base"
     else:
         _check_weights(base)
-        _link(base, folder / "base")
+        _link_model(base, folder / "base")
     for file in CONFIG_FILES:
         if (plain / file).exists():
             _link(plain / file, folder / file)
@@ -142,7 +142,7 @@ def _assemble(places: Mapping[str, Fetched]) -> Opened:
             _once(folder / name, lambda to, a=found.path: unpack_gguf(a, to))  # type: ignore[misc]
         else:
             _check_weights(found.path)
-            _link(found.path, folder / name)
+            _link_model(found.path, folder / name)
     checkpoints = {name: name for name in places}
     about = vet(folder, checkpoints)
     return Opened(
@@ -174,6 +174,24 @@ def _link(source: Path, place: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(source, target_is_directory=source.is_dir())
     os.replace(temporary, place)
+
+
+def _link_model(source: Path, place: Path) -> None:
+    """Links the folder of a model, or the base checkpoint of a target's folder.
+
+    The folder of a target in a suite has weights of one checkpoint per file (base.safetensors).
+    """
+    weights = source / "base.safetensors"
+    if any(source.glob("model*.safetensors")) or not weights.is_file():
+        _link(source, place)
+        return
+    if place.is_symlink():
+        place.unlink()
+    place.mkdir(exist_ok=True)
+    for file in CONFIG_FILES:
+        if (source / file).exists():
+            _link(source / file, place / file)
+    _link(weights, place / "model.safetensors")
 
 
 def _once(place: Path, make: Callable[[Path], None]) -> None:

@@ -792,3 +792,65 @@ def test_a_wrong_name_is_found_before_anything_is_timed(
     monkeypatch.setattr(module, "unit_cost", lambda *a, **k: pytest.fail("something was timed"))
     assert main(["run", *own, "--truth-groups", "3", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+POCKET = Path(tdabench.__file__).parent / "suites" / "pocket"
+
+
+def test_a_targets_folder_may_lie_in_a_package(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "mypack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "target").symlink_to(POCKET / "targets" / "instruct")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    Path("mine.toml").write_text(
+        f'[suite]\nname = "mine"\n[corpus]\nfile = "{POCKET}/corpus.jsonl.gz"\n'
+        'train = "pool"\nqueries = "test"\n'
+        '[[targets]]\nlabel = "t"\nfolder = "package:mypack/target"\nmax_length = 128\n'
+    )
+    suite = load_suite("./mine.toml")
+    assert suite.targets[0].target.folder == package / "target"
+    assert suite.sources == {"package:mypack/target": "package:mypack/target"}
+    suite.targets[0].target.model("base")
+    Path("mine.toml").write_text(Path("mine.toml").read_text().replace("mypack/t", "mypack/other"))
+    with pytest.raises(DataError, match="the package mypack has no otherarget"):
+        load_suite("./mine.toml")
+
+
+def test_the_folder_of_a_suites_target_is_a_model(own, capsys):
+    folder = POCKET / "targets" / "instruct"
+    asked = ["trace", "What is 1 plus 2?", "--response", "3", "--methods", "hidden", "--json"]
+    assert main([*asked, "--model", str(folder), "--train", "train.jsonl"]) == 0
+    from tdabench.targets.source import open_model
+    from tdabench.targets.target import Target
+
+    opened = open_model(str(folder))
+    loaded = Target("t", opened.folder, checkpoints=dict(opened.checkpoints)).model()
+    ours = load_suite("pocket").target("instruct").target.model()
+    for (name, a), (_, b) in zip(loaded.named_parameters(), ours.named_parameters()):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+
+
+def test_a_plugins_suite_is_listed_and_found_by_the_name_that_it_declares(tmp_path, capsys):
+    folder = tmp_path / "bbh"
+    folder.mkdir()
+    (folder / "suite.toml").write_text(
+        f'[suite]\nname = "bbh-mini"\n[corpus]\nfile = "{POCKET}/corpus.jsonl.gz"\n'
+        'train = "pool"\nqueries = "test"\n'
+        f'[[targets]]\nlabel = "t"\nfolder = "{POCKET}/targets/instruct"\nmax_length = 128\n'
+    )
+    (tmp_path / "brings.py").write_text(
+        "from tdabench.api import hookimpl\n"
+        "@hookimpl\n"
+        f"def tdabench_suites(): return [{str(folder / 'suite.toml')!r}]\n"
+    )
+    plugin = ["--plugin", str(tmp_path / "brings.py")]
+    assert main(["suites", "--json", *plugin]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert "bbh-mini" in names
+    for name in names:
+        assert name in registry().suites
+    assert main(["suites", "bbh-mini", "--json", *plugin]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "bbh-mini"
+    assert main(["suites", "bbh", *plugin]) == 2
+    assert "unknown suite 'bbh'. Did you mean 'bbh-mini'" in capsys.readouterr().err
