@@ -160,8 +160,9 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
         points = [p for p in figures.cost_points(table, cost) if p.x > 0]
         if not points:
             raise DataError(f"no method has both a value and a {cost} cost")
-        figure = _blank(7.4, 4.2)
+        figure = _blank(4.8, 4.6)  # narrow: letters stay readable at 400 pixels
         axes = _axes(figure)
+        axes.tick_params(labelsize=8)
         families = _families(points)
         handles: list[Any] = []
         for family, i in families.items():
@@ -177,9 +178,9 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
                 fmt=MARKERS[i % len(MARKERS)],
                 color=COLOURS[i % len(COLOURS)],
                 label=_text(family) or "other",
-                markersize=6,
-                elinewidth=1,
-                capsize=2,
+                markersize=5,
+                elinewidth=0.8,
+                alpha=0.9,
             )
             handles.append(bars)
         for name, path in figures.frontiers(points).items():
@@ -216,10 +217,11 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
             )
         axes.margins(x=0.15)
         _log_x(axes, [p.x for p in points])
-        axes.set_xlabel(figures.COST_LABELS[cost])
-        axes.set_ylabel(_text(title(column)))
+        axes.set_xlabel(figures.COST_LABELS[cost], fontsize=9)
+        axes.set_ylabel(_text(title(column)), fontsize=9)
         axes.set_title(_heading(table), fontsize=9, loc="left")
-        _legend(figure, handles)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8,
+                      frameon=False, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
         _name_points(figure, axes, points)
         return figure
 
@@ -227,22 +229,30 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[figures.Point]) -> None:
-    """Labels the points where there is room, those on the Pareto front first."""
+    """Labels every point where no other label is, those on the Pareto front first.
+
+    A label that has to stand apart from its point is joined to it by a line.
+    """
     figure.draw_without_rendering()  # runs the layout: only now are positions known
     unit = figure.dpi / 72
+    frame = axes.get_window_extent()
+    x0, y0, x1, y1 = (v / unit for v in (frame.x0, frame.y0, frame.x1, frame.y1))
     at = {p.label: axes.transData.transform((p.x, p.y)) / unit for p in points}
     size = 3.5
     taken = [(x - size, y - size, x + size, y + size) for x, y in at.values()]
     for p in sorted(points, key=lambda p: (not p.front, -p.y)):
         text = shorten(clean(p.label, 200), 24)
         x, y = at[p.label]
-        width, height = 4.3 * len(text), 7.0
-        for left, below in ((5, 3), (5, -10), (-5 - width, 3), (-5 - width, -10)):
-            box = (x + left, y + below, x + left + width, y + below + height)
-            free = all(
+        width, height = 4.7 * len(text) + 2, 9.0
+        for ring, (right, up) in ((r, d) for r in range(14) for d in _DIRECTIONS):
+            away = 5.0 + 9.0 * ring
+            left = x + right * away - (width if right < 0 else width / 2 if right == 0 else 0)
+            below = y + up * away - height / 2
+            box = (left, below, left + width, below + height)
+            inside = x0 <= box[0] and box[2] <= x1 + 8 and y0 <= box[1] and box[3] <= y1 + 6
+            if inside and all(
                 box[2] <= o[0] or box[0] >= o[2] or box[3] <= o[1] or box[1] >= o[3] for o in taken
-            )
-            if free or (p.front and (left, below) == (-5 - width, -10)):
+            ):
                 break
         else:
             continue
@@ -250,12 +260,20 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[figures.Point]) ->
         axes.annotate(
             _text(p.label, 24),
             (p.x, p.y),
-            xytext=(left + (width if left < 0 else 0), below),
+            xytext=(left + width / 2 - x, below + height / 2 - y),
             textcoords="offset points",
-            fontsize=7,
+            fontsize=8,
             fontweight="bold" if p.front else "normal",
-            ha="right" if left < 0 else "left",
-        )
+            ha="center",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkA": 0,
+                        "shrinkB": 2} if ring else None,
+        )  # fmt: skip
+
+
+# Where a label may stand, seen from its point: the nearest free place of the first direction.
+_DIRECTIONS = ((1, 0.4), (1, -0.4), (-1, 0.4), (-1, -0.4), (0, 1), (0, -1), (0.6, 1), (0.6, -1),
+               (-0.6, 1), (-0.6, -1))  # fmt: skip
 
 
 def _heat(matrix: figures.Matrix, heading: str, label: str) -> Figure:

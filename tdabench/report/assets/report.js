@@ -9,7 +9,8 @@
     query: ["query", "query_ms", (v) => seconds(v / 1000)],
     bytes: ["bytes/ex", "bytes_per_example", count],
   };
-  const AXES = { build: "build (s)", query: "query (ms per query)", bytes: "bytes per example", prepare: "prepare (s)" };
+  // What a method needs before its first score includes its preparation, done once.
+  const AXES = { build: "prepare + build (s)", query: "query (ms per query)", bytes: "bytes per example", prepare: "prepare (s)" };
 
   // ------------------------------------------------------------------ elements
 
@@ -223,7 +224,7 @@
     const machines = several ? h("ul", { class: "notes" }, table.machines.map((m, i) => h("li", null, `${String.fromCharCode(97 + i)}: `, said(m)))) : null;
     return section("board", "Board", controls, status, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Board" }, element), machines,
       h("ul", { class: "notes" }, table.footnotes.map((n) => h("li", null, said(n)))),
-      h("p", { class: "soft" }, "Brackets contain 95% intervals. Methods that share a rank (=) do not differ significantly at 5% in a paired bootstrap, Holm-corrected over all pairs; coloured figures are the best and those that do not differ significantly from it. Select a method for its parameters, metrics and log."));
+      h("p", { class: "soft" }, "Brackets contain 95% intervals. A rank is an interval of places. Methods that share a letter do not differ significantly at 5% in a paired test, Holm-corrected over all pairs; coloured figures are the best and those that do not differ significantly from it. Select a method for its parameters, metrics and log."));
   }
 
   // ------------------------------------------------------------------ plots
@@ -265,7 +266,7 @@
 
   // Axes with a grid; returns the drawing, and functions from values to positions.
   function axes(label, xs, ys, xName, yName, logY = false) {
-    const W = 640, H = 400, left = 60, right = 18, top = 14, bottom = 46;
+    const W = Math.min(640, Math.max(330, document.documentElement.clientWidth - 80)), H = W < 500 ? 360 : 420, left = 60, right = 18, top = 14, bottom = 46;
     const log = Math.min(...xs) > 0 && (logY || Math.max(...xs) >= 5 * Math.min(...xs));
     let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
     if (log) { const pad = (x1 / x0) ** 0.08; x0 /= pad; x1 *= pad; } else { const pad = 0.08 * (x1 - x0 || Math.abs(x1) || 1); x0 -= pad; x1 += pad; }
@@ -288,7 +289,35 @@
     svg.append(s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }), s("line", { class: "axis", x1: left, x2: left, y1: top, y2: H - bottom }),
       s("text", { x: (left + W - right) / 2, y: H - 8, "text-anchor": "middle" }, xName),
       s("text", { transform: `translate(13 ${(top + H - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, yName));
-    return { svg, x, y, W, right };
+    return { svg, x, y, W, H, left, right, top, bottom };
+  }
+  // Puts a label beside each point, the first ones nearest; farther ones get a line. None overlap.
+  function labels(a, points) {
+    const size = 5;
+    const taken = points.map((p) => [a.x(p.x) - size, a.y(p.y) - size, a.x(p.x) + size, a.y(p.y) + size]);
+    const clear = (b) => taken.every((o) => b[2] <= o[0] || b[0] >= o[2] || b[3] <= o[1] || b[1] >= o[3]);
+    for (const p of points) {
+      const [px, py] = [a.x(p.x), a.y(p.y)];
+      const label = p.label.length > 22 ? `${p.label.slice(0, 21)}…` : p.label;
+      const [width, height] = [6.3 * label.length + 4, 12];
+      let found = null;
+      for (let ring = 0; ring < 12 && !found; ring++) {
+        const away = 8 + 12 * ring;
+        for (const [dx, dy] of [[1, -.4], [1, .4], [-1, -.4], [-1, .4], [0, -1], [0, 1], [.6, -1], [.6, 1], [-.6, -1], [-.6, 1]]) {
+          const [cx, cy] = [px + dx * away, py + dy * away];
+          const x0 = dx > 0 ? cx : dx < 0 ? cx - width : cx - width / 2;
+          const box = [x0, cy - height / 2, x0 + width, cy + height / 2];
+          if (box[0] < a.left || box[2] > a.W || box[1] < a.top - 6 || box[3] > a.H - a.bottom || !clear(box)) continue;
+          found = { box, near: ring === 0 };
+          break;
+        }
+      }
+      if (!found) continue;
+      const [x0, y0, x1, y1] = found.box;
+      taken.push(found.box);
+      if (!found.near) a.svg.append(s("line", { class: "lead", x1: px, y1: py, x2: Math.max(x0, Math.min(px, x1)), y2: py < y0 ? y0 : Math.min(py, y1) }));
+      a.svg.append(s("text", { class: "label", x: (x0 + x1) / 2, y: y1 - 3, "text-anchor": "middle", "font-weight": p.front ? "700" : "400", "aria-hidden": "true" }, label));
+    }
   }
   function legend(names, colour) {
     return h("ul", { class: "legend" }, names.map((n) => h("li", null, h("span", { class: "swatch", style: { background: colour(n) } }), said(n || "other"))));
@@ -307,8 +336,9 @@
     function draw() {
       const column = table.columns.find((c) => c.name === state.y);
       const field = COSTS[state.x][1];
+      const cost = (r) => r.cost[field] + (state.x === "build" && known(r.cost.prepare_seconds) ? r.cost.prepare_seconds : 0);
       const points = table.rows.filter((r) => r.cells[state.y] && r.cells[state.y].status === "ok" && known(r.cost[field]) && r.cost[field] > 0)
-        .map((r) => ({ label: r.label, family: r.family, pipeline: r.family === "pipeline" ? r.name : "", x: r.cost[field], ...pick(r.cells[state.y]) }));
+        .map((r) => ({ label: r.label, family: r.family, pipeline: r.family === "pipeline" ? r.name : "", x: cost(r), ...pick(r.cells[state.y]) }));
       if (!points.length) return holder.replaceChildren(h("p", null, "No method has both values."));
       const sign = column.higher_is_better ? 1 : -1;
       const rivals = points.filter((p) => p.family !== "control"); // controls are drawn, and form no front
@@ -327,23 +357,13 @@
         const path = points.filter((p) => p.pipeline === name).sort((p, q) => p.x - q.x);
         if (path.length > 1) a.svg.append(s("polyline", { fill: "none", stroke: colour("pipeline"), points: path.map((p) => `${a.x(p.x)},${a.y(p.y)}`).join(" ") }));
       }
-      const placed = [];
       for (const p of [...points].sort((p, q) => !!p.front - !!q.front || q.y - p.y)) {
         const [px, py] = [a.x(p.x), a.y(p.y)];
         if (known(p.low) && known(p.high)) a.svg.append(s("line", { x1: px, x2: px, y1: a.y(p.low), y2: a.y(p.high), stroke: colour(p.family) }));
         const text = `${p.label}: ${column.title} ${fixed(p.y)}${known(p.low) ? ` [${fixed(p.low)}, ${fixed(p.high)}]` : ""}, ${COSTS[state.x][0]} ${COSTS[state.x][2](p.x)}${p.front ? ", on the Pareto front" : ""}`;
         a.svg.append(mark(s("circle", { cx: px, cy: py, r: p.front ? 6 : 4.5, fill: colour(p.family) }), text));
       }
-      for (const p of [...points].sort((p, q) => !!q.front - !!p.front || q.y - p.y)) {
-        const [px, py] = [a.x(p.x) + 8, a.y(p.y) - 5];
-        const label = p.label.length > 22 ? `${p.label.slice(0, 21)}…` : p.label;
-        const width = 6.2 * label.length;
-        const flip = px + width > a.W;
-        const x0 = flip ? px - 16 - width : px;
-        if (placed.some((q) => Math.abs(q.y - py) < 11 && x0 < q.x1 && x0 + width > q.x0)) continue;
-        placed.push({ x0, x1: x0 + width, y: py });
-        a.svg.append(s("text", { x: flip ? px - 16 : px, y: py, "text-anchor": flip ? "end" : "start", "font-weight": p.front ? "700" : "400", "aria-hidden": "true" }, label));
-      }
+      labels(a, [...points].sort((p, q) => !!q.front - !!p.front || q.y - p.y));
       holder.replaceChildren(a.svg, legend(families, colour), numbersTable(["method", column.title, "interval", AXES[state.x], "Pareto front"],
         points.map((p) => [p.label, fixed(p.y), known(p.low) ? `${fixed(p.low)} to ${fixed(p.high)}` : "–", COSTS[state.x][2](p.x), p.front ? "yes" : "no"])));
     }
