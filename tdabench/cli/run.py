@@ -381,12 +381,16 @@ def say_cost(
     recipe = target.recipe_of("lds")
     cost = unit_cost(target.target, train, asked, recipe, size, device=device)
     units = groups * seeds
+    span = f"{seconds(cost.low)} to {seconds(cost.high)} by the fastest and slowest of "
     one = (
         f"one retraining on {size:,} examples takes about {seconds(cost.seconds)} on this machine "
-        f"(training {seconds(cost.train_seconds)}, losses of the queries "
-        f"{seconds(cost.query_seconds)}; one step timed)"
+        f"in one thread ({span}{cost.steps} step{'s' * (cost.steps > 1)}; training "
+        f"{seconds(cost.train_seconds)}, losses of the queries {seconds(cost.query_seconds)})"
     )
-    whole = f"{groups} groups x {seeds} seed{'s' * (seeds > 1)}: {seconds(units * cost.seconds)}"
+    if cost.load > 1.2:
+        one += f"; other work slows it down ({cost.load:.1f} processes per core)"
+    whole = f"{groups} groups x {seeds} seed{'s' * (seeds > 1)}: {seconds(units * cost.low)} to "
+    whole += f"{seconds(units * cost.high)} in one process"
     if planned:
         say(f"{one}. Ground truth: {whole}. It resumes where it stopped")
     else:

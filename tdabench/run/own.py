@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +18,7 @@ from tdabench.data.files import read_corpus
 from tdabench.data.layouts import Reading, parse_fields
 from tdabench.errors import DataError, UsageError
 from tdabench.io import read_json
+from tdabench.run import environment
 from tdabench.run.sources import fetched, resolved
 from tdabench.run.suite import Suite
 from tdabench.run.suite_file import FETCHED, read_toml, write_suite
@@ -203,7 +206,12 @@ def _slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class UnitCost:
-    """Estimated seconds of one retraining here, measured on a part and scaled by tokens."""
+    """Estimated seconds of one retraining here in one thread, measured on a part and scaled by
+    tokens.
+
+    `low` and `high` are seconds of the whole by the fastest and slowest measured steps, `steps`
+    their number, and `load` the processes that wanted a core meanwhile, per core.
+    """
 
     group_size: int
     train_tokens: float
@@ -211,10 +219,18 @@ class UnitCost:
     query_tokens: int
     query_seconds: float
     load_seconds: float
+    low: float
+    high: float
+    steps: int
+    load: float
 
     @property
     def seconds(self) -> float:
         return self.train_seconds + self.query_seconds + self.load_seconds
+
+
+TIMED = 5  # steps, after a warm-up
+TIMED_SECONDS = 20.0  # about as long do they take
 
 
 def unit_cost(
@@ -227,45 +243,106 @@ def unit_cost(
     seed: int = 0,
     device: str = "cpu",
 ) -> UnitCost:
-    """Times one training step and the losses of a few queries, and scales both by tokens.
+    """Times training steps and losses of a few queries, and scales the medians by tokens.
 
-    The step has at most eight examples and follows a warm-up step.
+    A step has the recipe's batch if that takes seconds; otherwise two smaller sizes are timed, so
+    that the optimizer's share, which does not grow with the batch, is not scaled.
     """
-    from tdabench.targets import finetune
+    from tdabench.truth.engines import one_thread
 
     rng = np.random.default_rng(seed)
-    sample = train.subset(np.sort(rng.choice(len(train), min(64, len(train)), replace=False)))
-    tokens = target.tokenize(sample)
+    size = min(recipe.batch_size, group_size)
+    sample = np.sort(rng.choice(len(train), min(max(64, size), len(train)), replace=False))
+    tokens = target.tokenize(train.subset(sample))
     asked = target.tokenize(queries.subset(range(min(64, len(queries)))))
     from transformers import AutoModelForCausalLM  # noqa: F401  imported before the clock starts
 
-    start = time.perf_counter()
-    model = target.fresh_model("base").to(device)  # type: ignore[arg-type]
-    load = time.perf_counter() - start
-    few = tokens[: min(8, recipe.batch_size, len(tokens))]
-    step = replace(recipe, max_steps=1, batch_size=max(1, len(few)), keep=())
-    for _ in range(2):
+    with one_thread():  # as every retraining on a processor runs
         start = time.perf_counter()
-        finetune(model, few, step, 0, target.pad_id)
-        a_step = time.perf_counter() - start
-        if a_step > 30:
-            break
-    per_token = a_step / sum(map(len, few))
-    start = time.perf_counter()
-    target.losses(model, asked[:8])
-    per_query_token = (time.perf_counter() - start) / sum(map(len, asked[:8]))
-    mean, mean_query = np.mean([len(t) for t in tokens]), np.mean([len(t) for t in asked])
-    seen = recipe.steps(group_size) * min(recipe.batch_size, group_size)
+        model = target.fresh_model("base").to(device)  # type: ignore[arg-type]
+        load = time.perf_counter() - start
+        few = min(2, size)
+        small = _steps(target, model, tokens, recipe, few, 1)
+        room = TIMED_SECONDS / TIMED / max(1e-9, float(np.median([s for s, _ in small])))
+        timed = max(few, min(size, int(room * few)))
+        large = small if timed == few else _steps(target, model, tokens, recipe, timed, TIMED)
+        if timed < size and timed > few:
+            small = _steps(target, model, tokens, recipe, few, TIMED)
+        losses = _query_times(target, model, asked)
+    mean = float(np.mean([len(t) for t in tokens]))
+    mean_query = float(np.mean([len(t) for t in asked]))
+    per_token = np.array([s / n for s, n in large])
+    middle = float(np.median(per_token))
+    if few < timed < size:
+        fixed = _fixed(small, large)
+        count = float(np.median([n for _, n in large]))
+        middle = (middle - fixed / count) + fixed / (size * mean)
+    seen = recipe.steps(group_size) * size
     if not recipe.max_steps:
         seen = recipe.epochs * group_size
+    training = float(middle * seen * mean)
+    scoring = float(np.median(losses) * mean_query * len(queries))
+    spread = per_token / np.median(per_token)
+    spread_query = np.array(losses) / np.median(losses)
     return UnitCost(
         group_size,
         float(seen * mean),
-        float(per_token * seen * mean),
+        training,
         int(mean_query * len(queries)),
-        float(per_query_token * mean_query * len(queries)),
+        scoring,
         load,
+        float(load + training * spread.min() + scoring * spread_query.min()),
+        float(load + training * spread.max() + scoring * spread_query.max()),
+        len(large),
+        os.getloadavg()[0] / environment.cores() if hasattr(os, "getloadavg") else 0.0,
     )
+
+
+class _Enough(Exception):
+    """The timed steps have taken long enough."""
+
+
+def _steps(
+    target: Target, model: Any, tokens: Sequence[Any], recipe: Recipe, size: int, most: int
+) -> list[tuple[float, int]]:
+    """Times up to `most` training steps of `size` examples after a warm-up: (seconds, tokens)."""
+    from tdabench.targets import finetune
+    from tdabench.targets.training import batch_order
+
+    step = replace(recipe, max_steps=most + 1, batch_size=size, keep=())
+    stamps = [time.perf_counter()]
+
+    def on_step(done: int, total: int, loss: float) -> None:
+        stamps.append(time.perf_counter())
+        if stamps[-1] - stamps[0] > 2 * TIMED_SECONDS and done > 1:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        finetune(model, tokens, step, 0, target.pad_id, on_step)
+    counts = [sum(len(tokens[i]) for i in batch) for batch in batch_order(len(tokens), step, 0)]
+    seconds = np.diff(stamps)
+    return list(zip(seconds[1:].tolist(), counts[1:]))
+
+
+def _fixed(small: Sequence[tuple[float, int]], large: Sequence[tuple[float, int]]) -> float:
+    """Returns the seconds of a step that do not depend on its tokens, by two sizes of steps."""
+    (s, m), (t, n) = (np.median(np.array(x), axis=0) for x in (small, large))
+    slope = (t - s) / (n - m) if n > m else 0.0
+    return float(min(max(0.0, t - slope * n), t))
+
+
+def _query_times(target: Target, model: Any, asked: Sequence[Any]) -> list[float]:
+    """Times the losses of up to four parts of the queries after a warm-up: seconds per token."""
+    out: list[float] = []
+    began = time.perf_counter()
+    for a in [0, *range(0, min(len(asked), 32), 8)]:
+        part = asked[a : a + 8]
+        start = time.perf_counter()
+        target.losses(model, part)
+        out.append((time.perf_counter() - start) / sum(map(len, part)))
+        if len(out) > 1 and time.perf_counter() - began > TIMED_SECONDS:
+            break
+    return out[1:]
 
 
 def too_long(target: Target, corpus: Corpus, most: int = 2000) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.data.hub import Fetched, find
-from tdabench.errors import DataError, MissingExtra, UsageError, first_line
+from tdabench.errors import DataError, MissingExtra, UsageError, first_line, notice
 from tdabench.io import cache_folder, fingerprint, read_json, seal, write_json
 from tdabench.limited import limited
 from tdabench.targets.forward import context_length, probe_ids
@@ -317,6 +318,8 @@ def _vetted(folder: str, places: Mapping[str, str]) -> dict[str, Any]:
 def unpack_gguf(file: Path, folder: Path) -> None:
     """Writes the model and tokenizer of a GGUF file into `folder`, dequantised to float32.
 
+    Says so on stderr, as it may take minutes.
+
     In a process with a limit on time and memory. Raises DataError for a file that lacks a tensor,
     holds one that the model has no place for, or cannot be read.
     """
@@ -326,11 +329,15 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         raise MissingExtra(
             "gguf, which reads GGUF files,", "smol", "Install it with: pip install gguf"
         ) from e
+    size = f"{file.stat().st_size / 1e6:,.0f} MB"
+    notice(f"dequantising {file.name} ({size}) to float32: takes minutes, once")
+    start = time.monotonic()
     limited(
         "tdabench.targets.source:_unpack_gguf",
         {"file": str(file), "folder": str(folder)},
         what=str(file),
     )
+    notice(f"dequantised {file.name} in {time.monotonic() - start:.0f} s")
 
 
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

@@ -854,3 +854,56 @@ def test_a_plugins_suite_is_listed_and_found_by_the_name_that_it_declares(tmp_pa
     assert json.loads(capsys.readouterr().out)["name"] == "bbh-mini"
     assert main(["suites", "bbh", *plugin]) == 2
     assert "unknown suite 'bbh'. Did you mean 'bbh-mini'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [32, 8])
+def test_the_cost_of_a_retraining_is_a_median_and_scales_no_fixed_part(
+    batch, tiny_target, tiny_corpus, tiny_queries, monkeypatch
+):
+    """Steps of 2 s and 1 ms per token, one of them disturbed: exact whatever the timed size."""
+    import tdabench.run.own as module
+    from tdabench.targets import Recipe
+
+    lengths = [len(t) for t in tiny_target.tokenize(tiny_corpus)]
+    sizes = []
+
+    def steps(target, model, tokens, recipe, size, most):
+        sizes.append(size)
+        counts = [size * 20] * most
+        times = [2.0 + 1e-3 * n for n in counts]
+        if most > 2:
+            times[0] *= 3  # another program was at work
+        return list(zip(times, counts))
+
+    monkeypatch.setattr(module, "_steps", steps)
+    monkeypatch.setattr(module, "_query_times", lambda *a: [1e-3, 1e-3, 5e-3])
+    monkeypatch.setattr(module, "TIMED_SECONDS", 50.0 if batch == 8 else 25.0)
+    monkeypatch.setattr(module.environment, "cores", lambda: 1)
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 0.0, 0.0))
+    recipe = Recipe(batch_size=batch, epochs=2)
+    found = module.unit_cost(tiny_target, tiny_corpus, tiny_queries, recipe, 32)
+    assert max(sizes) == (8 if batch == 8 else 4)
+    mean = np.mean(lengths)
+    n_steps = 2 * 32 / batch
+    if batch == 8:  # the recipe's own batch: seconds per token as timed
+        expected = n_steps * batch * mean * (2.0 + 1e-3 * 160) / 160
+    else:
+        expected = n_steps * (2.0 + 1e-3 * batch * mean)
+    assert found.train_seconds == pytest.approx(expected, rel=1e-6)
+    assert found.query_seconds == pytest.approx(found.query_tokens * 1e-3, rel=0.01)
+    assert found.low == pytest.approx(found.seconds)
+    assert found.high > found.load_seconds + 2.9 * found.train_seconds
+    assert (found.steps, found.load) == (5, 3.0)
+
+
+def test_steps_are_timed_after_a_warm_up(tiny_target, tiny_corpus):
+    from tdabench.run.own import _fixed, _steps
+    from tdabench.targets import Recipe
+
+    tokens = tiny_target.tokenize(tiny_corpus)
+    found = _steps(tiny_target, tiny_target.fresh_model(), tokens, Recipe(), 4, 3)
+    assert len(found) == 3
+    assert all(s > 0 and 0 < n <= sum(map(len, tokens)) for s, n in found)
+    assert _fixed([(3.0, 10), (3.0, 10)], [(5.0, 30)]) == pytest.approx(2.0)
+    assert _fixed([(9.0, 10)], [(5.0, 30)]) == 5.0  # noise: all of it, never more
+    assert _fixed([(1.0, 10)], [(5.0, 30)]) == 0.0
