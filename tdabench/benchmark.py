@@ -83,7 +83,8 @@ class BenchmarkContext:
     `build(corpus)` builds the same method on another corpus, metered like a build phase.
     `other_truths[label](name)` opens a truth of another target of the suite on the same corpus,
     checked against it. `assets` are the suite's files by name. `cache` is a folder that the cells
-    of a run share; its files are named by everything they depend on.
+    of a run share; its files are named by everything they depend on. `progress("step", done,
+    total)` reports how far it is. `params` are the benchmark's resolved parameters.
     """
 
     index: Index

@@ -45,7 +45,9 @@ class Context:
     """The resources of a method: the target, named randomness, a folder, files.
 
     A method writes only in `scratch`, never prints, reads no environment variable, seeds nothing
-    globally and leaves the target's models unchanged.
+    globally and leaves the target's models unchanged. `progress("step", done, total)` reports how
+    far it is, as often as it likes: the run shows it beside the method's name (a `total` of 0 is
+    unknown).
     """
 
     target: Target

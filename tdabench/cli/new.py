@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import keyword
 import re
 from collections.abc import Callable
@@ -24,6 +25,7 @@ Examples:
   tdabench new method demo
   tdabench new benchmark shortcuts --license Apache-2.0
   tdabench new results tda-results
+  tdabench new suite capitals
 """
 )
 def command() -> None:
@@ -97,6 +99,23 @@ def results(name: str, folder: Path | None) -> None:
     )
 
 
+@command.command()
+@_options
+def suite(name: str, folder: Path | None, licence: str, author: str) -> None:
+    """Write a package with a working suite NAME, to be adapted."""
+    files = {**SUITE, "src/$module/corpus.jsonl": corpus_lines()}
+    folder = write(files, "suite", name, folder, licence, author)
+    place = folder / "src" / module_of(name) / "suite.toml"
+    click.echo(
+        f"Wrote {folder}: the suite is {place}. Next:\n"
+        f"  tdabench suites {place}\n"
+        f"  tdabench run --suite {place} --methods tfidf,random\n"
+        f"  tdabench truth build {place}\n"
+        f"  tdabench run --suite {place} --methods tfidf,random --benchmarks lds\n"
+        f"  pip install -e {folder}, and its name is enough: --suite {name}"
+    )
+
+
 def module_of(name: str) -> str:
     return f"tdabench_{name.replace('-', '_')}"
 
@@ -115,7 +134,7 @@ def write(
         raise UsageError(f"--author {author!r} cannot be encoded in a file") from e
     from tdabench.registry import registry
 
-    taken = (registry().methods if kind == "method" else registry().benchmarks).get(name)
+    taken = getattr(registry(), f"{kind}s").get(name)
     if taken is not None:
         raise UsageError(f"{taken.origin} already has a {kind} named {name!r}", "Choose another")
     folder = folder or Path(f"tdabench-{name}")
@@ -402,6 +421,135 @@ pytest
 Cite: …
 """,
 }
+
+SUITE = {
+    "pyproject.toml": COMMON["pyproject.toml"]
+    + """
+[tool.setuptools.package-data]
+$module = ["*.toml", "*.jsonl", "truth/*"]
+""",
+    "src/$module/__init__.py": '''\
+"""`$name`: a suite for tdabench."""
+
+from pathlib import Path
+
+from tdabench.api import hookimpl
+
+
+@hookimpl
+def tdabench_suites():
+    return [Path(__file__).parent / "suite.toml"]
+''',
+    "src/$module/suite.toml": """\
+# The keys: docs/suites.md. Paths are relative to this file.
+
+[suite]
+name = "$name"
+version = 1  # increase it when results are no longer comparable
+summary = "two tasks of simple facts"
+
+[corpus]  # rows with prompt, response, task, and the split that they belong to
+file = "corpus.jsonl"
+train = "pool"
+queries = "test"
+
+[[targets]]
+label = "tiny"
+# Replace it with your model: model = "org/name@revision", or a folder.
+folder = "package:tdabench/suites/pocket/targets/instruct"
+max_length = 128
+recipe = { lr = 1e-3, epochs = 2, batch_size = 8 }  # how a group is trained on
+fraction = 0.5  # share of the pool in a group
+
+[targets.truths]  # written by: tdabench truth build suite.toml
+lds = "truth/lds.safetensors"
+
+[targets.plans.lds]
+groups = 8
+seeds = 2
+
+[benchmarks]
+default = ["classification"]  # add "lds" once its truth is built
+
+[methods]
+default = ["random", "tfidf", "ngram"]
+""",
+    "tests/test_suite.py": '''\
+"""The suite loads, and its data keep the rules that a run relies on."""
+
+from pathlib import Path
+
+import $module
+
+from tdabench.api import check_disjoint, load_suite
+
+
+def suite():
+    return load_suite(Path($module.__file__).parent / "suite.toml")
+
+
+def test_no_query_is_trained_on():
+    check_disjoint(suite().train, suite().queries())  # raises GuardError
+
+
+def test_every_task_of_the_queries_is_in_the_pool():
+    assert set(suite().queries().tasks) <= set(suite().train.tasks)
+
+
+def test_every_example_fits_the_target():
+    for target in suite().targets:
+        tokens = target.target.tokenize([*suite().train, *suite().queries()])
+        assert max(map(len, tokens)) <= target.target.max_length
+''',
+    "README.md": """\
+# $dist
+
+The suite `$name`, for [tdabench](https://tdabench.readthedocs.io).
+
+```
+pip install -e .
+tdabench suites $name                                        # what it holds; checks its files
+tdabench run --suite $name                                   # measures methods
+tdabench truth build src/$module/suite.toml                  # retrains the target: 16 times
+tdabench run --suite $name --benchmarks lds
+pytest
+```
+
+| file | contents | source, licence |
+|---|---|---|
+| `corpus.jsonl` | 40 training examples, 8 queries | … |
+
+Cite: …
+""",
+}
+
+_CAPITALS = (
+    "France Paris, Japan Tokyo, Italy Rome, Spain Madrid, Peru Lima, Egypt Cairo, Kenya Nairobi, "
+    "Cuba Havana, Iran Tehran, Iraq Baghdad, Greece Athens, Norway Oslo"
+)
+_OPPOSITES = (
+    "hot cold, big small, fast slow, high low, early late, open closed, full empty, hard soft, "
+    "old new, wet dry, near far, light dark"
+)
+
+
+def corpus_lines() -> str:
+    """Returns a corpus of two tasks as JSON lines: 40 examples in `pool`, 8 in `test`."""
+    asked = {
+        "capital": (_CAPITALS, "What is the capital of {}?", "Name the capital of {}."),
+        "opposite": (_OPPOSITES, "What is the opposite of {}?", "Give a word that means not {}."),
+    }
+    rows = []
+    for task, (pairs, *forms) in asked.items():
+        for n, pair in enumerate(pairs.split(", ")):
+            a, b = pair.split(" ")
+            for m, form in enumerate(forms):
+                # A query paraphrases a training example.
+                split = "test" if n < 4 and m == 1 else "pool"
+                row = {"id": f"{task}-{n}-{m}", "prompt": form.format(a), "response": b}
+                rows.append({**row, "task": task, "split": split})
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
 
 LICENSE_TEXTS = {
     "MIT": """\

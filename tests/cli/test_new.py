@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import tomllib
 
 import pytest
@@ -100,3 +101,29 @@ def test_a_results_repository_checks_and_publishes(invoke, tmp_path):
         invoke("results", "tda-results")
     with pytest.raises(UsageError, match="not a valid name for a results repository"):
         invoke("results", "A b")
+
+
+def test_a_suite_passes_its_own_tests_and_runs_at_once(invoke, tmp_path, monkeypatch, capsys):
+    import subprocess
+    import sys
+
+    from tdabench.cli import main
+
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    said = invoke("suite", "my-facts").output
+    folder = tmp_path / "tdabench-my-facts"
+    place = "tdabench-my-facts/src/tdabench_my_facts/suite.toml"
+    assert f"tdabench run --suite {place} --methods tfidf,random" in said
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["package-data"]["tdabench_my_facts"][0] == "*.toml"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "src"), *sys.path])},
+    )  # fmt: skip
+    for line in said.splitlines()[1:-1]:  # every command that it names, as printed
+        capsys.readouterr()
+        assert main(line.split()[1:]) == 0, line
+    assert "noise ceiling" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"already has .* 'pocket'"):
+        invoke("suite", "pocket")

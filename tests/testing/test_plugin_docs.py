@@ -26,6 +26,15 @@ def test_generated_parts_are_up_to_date():
     assert filled(PAGE.replace("| `described` |", "| `gone` |")) == PAGE
 
 
+def test_the_api_reference_is_up_to_date():
+    made = runpy.run_path(str(DOCS / "generate.py"))
+    text = made["reference"]()
+    assert text == made["API"].read_text(encoding="utf-8"), "run: python docs/generate.py"
+    for name in made["public_names"]():
+        assert text.count(f"### `{name}`\n") == 1, name
+    assert "`built_on(corpus: Corpus) -> Built`: Calls `build(corpus)`" in text
+
+
 def test_the_example_method_keeps_the_laws(tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     source = next(b for b in blocks if "class LastLayer" in b)
