@@ -53,7 +53,8 @@ def filled(text: str) -> str:
 
 
 def figures(text: str) -> str:
-    """Returns LDS and share of the ceiling per target and method of the fidelity page, as JSON."""
+    """Returns what the fidelity page says per target and method, as JSON: LDS, share of the
+    ceiling, build time and time per query."""
     out: dict[str, dict[str, dict[str, float]]] = {}
     target, columns = "", [""]
     for line in text.partition("<!-- results:")[2].partition("<!-- end of results")[0].splitlines():
@@ -66,7 +67,9 @@ def figures(text: str) -> str:
             row = dict(zip(columns, cells, strict=True))
             lds, share = row["LDS [95%]"].split()[0], row["of ceiling"].rstrip("%")
             method = out.setdefault(target, {}).setdefault(cells[0].strip("`"), {})
+            query = row.get("per query") or row["a query"]
             method |= {"lds": float(lds), "share": float(share) / 100}
+            method |= {"build": row["build"], "query": query}
     return json.dumps(out, indent=1) + "\n"
 
 

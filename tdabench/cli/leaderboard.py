@@ -84,6 +84,7 @@ def command(
 
         from tdabench.report.published import print_published
         from tdabench.report.terminal import print_board
+        from tdabench.report.trust import print_left_out
 
         console = Console()
         print_board(
@@ -97,6 +98,7 @@ def command(
             intervals=intervals,
             overall=counted,
         )
+        print_left_out(board, console)
         print_published(board, console)
         return
     from tdabench.report.export import export

@@ -502,12 +502,14 @@ def print_result(result: Any) -> None:
     from tdabench.report.board import Board
     from tdabench.report.published import print_published
     from tdabench.report.terminal import print_board
+    from tdabench.report.trust import print_left_out
 
     labels = list(dict.fromkeys(r["method"]["label"] for r in result.records))
     targets = list(dict.fromkeys(r["target"]["label"] for r in result.records))
     if result.records:
         board = Board.from_runs([result.folder], methods=labels, targets=targets)
         print_board(board, console())
+        print_left_out(board, console())
         print_published(board, console())
     left: dict[str, list[str]] = {}
     for cell in result.not_started:

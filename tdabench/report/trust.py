@@ -6,12 +6,18 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdabench.errors import DataError
-from tdabench.report.records import read_run
+from tdabench.registry import registry
+from tdabench.report.board import Board
+from tdabench.report.records import Run, read_run
+from tdabench.report.terminal import hang
 from tdabench.run.plan import Job, Plan, jsonable
 from tdabench.run.record import Record, finite
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FIGURES = Path(__file__).parent / "assets" / "figures.json"
 
@@ -61,6 +67,44 @@ def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Tr
         if figure := shipped[where].get(name):
             out[job.method.label] = Trust(figure["lds"], figure["share"], f"pocket {where}", False)
     return out
+
+
+def left_out(board: Board) -> list[str]:
+    """Names methods that a run of the default methods left out although they reach more.
+
+    They take long: one line per table tells their shipped figures, and how to get the row.
+    """
+    if any(_chosen(run) for run in board.runs):
+        return []
+    shipped: Mapping[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
+    out = []
+    for table in board.tables:
+        figures = shipped.get(table.target, {}) if table.suite == "pocket" else {}
+        there = {row.name for row in table.rows}
+        best = max((figures[n]["lds"] for n in there if n in figures), default=None)
+        if table.primary != "lds" or best is None:
+            continue
+        for name, f in figures.items():
+            if name not in there and f["lds"] > best and name in registry().methods:
+                out.append(
+                    f"not run by default, as it takes minutes: {name}, {f['share']:.0%} of the "
+                    f"ceiling in docs/methods/fidelity.md ({f['build']} to build, {f['query']} per "
+                    f"query): tdabench run --target {table.target} --methods {name}"
+                )
+    return out
+
+
+def _chosen(run: Run) -> bool:
+    request = run.manifest.get("request")
+    return not isinstance(request, Mapping) or request.get("methods") is not None
+
+
+def print_left_out(board: Board, console: Console) -> None:
+    """Prints these lines below a board."""
+    from rich.text import Text
+
+    for line in left_out(board):
+        hang(console, Text(), Text(line, "dim"))
 
 
 def _records(plan: Plan, runs: Iterable[Path]) -> Iterable[Record]:

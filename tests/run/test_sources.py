@@ -907,3 +907,24 @@ def test_steps_are_timed_after_a_warm_up(tiny_target, tiny_corpus):
     assert _fixed([(3.0, 10), (3.0, 10)], [(5.0, 30)]) == pytest.approx(2.0)
     assert _fixed([(9.0, 10)], [(5.0, 30)]) == 5.0  # noise: all of it, never more
     assert _fixed([(1.0, 10)], [(5.0, 30)]) == 0.0
+
+
+def test_a_board_of_the_default_methods_says_which_better_one_it_leaves_out(monkeypatch):
+    from types import SimpleNamespace as Named
+
+    import tdabench.report.trust as module
+
+    def board(methods, names, target="instruct", suite="pocket"):
+        rows = [Named(name=n) for n in names]
+        table = Named(suite=suite, target=target, primary="lds", rows=rows)
+        return Named(runs=[Named(manifest={"request": {"methods": methods}})], tables=[table])
+
+    (line,) = [x for x in module.left_out(board(None, ["airrep", "kfac"])) if "source" in x]
+    figures = json.loads(module.FIGURES.read_text())["instruct"]["source"]
+    assert f"{figures['share']:.0%} of the ceiling" in line
+    assert f"{figures['build']} to build" in line
+    assert line.endswith("tdabench run --target instruct --methods source")
+    assert module.left_out(board(["airrep"], ["airrep"])) == []  # as asked for
+    assert module.left_out(board(None, ["airrep", "source"])) == []
+    assert module.left_out(board(None, ["airrep"], suite="mine")) == []
+    assert module.left_out(board(None, ["of-a-stranger"])) == []
