@@ -7,7 +7,7 @@ benchmark and one row per method label; failed rows stay, with their reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -173,9 +173,9 @@ class Table:
             raise unknown("sort key", name, known)
         if name in TIMES and not self.one_machine:
             raise UsageError(
-                f"times from {len(self.machines)} machines cannot be ranked: "
+                f"times from {several(self.machines.values())} cannot be ranked: "
                 + "; ".join(f"{k} is {v}" for k, v in self.machines.items()),
-                "Show one machine's runs at a time, or sort by rank",
+                "Show runs of one machine and setting at a time, or sort by rank",
             )
         rows = _by_rank(self.rows, self.column(self.primary))
 
@@ -604,6 +604,12 @@ def _by_rank(rows: Iterable[Row], column: Column) -> list[Row]:
 
 
 # How a machine was used, as `describe_machine` ends.
+def several(machines: Collection[str]) -> str:
+    """Returns `2 machines`, or `2 settings of one machine` where only threads or jobs differ."""
+    one = len({_USE.sub("", m) for m in machines}) == 1
+    return f"{len(machines)} {'settings of one machine' if one else 'machines'}"
+
+
 _USE = re.compile(r"(, \d+ threads? per method)?(, \d+ methods at once)?$")
 
 
@@ -637,10 +643,8 @@ def _differences(runs: Sequence[Run], tables: Sequence[Table]) -> list[str]:
             out.append(f"rows of {table.target} come from the suites {', '.join(table.suites)}")
     machines = {k: v for t in tables for k, v in t.machines.items()}
     if len(machines) > 1:
-        used = len({_USE.sub("", v) for v in machines.values()}) == 1
         out.append(
-            f"times come from {len(machines)} "
-            f"{'settings of one machine' if used else 'machines'} and are not ranked: "
+            f"times come from {several(machines.values())} and are not ranked: "
             + "; ".join(dict.fromkeys(machines.values()))
         )
     for table in tables:

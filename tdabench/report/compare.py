@@ -326,7 +326,10 @@ def _costs(found: Sequence[Difference]) -> list[str]:
             continue
         a, b = d.cost_a, d.cost_b
         if a.machine and b.machine and a.machine != b.machine:
-            out[d.a, d.b] = f"{clean(d.a, 60)}, {clean(d.b, 60)}: times come from two machines."
+            out[d.a, d.b] = (
+                f"{clean(d.a, 60)}, {clean(d.b, 60)}: times come from two machines, or two settings "
+                "of --jobs and --threads."
+            )
             continue
         parts = []
         for what, said in (("build", seconds), ("query", milliseconds)):

@@ -294,6 +294,24 @@ def test_the_same_label_with_other_parameters_is_shown_twice(make_run):
     assert sorted(rows(table(a, b))) == ["x (a)", "x (b)"]
 
 
+def test_a_run_resumed_with_other_jobs_or_threads_is_one_machine(make_run):
+    def other(record):
+        record |= {"threads": 1, "concurrent": 2}
+
+    def first(record):
+        record |= {"threads": 2, "concurrent": 1}
+
+    a = make_run("a", {"x": 1.0}, benchmarks=("lds",), change=first)
+    b = make_run("b", {"y": 0.3}, benchmarks=("lds",), change=other)
+    board = Board.from_runs([a, b])
+    said = " ".join(board.warnings)
+    assert "times come from 2 settings of one machine and are not ranked: " in said
+    assert "2 threads per method" in said
+    assert "1 thread per method, 2 methods at once" in said
+    with pytest.raises(UsageError, match="times from 2 settings of one machine cannot be ranked"):
+        board.table().sorted_by("build")
+
+
 def test_times_of_two_machines_are_not_ranked(make_run):
     def other(record):
         record["hardware"] = {"cpu": "Other", "cores": 64, "gpu": "H200"}

@@ -928,3 +928,33 @@ def test_a_board_of_the_default_methods_says_which_better_one_it_leaves_out(monk
     assert module.left_out(board(None, ["airrep", "source"])) == []
     assert module.left_out(board(None, ["airrep"], suite="mine")) == []
     assert module.left_out(board(None, ["of-a-stranger"])) == []
+
+
+@pytest.mark.parametrize(
+    "plan", [["--truth-fraction", "1.0", "--truth-groups", "4"], ["--truth-groups", "1"]]
+)
+def test_own_groups_that_cannot_differ_are_refused_before_any_work(own, plan, capsys, monkeypatch):
+    import tdabench.run.own as module
+
+    monkeypatch.setattr(module, "unit_cost", lambda *a, **k: pytest.fail("something was timed"))
+    assert main(["run", *own, "--methods", "tfidf,random", *plan]) == 2
+    captured = capsys.readouterr()
+    assert "training examples do not differ, so that nothing can be ranked" in captured.err
+    assert "Raise --truth-groups (two at least), or lower --truth-fraction" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("plan", ["groups = 4\nfraction = 1.0", "groups = 1\nfraction = 0.5"])
+def test_a_suites_plan_whose_groups_cannot_differ_is_refused(plan, capsys):
+    Path("mine.toml").write_text(
+        f'[suite]\nname = "mine"\n[corpus]\nfile = "{POCKET}/corpus.jsonl.gz"\n'
+        'train = "pool"\nqueries = "test"\n'
+        f'[[targets]]\nlabel = "t"\nfolder = "{POCKET}/targets/instruct"\nmax_length = 128\n'
+        f'[targets.truths]\nlds = "lds.safetensors"\n[targets.plans.lds]\n{plan}\nseeds = 1\n'
+    )
+    for command in ("plan", "build"):
+        assert main(["truth", command, "./mine.toml"]) == 2
+        err = capsys.readouterr().err
+        assert "groups that do not differ, so that nothing can be ranked" in err
+        assert "Raise the number of groups (two at least), or lower the fraction below 1" in err
+    assert not Path("truth-builds").exists()
