@@ -327,8 +327,8 @@ def _costs(found: Sequence[Difference]) -> list[str]:
         a, b = d.cost_a, d.cost_b
         if a.machine and b.machine and a.machine != b.machine:
             out[d.a, d.b] = (
-                f"{clean(d.a, 60)}, {clean(d.b, 60)}: times come from two machines, or two settings "
-                "of --jobs and --threads."
+                f"{clean(d.a, 60)}, {clean(d.b, 60)}: times come from two machines, or two "
+                "settings of --jobs and --threads."
             )
             continue
         parts = []
