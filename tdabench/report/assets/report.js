@@ -166,7 +166,7 @@
     const several = table.machines.length > 1;
     const element = h("table", { id: "board-table" });
     const status = h("p", { class: "hidden", role: "status", "aria-live": "polite" });
-    const caption = h("caption", null, said(table.context));
+    const caption = h("caption", null, said(table.context, { class: "inner" }));
 
     function columns() {
       const primary = table.columns.find((c) => c.name === state.primary);
@@ -425,7 +425,7 @@
     const top = Math.max(...matrix.values.flat().filter(known).map(Math.abs), 0.1);
     const state = { key: null, up: false };
     const element = h("table", { class: "heat" });
-    const caption = h("caption", null, said(label));
+    const caption = h("caption", null, said(label, { class: "inner" }));
     const rows = matrix.rows.map((name, i) => ({ name, values: matrix.values[i] }));
     function draw(focus = null) {
       const columns = [{ key: "name", name: corner }, ...matrix.columns.map((c, i) => ({ key: String(i), name: matrix.counts && matrix.counts.length ? `${c} (${matrix.counts[i]})` : c, numeric: true }))];
@@ -467,7 +467,7 @@
   function exampleItem(place, score, also) {
     const e = data.train[place];
     return h("li", null, h("span", { class: "badge" }, score >= 0 ? `+${score.toPrecision(3)}` : score.toPrecision(3)), e.task ? h("span", { class: "badge" }, said(e.task)) : null,
-      also.length ? h("span", { class: "badge same" }, "also: ", said(also.join(", "))) : null, h("span", { class: "soft" }, said(e.id)), text(e));
+      also.length ? h("span", { class: "badge same" }, "also: ", said(also.join(", "))) : null, h("span", { class: "soft id" }, said(e.id)), text(e));
   }
   function text(e) {
     if (e.prompt === undefined) return h("div", { class: "soft" }, "text not available");
