@@ -137,6 +137,33 @@ def test_no_console_message_and_no_request(opened):
     assert asked[0].startswith("file://")
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_fits_the_screen_and_labels_do_not_overlap(opened, width):
+    browser, _ = opened
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.refresh()
+        show(browser, Path(browser.current_url.removeprefix("file://")))
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        boxes = browser.execute_script(
+            "return [...document.querySelectorAll('#plots svg text.label')].map((e) => {"
+            "const b = e.getBBox(); return [b.x, b.y + 2, b.x + b.width, b.y + b.height - 2]; })"
+        )
+        shown = browser.execute_script(
+            "return [...document.querySelectorAll('#plots svg text')].map((e) => "
+            "parseFloat(getComputedStyle(e).fontSize) * e.ownerSVGElement.clientWidth / "
+            "e.ownerSVGElement.viewBox.baseVal.width)"
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len(boxes) == 4
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (a, b)
+    assert min(shown) > 9  # pixels of a letter
+
+
 def test_the_policy_stops_a_request_that_a_script_would_make(opened):
     browser, _ = opened
     blocked = browser.execute_async_script(

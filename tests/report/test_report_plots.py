@@ -292,3 +292,45 @@ def test_per_query_of_a_damaged_file_is_none(board):
     assert figures.per_query(board, cells[record.benchmark_name]) is not None
     record.arrays_path.write_bytes(b"x")
     assert figures.per_query(board, cells[record.benchmark_name]) is None
+
+
+def test_labels_do_not_overlap_and_all_methods_have_one():
+    """Thirty-three methods, as on the fidelity page, many of them alike."""
+    from matplotlib.text import Text
+
+    from tdabench.report import plots
+
+    rng = np.random.default_rng(0)
+    cost, value = 10 ** rng.normal(1, 0.7, 33), rng.normal(0.4, 0.05, 33)
+    cost[:6], value[:6] = 10.0, 0.42
+    points = [
+        figures.Point(f"a-method-{i:02d}", "ab"[i % 2], x, y, y - 0.03, y + 0.03, i == 3)
+        for i, (x, y) in enumerate(zip(cost.tolist(), value.tolist()))
+    ]
+    figure = plots._blank(4.8, 4.6)
+    axes = plots._axes(figure)
+    axes.scatter(cost, value)
+    axes.set_ylim(0, 1)
+    axes.set_xscale("log")
+    plots._name_points(figure, axes, points)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(t).shrunk(0.98, 0.9) for t in axes.texts]
+    assert len(boxes) == 33
+    assert not [(i, j) for i, a in enumerate(boxes) for j, b in enumerate(boxes) if i < j
+                and a.overlaps(b)]  # fmt: skip
+    # At 400 pixels of width: the figure is 4.8 inches wide.
+    assert min(t.get_fontsize() for t in axes.texts) / 72 * 400 / 4.8 > 9
+
+
+def test_the_cost_of_building_includes_the_preparation(make_run):
+    def prepared(record):
+        if record["method"]["name"] == "airrep":
+            record["cost"]["prepare"] = {"seconds": 348.0, "retrainings": 48}
+
+    board = Board.from_runs([make_run("r", {"airrep": 1.6, "logra": 1.0}, change=prepared)])
+    table = board.table()
+    cost = {r.label: r.cost for r in table.rows}
+    points = {p.label: p for p in figures.cost_points(table, "build")}
+    assert points["airrep"].x == cost["airrep"].build_seconds + 348.0
+    assert points["logra"].x == cost["logra"].build_seconds + (cost["logra"].prepare_seconds or 0)
+    assert figures.COST_LABELS["build"] == "prepare + build (s)"
