@@ -129,13 +129,13 @@ def entry(name: str, thing: object) -> str:
     """Returns the heading, signature and docstring of a name, and its public members."""
     lines = [f"### `{name}`\n"]
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
-        lines.append(f"```python\n{name} = {thing!r}\n```\n" if len(repr(thing)) < 200 else "")
+        lines.append(f"```text\n{name} = {thing!r}\n```\n" if " at 0x" not in repr(thing) else "")
         return "\n".join(lines)
     if inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
         signature = f"class {name}"
     else:
         signature = f"{'class ' if inspect.isclass(thing) else ''}{name}{signed(thing)}"
-    lines.append(f"```python\n{signature}\n```\n")
+    lines.append(f"```text\n{signature}\n```\n")
     lines.append(f"{prose(thing)}\n")
     if inspect.isclass(thing):
         for member, what in vars(thing).items():

@@ -81,8 +81,8 @@ class BenchmarkContext:
     `index` is the method's index on `train`, wrapped so that the harness meters every call.
     `truth(name)` opens a truth file of the suite, checked against corpus and target.
     `build(corpus)` builds the same method on another corpus, metered like a build phase.
-    `other_truths[label](name)` opens a truth of another target of the suite on the same corpus,
-    checked against it. `assets` are the suite's files by name. `cache` is a folder that the cells
+    `other_truths` maps labels of the suite's other targets on the same corpus to such functions,
+    which check the truth against that target. `assets` are the suite's files by name. `cache` is a folder that the cells
     of a run share; its files are named by everything they depend on. `progress("step", done,
     total)` reports how far it is. `params` are the benchmark's resolved parameters.
     """

@@ -166,7 +166,7 @@ def warn(message: str) -> None:
 
 
 def say_run(given: Iterable[Path]) -> None:
-    """Says on stderr which run a command reads, if none was given; nothing if there is none."""
+    """Prints on stderr which run a command reads, unless one was given."""
     from tdabench.report.records import find_runs
 
     if not tuple(given):
