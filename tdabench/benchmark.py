@@ -82,9 +82,10 @@ class BenchmarkContext:
     `truth(name)` opens a truth file of the suite, checked against corpus and target.
     `build(corpus)` builds the same method on another corpus, metered like a build phase.
     `other_truths` maps labels of the suite's other targets on the same corpus to such functions,
-    which check the truth against that target. `assets` are the suite's files by name. `cache` is a folder that the cells
-    of a run share; its files are named by everything they depend on. `progress("step", done,
-    total)` reports how far it is. `params` are the benchmark's resolved parameters.
+    which check the truth against that target. `assets` are the suite's files by name. `cache` is a
+    folder that the cells of a run share; its files are named by everything they depend on.
+    `progress("step", done, total)` reports how far it is. `params` are the benchmark's resolved
+    parameters.
     """
 
     index: Index
