@@ -180,7 +180,10 @@ def notice(message: Any, head: str = "tdabench: ") -> None:
 
 def wrapped(text: str, width: int) -> str:
     """Wraps one line between words, with later lines indented; a longer word is not broken."""
-    lines = textwrap.wrap(text, max(20, width - 1), subsequent_indent="  ",
+    if len(text) < width:
+        return text
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    lines = textwrap.wrap(text, max(20, width - 1), subsequent_indent=indent,
                           break_long_words=False, break_on_hyphens=False)  # fmt: skip
     return "\n".join(lines)
 

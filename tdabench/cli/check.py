@@ -15,6 +15,7 @@ from tdabench.cli.common import (
     emit_json,
     json_option,
     plugin_options,
+    print_lines,
 )
 from tdabench.errors import UsageError
 
@@ -135,7 +136,7 @@ def print_result(result: Any, first: bool, traceback: bool) -> None:
         line.append(f" {result.status}", style=style)
     out.print(line)
     if result.detail:
-        out.print(Text(f"      {result.detail}"), soft_wrap=True)
+        print_lines(f"      {result.detail}")
     if traceback and result.where:
         print(result.where, file=sys.stderr)
 
@@ -159,4 +160,4 @@ def print_laws(as_json: bool) -> None:
     out = console()
     for law in LAWS.values():
         out.print(Text(law.name, style="bold"))
-        out.print(Text(f"  {law.doc}"), soft_wrap=True)
+        print_lines(f"  {law.doc}")

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tdabench.errors import UsageError, clean, notice
+from tdabench.errors import UsageError, clean, notice, wrapped
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -204,6 +205,13 @@ def console(**options: Any) -> Console:
         columns = os.environ.get("COLUMNS", "")
         options.setdefault("width", (int(columns) if columns.isdecimal() else 0) or 200)
     return Console(highlight=False, **options)
+
+
+def print_lines(text: str) -> None:
+    """Prints lines on stdout; on a terminal they are wrapped between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in text.split("\n"):
+        click.echo(wrapped(line, width) if width else line)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

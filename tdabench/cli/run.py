@@ -22,6 +22,7 @@ from tdabench.cli.common import (
     json_option,
     own_data_options,
     plugin_options,
+    print_lines,
     print_table,
     warn,
     words,
@@ -517,4 +518,4 @@ def print_result(result: Any) -> None:
         left.setdefault(f"{cell.method.label} on {where}", []).append(cell.benchmark.name)
     for name, benchmarks in left.items():
         line = f" -    {name}  not started: {', '.join(benchmarks)}"
-        console().print(line, markup=False, soft_wrap=True)
+        print_lines(line)

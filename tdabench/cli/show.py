@@ -12,9 +12,9 @@ import click
 from tdabench.cli.common import (
     complete_from,
     complete_runs,
-    console,
     emit_json,
     json_option,
+    print_lines,
     print_table,
 )
 from tdabench.errors import UsageError, clean, unknown
@@ -108,10 +108,8 @@ def _answers(record: Record, name: str) -> bool:
 
 
 def print_record(r: Record, folder: Path, first: bool = True) -> None:
-    out = console()
-
     def line(text: str = "") -> None:
-        out.print(clean(text, 100_000), markup=False, soft_wrap=True)
+        print_lines(clean(text, 100_000))
 
     if not first:
         line()

@@ -11,16 +11,16 @@ import click
 
 from tdabench.cli.common import (
     complete_suites,
-    console,
     data_dir_option,
     discovered,
     emit_json,
     json_option,
     plugin_options,
+    print_lines,
     print_table,
     warn,
 )
-from tdabench.errors import TdabenchError, UsageError
+from tdabench.errors import TdabenchError, UsageError, relative
 
 
 @click.command(
@@ -206,14 +206,14 @@ def print_suite(s: dict[str, Any]) -> None:
         f"methods: {', '.join(s['methods']) or 'all'}",
         *([f"variants: {', '.join(s['variants'])}"] if s["variants"] else []),
         f"benchmarks: {', '.join(s['benchmarks'])}",
-        f"file: {s['path']} ({s['hashed_files']} hashed files, all verified; "
+        f"file: {relative(s['path'])} ({s['hashed_files']} hashed files, all verified; "
         f"{s['folder_bytes'] / 1e6:.1f} MB)",
         *(f"{name}: {pinned}" for name, pinned in s["sources"].items()),
         *(f"{t['label']}: {t['source']}" for t in s["targets"] if t["source"]),
         *([f"published rows: {len(s['published'])}"] if s["published"] else []),
         "",
     ]
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    print_lines("\n".join(lines))
     print_table(
         ["target", "model", "regime", "checkpoints", "truths (groups x seeds x queries)"],
         [

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tdabench.cli.common import check_device
-from tdabench.errors import TdabenchError, UsageError, notice, relative, resumable
+from tdabench.cli.common import check_device, print_lines
+from tdabench.errors import TdabenchError, UsageError, notice, relative, resumable, wrapped
 
 if TYPE_CHECKING:
     from tdabench.run.suite import Suite, SuiteTarget
@@ -207,7 +207,7 @@ def build(
             if where and not row["in_place"] and not plan_file:
                 where += " (tdabench run reads the suite's own file: --in-place writes that)"
             bad = f", {len(row['failed'])} failed" if row["failed"] else ""
-            click.echo(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
+            print_lines(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
     if broken:
         sys.exit(1)
 
@@ -335,7 +335,8 @@ class _Bar(_Lines):
         self.bar.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(f"{self.name}: {line}", markup=False, soft_wrap=True)
+        text = wrapped(f"{self.name}: {line}", self.console.width)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def show(self) -> None:
         pace = (time.monotonic() - self.began) / self.fresh
@@ -400,13 +401,13 @@ def status(
             if r.get("ceiling")
             else ""
         )
-        click.echo(f"{r['name']}: {r['state']}{facts}; {r['built']}/{r['retrainings']} built here")
+        print_lines(f"{r['name']}: {r['state']}{facts}; {r['built']}/{r['retrainings']} built here")
         if "build" in r:
-            click.echo(f"  {r['build']}")
+            print_lines(f"  {r['build']}")
         if r["damaged"]:
-            click.echo(f"  damaged, rebuilt by the next build: {', '.join(r['damaged'])}")
+            print_lines(f"  damaged, rebuilt by the next build: {', '.join(r['damaged'])}")
         for unit, reason in r["failed"].items():
-            click.echo(f"  {unit} failed: {reason}")
+            print_lines(f"  {unit} failed: {reason}")
 
 
 def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
@@ -504,7 +505,7 @@ def describe(
             m = r["metasmoothness"]
             error = f" ± {m['error']:.2f}" if m["error"] is not None else ""
             facts.append(f"metasmoothness {m['value']:.2f}{error}")
-        click.echo(f"{r['name']}: {'; '.join(facts)}")
+        print_lines(f"{r['name']}: {'; '.join(facts)}")
 
 
 def finite_or_none(value: float) -> float | None:
@@ -660,7 +661,7 @@ def export(file: Path, out: Path) -> None:
     from tdabench.truth.exchange import export_lds
 
     n = export_lds(file, out)
-    click.echo(f"{n} groups written to {out}")
+    print_lines(f"{n} groups written to {out}")
 
 
 @command.command(name="import")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from tdabench.cli.common import print_lines
+
 
 @click.command("verify")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
@@ -52,13 +54,13 @@ def command(
     else:
         for check in sorted(checks, key=lambda c: c.status != "differs"):
             for problem in check.problems:
-                click.echo(f"{check.status}: {check.name}: {clean(problem, 500)}")
+                print_lines(f"{check.status}: {check.name}: {clean(problem, 500)}")
             for mark in check.marks:
-                click.echo(f"note: {check.name}: {clean(mark, 500)}")
+                print_lines(f"note: {check.name}: {clean(mark, 500)}")
         count = {k: sum(c.status == k for c in checks) for k in ("agrees", "missing", "unchecked")}
         rest = f", {count['unchecked']} cannot be recomputed" if count["unchecked"] else ""
         rest += f", {count['missing']} lack their truth" if count["missing"] else ""
-        click.echo(f"{count['agrees']} of {len(checks)} results agree, {len(bad)} differ{rest}.")
+        print_lines(f"{count['agrees']} of {len(checks)} results agree, {len(bad)} differ{rest}.")
     verified = any(c.status == "agrees" for c in checks)
     if bad or not verified or any(c.status == "missing" for c in checks):
         sys.exit(1)
