@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,7 +59,7 @@ def builds(tmp_path: Path) -> Callable[[], list[str]]:
 
     def built() -> list[str]:
         found = []
-        for log in sorted(tmp_path.rglob("log.jsonl")):
+        for log in sorted([*tmp_path.glob("*/log.jsonl"), *tmp_path.glob("*/*/log.jsonl")]):
             names: dict[str, str] = {}
             for line in log.read_text().splitlines():
                 event = json.loads(line)
@@ -320,38 +321,43 @@ def test_interrupted_once_records_and_goes_on_later(toy_suite, toys, tmp_path, b
     assert builds().count("toy") == 1
 
 
-def in_a_terminal(suite: Path, out: Path, methods: str, toys: str) -> tuple[subprocess.Popen, int]:
-    """Starts a run whose stdin and stderr are a terminal; returns it and the other end."""
-    ours, theirs = os.openpty()
-    code = "import sys; from tdabench.cli import main; sys.exit(main())"
-    arguments = ["run", "--suite", str(suite), "--methods", methods, "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--plugin", toys, "--threads", "1"],
-        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
-    )  # fmt: skip
-    os.close(theirs)
-    return process, ours
+class Terminal:
+    """A run whose stdin and stderr are a terminal, which someone reads."""
 
+    def __init__(self, suite: Path, out: Path, methods: str, toys: str) -> None:
+        self.ours, theirs = os.openpty()
+        code = "import sys; from tdabench.cli import main; sys.exit(main())"
+        arguments = ["run", "--suite", str(suite), "--methods", methods, "--out", str(out)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, "--plugin", toys, "--threads", "1"],
+            stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.text = b""
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
 
-def printed(terminal: int) -> str:
-    """Returns what a run printed on its terminal, once it has ended, as one line of words."""
-    text = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while part := os.read(terminal, 1 << 16):
-            text += part
-    os.close(terminal)
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", text.decode())
-    return " ".join(plain.split())
+    def read(self) -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(self.ours, 1 << 16):
+                self.text += part
+        os.close(self.ours)
+
+    def ended(self) -> tuple[int, str, str]:
+        """Returns the exit code, the board, and what stderr said as one line of words."""
+        board, _ = self.process.communicate(timeout=120)
+        self.reader.join()
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", self.text.decode())
+        return self.process.returncode, board, " ".join(plain.split())
 
 
 def test_a_single_interrupt_in_a_terminal_skips_what_is_in_hand(toy_suite, toys, tmp_path, builds):
     out = tmp_path / "run"
-    process, terminal = in_a_terminal(toy_suite, out, "hangs,toy", toys)
+    terminal = Terminal(toy_suite, out, "hangs,toy", toys)
     wait_for(lambda: "hangs" in builds())
-    process.send_signal(signal.SIGINT)
-    board, _ = process.communicate(timeout=60)
-    err = printed(terminal)
-    assert process.returncode == 0, err
+    terminal.process.send_signal(signal.SIGINT)
+    code, board, err = terminal.ended()
+    assert code == 0, err
     assert "measuring hangs, toy, one after the other: lds" in err
     assert "Ctrl-C skips the one in hand, twice stops the run" in err
     assert "skipping hangs on tiny" in err
@@ -362,14 +368,13 @@ def test_a_single_interrupt_in_a_terminal_skips_what_is_in_hand(toy_suite, toys,
 
 def test_two_interrupts_in_a_terminal_stop_the_run(toy_suite, toys, tmp_path, builds):
     out = tmp_path / "run"
-    process, terminal = in_a_terminal(toy_suite, out, "hangs,slow,toy", toys)
+    terminal = Terminal(toy_suite, out, "hangs,slow,toy", toys)
     wait_for(lambda: "hangs" in builds())
-    process.send_signal(signal.SIGINT)
+    terminal.process.send_signal(signal.SIGINT)
     time.sleep(0.3)  # two signals at once would be one
-    process.send_signal(signal.SIGINT)
-    board, _ = process.communicate(timeout=60)
-    err = printed(terminal)
-    assert process.returncode == 130, err
+    terminal.process.send_signal(signal.SIGINT)
+    code, board, err = terminal.ended()
+    assert code == 130, err
     assert "The same command resumes from here" in err
     statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
     assert statuses["hangs"] in ("skipped", "interrupted")
