@@ -77,7 +77,7 @@ def figures(text: str) -> str:
 SECTIONS: dict[str, str] = {
     "Methods": "TDAMethod Context Index RepresentationMethod RepresentationIndex Role hookimpl",
     "Benchmarks": "Benchmark BenchmarkContext Outcome Metric bootstrap_queries spearman_rows",
-    "Examples": "Example Corpus read_jsonl write_jsonl check_disjoint",
+    "Examples": "Example Behaviour Corpus read_jsonl write_jsonl check_disjoint",
     "Groups and rows": "Groups POOLINGS check_pooling Rows row_blocks",
     "Targets": "Target Recipe Tokens Batch batch_places over_batches pad example_losses "
     "token_losses response_logits load_body batch_order finetune",

@@ -50,6 +50,7 @@ class Filter(Benchmark):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
+    slow: ClassVar[bool] = True
 
     asset: str = "filter"
     kinds: tuple[str, ...] = ()
