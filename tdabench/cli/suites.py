@@ -130,7 +130,7 @@ def print_needs(name: str, needs: list[Any], ready: bool) -> None:
     lines.append(
         f"{name} can run: tdabench run --suite {name}" if ready else f"{name} cannot run yet"
     )
-    console().print("\n".join(lines), markup=False, soft_wrap=True)
+    print_lines("\n".join(lines))
 
 
 def _bytes(need: Any) -> str:
