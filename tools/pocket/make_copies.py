@@ -1,6 +1,6 @@
 """Builds the truth of the benchmark `sources` on duplicated sources: truth/instruct-copies.
 
-    python -m tools.pocket.make_copies --work FOLDER [--seeds 2]
+    python -m tools.pocket.make_copies --work FOLDER [--seeds 1]
 
 The corpus is the pool with copies of some tasks behind it (tdabench.data.origins); the target is
 retrained without copies, with each copy, and without each copied task. The build resumes.
@@ -22,7 +22,7 @@ from tools.pocket import SUITE
 
 
 def plan_of(
-    target_label: str = "instruct", seeds: int = 2
+    target_label: str = "instruct", seeds: int = 1
 ) -> tuple[TruthPlan, Target, Corpus, Corpus]:
     suite = load_suite(str(SUITE / "suite.toml"))
     target = suite.target(target_label).target
@@ -39,7 +39,7 @@ def plan_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the build")
-    parser.add_argument("--seeds", type=int, default=2, help="retrainings per group")
+    parser.add_argument("--seeds", type=int, default=1, help="retrainings per group")
     args = parser.parse_args()
     plan, target, train, queries = plan_of(seeds=args.seeds)
     failed = build(
