@@ -279,6 +279,37 @@ PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
     ("benchmarks/selection.md", "selection", selection),
     ("benchmarks/transfer.md", "transfer", transfer),
     (
+        "benchmarks/sources.md",
+        "sources",
+        columns(
+            "sources",
+            {
+                "sources": "sources [95%]",
+                "strongest": "strongest found",
+                "elsewhere": "elsewhere [95%]",
+                "behaviour": "sets of queries [95%]",
+                "copies_worth": "worth of copies",
+            },
+        ),
+    ),
+    (
+        "benchmarks/behaviours.md",
+        "behaviours",
+        columns("behaviours", {"behaviours": "behaviours [95%]", "contrast": "contrast [95%]"}),
+    ),
+    (
+        "benchmarks/filter.md",
+        "filter",
+        columns(
+            "area",
+            {
+                "area": "area [95%]",
+                "half": "half",
+                "less_than_text": "less than the text filter [95%]",
+            },
+        ),
+    ),
+    (
         "benchmarks/tracing.md",
         "tracing",
         columns(
