@@ -131,8 +131,11 @@ class Bars(Silent):
         self.bars.advance(self.all)
         style = {"ok": "green", "skipped": "yellow"}.get(record["status"], "red")
         mark = {"ok": "✓", "skipped": "–"}.get(record["status"], "✗")
-        self.console.print(mark, end=" ", style=style)
-        self._print(describe(record))
+        from rich.text import Text
+
+        line = Text(f"{mark} ", style)
+        line.append(wrapped(describe(record), self.console.width - 2), "default")
+        self.console.print(line, soft_wrap=True)
         for title in [t for t in self.tasks if t.startswith(record["method"]["label"] + " on ")]:
             self.bars.remove_task(self.tasks.pop(title))
 
@@ -140,8 +143,7 @@ class Bars(Silent):
         self._print(f"tdabench: {relative(one_line(message))}")
 
     def _print(self, text: str) -> None:
-        width = self.console.width - 2  # a mark may precede it
-        self.console.print(wrapped(text, width), markup=False, soft_wrap=True)
+        self.console.print(wrapped(text, self.console.width), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.bars.stop()
