@@ -105,14 +105,15 @@ def suite(name: str, folder: Path | None, licence: str, author: str) -> None:
     """Write a package with a working suite NAME, to be adapted."""
     files = {**SUITE, "src/$module/corpus.jsonl": corpus_lines()}
     folder = write(files, "suite", name, folder, licence, author)
-    place = folder / "src" / module_of(name) / "suite.toml"
+    place = f"src/{module_of(name)}/suite.toml"
     click.echo(
-        f"Wrote {folder}: the suite is {place}. Next:\n"
+        f"Wrote {folder}. Next:\n"
+        f"  cd {folder}\n"
         f"  tdabench suites {place}\n"
-        f"  tdabench run --suite {place} --methods tfidf,random\n"
+        f"  tdabench run --suite {place}\n"
         f"  tdabench truth build {place}\n"
-        f"  tdabench run --suite {place} --methods tfidf,random --benchmarks lds\n"
-        f"  pip install -e {folder}, and its name is enough: --suite {name}"
+        f"  tdabench run --suite {place} --benchmarks lds\n"
+        f"Once it is installed (pip install -e .), its name is enough: --suite {name}"
     )
 
 
