@@ -17,7 +17,7 @@ class TrainConfig:
     and intersects the subsets with them, which is cheaper but only estimates the groups' scores.
     `anchor` adds that much of the distillation loss to every ranking step.
     `train_body` false trains only the projection and the length: the body runs once per example,
-    and a step costs a hundredth.
+    and a step costs little more than its loss.
     `slope` lets the loss rank `e^b f` with a trained b, which is thrown away: the length of
     normalised embeddings, which otherwise also sets how steep the loss is, is then the trained
     temperature of the pooling alone. It moves `length_factor` times as fast as the projection.
