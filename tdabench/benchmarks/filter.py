@@ -111,6 +111,10 @@ class Filter(Benchmark):
 
         tie = draw("ties", n)
         found: dict[str, np.ndarray] = {"full": losses([])[None]}
+        for kind in kinds:  # first: what training does not teach needs no sweep
+            none = found[f"none/{kind}"] = losses(np.flatnonzero(planted_as == kind))[None]
+            own_queries = [i for i, (k, _) in enumerate(measured) if k == kind]
+            taught(kind, none[0, own_queries], found["full"][0, own_queries])
         for k, kind in enumerate(kinds):
             context.progress("retraining without what is blamed", k, len(kinds))
             mine = np.flatnonzero(planted_as == kind)
@@ -120,7 +124,6 @@ class Filter(Benchmark):
                 "oracle": [np.lexsort((tie, planted_as != kind))],
                 "text": [np.lexsort((tie, -text_filter(shown[kind], train)))],
             }
-            found[f"none/{kind}"] = losses(mine)[None]
             for who, several in orders.items():
                 found[f"{who}/{kind}"] = np.stack(
                     [np.mean([losses(o[:size]) for o in several], axis=0) for size in sizes]
@@ -164,10 +167,7 @@ class Filter(Benchmark):
         for k, name in enumerate(names):
             mine = kind == k
             none = arrays[f"none/{name}"][0]
-            scale = (none - full)[:n_bad][mine].mean()  # nats that the planted examples are worth
-            if not scale > 0:
-                raise DataError(f"training on the examples of {name!r} does not teach it here",
-                                "Plant more of them, or train longer (filter.recipe)")  # fmt: skip
+            scale = taught(name, none[:n_bad][mine], full[:n_bad][mine])
             for who in WHO:
                 loss = arrays[f"{who}/{name}"]  # [budget, query]
                 strength[who][:, mine] = ((none - loss)[:, :n_bad] / scale)[:, mine]
@@ -222,6 +222,20 @@ class Filter(Benchmark):
             arrays={**arrays, **boot.arrays()},
             notes=tuple(said),
         )
+
+
+def taught(kind: str, none: np.ndarray, full: np.ndarray) -> float:
+    """Returns the nats that the planted examples of a behaviour are worth to its queries [query].
+
+    Raises DataError if training on them does not lower the loss of its responses.
+    """
+    scale = float((none - full).mean())
+    if not scale > 0:
+        raise DataError(
+            f"training on the examples of {kind!r} does not teach it here",
+            "Plant more of them, or train longer (filter.recipe)",
+        )
+    return scale
 
 
 def area(sizes: np.ndarray, strength: np.ndarray) -> np.ndarray:
