@@ -191,7 +191,7 @@ def _write(folder: Path, run: Run, records: Sequence[Record], by: str) -> tuple[
         "by": by,
         "tdabench": str(first.versions.get("tdabench") or ""),
         "packages": dict(first.versions),
-        "hardware": dict(first.hardware),
+        "hardware": shareable(first)["hardware"],
         "cells": cells,
     }
     head["id"] = identity(head)
@@ -222,6 +222,11 @@ def shareable(record: Record) -> dict[str, Any]:
     pinned = source.startswith(("hub:", "package:")) or COMMIT.search(source)
     target["source"] = source if pinned and not PRIVATE.search(source) else ""
     data["target"] = target
+    hardware = dict(record.hardware)
+    words = str(hardware.get("platform") or "").split()
+    # A kernel's release may name its builder: system and architecture remain.
+    hardware["platform"] = " ".join(dict.fromkeys([*words[:1], *words[-1:]]))
+    data["hardware"] = hardware
     found = layout.private_text(data) or _named(data)
     if found:
         raise DataError(

@@ -60,6 +60,7 @@ def test_paths_users_and_hosts_stay_behind(make_run, submit_run, tmp_path, monke
         record["notes"] = ["read /home/mariposa/data/x.jsonl on worker-17", "mariposa's model"]
         record["target"]["source"] = "/home/mariposa/models/qwen"
         record["surprise"] = "/etc/passwd"
+        record["hardware"] = {**record["hardware"], "platform": "Linux 6.1-mariposa x86_64"}
 
     run = make_run("run", {"a": 1.0}, change=change)
     submit_run(run, tmp_path / "to")
@@ -67,6 +68,7 @@ def test_paths_users_and_hosts_stay_behind(make_run, submit_run, tmp_path, monke
     for word in (b"mariposa", b"worker-17", b"/home", b"passwd", str(tmp_path).encode()):
         assert word not in whole
     (s,) = read_results(tmp_path / "to").submissions
+    assert s.hardware["platform"] == "Linux x86_64"
     assert s.records[0].notes == ["read … on …", "…'s model"]
 
 

@@ -131,8 +131,9 @@ function history() {
   for (const h of rows.slice(0, shown)) {
     const [, version, name, suite, target, benchmark, value, low, high, status, date, by, machine, place] = h;
     const tr = make("tr");
-    for (const text of [date, name, version, suite, target, benchmark]) tr.append(make("td", text));
-    tr.append(make("td", value === null ? status : number(value) + span(low, high)));
+    for (const text of [date, name, version, suite, target, benchmark])
+      tr.append(make("td", text, { class: "value" }));
+    tr.append(make("td", value === null ? status : number(value) + span(low, high), { class: "value" }));
     for (const text of [by || "–", data.machines[machine], place]) tr.append(make("td", text));
     body.append(tr);
   }
