@@ -108,7 +108,7 @@ def measure_again(
         command = [
             sys.executable, "-m", "tdabench", "run", "--suite", str(derived.path), "--methods",
             label, "--target", submission.target, "--benchmarks", record.benchmark_name,
-            "--seeds", str(record.seed), "--out", f"{scratch}/run", "--json",
+            "--seed", str(record.seed), "--out", f"{scratch}/run", "--json",
         ]  # fmt: skip
         try:
             done = subprocess.run(
