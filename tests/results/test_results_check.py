@@ -102,14 +102,16 @@ def test_a_random_sample_is_measured_again(tmp_path, capsys):
     (s,) = (s for s in found.submissions if s.method["name"] == "length")
     arrays, meta = s.records[0].arrays()
     # Scores that were made up, with metrics that follow from them: only measuring again can tell.
-    suite = load_suite("pocket")
-    truth = Truth.load(suite.target("instruct").truths["lds"])
-    made_up = truth.for_queries(meta["query_ids"]).values.astype(np.float32)
+    files = load_suite("pocket").target("instruct").truths
+
+    def truth(kind: str) -> Truth:
+        return Truth.load(files[kind])
+
+    made_up = truth("lds").for_queries(meta["query_ids"]).values.astype(np.float32)
     benchmark = registry().benchmark("lds").cls.from_params(s.records[0].benchmark["params"])
     fake = {**arrays, "group_scores": made_up}
-    outcome = benchmark.recompute(
-        Stored(fake, tuple(meta["query_ids"]), lambda kind: truth, lambda label, kind: truth)
-    )
+    stored = Stored(fake, tuple(meta["query_ids"]), truth, lambda label, kind: truth(kind))
+    outcome = benchmark.recompute(stored)
     fake |= {
         "per_query": outcome.per_query, "replicates": outcome.replicates, **outcome.arrays
     }  # fmt: skip
