@@ -122,6 +122,11 @@ class Registry:
 
     def method(self, name: str) -> Entry:
         """Returns the method `name`. Raises UsageError if unknown, or claimed by two plugins."""
+        if ">" in name:
+            raise UsageError(
+                f"{name!r} is a pipeline, and a single method is needed here",
+                "Pipelines run with: tdabench run, tdabench trace",
+            )
         return self._one("method", name, self._methods, "List them with: tdabench methods")
 
     def benchmark(self, name: str) -> Entry:

@@ -31,6 +31,15 @@ def test_a_pipeline_is_a_method_with_a_label_of_its_own(toy_suite: Path, toys: s
     assert labels(toy_suite, ("bm25>tfidf@9",), ("bm25.k1=2",)) == ["bm25[k1=2.0]>tfidf@9"]
 
 
+def test_commands_for_single_methods_say_so(tmp_path, capsys):
+    from tdabench.cli import main
+
+    for command in (["tune"], ["check"], ["index", "build", str(tmp_path / "i"), "--method"]):
+        assert main([*command, "bm25>tfidf@5"]) == 2
+        err = capsys.readouterr().err
+        assert "is a pipeline, and a single method is needed here" in err
+
+
 def test_what_changes_scores_changes_the_key(toy_suite: Path, toys: str):
     def key(method: str, *sets: str) -> str:
         (cell,) = make_plan(Request(str(toy_suite), (method,), sets=sets)).cells
