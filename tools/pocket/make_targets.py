@@ -83,7 +83,7 @@ QWEN2_LARGE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Next-token prediction on packed rows of `CONTEXT` tokens."""
+    """Next-token prediction on packed rows of `context` tokens."""
 
     architecture: dict[str, Any]
     regime: str = "instruct"
@@ -93,6 +93,8 @@ class Pretraining:
     batch_rows: int = 16
     lr: float = 2e-3
     seed: int = 0
+    vocabulary: int = VOCABULARY
+    context: int = CONTEXT
 
 
 TARGETS = {
@@ -105,8 +107,8 @@ TARGETS = {
 }
 
 
-def make_tokenizer(texts: list[str], folder: Path) -> None:
-    """A byte-level BPE of `VOCABULARY` entries, deterministic given the texts."""
+def make_tokenizer(texts: list[str], folder: Path, plan: Pretraining) -> None:
+    """A byte-level BPE of `plan.vocabulary` entries, deterministic given the texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -118,7 +120,7 @@ def make_tokenizer(texts: list[str], folder: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=plan.vocabulary,
         special_tokens=["<|endoftext|>", "<|pad|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -131,21 +133,21 @@ def make_tokenizer(texts: list[str], folder: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": "<|endoftext|>",
             "pad_token": "<|pad|>",
-            "model_max_length": CONTEXT,
+            "model_max_length": plan.context,
             "clean_up_tokenization_spaces": False,
         },
     )
 
 
-def make_config(architecture: dict[str, Any], folder: Path) -> None:
+def make_config(plan: Pretraining, folder: Path) -> None:
     from transformers import AutoConfig
 
-    model_type = architecture["model_type"]
-    rest = {k: v for k, v in architecture.items() if k != "model_type"}
+    model_type = plan.architecture["model_type"]
+    rest = {k: v for k, v in plan.architecture.items() if k != "model_type"}
     config = AutoConfig.for_model(
         model_type,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=CONTEXT * 2,
+        vocab_size=plan.vocabulary,
+        max_position_embeddings=plan.context * 2,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
@@ -157,7 +159,7 @@ def make_config(architecture: dict[str, Any], folder: Path) -> None:
 
 
 def pretraining_rows(target: Target, plan: Pretraining, corpus_path: Path) -> np.ndarray:
-    """Token ids [row, CONTEXT]: documents separated by end-of-text, packed."""
+    """Token ids [row, context]: documents separated by end-of-text, packed."""
     texts = [e.response for e in read_jsonl(corpus_path, "pretrain_text")]
     if plan.instruct_share:
         before, between = TEMPLATES["plain"]
@@ -166,8 +168,8 @@ def pretraining_rows(target: Target, plan: Pretraining, corpus_path: Path) -> np
     order = np.random.default_rng(named_seed(plan.seed, "documents")).permutation(len(texts))
     eos = int(target.tokenizer.eos_token_id)
     encoded = target.tokenizer([texts[i] for i in order], add_special_tokens=False)["input_ids"]
-    stream = np.concatenate([[eos, *ids] for ids in encoded])
-    return stream[: len(stream) // CONTEXT * CONTEXT].reshape(-1, CONTEXT).astype(np.int64)
+    stream = np.concatenate([[eos, *ids] for ids in encoded]).astype(np.int64)
+    return stream[: len(stream) // plan.context * plan.context].reshape(-1, plan.context)
 
 
 def pretrain(target: Target, plan: Pretraining, corpus_path: Path = CORPUS) -> Any:
@@ -209,8 +211,8 @@ def make(label: str, out: Path, corpus_path: Path = CORPUS) -> None:
     plan = TARGETS[label]
     texts = [e.response for e in read_jsonl(corpus_path, "pretrain_text")]
     texts += [e.text for e in read_jsonl(corpus_path, "pretrain_instruct")]
-    make_tokenizer(texts, folder)
-    make_config(plan.architecture, folder)
+    make_tokenizer(texts, folder, plan)
+    make_config(plan, folder)
     target = Target(
         label,
         folder,
