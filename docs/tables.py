@@ -269,6 +269,66 @@ def selection(found: Records) -> list[str]:
     return markdown(header, map(row, good(found, "instruct", "loss", sign=1)))[:-1]
 
 
+FACTBOOK = "suites-factbook.md"
+ASIDE = {  # further columns of factbook's board: benchmark -> metric -> header
+    "classification": {"accuracy": "kind first", "accuracy_source": "country first"},
+    "tracing": {"mrr": "mrr"},
+    "loo": {"loo": "without a country"},
+}
+
+
+def factbook(folders: list[Path]) -> list[str]:
+    """LDS of methods on factbook's small target, and what else was measured of them there.
+
+    Behind the table: how far the ranking agrees with the table of pocket in methods/fidelity.md.
+    """
+    from scipy.stats import spearmanr
+
+    rows = good(records(folders, "lds"), "small", "lds")
+    if not rows:
+        return []
+    aside = {b: records(folders, b) for b in ASIDE}
+    ranks = letters(rows, "lds")
+
+    def cells(record: Record) -> list[str]:
+        label, metrics, cost = record["method"]["label"], record["metrics"], record["cost"]
+        more = []
+        for benchmark, shown in ASIDE.items():
+            other = aside[benchmark].get(("small", label), {}).get("metrics", {})
+            more += [f"{other[m]['value']:.2f}" if m in other else "" for m in shown]
+        share = metrics.get("share_of_ceiling")
+        each = 1e3 * cost["query"]["cpu_seconds"] / max(1, cost["query"]["queries"])
+        return [
+            f"`{label}`", interval(metrics["lds"]), ranks.get(label, ""),
+            f"{share['value']:.0%}" if share else "", *more,
+            f"{cost['build']['cpu_seconds']:.3g} s", f"{each:.3g} ms",
+        ]  # fmt: skip
+
+    heads = [h for shown in ASIDE.values() for h in shown.values()]
+    header = " | ".join(["method", "LDS [95%]", "rank", "of ceiling", *heads, "build", "a query"])
+    lines = markdown(header, map(cells, rows), len(heads) + 3)
+    ceiling = next((r["metrics"]["ceiling"] for r in rows if "ceiling" in r["metrics"]), None)
+    if ceiling:
+        lines.append(f"Noise ceiling {interval(ceiling, 2)}.")
+    here = {r["method"]["label"]: r["metrics"]["lds"]["value"] for r in rows}
+    there = _published_lds(DOCS / "methods" / "fidelity.md")
+    both = sorted(set(here) & set(there))
+    if len(both) > 2:
+        rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
+        lines.append(
+            f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
+            f"`instruct` have a Spearman correlation of {rho:.2f}."
+        )
+    return lines
+
+
+def _published_lds(page: Path) -> dict[str, float]:
+    """The LDS of methods in the first table of a page: method -> value."""
+    first = page.read_text(encoding="utf-8").partition("### instruct")[2].partition("###")[0]
+    found = re.findall(r"^\| `([^`]+)` \| [^|]* \| (-?[\d.]+)", first, re.M)
+    return {m: float(v) for m, v in found}
+
+
 PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
     ("methods/fidelity.md", "lds", fidelity),
     ("methods/text.md", "lds", family("text")),
@@ -374,6 +434,12 @@ def main() -> None:
         if not MARKS.search(text):
             sys.exit(f"{path} has no marks")
         body = "\n".join(lines) + "\n"
+        path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
+        written += 1
+    if lines := factbook(folders):
+        path = DOCS / FACTBOOK
+        body = "\n".join(lines) + "\n"
+        text = path.read_text(encoding="utf-8")
         path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
         written += 1
     if README.exists() and (shown := board(folders)):

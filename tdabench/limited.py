@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,16 @@ def limited(
     what: str,
     seconds: float | None = None,
     memory: int | None = None,
+    on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Any:
     """Returns the result of `function` ("module:name"), called with keyword `arguments` elsewhere.
 
-    `what` names the thing in messages. `seconds` and `memory` (bytes) lower the limits. Raises the
+    `what` names the thing in messages. `seconds` and `memory` (bytes) lower the limits.
+    `on_wait(seconds)` is called several times per second with the time since the start. Raises the
     TdabenchError that the function raised, and DataError if it hit a limit, crashed or raised
     anything else.
     """
-    seconds, memory = _seconds(seconds), _memory(memory)
+    seconds, memory = _seconds(seconds), allowed_memory(memory)
     with tempfile.TemporaryDirectory(prefix="tdabench-") as folder:
         place, printed = Path(folder) / "result.json", Path(folder) / "printed"
         job = {"function": function, "arguments": dict(arguments), "result": str(place),
@@ -58,7 +60,7 @@ def limited(
                 start_new_session=True,
             )  # fmt: skip
         try:
-            verdict = _watch(process, seconds, memory)
+            verdict = _watch(process, seconds, memory, on_wait)
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -86,7 +88,8 @@ def _seconds(wanted: float | None) -> float:
     return most if text or wanted is None else min(wanted, most)
 
 
-def _memory(wanted: int | None) -> int:
+def allowed_memory(wanted: int | None = None) -> int:
+    """Returns the bytes of memory that a process may use; 0 if unknown."""
     text = os.environ.get("TDABENCH_LOAD_MEMORY", "").strip().upper()
     if text:
         number, unit = text.rstrip("IB"), 1
@@ -113,7 +116,12 @@ def _free() -> int:
     return 0
 
 
-def _watch(process: subprocess.Popen[bytes], seconds: float, memory: int) -> str:
+def _watch(
+    process: subprocess.Popen[bytes],
+    seconds: float,
+    memory: int,
+    on_wait: Callable[[float], None],
+) -> str:
     """Waits for the process; returns why it was killed, or ""."""
     start = time.monotonic()
     while True:
@@ -122,6 +130,7 @@ def _watch(process: subprocess.Popen[bytes], seconds: float, memory: int) -> str
             return ""
         except subprocess.TimeoutExpired:
             pass
+        on_wait(time.monotonic() - start)
         if time.monotonic() - start > seconds:
             return f"took longer than {seconds:g} s to read"
         used = _held(process.pid)

@@ -29,9 +29,10 @@ from typing import Any
 import pluggy
 
 from tdabench import hookspecs
-from tdabench.errors import TdabenchError, UsageError, brief, did_you_mean, unknown
+from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, did_you_mean, unknown
 
 GROUP = "tdabench"
+SUITE_EXTRAS = {"factbook": "factbook"}  # suites of ours that are distributions of their own
 DISCOVERY_SECONDS = 60.0  # for the import of a plugin, and for each of its hooks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -165,6 +166,8 @@ class Registry:
     def _missing(
         self, kind: str, name: str, table: dict[str, list[Entry]], see: str
     ) -> TdabenchError:
+        if kind == "suite" and name in SUITE_EXTRAS:
+            return MissingExtra(f"the suite {name!r}", SUITE_EXTRAS[name])
         error = unknown(kind, name, table, see)
         broken = [p.origin.plugin for p in self.plugins if p.status == "broken"]
         if not self.plugins:

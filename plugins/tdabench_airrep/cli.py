@@ -80,7 +80,7 @@ def open_source(
 
     queries: list[Corpus] = []
     if suite:
-        loaded = load_suite(suite)
+        loaded = load_suite(suite, targets=(target,))
         declared = loaded.target(target)
         chosen = declared.target
         corpus = corpus or str(loaded.corpus.train[0])
@@ -451,7 +451,7 @@ def variants(
     from tdabench_airrep.variants import train_variants, write_variants
 
     torch.set_num_threads(1)
-    opened = load_suite(suite)
+    opened = load_suite(suite, targets=(target,))
     record = read_json((encoder or encoder_of(suite, target)) / "airrep.json")
     source = open_source(suite, target, "", "labels_pool", "labels_dev", 128, "plain", "")
     where: dict[str, Any] = {
@@ -486,7 +486,7 @@ def encoder_of(suite: str, target: str) -> Path:
     """Returns the encoder that the suite ships for a target."""
     from tdabench.api import load_suite
 
-    loaded = load_suite(suite)
+    loaded = load_suite(suite, targets=(target,))
     assets = loaded.assets_for(loaded.target(target))
     if "airrep" not in assets:
         raise UsageError(f"the suite {suite} has no encoder for the target {target}")

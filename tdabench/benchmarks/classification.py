@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, score_blocks, tasks_of
+from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError
 
 
@@ -20,8 +21,10 @@ class Classification(Benchmark):
     The query's predicted task is the task of its highest-scoring training example (`accuracy`), or
     the majority task of its `k` highest-scoring ones (`accuracy_knn`). Tied scores count by
     expectation: items tied at the edge of the top k share the remaining places, and tasks with
-    equal votes share the prediction. `chance` is the value of constant scores. Labels describe what
-    a query is about, not what its loss depends on: a faithful method may score low here.
+    equal votes share the prediction. `chance` is the value of constant scores. Where examples have
+    a field `source` (a country, a document), the same is measured for it: `accuracy_source`,
+    `accuracy_source_knn` and `chance_source`. Labels describe what a query is about, not what its
+    loss depends on: a faithful method may score low here.
     """
 
     name: ClassVar[str] = "classification"
@@ -39,23 +42,29 @@ class Classification(Benchmark):
     def run(self, context: BenchmarkContext) -> Outcome:
         labelled = [i for i, task in enumerate(context.queries.tasks) if task]
         tasks = sorted(set(context.train.tasks) - {""})
+        sources = _sources(context.train)
         if not labelled or not tasks:
             what = "queries" if tasks else "training examples"
             raise DataError(f"the {what} have no task labels", "Classification needs them")
         queries = context.queries.subset(labelled)
-        place = {t: i for i, t in enumerate(tasks)}
-        label = np.array([place.get(t, -1) for t in context.train.tasks])  # [train]
-        wanted = np.array([place.get(t, -1) for t in queries.tasks])  # [query]
-
-        arrays = {
-            "wanted": wanted,
-            "votes": np.empty((len(queries), len(tasks))),
-            "votes_knn": np.empty((len(queries), len(tasks))),
-            "votes_chance": votes(np.zeros((1, len(label))), label, 1, len(tasks)),
-        }
+        # By what examples are labelled: the end of array names, labels of train and of queries.
+        labels = {"": _numbered(context.train.tasks, queries.tasks)}
+        asked = _sources(queries)
+        if set(sources) & set(asked) - {""}:
+            labels["_source"] = _numbered(sources, asked)
+        arrays = {}
+        for end, (label, wanted, n) in labels.items():
+            arrays |= {
+                f"wanted{end}": wanted,
+                f"votes{end}": np.empty((len(queries), n)),
+                f"votes{end}_knn": np.empty((len(queries), n)),
+                f"votes{end}_chance": votes(np.zeros((1, len(label))), label, 1, n),
+            }
         for rows, scores in score_blocks(context.index, queries, len(context.train)):
-            arrays["votes"][rows] = votes(scores, label, 1, len(tasks))
-            arrays["votes_knn"][rows] = votes(scores, label, self.k, len(tasks))
+            for end, (label, _, n) in labels.items():
+                arrays[f"votes{end}"][rows] = votes(scores, label, 1, n)
+                arrays[f"votes{end}_knn"][rows] = votes(scores, label, self.k, n)
+        wanted = arrays["wanted"]
 
         notes = []
         if len(labelled) < len(context.queries):
@@ -67,8 +76,8 @@ class Classification(Benchmark):
         return self._outcome({**arrays, **clusters}, tuple(queries.ids), (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
-        kept = ("wanted", "votes", "votes_knn", "votes_chance", "task")
-        arrays = {k: stored.arrays[k] for k in kept if k in stored.arrays}
+        kept = ("wanted", "votes", "task")
+        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
         return self._outcome(arrays, stored.query_ids)
 
     def _outcome(
@@ -86,19 +95,48 @@ class Classification(Benchmark):
         tasks = arrays.get("task")
         boot = stats.bootstrap_queries(top1, self.replicates, tasks=tasks)
         neighbours = stats.bootstrap_queries(knn, self.replicates, tasks=tasks)
+        metrics = {
+            "accuracy": metric(boot, share=True),
+            "accuracy_knn": metric(neighbours, share=True),
+            "chance": Metric(float(np.mean(chance))),
+        }
+        if "wanted_source" in arrays:
+            of = arrays["wanted_source"]
+            for name, values in (
+                ("accuracy_source", share_of(arrays["votes_source"], of)),
+                ("accuracy_source_knn", elected(arrays["votes_source_knn"], of)),
+            ):
+                again = stats.bootstrap_queries(values, self.replicates, tasks=tasks)
+                metrics[name] = metric(again, share=True)
+            guess = np.repeat(arrays["votes_source_chance"], len(of), axis=0)
+            metrics["chance_source"] = Metric(float(np.mean(share_of(guess, of))))
         return Outcome(
             primary="accuracy",
-            metrics={
-                "accuracy": metric(boot, share=True),
-                "accuracy_knn": metric(neighbours, share=True),
-                "chance": Metric(float(np.mean(chance))),
-            },
+            metrics=metrics,
             per_query=top1,
             query_ids=query_ids,
             replicates=boot.both,
             arrays={**arrays, "per_query_knn": knn, **boot.arrays()},
             notes=notes,
         )
+
+
+def _sources(examples: Sequence[Example]) -> list[str]:
+    """Returns each example's field `source`, "" where it has none."""
+    return [str(e.meta.get("source", "")) for e in examples]
+
+
+def _numbered(train: Sequence[str], asked: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Numbers the names in `train`: labels [train], labels [query] and how many there are.
+
+    -1 for an empty name, and for one that no training example has.
+    """
+    place = {name: i for i, name in enumerate(sorted(set(train) - {""}))}
+    return (
+        np.array([place.get(t, -1) for t in train]),
+        np.array([place.get(t, -1) for t in asked]),
+        len(place),
+    )
 
 
 def votes(scores: np.ndarray, label: np.ndarray, k: int, n_labels: int) -> np.ndarray:

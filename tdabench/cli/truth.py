@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tdabench.cli.common import check_device, print_lines
+from tdabench.cli.common import check_device, print_lines, warn
 from tdabench.errors import TdabenchError, UsageError, notice, relative, resumable, wrapped
 
 if TYPE_CHECKING:
@@ -176,6 +176,9 @@ def build(
         folder = work_folder(work, p)
         units = p.units()[part[0] :: part[1]]
         there = survey(p, folder, units)
+        if engine != "ray" and len(there.done) < len(units):
+            for line in cautions(p, t, device):
+                warn(line)
         n_workers = _workers(workers, device, p, t, len(units) - len(there.done), engine)
         if engine == "ray":
             where: Any = Ray(address, cpus, gpus, int(memory * 2**30))
@@ -210,6 +213,28 @@ def build(
             print_lines(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
     if broken:
         sys.exit(1)
+
+
+def cautions(plan: TruthPlan, target: SuiteTarget, device: str) -> list[str]:
+    """Returns what will make retraining slow or fail on this machine, before it starts."""
+    from tdabench.run import environment
+    from tdabench.truth.engines import needed_bytes
+
+    if device != "cpu":
+        return []
+    found = []
+    if plan.recipe.precision == "bfloat16" and environment.knows_bfloat16() is False:
+        found.append(
+            f"{plan.name} trains in bfloat16, for which this processor has no instructions: "
+            "a retraining takes several times as long as one in float32"
+        )
+    free, need = environment.available_bytes(), needed_bytes(plan, target.target)
+    if free and need > free:
+        found.append(
+            f"a retraining of {plan.name} needs about {need / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} GiB is free: set micro_batch in the recipe, or free some"
+        )
+    return found
 
 
 def _workers(
@@ -550,7 +575,7 @@ def tune_recipe(
     from tdabench.targets import Recipe
     from tdabench.truth import try_recipe
 
-    loaded = load_suite(suite)
+    loaded = load_suite(suite, targets=(target,) if target else ())
     t = loaded.target(target) if target else loaded.main_targets[0]
     values: dict[str, list[str]] = {}
     for text in grid:

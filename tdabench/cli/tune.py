@@ -53,7 +53,7 @@ def command(
     from tdabench.run.sources import load_suite
     from tdabench.run.tune import Trial, default_grid, method_of, tune, with_tuned
 
-    loaded = load_suite(suite)
+    loaded = load_suite(suite, targets=(target,) if target else ())
     cls, fixed = method_of(loaded, method)
     grid: dict[str, list[Any]] = {}
     for text in grids:

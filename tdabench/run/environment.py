@@ -99,6 +99,18 @@ def multiplies_bfloat16() -> bool:
         return False
 
 
+@functools.cache
+def knows_bfloat16() -> bool | None:
+    """Tells whether the processor has instructions for bfloat16; None where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    flags = {w for line in text.splitlines() if line.lower().startswith(("flags", "features"))
+             for w in line.partition(":")[2].split()}  # fmt: skip
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) if flags else None
+
+
 def _cpu() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

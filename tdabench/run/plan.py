@@ -265,7 +265,7 @@ def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
 
     Asks the suite for neither queries nor benchmarks. Raises as `make_plan`.
     """
-    suite = load_suite(request.suite, data_dir)
+    suite = load_suite(request.suite, data_dir, _opened(request))
     targets = _targets(suite, request.targets)
     chosen = _methods(suite, request.methods)
     overrides = _overrides(request.sets, chosen)
@@ -326,6 +326,15 @@ def _device(device: str) -> str:
 
 
 # --------------------------------------------------------------------------- names
+
+
+def _opened(request: Request) -> Sequence[str] | None:
+    """Returns the targets whose models a request needs, () for the main ones, None for all.
+
+    A model may have to be fetched and converted. Transfer compares with truths of other targets.
+    """
+    named = {*(request.targets or ()), *(request.benchmarks or ())}
+    return None if named & {"all", "transfer"} else tuple(request.targets or ())
 
 
 def _targets(suite: Suite, asked: Sequence[str] | None) -> list[SuiteTarget]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,24 @@ from tdabench.targets.target import TOKENIZER_FILES
 CORPUS_FILES = ("file", "train_file", "queries_file", "tuning_queries_file")
 
 
-def load_suite(name: str | Path, data_dir: Path | None = None) -> Suite:
+def load_suite(
+    name: str | Path, data_dir: Path | None = None, targets: Sequence[str] | None = None
+) -> Suite:
     """Loads a suite by name or file, with all its files on this machine.
 
     Files from the hub or a package are fetched, or taken from `data_dir`; the returned suite is
-    then the copy in the cache that names only paths. Raises UsageError for an unknown name or for
-    files that cannot be fetched, and DataError for a malformed file.
+    then the copy in the cache that names only paths. `targets` are the labels that will be used, ()
+    for the main ones: other targets with a `model` are then left out and not opened. By default
+    every target is opened that can be. Raises UsageError for an unknown name or for files that
+    cannot be fetched, and DataError for a malformed file.
     """
     suite = read_suite(suite_path(name))
-    if suite.fetched:
-        return resolve(suite, data_dir)
-    return suite
+    if not suite.fetched:
+        return suite
+    if targets is not None:
+        chosen = [suite.target(t) for t in targets] or list(suite.main_targets)
+        targets = [t.label for t in chosen] if targets or len(chosen) < len(suite.targets) else None
+    return resolve(suite, data_dir, targets)
 
 
 def suite_path(name: str | Path) -> Path:
@@ -52,8 +59,10 @@ def suite_path(name: str | Path) -> Path:
     return Path(registry().suite(text).value)
 
 
-def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
-    """Returns the suite with all its files on this machine.
+def resolve(
+    suite: Suite, data_dir: Path | None = None, targets: Sequence[str] | None = None
+) -> Suite:
+    """Returns the suite with all its files on this machine, and of models only those of `targets`.
 
     `data_dir`, or TDABENCH_DATA_DIR, is searched before the hub (see `tdabench.data.hub`). An
     unavailable asset is left out, and methods that need it become rows that say so. A target whose
@@ -61,7 +70,7 @@ def resolve(suite: Suite, data_dir: Path | None = None) -> Suite:
     UsageError, DataError or MissingExtra.
     """
     data_dir = data_folder(data_dir)
-    return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir))
+    return write_suite(resolved(read_toml(suite.path), suite.path.parent, data_dir, targets))
 
 
 def data_folder(data_dir: Path | None) -> Path | None:
@@ -73,8 +82,17 @@ def data_folder(data_dir: Path | None) -> Path | None:
     return data_dir
 
 
-def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> dict[str, Any]:
-    """Returns the tables of a suite file with every file as an absolute path."""
+def resolved(
+    data: dict[str, Any],
+    near: Path,
+    data_dir: Path | None = None,
+    targets: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Returns the tables of a suite file with every file as an absolute path.
+
+    With `targets`, other targets that name a model are left out, and an unavailable one of them
+    raises its error.
+    """
     data = json.loads(json.dumps(data, default=str))
     sources: dict[str, str] = {}
 
@@ -99,12 +117,16 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
                 missing.append(f"the asset {name!r} is left out: {e}")
 
     assets(data.setdefault("assets", {}))
-    data["hashes"] = {str((near / k).absolute()): v for k, v in data.get("hashes", {}).items()}
+    declared = data.get("hashes", {})
+    data["hashes"] = {
+        str((near / k).absolute()): v for k, v in declared.items() if not k.startswith(FETCHED)
+    }
     for key in ("files", "resolved"):
         data.pop(key, None)
 
     def find_target(target: dict[str, Any]) -> None:
         if "model" in target:
+            _check_hashes(target["model"], declared)
             _open_target(target, near, data_dir)
         else:
             target["folder"] = fetch(target["folder"], "model")
@@ -114,11 +136,16 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
             if "masks" in spec:
                 spec["masks"] = fetch(spec["masks"])
 
-    kept, errors = [], []
+    kept, errors, gone = [], [], set()
     for target in data["targets"]:
+        if targets is not None and "model" in target and target["label"] not in targets:
+            gone.add(target["label"])
+            continue
         try:
             find_target(target)
         except TdabenchError as e:
+            if target["label"] in (targets or ()):
+                raise
             errors.append((target["label"], e))
             continue
         assets(target.setdefault("assets", {}))
@@ -126,7 +153,7 @@ def resolved(data: dict[str, Any], near: Path, data_dir: Path | None = None) -> 
     if errors and not kept:
         raise errors[0][1]
     missing += [f"the target {label!r} is left out: {e}" for label, e in errors]
-    gone = {label for label, _ in errors}
+    gone |= {label for label, _ in errors}
     data["tuned"] = {k: v for k, v in data.get("tuned", {}).items() if k not in gone}
     data["targets"] = kept
     _chunk_corpus(data)
@@ -149,6 +176,22 @@ def fetched(value: str, near: Path, data_dir: Path | None, kind: str) -> Fetched
     if not path.exists():
         raise DataError(f"{path} is missing", "Correct the path in the suite")
     return Fetched(path, str(path))
+
+
+def _check_hashes(model: str, hashes: Mapping[str, str]) -> None:
+    """Raises DataError if a package's file that a suite declares is of another version.
+
+    Before a model is converted, which takes a minute.
+    """
+    for source, wanted in hashes.items():
+        if source.startswith(f"{model}/") and source.startswith("package:"):
+            found = sha256_kept(find(source).path)
+            if found != wanted:
+                raise DataError(
+                    f"{source} is of another version than the suite declares (sha256 "
+                    f"{found[:12]}, expected {wanted[:12]})",
+                    "Install the version that its documentation names",
+                )
 
 
 def _open_target(target: dict[str, Any], near: Path, data_dir: Path | None) -> None:

@@ -17,7 +17,7 @@ def planned_truths(
 ) -> list[tuple[Suite, SuiteTarget, str]]:
     """Returns every requested (suite, target, truth name) for which the suite has a plan."""
 
-    suite = load_suite(suite_name)
+    suite = load_suite(suite_name, targets=targets or None)
     out = []
     for target in [suite.target(t) for t in targets] if targets else suite.targets:
         for name in truths or target.plans:
@@ -84,7 +84,8 @@ def plan_from_file(
 ) -> tuple[Suite, SuiteTarget, str, TruthPlan]:
     """Reads the plan in `path`, and finds the data in the suite that it was made for."""
 
-    suite, plan = load_suite(suite_name), TruthPlan.load(path)
+    suite = load_suite(suite_name, targets=targets or None)
+    plan = TruthPlan.load(path)
     for target in [suite.target(t) for t in targets] if targets else suite.targets:
         if target.target.fingerprint_of(plan.start) == plan.target:
             break

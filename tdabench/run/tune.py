@@ -62,7 +62,7 @@ def tune(
     for an unknown parameter, for one that the variant fixes,
     or when the target has no tuning truth.
     """
-    suite = load_suite(suite_name)
+    suite = load_suite(suite_name, targets=(target_label,) if target_label else ())
     target = suite.target(target_label) if target_label else suite.main_targets[0]
     cls, fixed = method_of(suite, label)
     names = dict.fromkeys((cls.name, label))

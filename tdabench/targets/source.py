@@ -25,7 +25,7 @@ from typing import Any
 from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, MissingExtra, UsageError, first_line, notice
 from tdabench.io import cache_folder, fingerprint, read_json, seal, write_json
-from tdabench.limited import limited
+from tdabench.limited import allowed_memory, limited
 from tdabench.targets.forward import context_length, probe_ids
 from tdabench.targets.sizes import check_folder, check_room
 from tdabench.targets.target import (
@@ -42,6 +42,7 @@ CONFIG_FILES = (
     "config.json", "generation_config.json", *TOKENIZER_FILES, "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+ABANDONED = 3600.0  # seconds after which a conversion that wrote nothing is abandoned
 MERGE_VERSION = 2  # raise it if merging changes: merged adapters are kept on disk
 CHECKPOINT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -199,6 +200,9 @@ def _once(place: Path, make: Callable[[Path], None]) -> None:
     """Makes the folder `place`, completely or not at all, unless it exists."""
     if (place / "config.json").exists():
         return
+    for left in place.parent.glob(f".{place.name}-*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > ABANDONED:  # another machine's may be at work
+            shutil.rmtree(left, ignore_errors=True)
     temporary = place.with_name(f".{place.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -331,11 +335,19 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         ) from e
     size = f"{file.stat().st_size / 1e6:,.0f} MB"
     notice(f"dequantising {file.name} ({size}) to float32: takes minutes, once")
-    start = time.monotonic()
+    start, told = time.monotonic(), 0.0
+
+    def on_wait(seconds: float) -> None:
+        nonlocal told
+        if seconds - told >= 15:
+            told = seconds
+            notice(f"dequantising {file.name}: {seconds:.0f} s")
+
     limited(
         "tdabench.targets.source:_unpack_gguf",
-        {"file": str(file), "folder": str(folder)},
+        {"file": str(file), "folder": str(folder), "memory": allowed_memory()},
         what=str(file),
+        on_wait=on_wait,
     )
     notice(f"dequantised {file.name} in {time.monotonic() - start:.0f} s")
 
@@ -343,8 +355,14 @@ def unpack_gguf(file: Path, folder: Path) -> None:
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def _check_gguf(file: Path) -> None:
+# Bytes of memory per weight while a file is dequantised: three copies in float32.
+UNPACK_BYTES = 12
+
+
+def _check_gguf(file: Path, memory: int) -> None:
     """Raises DataError when a GGUF file's tensors are not those that its configuration needs.
+
+    Also when dequantising would take more than `memory` bytes (0: unknown), before it starts.
 
     Its number of weights is compared before anything of that size is built. Tensors of experts
     are split or joined on reading, so that their names are not compared.
@@ -356,7 +374,14 @@ def _check_gguf(file: Path) -> None:
 
     tensors = gguf.GGUFReader(file).tensors
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    check_room(file, config, len(tensors), sum(int(t.n_elements) for t in tensors))
+    numbers = sum(int(t.n_elements) for t in tensors)
+    check_room(file, config, len(tensors), numbers)
+    if memory and UNPACK_BYTES * numbers > memory:
+        raise DataError(
+            f"dequantising {file.name} needs about {UNPACK_BYTES * numbers / 2**30:.1f} GiB of "
+            f"memory, and {memory / 2**30:.1f} GiB may be used",
+            "Free some memory, or set TDABENCH_LOAD_MEMORY",
+        )
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config)
     kind = reading.TENSOR_PROCESSORS.get(config.model_type, reading.TensorProcessor)
@@ -373,18 +398,18 @@ def _check_gguf(file: Path) -> None:
         )
 
 
-def _unpack_gguf(file: str, folder: str) -> None:
+def _unpack_gguf(file: str, folder: str, memory: int = 0) -> None:
     """What transformers loads from GGUF still says that it is quantised and refuses to be cast or
     trained, so its weights are copied into a model built from the configuration."""
-    _unpack(Path(file), Path(folder))
+    _unpack(Path(file), Path(folder), memory)
 
 
-def _unpack(file: Path, folder: Path) -> None:
+def _unpack(file: Path, folder: Path, memory: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        _check_gguf(file)
+        _check_gguf(file, memory)
         with no_bars(), torch.random.fork_rng(devices=[]):
             found: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False,

@@ -80,7 +80,7 @@ class Timed:
 def _suite(name: str, label: str | None) -> tuple[Any, Any]:
     from tdabench.run.sources import load_suite
 
-    suite = load_suite(name)
+    suite = load_suite(name, targets=(label,) if label else ())
     return suite, suite.target(label) if label else suite.main_targets[0]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from constructed import FixedIndex, corpus
 
-from tdabench.benchmark import Built
+from tdabench.benchmark import Built, Stored
 from tdabench.benchmarks.classification import Classification, elected, share_of, votes
 from tdabench.benchmarks.noise import Noise
 from tdabench.benchmarks.tracing import Tracing
@@ -66,6 +66,27 @@ def test_knn_takes_the_majority_and_permutation_changes_nothing(make_context) ->
     )
     np.testing.assert_array_equal(moved.per_query, out.per_query)
     np.testing.assert_allclose(moved.arrays["per_query_knn"], out.arrays["per_query_knn"])
+
+
+def test_sources_are_classified_where_examples_have_them(make_context) -> None:
+    def marked(examples: Corpus, names: list[str]) -> Corpus:
+        return Corpus(Example(e.id, e.prompt, e.response, e.task, {"source": n} if n else {})
+                      for e, n in zip(examples, names))  # fmt: skip
+
+    of_train = [f"c{i % 4}" for i in range(12)]
+    of_queries = ["c0", "c1", "c2", "c3", "elsewhere", ""]
+    train, queries = marked(TRAIN, of_train), marked(QUERIES, of_queries)
+    same = np.array([[float(a == b) for b in of_train] for a in of_queries])
+    out = Classification(k=3).run(make_context(fixed(same), train, queries))
+    # The last two queries have no source among the training examples: wrong.
+    assert out.metrics["accuracy_source"].value == pytest.approx(4 / 6)
+    assert out.metrics["accuracy_source_knn"].value == pytest.approx(4 / 6)
+    assert out.metrics["chance_source"].value == pytest.approx(4 / 6 / 4)
+    plain = Classification(k=3).run(make_context(fixed(same), TRAIN, QUERIES))
+    assert "accuracy_source" not in plain.metrics
+    assert out.metrics["accuracy"] == plain.metrics["accuracy"]
+    stored = Stored(out.arrays, out.query_ids, None, None)  # type: ignore[arg-type]
+    assert Classification(k=3).recompute(stored).metrics == out.metrics
 
 
 def test_classification_edges(make_context) -> None:

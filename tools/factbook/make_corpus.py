@@ -88,7 +88,9 @@ def read_profiles(package: Path) -> dict[str, Profile]:
             if path.suffix != ".json" or len(path.parts) != 3 or "meta" in path.parts or not file:
                 continue
             profile = dict(_flat(json.load(file)))
-            name = NAMES.get(path.stem) or profile["Government/Country name/conventional short form"]
+            name = (
+                NAMES.get(path.stem) or profile["Government/Country name/conventional short form"]
+            )
             profiles[name] = profile
     return profiles
 
@@ -156,9 +158,7 @@ class Seen:
         """Tells whether a text added before shares `SIMILAR` of the trigrams of both."""
         grams = trigrams(text)
         shared = Counter(i for g in grams for i in self.of[g])
-        return any(
-            n / (len(grams) + len(self.texts[i]) - n) >= SIMILAR for i, n in shared.items()
-        )
+        return any(n / (len(grams) + len(self.texts[i]) - n) >= SIMILAR for i, n in shared.items())
 
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
@@ -177,7 +177,9 @@ def country_passages(country: str, profile: Profile) -> list[Row]:
         cut = passages(text)
         for n, passage in enumerate(cut[:PER_SECTION]):
             ask = about.asks[int(rank("ask", country, kind, str(n))[:8], 16) % len(about.asks)]
-            rows.append(Row("", kind, ask.format(c=country, the=in_sentence(country)), passage, country))
+            rows.append(
+                Row("", kind, ask.format(c=country, the=in_sentence(country)), passage, country)
+            )
     return rows
 
 
@@ -253,7 +255,9 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
             seen.add(row.response)
         return out
 
-    everything = sorted((r for c in training for r in of[c]), key=lambda r: rank("train", r.response))
+    everything = sorted(
+        (r for c in training for r in of[c]), key=lambda r: rank("train", r.response)
+    )
     within = Seen()
     unique = []
     for row in everything:
@@ -282,15 +286,17 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
         sorted((r for c in labelling for r in of[c]), key=lambda r: rank("pool", r.response)),
         "labels_pool", LABELS,
     )  # fmt: skip
-    dev = draw_queries(
-        [r for c in labelling for r in country_queries(c, profiles[c], of[c])], DEV
-    )
+    dev = draw_queries([r for c in labelling for r in country_queries(c, profiles[c], of[c])], DEV)
     text = fresh(
         sorted((r for c in reading for r in documents(c, profiles[c])),
                key=lambda r: rank("text", r.response)), "pretrain_text",
     )  # fmt: skip
 
-    for split, rows in (("test", queries["test"]), ("tuning", queries["tuning"]), ("labels_dev", dev)):
+    for split, rows in (
+        ("test", queries["test"]),
+        ("tuning", queries["tuning"]),
+        ("labels_dev", dev),
+    ):
         near = [r for r in rows if seen.holds(r.response)]
         dropped[split] += len(near)
         rows[:] = [r for r in rows if r not in near]

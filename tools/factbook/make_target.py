@@ -1,10 +1,10 @@
 """Makes the small target of `factbook`: tokenizer and base, and `warm` where methods may score.
 
-    python -m tools.factbook.make_target [--out FOLDER]
+    python -m tools.factbook.make_target [--suite FOLDER]
 
-The model has the architecture of pocket's main target, with a larger vocabulary and three layers. The base reads
-profiles of countries that have no training passage, as plain text. `warm` is the base fine-tuned
-on the labels pool, whose countries have none either, by the recipe of the truth.
+The model has the architecture of pocket's main target, with a larger vocabulary and three layers.
+The base reads profiles of countries that have no training passage, as plain text. `warm` is the
+base fine-tuned on the labels pool, whose countries have none either, by the recipe of the truth.
 """
 
 from __future__ import annotations

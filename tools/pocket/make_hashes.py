@@ -22,8 +22,10 @@ def assets(suite: Path) -> list[Path]:
 
 def hashed(toml: str, suite: Path = SUITE) -> str:
     """Returns the suite file with its [hashes] table computed from the files in `suite`."""
-    head = toml.split(MARK)[0].rstrip("\n") + "\n"
-    lines = [f'"{p.relative_to(suite).as_posix()}" = "{sha256_file(p)}"' for p in assets(suite)]
+    head, _, old = toml.partition(MARK)
+    head = head.rstrip("\n") + "\n"
+    lines = [line for line in old.splitlines() if line.startswith('"package:')]  # stay as they are
+    lines += [f'"{p.relative_to(suite).as_posix()}" = "{sha256_file(p)}"' for p in assets(suite)]
     return head + MARK + "\n".join(lines) + "\n"
 
 

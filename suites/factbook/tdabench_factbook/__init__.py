@@ -1,0 +1,13 @@
+"""The suite `factbook`, a distribution of its own: its data do not fit into tdabench's wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tdabench.api import hookimpl
+
+
+@hookimpl
+def tdabench_suites() -> list[Path]:
+    """Returns the suite file next to this file."""
+    return [Path(__file__).parent / "suite.toml"]
