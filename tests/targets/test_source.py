@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -640,3 +641,26 @@ def test_smollm2_knows_the_capital_of_france(monkeypatch):
     losses = target.losses(target.model(), target.tokenize(answers))
     assert losses[0] < 0.5 < losses[1] < losses[2]
     assert target.model().to(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_dequantising_says_that_it_starts_and_what_it_needs(
+    tmp_path, tiny_target, monkeypatch, capsys
+):
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "m.gguf", tiny_target.tokenizer)
+    monkeypatch.setattr("tdabench.targets.source.allowed_memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"dequantising m\.gguf needs about .* may be used"):
+        open_model("m.gguf", near=tmp_path)
+    assert "dequantising m.gguf: once" in capsys.readouterr().err
+    left = list((tmp_path / "cache" / "targets").glob("*/.base-*"))
+    assert left == [], "an interrupted conversion leaves nothing"
+    # What a killed process left is removed once it is old; what may be at work stays.
+    place = next((tmp_path / "cache" / "targets").glob("m-*"))
+    for name, age in ((".base-1", 2 * 3600), (".base-2", 60)):
+        (place / name).mkdir()
+        os.utime(place / name, (time.time() - age,) * 2)
+    monkeypatch.undo()
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    open_model("m.gguf", near=tmp_path)
+    assert not (place / ".base-1").exists()
+    assert (place / ".base-2").exists()

@@ -221,6 +221,25 @@ def test_workers_are_as_many_as_cores_and_memory_allow(suite, monkeypatch):
     assert needed_bytes(light, t.target) < need
 
 
+def test_what_will_be_slow_or_fail_is_said_before_it_starts(suite, tmp_path, monkeypatch, capsys):
+    from tdabench.cli import truth as cli
+    from tdabench.run import environment, truths
+
+    ((s, t, name),) = truths.planned_truths(str(suite), (), ())
+    plan = truths.draw_plan(s, t, name)
+    assert cli.cautions(plan, t, "cpu") == []
+    monkeypatch.setattr(environment, "available_bytes", lambda: 1 << 20)
+    (line,) = cli.cautions(plan, t, "cpu")
+    assert "GiB of memory and 0.0 GiB is free" in line
+    half = dataclasses.replace(plan, recipe=Recipe(precision="bfloat16"))
+    for known, lines in ((False, 2), (True, 1), (None, 1)):
+        monkeypatch.setattr(environment, "knows_bfloat16", lambda known=known: known)
+        found = cli.cautions(half, t, "cpu")
+        assert len(found) == lines
+        assert ("has no instructions" in found[0]) == (known is False)
+    assert cli.cautions(half, t, "cuda") == []
+
+
 @pytest.mark.parametrize("bar", [False, True])
 def test_progress_shows_pace_time_left_retries_and_failures(bar, monkeypatch, capsys):
     from tdabench.cli import truth as cli

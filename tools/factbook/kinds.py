@@ -340,7 +340,8 @@ NAMES = {
     "fm": "Micronesia", "io": "British Indian Ocean Territory", "oo": "Southern Ocean",
     "sh": "Saint Helena", "sk": "Sint Maarten", "sv": "Svalbard",
     "um": "United States Pacific Island Wildlife Refuges", "vt": "Vatican City",
-    "xo": "Indian Ocean", "xq": "Arctic Ocean", "xx": "World", "zh": "Atlantic Ocean", "zn": "Pacific Ocean",
+    "xo": "Indian Ocean", "xq": "Arctic Ocean", "xx": "World", "zh": "Atlantic Ocean",
+    "zn": "Pacific Ocean",
 }  # fmt: skip
 
 WITH_THE = re.compile(

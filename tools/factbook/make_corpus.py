@@ -38,7 +38,7 @@ PER_SECTION = 2  # passages of one kind per country
 MOST_CHARS = 420  # so that a passage fits into the small target's context
 ANSWER_WORDS = 40
 TRAIN_COUNTRIES, LABEL_COUNTRIES = 90, 60
-TRAIN, LABELS = 1000, 900
+TRAIN, TRAIN_QUESTIONS, LABELS = 1000, 300, 900
 TEST_COUNTRIES, TUNING_COUNTRIES, DEV_COUNTRIES = 36, 24, 60
 TEST, TUNING, DEV = 144, 72, 300
 SIMILAR = 0.5  # Jaccard index of word trigrams from which two texts are near-duplicates
@@ -281,6 +281,10 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
         split: draw_queries([r for c in sides[split] for r in asked[c]], count)
         for split, count in (("test", TEST), ("tuning", TUNING))
     }
+    # The same questions about other facts are training examples: queries share their format.
+    taken = {r.fact for rows in queries.values() for r in rows}
+    others = [r for c in training for r in asked[c] if r.fact not in taken]
+    answered = draw_queries(others, TRAIN_QUESTIONS)
 
     pool = fresh(
         sorted((r for c in labelling for r in of[c]), key=lambda r: rank("pool", r.response)),
@@ -309,6 +313,7 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
         "tuning": queries["tuning"], "test": queries["test"],
     }  # fmt: skip
     out = []
+    parts["train"] += answered
     for split in SPLITS:
         rows = sorted(parts[split], key=lambda r: rank("order", split, r.prompt, r.response))
         out += [
@@ -349,7 +354,9 @@ def verify(rows: Sequence[Row]) -> None:
     require(sources["test"] | sources["tuning"] <= sources["train"], "a query's country is unseen")
     for other in ("labels_pool", "pretrain_text"):
         require(not sources[other] & sources["train"], f"{other} holds a training country")
-    stated = {f for r in by["train"] for f in r.fact.split()}
+    asked = {r.fact for r in by["train"] if r.prompt.endswith(".") and "?" in r.prompt}
+    require(not asked & {r.fact for r in (*by["test"], *by["tuning"])}, "a query is answered")
+    stated = {r.fact for r in by["train"]}
     for row in (*by["test"], *by["tuning"]):
         require(row.fact in stated, f"no training passage states {row.fact}")
         require(len(row.response.split()) <= ANSWER_WORDS, f"{row.id} is too long")

@@ -39,7 +39,7 @@ def leave_one_country_out(suite: Suite) -> TruthPlan:
         suite.train,
         suite.queries(),
         groups=Groups.of([np.flatnonzero(of != c) for c in countries(suite)], len(of)),
-        n_seeds=2,
+        n_seeds=1,
         recipe=target.recipe,
         order="pool",
     )

