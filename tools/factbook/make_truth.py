@@ -69,7 +69,7 @@ def main() -> None:
             raise SystemExit(code)
         if name == "loo":
             built = args.work / plan.name / "truth.safetensors"
-            Truth.load(built).save(suite.target("small").truths["loo"])
+            Truth.load(built).save(args.suite / "truth" / "small-loo.safetensors")
 
 
 if __name__ == "__main__":
