@@ -651,7 +651,7 @@ def test_dequantising_says_that_it_starts_and_what_it_needs(
     monkeypatch.setattr("tdabench.targets.source.allowed_memory", lambda: 1000)
     with pytest.raises(DataError, match=r"dequantising m\.gguf needs about .* may be used"):
         open_model("m.gguf", near=tmp_path)
-    assert "dequantising m.gguf: once" in capsys.readouterr().err
+    assert "to float32: takes minutes, once" in capsys.readouterr().err
     left = list((tmp_path / "cache" / "targets").glob("*/.base-*"))
     assert left == [], "an interrupted conversion leaves nothing"
     # What a killed process left is removed once it is old; what may be at work stays.
