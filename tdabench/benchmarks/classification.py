@@ -52,7 +52,7 @@ class Classification(Benchmark):
         asked = _sources(queries)
         if set(sources) & set(asked) - {""}:
             labels["_source"] = _numbered(sources, asked)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for end, (label, wanted, n) in labels.items():
             arrays |= {
                 f"wanted{end}": wanted,

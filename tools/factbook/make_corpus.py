@@ -243,7 +243,7 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
 
     def fresh(rows: Iterable[Row], split: str, limit: int | None = None) -> list[Row]:
         """Takes rows that are no near-duplicates of what other splits hold."""
-        out = []
+        out: list[Row] = []
         for row in rows:
             if limit is not None and len(out) == limit:
                 break
