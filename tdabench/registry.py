@@ -32,7 +32,7 @@ from tdabench import hookspecs
 from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, did_you_mean, unknown
 
 GROUP = "tdabench"
-SUITE_EXTRAS = {"factbook": "factbook"}  # suites of ours that are distributions of their own
+SUITE_EXTRAS = {"factbook": "factbook"}  # suites that are separate distributions
 DISCOVERY_SECONDS = 60.0  # for the import of a plugin, and for each of its hooks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

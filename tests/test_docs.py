@@ -69,7 +69,7 @@ def test_what_a_documented_command_names_is_there(page, line):
     from tdabench.testing import LAWS
 
     suite = load_suite("pocket")
-    own_suite = "--suite" in line or "mine.toml" in line
+    own_suite = "--suite" in line or "mine.toml" in line or "factbook" in line
     for name in values(line, "--methods"):
         pipeline = PipelineName.parse(name)
         for stage in pipeline.stages if pipeline else [name]:

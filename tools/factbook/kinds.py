@@ -52,7 +52,7 @@ def _listed(items: list[str]) -> str:
 
 
 def independence(profile: Profile) -> Answer | None:
-    """The year, from a section of its own; the passage states it in a sentence."""
+    """The year, from another section; the passage states it in a sentence."""
     text = profile.get("Government/Independence", "")
     found = re.match(rf"(?:{DATE}|\d{{4}})", text)
     of = re.search(r"\(from (?:the )?([A-Z][\w .]+?)\)", text)

@@ -1,4 +1,4 @@
-"""The suite `factbook`, a distribution of its own: its data do not fit into tdabench's wheel."""
+"""The suite `factbook`, a separate distribution: its data do not fit into tdabench's wheel."""
 
 from __future__ import annotations
 
