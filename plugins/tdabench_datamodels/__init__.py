@@ -4,9 +4,10 @@ Importing this package loads no torch.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_datamodels.hybrid import Hybrid
 from tdabench_datamodels.method import Datamodels
 
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [Datamodels]
+    return [Datamodels, Hybrid]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 # Penalties tried, from almost none to almost complete shrinkage.
@@ -94,3 +96,66 @@ def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarr
 
 def _explained(error: np.ndarray, total: np.ndarray) -> np.ndarray:
     return 1 - error / np.where(total > 0, total, 1.0)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Numbers of the prior of `posterior`, in units of the outcomes' standard deviation.
+
+    `agreement` and `spread` are mean and standard deviation of the correlation between prior scores
+    and outcomes, `noise` is the share of the variance that members do not explain, and `floor` the
+    prior variance of the effect of an example with a score of 0.
+    """
+
+    agreement: float = 0.4
+    spread: float = 0.15
+    noise: float = 0.6
+    floor: float = 0.3
+
+
+def posterior(
+    x: np.ndarray, y: np.ndarray, scores: np.ndarray, features: np.ndarray, prior: Prior
+) -> np.ndarray:
+    """Computes posterior mean weights [q, n] of outcomes y [q, m] on membership x [m, n].
+
+    For each query, with x and y centred over the m rows,
+
+        y = x w + e,   w = a s + d (.) (Z v + u),   d^2 = floor + s^2 / mean(s^2)
+
+    where s is its row of `scores` [q, n], Z are `features` [n, k], and a, u, v and e are independent
+    and normal. With b = x s, the variance of e is `noise` var(y), that of a gives the correlation
+    of b and y the standard deviation `spread` around `agreement`, and u and v have one variance,
+    such that x (d (.) (Z v + u)) has the rest of var(y). So in units of sd(y) and sd(b)
+
+        cov(y) = noise I + rest G + spread^2 b b^T,   G = x D^1/2 (Z Z^T + I) D^1/2 x^T / mean diagonal
+
+    and w follows from (y - agreement b) by a solution of size m. A query whose outcomes are all
+    equal gets weights 0; one whose scores are all equal gets those of a prior without them.
+    """
+    m = len(x)
+    xc = x.astype(np.float64)
+    xc -= xc.mean(0)
+    z = features.astype(np.float64)
+    out = np.zeros(scores.shape)
+    for q, (s, outcome) in enumerate(zip(scores.astype(np.float64), y.astype(np.float64))):
+        outcome = outcome - outcome.mean()
+        sd = float(outcome.std())
+        if sd <= 1e-12:
+            continue
+        power = float(np.square(s).mean())
+        s = s / np.sqrt(power) if power > 0 else s
+        b = xc @ s
+        size = float(b.std())
+        agreement, spread = (prior.agreement, prior.spread) if size > 1e-9 else (0.0, 0.0)
+        b = b / size if size > 1e-9 else b
+        d = np.sqrt(prior.floor + s**2) if power > 0 else np.ones_like(s)
+        xd = xc * d
+        f = xd @ z  # [m, k]
+        gram = f @ f.T + xd @ xd.T
+        mean = float(np.trace(gram)) / m
+        rest = max(0.0, 1 - prior.noise - agreement**2) / mean if mean > 0 else 0.0
+        cov = rest * gram + spread**2 * np.outer(b, b) + prior.noise * np.eye(m)
+        a = np.linalg.solve(cov, outcome / sd - agreement * b)
+        slope = (agreement + spread**2 * (b @ a)) / size if size > 1e-9 else 0.0
+        out[q] = sd * (slope * s + rest * d * (z @ (f.T @ a) + xd.T @ a))
+    return out
