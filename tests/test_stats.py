@@ -438,6 +438,60 @@ def test_halvings_are_every_pair_of_disjoint_halves(n: int, expected: int) -> No
     assert len(stats._halvings(9, 0)) == stats.MAX_SPLITS
 
 
+# ------------------------------------------------------------------ additive ceiling
+
+
+def additive_world(shares: tuple[float, float, float], m: int, q: int, seed: int):
+    """Outcomes [query, group] whose variance is of effects, pairs of examples and noise."""
+    rng = np.random.default_rng(seed)
+    n = 200
+    member = np.zeros((m, n))
+    for row in member:
+        row[rng.choice(n, n // 4, replace=False)] = 1
+    centred = member - member.mean(0)
+    parts = [centred @ rng.standard_t(3, size=(n, q)), np.zeros((m, q)), rng.normal(size=(m, q))]
+    for _ in range(400):  # products of two centred memberships: nothing for a sum to explain
+        a, b = rng.choice(n, 2, replace=False)
+        parts[1] += np.outer(centred[:, a] * centred[:, b], rng.normal(size=q))
+    return sum((v**0.5) * p / p.std(0) for v, p in zip(shares, parts)).T, member
+
+
+@pytest.mark.parametrize("shares", [(1, 0, 0), (0.6, 0.2, 0.2), (0.3, 0.5, 0.2), (0, 0.5, 0.5)])
+def test_additive_ceiling_is_the_share_of_sums(shares: tuple[float, float, float]) -> None:
+    found = []
+    for seed in range(12):
+        got = stats.additive_ceiling(*additive_world(shares, 160, 100, seed))
+        assert got is not None
+        found.append((got.share, got.error, got.low <= shares[0] ** 0.5 <= got.high))
+    share, error, covered = np.mean(found, axis=0)
+    spread = np.std([f[0] for f in found], ddof=1)
+    assert share == pytest.approx(shares[0], abs=3 * spread / 12**0.5 + 0.025)
+    assert 0.5 * spread < error < 3 * spread + 0.01
+    assert covered > 0.8
+
+
+def test_additive_ceiling_needs_groups_that_vary() -> None:
+    y, member = additive_world((1, 0, 0), 9, 20, 0)
+    assert stats.additive_ceiling(y, member) is None
+    y, member = additive_world((0.5, 0, 0.5), 20, 4, 0)
+    assert stats.additive_ceiling(y, member) is None  # too uncertain
+    y, member = additive_world((1, 0, 0), 160, 100, 0)
+    assert stats.additive_ceiling(np.ones_like(y), member) is None
+    assert stats.additive_ceiling(y, np.ones_like(member)) is None
+    whole = stats.additive_ceiling(y, member)
+    assert whole is not None
+    more = stats.additive_ceiling(np.concatenate([y, np.zeros((5, 160))]), member)
+    assert more is not None
+    assert more.share == pytest.approx(whole.share)  # queries that never vary do not count
+    again = stats.additive_ceiling(7 * y + 3, member)
+    assert again is not None
+    assert again.value == pytest.approx(whole.value)
+    with pytest.raises(MethodError, match="NaN"):
+        stats.additive_ceiling(np.where(y > 1, np.nan, y), member)
+    with pytest.raises(UsageError, match="160 groups"):
+        stats.additive_ceiling(y, member[1:])
+
+
 # ------------------------------------------------------------------ many methods
 
 

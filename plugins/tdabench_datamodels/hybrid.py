@@ -147,7 +147,7 @@ class Hybrid(TDAMethod):
         return Truth.load(context.asset(self.asset))
 
     def _retrainings(self, context: Context) -> Truth:
-        """Returns the first `retrainings` groups of the asset. Raises MethodError if it has less."""
+        """Returns the first `retrainings` of the asset. Raises MethodError if it has fewer."""
         from tdabench.api import Truth
 
         truth = self._truth(context)

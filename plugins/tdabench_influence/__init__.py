@@ -9,11 +9,12 @@ from tdabench_influence.ekfac import EKFAC, KFAC
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, LiSSA
 from tdabench_influence.magic import MAGIC
-from tdabench_influence.source import SOURCE
+from tdabench_influence.source import SOURCE, AdamSOURCE
 
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
     return [
-        EKFAC, KFAC, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit, SOURCE, MAGIC,
+        EKFAC, KFAC, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit,
+        SOURCE, AdamSOURCE, MAGIC,
     ]  # fmt: skip

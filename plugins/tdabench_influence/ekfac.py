@@ -70,6 +70,9 @@ class KFAC(StreamingMethod):
         state: State = {}
         for layer in engine.layers:
             a, s = (m / (max(1, len(tokens)) * per_example) for m in moments[layer.name])
+            if sides := self.sides(layer):
+                out, into = (torch.from_numpy(side).to(a) for side in sides)
+                a, s = a * torch.outer(into, into), s * torch.outer(out, out)
             a_values, q_a = torch.linalg.eigh(a)
             s_values, q_s = torch.linalg.eigh(s)
             values = per_example * torch.outer(s_values.clamp_min(0), a_values.clamp_min(0))
@@ -108,6 +111,13 @@ class KFAC(StreamingMethod):
                 "The loss of an example overflows under this checkpoint",
             )
         return sums
+
+    def sides(self, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns factors (out [d_out], in [d_in]) of the gradients whose curvature is computed.
+
+        G is replaced by G * outer(out, in), elementwise. None leaves it as it is.
+        """
+        return None
 
     def drawn_losses(self, model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
         """Computes the mean response loss of drawn labels, [b], whose gradients make the Fisher."""
@@ -154,10 +164,16 @@ class EKFAC(KFAC):
         state = super().fit(context, engine, train)
         workspace = Workspace()
         bases = {
-            key: torch.from_numpy(part).to(context.device)
+            key: torch.from_numpy(part).to(context.device, copy=True)
             for key, part in state.items()
             if key.startswith("q_")
         }
+        for layer in engine.layers:
+            if sides := self.sides(layer):
+                for key, side in zip(("q_s", "q_a"), sides):
+                    bases[f"{key}.{layer.name}"] *= torch.from_numpy(side).to(context.device)[
+                        :, None
+                    ]
 
         def squares(layer: Layer, x: torch.Tensor, delta: torch.Tensor, _: Batch) -> Moments:
             # Into the eigenbasis, in the precision of the eigenvectors.

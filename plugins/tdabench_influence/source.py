@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from tdabench_influence.streaming import Gradients, State, StreamingIndex, Strea
 if TYPE_CHECKING:
     import torch
 
-    from tdabench.api import Batch, GradientEngine
+    from tdabench.api import Batch, GradientEngine, Layer
     from tdabench_influence.training import Run
 
 
@@ -51,11 +51,22 @@ class SourceIndex(StreamingIndex):
         for layer, t in zip(self.engine.layers, self.state[f"{i}.t"]):
             parts = (self.state[f"{i}.{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
             q_a, q_s, values = (torch.from_numpy(p).to(self.context.device) for p in parts)
-            g = q_s.T @ gradients[layer.name] @ q_a  # [query, d_out, d_in] in the eigenbasis
+            # D^1/2: scales gradients where the weights move by D times the gradient.
+            root = self._root(i, layer)
+            g = q_s.T @ (gradients[layer.name] * root) @ q_a  # [query, d_out, d_in], eigenbasis
             f, s = responses(values.double(), float(t))
-            pushed[layer.name] = q_s @ (g * f.to(g)) @ q_a.T
-            carried[layer.name] = q_s @ (g * s.to(g)) @ q_a.T
+            pushed[layer.name] = (q_s @ (g * f.to(g)) @ q_a.T) * root
+            carried[layer.name] = (q_s @ (g * s.to(g)) @ q_a.T) / root
         return pushed, carried
+
+    def _root(self, i: int, layer: Layer) -> torch.Tensor | float:
+        """Returns D^1/2 [d_out, d_in] of a layer in segment i; 1 if one number stands for D."""
+        import torch
+
+        if f"{i}.out.{layer.name}" not in self.state:
+            return 1.0
+        sides = (self.state[f"{i}.{side}.{layer.name}"] for side in ("out", "in"))
+        return torch.outer(*(torch.from_numpy(s).to(self.context.device) for s in sides))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,10 @@ class SOURCE(Followed, StreamingMethod):
         for k, after in enumerate(run.forwards(run.start, 0, len(run))):
             for i in np.flatnonzero(middles == k).tolist():
                 state[f"{i}.theta"] = at.theta.cpu().numpy()
-                state[f"{i}.t"] = self._times(run, at, after, k, ends[i], ends[i + 1])
+                state |= {
+                    f"{i}.{key}": part
+                    for key, part in self.pace(run, at, after, k, ends[i], ends[i + 1]).items()
+                }
             at = after
         state["end.theta"] = at.theta.cpu().numpy()
         for i in range(self.segments):
@@ -125,31 +139,53 @@ class SOURCE(Followed, StreamingMethod):
                 state[f"{i}.theta"] = state["end.theta"]
                 state[f"{i}.t"] = np.zeros(len(self.engine(context).layers))
             engine = self.engine_at(context, state[f"{i}.theta"])
-            found = _GaussNewton(layers=self.layers, bias=self.bias).fit(context, engine, train)
+            scales = {
+                layer.name: (state[f"{i}.out.{layer.name}"], state[f"{i}.in.{layer.name}"])
+                for layer in engine.layers
+                if f"{i}.out.{layer.name}" in state
+            }
+            curvature = _GaussNewton(layers=self.layers, bias=self.bias, scales=scales)
+            found = curvature.fit(context, engine, train)
             state |= {f"{i}.{k}": v for k, v in found.items()}
         return SourceIndex(self, context, list(train), state)
 
-    def _times(
+    def pace(
         self, run: Run, before: Any, after: Any, k: int, first: int, last: int
-    ) -> np.ndarray:
-        """Computes t of each layer in a segment of the steps first … last - 1, which include k."""
-        import torch
+    ) -> dict[str, np.ndarray]:
+        """Computes how fast weights move in a segment of the steps first … last - 1, k among them.
 
+        Returns "t" [layer], the training time of each layer.
+        """
         r = run.recipe
-        rates = sum(r.lr_at(step, len(run)) for step in range(first, last))
-        second = after.v / (1 - r.beta2 ** (k + 1))
-        # v comes from clipped gradients and H from unclipped ones: undo the clipping.
-        _, factor, _ = run.clipped(run.gradient(before.theta, k))
-        parts = run.by_name(second)
         times = []
-        for layer in self.engine(run.context).layers:
-            names = [f"{layer.name}.weight"] + [f"{layer.name}.bias"] * layer.bias
-            v = torch.cat([parts[name].flatten() for name in names])
+        time = self._time(run, before, k, first, last)
+        for _, v in self._second_moments(run, after, k):
             mean = float(v.mean())
             # The p for which p m is nearest to m / (sqrt(v) + eps), where m^2 is about v.
             p = float((v / (v.sqrt() + r.eps)).mean()) / mean if mean > 0 else 0.0
-            times.append(self.time * rates * p * factor)
-        return np.array(times)
+            times.append(time * p)
+        return {"t": np.array(times)}
+
+    def _time(self, run: Run, before: Any, k: int, first: int, last: int) -> float:
+        """Computes the sum of learning rates of a segment, times `time` and step k's clipping.
+
+        v comes from clipped gradients and H from unclipped ones: the factor undoes the clipping.
+        """
+        rates = sum(run.recipe.lr_at(step, len(run)) for step in range(first, last))
+        _, factor, _ = run.clipped(run.gradient(before.theta, k))
+        return self.time * rates * factor
+
+    def _second_moments(self, run: Run, after: Any, k: int) -> Iterator[tuple[Layer, torch.Tensor]]:
+        """Yields each layer and Adam's bias-corrected v of its weights after step k: [out, in]."""
+        import torch
+
+        parts = run.by_name(after.v / (1 - run.recipe.beta2 ** (k + 1)))
+        for layer in self.engine(run.context).layers:
+            v = parts[f"{layer.name}.weight"]
+            v = v.T if layer.conv1d else v
+            if layer.bias:
+                v = torch.cat([v, parts[f"{layer.name}.bias"][:, None]], dim=1)
+            yield layer, v
 
     def engine_at(self, context: Context, theta: np.ndarray) -> GradientEngine:
         """Returns the engine at the weights `theta` [dim] of the run."""
@@ -173,6 +209,42 @@ class SOURCE(Followed, StreamingMethod):
         raise UsageError(f"{self.name} has one curvature per segment", "Call score instead")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamSOURCE(SOURCE):
+    """SOURCE in the geometry of AdamW: every weight moves at its own speed.
+
+    AdamW moves weight j by lr D_j times its (averaged) gradient, D_j = 1 / (sqrt(v_j) + eps). With
+    D and H fixed in a segment,
+
+        d(theta)' = -lr D (H d(theta) + g_z / n),
+        S_l = D^1/2 exp(-t_l H~) D^-1/2,    F_l = D^1/2 (1 - exp(-t_l H~)) / H~ D^1/2,
+
+    where H~ = D^1/2 H D^1/2 and t_l is the sum of the learning rates. H~ is the EK-FAC curvature of
+    gradients scaled by D^1/2. A Kronecker factorisation of it needs a D^1/2 of rank one in each
+    layer: outer(out, in), the best fit to log D^1/2 over the layer's weights (exact where eps
+    outweighs gradients). `source` has one number per layer in its place.
+
+    Parameters: those of `source`. `time` remains at 1: there is nothing to make up for.
+    """
+
+    name = "source-adam"
+    version = 1
+    source = "tdabench; SOURCE is arXiv 2405.12186, the mismatch with AdamW arXiv 2605.18814"
+    summary = "SOURCE with AdamW's speed of each weight in place of one number per layer"
+
+    def pace(
+        self, run: Run, before: Any, after: Any, k: int, first: int, last: int
+    ) -> dict[str, np.ndarray]:
+        found = {}
+        for layer, v in self._second_moments(run, after, k):
+            logs = -(v.sqrt() + run.recipe.eps).clamp_min(1e-30).log().double() / 2  # of D^1/2
+            rows, columns = logs.mean(1), logs.mean(0) - logs.mean()
+            found[f"out.{layer.name}"] = rows.exp().float().cpu().numpy()
+            found[f"in.{layer.name}"] = columns.exp().float().cpu().numpy()
+        time = self._time(run, before, k, first, last)
+        return {"t": np.full(len(found) // 2, time), **found}
+
+
 def responses(values: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns F = (1 - exp(-t v)) / v and S = exp(-t v) of eigenvalues v; F is t where v is 0."""
     import torch
@@ -182,13 +254,19 @@ def responses(values: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tenso
     return torch.where(small, t, f), torch.exp(-t * values)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _GaussNewton(EKFAC):
     """EK-FAC of the Gauss-Newton matrix of the mean loss, at its correct scale.
 
     Drawn labels are independent, so the square of a mean over T tokens is 1/T of the mean of
     squares over tokens, which is the Gauss-Newton matrix. Relative damping hides this factor;
-    t H does not.
+    t H does not. `scales` are the `sides` of layers by name.
     """
+
+    scales: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def sides(self, layer: Layer) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.scales.get(layer.name)
 
     def drawn_losses(self, model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:
         return _drawn_losses(model, batch, uniform) * batch.loss_mask.sum(1).sqrt()

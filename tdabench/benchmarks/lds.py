@@ -84,7 +84,7 @@ class RanksGroups(Benchmark):
         main = found.pop(self.truth)
         metrics, arrays, notes = dict(main.metrics), dict(main.arrays), [*notes, *main.notes]
         for name, other in found.items():
-            for kept in (self.name, "ceiling", "share_of_ceiling"):
+            for kept in (self.name, "ceiling", "share_of_ceiling", "additive_ceiling"):
                 if kept in other.metrics:
                     metrics[f"{kept}[{name}]"] = other.metrics[kept]
             arrays[f"group_scores[{name}]"] = scores[name]
@@ -213,6 +213,9 @@ def rank_outcome(
             "predicted in full only by a method that follows that run (magic.follow)"
         )
 
+    additive = stats.additive_ceiling(values, truth.groups.membership(np.float64).toarray())
+    if additive is not None:
+        metrics["additive_ceiling"] = Metric(additive.value, additive.low, additive.high)
     ceiling = ceiling_of(truth, replicates, context, tasks)
     reliability = stats.reliability(truth.by_seed())
     if reliability is not None:

@@ -451,6 +451,18 @@ def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
     return out
 
 
+def _additive(truth: Truth) -> float | None:
+    """Returns the ceiling of additive predictors on a truth's finished groups, if it is known."""
+    import numpy as np
+
+    from tdabench import stats
+
+    known = np.isfinite(truth.losses).all(axis=(1, 2))
+    member = truth.groups.membership().toarray()[known]
+    found = stats.additive_ceiling(truth.values[:, known], member)
+    return found.value if found else None
+
+
 @command.command()
 @selection
 @click.option("--directions", type=click.IntRange(0), default=4, show_default=True,
@@ -471,10 +483,11 @@ def describe(
     """Show how smooth the recipe behind each truth is, and how noisy the truth.
 
     Seed agreement is the Spearman correlation of two seeds over groups, averaged over queries.
-    Noise ceiling is the LDS of a perfect predictor. Metasmoothness, from -1 to 1, is the agreement
-    of the effects of successive equal steps in the weights of training examples on the losses of
-    queries (arXiv 2503.13751). Near 1, training can be differentiated; if it is low, derivatives
-    of training do not predict the effect of changing the data.
+    Noise ceiling is the LDS of a perfect predictor, additive ceiling of the best that adds up
+    scores of a group's members (known from about 100 groups on). Metasmoothness, from -1 to 1, is
+    the agreement of the effects of successive equal steps in the weights of training examples on
+    the losses of queries (arXiv 2503.13751). Near 1, training can be differentiated; if it is low,
+    derivatives of training do not predict the effect of changing the data.
 
     \b
     Examples:
@@ -498,7 +511,8 @@ def describe(
             truth = Truth.load(file)
             ceiling = stats.noise_ceiling(truth.by_seed(), replicates=2)
             row |= {"seed_agreement": seed_agreement(truth),
-                    "ceiling": ceiling.value if ceiling else None}  # fmt: skip
+                    "ceiling": ceiling.value if ceiling else None,
+                    "additive_ceiling": _additive(truth)}  # fmt: skip
         key = (t.label, recipe, t.target.fraction, spec.start)
         if directions and key not in known:
 
@@ -526,6 +540,8 @@ def describe(
             facts.append(f"two seeds agree {r['seed_agreement']:.2f}")
         if r.get("ceiling") is not None:
             facts.append(f"noise ceiling {r['ceiling']:.2f}")
+        if r.get("additive_ceiling") is not None:
+            facts.append(f"additive ceiling {r['additive_ceiling']:.2f}")
         if "metasmoothness" in r:
             m = r["metasmoothness"]
             error = f" ± {m['error']:.2f}" if m["error"] is not None else ""

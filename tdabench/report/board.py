@@ -21,6 +21,7 @@ from tdabench.report.records import Run, find_runs, read_run
 from tdabench.run.record import Record, describe_machine, finite, machine_of
 
 CEILING, SHARE, TRUTH_SEEDS = "ceiling", "share_of_ceiling", "truth_seeds"
+ADDITIVE = "additive_ceiling"
 AGREEMENT, SMOOTHNESS = "seed_agreement", "metasmoothness"
 TIMES = ("prepare", "build", "query")
 COSTS = (*TIMES, "bytes")
@@ -39,6 +40,7 @@ class Column:
     params: Mapping[str, Any] = field(default_factory=dict)
     truth: Any = None
     ceiling: float | None = None
+    additive: float | None = None  # the ceiling of predictors that add up their members' scores
     queries: int | None = None
     groups: int | None = None
     truth_seeds: int | None = None
@@ -447,6 +449,7 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
         params=params if isinstance(params, Mapping) else {},
         truth=record.data.get("truth"),
         ceiling=ceiling,
+        additive=finite(record.metric(ADDITIVE).get("value")),
         queries=queries,
         groups=groups,
         truth_seeds=int(seeds) if seeds else None,

@@ -158,6 +158,8 @@ def context_line(table: Table) -> Text:
         parts.append(f"{count(column.groups)} groups{seeds}")
     if column.ceiling is not None:
         parts.append(f"noise ceiling {number(column.ceiling)}")
+    if column.additive is not None:
+        parts.append(f"additive ceiling {number(column.additive)}")
     if column.agreement is not None:
         parts.append(f"two seeds agree {number(column.agreement)}")
     if column.smoothness is not None:
