@@ -9,6 +9,7 @@ from tdabench_influence.ekfac import EKFAC, KFAC
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, LiSSA
 from tdabench_influence.magic import MAGIC
+from tdabench_influence.preconditioned import EKFACCG
 from tdabench_influence.source import SOURCE, AdamSOURCE
 
 
@@ -16,5 +17,5 @@ from tdabench_influence.source import SOURCE, AdamSOURCE
 def tdabench_methods() -> list[type[TDAMethod]]:
     return [
         EKFAC, KFAC, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit,
-        SOURCE, AdamSOURCE, MAGIC,
+        EKFACCG, SOURCE, AdamSOURCE, MAGIC,
     ]  # fmt: skip

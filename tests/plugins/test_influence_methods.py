@@ -15,6 +15,7 @@ from tdabench_influence.datainf import DataInf
 from tdabench_influence.ekfac import EKFAC, KFAC, _drawn_losses
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, InverseMethod, LiSSA
+from tdabench_influence.preconditioned import EKFACCG
 from tdabench_influence.streaming import StreamingIndex
 
 from tdabench.data.examples import Corpus, Example
@@ -50,7 +51,7 @@ def small(cls: type) -> TDAMethod:
     return cls(**{k: v for k, v in settings.items() if k in fields})
 
 
-FOLLOWING = ("magic", "source")  # they train: their own tests ask some of the laws
+FOLLOWING = ("magic", "source", "source-adam")  # they train: their own tests ask some of the laws
 
 
 @parametrize_with_laws([small(cls) for cls in tdabench_methods() if cls.name not in FOLLOWING])
@@ -228,6 +229,55 @@ def test_conjugate_gradient_equals_the_explicit_solution(
     assert close(score(ConjugateGradient(iterations=300, tolerance=1e-6, **settings), *some), exact)
     few = score(ConjugateGradient(iterations=2, **settings), *some)
     assert not close(few, exact, 1e-2)
+
+
+def test_ekfac_as_preconditioner_reaches_the_gauss_newton_solution_in_fewer_steps(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    train, queries = tiny_corpus[:10], tiny_queries[:3]
+    method = EKFACCG(layers=ONE, damping=0.3, iterations=60, tolerance=1e-8)
+    index = method.build(tiny_context, train)
+    q = torch.from_numpy(gradients(tiny_context, queries, ONE))
+    g = gradients(tiny_context, train, ONE)
+    c = index.product(torch.eye(index.dim, dtype=torch.float64))
+    c = (c + c.T) / 2 + index.lam * torch.eye(index.dim)
+    exact = torch.linalg.solve(c, q.T).T
+    assert close(index.score(queries), exact.numpy() @ g.T, 1e-3)
+    mean = np.mean(np.concatenate([v.ravel() for k, v in index.state.items() if "lambda" in k]))
+    assert index.lam == pytest.approx(0.3 * mean)
+
+    def error(method: InverseMethod, steps: int) -> float:
+        x = dataclasses.replace(method, iterations=steps, tolerance=1e-12).solve(
+            index, q, index.lam
+        )  # type: ignore[call-arg]
+        d = x - exact
+        return float(((d @ c) * d).sum() / ((exact @ c) * exact).sum())  # in the norm of C + lam
+
+    plain = ConjugateGradient(layers=ONE, curvature="gauss-newton")
+    errors = [error(method, k) for k in (0, 2, 6)]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.3 * error(plain, 6)
+    # Without an iteration it is EK-FAC at the scale of the Gauss-Newton matrix.
+    start = dataclasses.replace(method, iterations=0).solve(index, q, index.lam)
+    layer = index.engine.layers[0]
+    q_a, q_s, values = (index.state[f"{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
+    basis = np.kron(q_s, q_a).astype("f8")
+    want = q.numpy() @ (basis / (values.ravel() + index.lam)) @ basis.T
+    assert close(start.numpy(), want, 1e-4)
+
+
+def test_the_curvature_of_some_examples_does_not_depend_on_the_order_of_the_corpus(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    method = EKFACCG(layers=ONE, examples=6, iterations=3)
+    got = score(method, tiny_context, tiny_corpus[:12], tiny_queries[:2])
+    back = score(method, tiny_context, tiny_corpus[:12][::-1], tiny_queries[:2])
+    assert close(back[:, ::-1], got, 1e-3)
+    assert not close(got, score(dataclasses.replace(method, examples=None), tiny_context,
+                                tiny_corpus[:12], tiny_queries[:2]))  # fmt: skip
+    for params in ({"iterations": -1}, {"examples": 0}, {"damping": 0.0}, {"tolerance": 0.0}):
+        with pytest.raises(UsageError):
+            EKFACCG(**params)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damping", [1e-2, 1.0, 100.0])
