@@ -74,6 +74,12 @@ from tdabench.toolkit.representation import open_index as open_index
 from tdabench.toolkit.sharded import in_processes as in_processes
 from tdabench.toolkit.sharded import on_ray as on_ray
 from tdabench.toolkit.store import FeatureStore as FeatureStore
+from tdabench.toolkit.weights import check_room as check_room
+from tdabench.toolkit.weights import losses_of as losses_of
+from tdabench.toolkit.weights import models_of as models_of
+from tdabench.toolkit.weights import random_groups as random_groups
+from tdabench.toolkit.weights import retrained as retrained
+from tdabench.toolkit.weights import weights_of as weights_of
 from tdabench.toolkit.words import word_scores as word_scores
 from tdabench.truth.build import build as build_truth  # noqa: F401
 from tdabench.truth.build import finished as finished_units  # noqa: F401

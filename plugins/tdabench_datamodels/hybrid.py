@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,18 +18,18 @@ from tdabench.api import (
     MethodError,
     TDAMethod,
     UsageError,
-    named_seed,
+    losses_of,
     pooled_hidden_states,
+    random_groups,
     read_arrays,
     registry,
+    retrained,
     write_arrays,
 )
 from tdabench_datamodels.regression import Prior, posterior
 
 if TYPE_CHECKING:
     from tdabench.api import Truth
-
-LARGEST = 8 << 30  # bytes of retrained models that an index may hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +120,11 @@ class Hybrid(TDAMethod):
             arrays["losses"] = truth.losses.mean(axis=1)  # [group, query]
             ids = truth.query_ids
         else:
-            groups = self._groups(context, train)
+            groups = random_groups(
+                context, train, self.retrainings, context.target.fraction, "hybrid/groups"
+            )
             arrays["member"] = groups.membership(np.uint8).toarray()
-            arrays["models"] = self._trained(context, train, groups)
+            arrays["models"] = retrained(context, train, groups, "hybrid")
         return HybridIndex(self, context, base, arrays, ids)
 
     def load(self, context: Context, path: Path) -> HybridIndex:
@@ -161,51 +163,6 @@ class Hybrid(TDAMethod):
         groups = Groups.of((truth.groups[g] for g in range(used)), truth.groups.n_train)
         return Truth(truth.losses[:used], groups, truth.query_ids, truth.plan)
 
-    def _groups(self, context: Context, train: Sequence[Example]) -> Groups:
-        """Draws the groups by id, so that the order of the corpus does not matter."""
-        n = len(train)
-        if not n or not self.retrainings:
-            return Groups.of([], n)
-        by_id = np.argsort([e.id for e in train], kind="stable")
-        size = min(n, max(1, round(context.target.fraction * n)))
-        rng = context.rng("hybrid/groups")
-        chosen = (rng.choice(n, size, replace=False) for _ in range(self.retrainings))
-        return Groups.of((by_id[c] for c in chosen), n)
-
-    def _trained(self, context: Context, train: Sequence[Example], groups: Groups) -> np.ndarray:
-        """Trains the target on each group: weights float16 [group, parameter]."""
-        from tdabench.api import finetune
-
-        target, recipe = context.target, context.target.recipe
-        model = target.fresh_model("base").to(context.device)  # type: ignore[arg-type]
-        names = [name for name, _ in model.named_parameters()]
-        size = sum(p.numel() for p in model.parameters())
-        if 2 * size * len(groups) > LARGEST:
-            raise MethodError(
-                f"{self.name} keeps every retrained model: {len(groups)} of {size:,} weights",
-                f"Give it retrainings as a truth file: --set {self.name}.asset=datamodels",
-            )
-        start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        tokens = target.tokenize(train)
-        ids = np.array([e.id for e in train])
-        out = np.empty((len(groups), size), dtype=np.float16)
-        for g, members in enumerate(groups):
-            _copy(model, start)
-            members = members[np.argsort(ids[members], kind="stable")]
-            part = [tokens[int(i)] for i in members]
-            end = recipe.steps(len(part))
-
-            def keep(step: int, trained: Any, g: int = g, end: int = end) -> None:
-                if step == end:
-                    found = dict(trained.named_parameters())
-                    flat = [found[name].detach().flatten().half().cpu().numpy() for name in names]
-                    out[g] = np.concatenate(flat)
-
-            seed = named_seed(context.seed, f"hybrid/{g}")
-            finetune(model, part, recipe, seed, target.pad_id, keep={end}, on_checkpoint=keep)
-            context.progress("retrainings", g + 1, len(groups))
-        return out
-
     def _kernel(self, context: Context, train: Sequence[Example]) -> np.ndarray:
         """Computes whitened hidden states of training responses at the base, of length 1: [n, d].
 
@@ -224,14 +181,6 @@ class Hybrid(TDAMethod):
         z = np.linalg.solve(low, h.T).T
         norms = np.linalg.norm(z, axis=1, keepdims=True)
         return (z / np.where(norms > 0, norms, 1.0)).astype(np.float32)
-
-
-def _copy(model: Any, weights: Mapping[str, Any]) -> None:
-    import torch
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(weights[name])
 
 
 class HybridIndex(Index):
@@ -280,24 +229,7 @@ class HybridIndex(Index):
                     f"Leave {self.method.name}.asset empty to retrain while building",
                 )
             return self.arrays["losses"][:, [place[q.id] for q in queries]]
-        tokens = self.context.target.tokenize(queries)
-        out = np.empty((len(self.arrays["models"]), len(queries)), dtype=np.float32)
-        for g, model in enumerate(self._models()):
-            out[g] = self.context.target.losses(model, tokens)
-            self.context.progress("retrained models", g + 1, len(out))
-        return out
-
-    def _models(self) -> Iterator[Any]:
-        """Yields each retrained model; they share one module."""
-        import torch
-
-        model = self.context.target.fresh_model("base").to(self.context.device)  # type: ignore[arg-type]
-        named = dict(model.named_parameters())
-        sizes = [p.numel() for p in named.values()]
-        for row in self.arrays["models"]:
-            parts = torch.from_numpy(row).float().split(sizes)
-            _copy(model, {n: v.view(p.shape) for (n, p), v in zip(named.items(), parts)})
-            yield model
+        return losses_of(self.context, self.arrays["models"], queries)
 
     def save(self, path: Path) -> None:
         (path / "base").mkdir()

@@ -4,7 +4,9 @@ Importing this package does not load torch; the methods load it when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_gradients.dda import DDA
 from tdabench_gradients.dsdm import DsDm
+from tdabench_gradients.forvalue import ForValue
 from tdabench_gradients.graddot import GradCos, GradDot
 from tdabench_gradients.grass import FactGraSS
 from tdabench_gradients.hiddengrad import HiddenGrad
@@ -23,6 +25,8 @@ def tdabench_methods() -> list[type[TDAMethod]]:
         GradDot,
         GradCos,
         HiddenGrad,
+        ForValue,
+        DDA,
         TracIn,
         LoGra,
         TRAK,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from tdabench_gradients.base import GradientMethod, State, damped_cholesky
 if TYPE_CHECKING:
     import torch
 
-    from tdabench.api import Batch
+    from tdabench.api import Batch, GradientEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,10 @@ class TRAK(GradientMethod):
     reduction for language models.
 
     checkpoints  checkpoints to average over; if empty, only `checkpoint`
-
+    ensemble   average instead over this many models that the method trains while building, as the
+               paper does: by the target's recipe, each on a random `share` of the corpus, by seeds
+               of its own. They are kept in the index (float16) and counted as retrainings
+    share      share of the corpus that each of them is trained on
     proj_dim   sketch dimension
     sketch     "sparse" (one signed entry per parameter), "rademacher" or "normal" (dense, as in
                the paper; much slower)
@@ -45,6 +48,8 @@ class TRAK(GradientMethod):
     grid = {"damping": (0.01, 0.1, 1.0, 10.0), "checkpoint": ("base", "warm")}
 
     checkpoints: tuple[str, ...] = ()
+    ensemble: int = 0
+    share: float = 0.5
     rank: int | None = None
     proj_dim: int = 2048
     sketch: Literal["sparse", "rademacher", "normal"] = "sparse"
@@ -55,6 +60,10 @@ class TRAK(GradientMethod):
         super().__post_init__()
         if self.damping < 0 or self.proj_dim < 1:
             raise UsageError(f"{self.name}: damping must be >= 0 and proj_dim >= 1")
+        if self.ensemble < 0 or not 0 < self.share <= 1:
+            raise UsageError(f"{self.name}: ensemble must be >= 0 and share in (0, 1]")
+        if self.ensemble and self.checkpoints:
+            raise UsageError(f"{self.name}: give an ensemble or checkpoints, not both")
         if self.reduction not in ("mean", "sum"):
             raise UsageError(
                 f"{self.name}: unknown reduction {self.reduction!r}", "One of: mean, sum"
@@ -62,8 +71,21 @@ class TRAK(GradientMethod):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Checkpoints to average over: `checkpoints`, or else `checkpoint`."""
-        return self.checkpoints or (self.checkpoint,)
+        """Names of the models to average over."""
+        trained = tuple(f"trained model {k}" for k in range(self.ensemble))
+        return trained or self.checkpoints or (self.checkpoint,)
+
+    def learn(self, context: Context, train: Sequence[Example]) -> State:
+        """Trains the ensemble: weights, float16 [model, parameter]."""
+        if not self.ensemble:
+            return {}
+        from tdabench.api import random_groups, retrained
+
+        groups = random_groups(context, train, self.ensemble, self.share, "trak/groups")
+        return {"ensemble": retrained(context, train, groups, "trak")}
+
+    def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
+        return {"retrainings": float(self.ensemble)} if self.ensemble else None
 
     def features(
         self, context: Context, examples: Sequence[Example], role: Role, state: State
@@ -71,7 +93,11 @@ class TRAK(GradientMethod):
         """Returns [example, models * dim + models]: the sketches, then 1 - p of each model."""
         import torch
 
-        parts = [self._sketched(context, m) for m in self.models]
+        if self.ensemble:
+            parts = [self._sketched(context, self._of(context, w)) for w in state["ensemble"]]
+        else:
+            engines = (self.engine(context, {}, checkpoint=m) for m in self.models)
+            parts = [self._sketched(context, engine) for engine in engines]
 
         def compute(batch: Batch) -> torch.Tensor:
             phis, weights = zip(*(part(batch) for part in parts))
@@ -80,14 +106,26 @@ class TRAK(GradientMethod):
         dim = len(self.models) * (self.proj_dim + 1)
         return self.stream(context, examples, role, compute, dim)
 
-    def _sketched(self, context: Context, checkpoint: str) -> Any:
-        """Returns a function from a batch to (phi [b, dim], 1 - p [b]) at one checkpoint."""
+    def _of(self, context: Context, weights: np.ndarray) -> GradientEngine:
+        """Returns the engine of a trained model; each has its own module."""
+        from tdabench.api import GradientEngine, models_of
+
+        (model,) = models_of(context, weights[None])
+        return GradientEngine(
+            model,
+            layers=self.layers,
+            rank=self.rank,
+            bias=self.bias,
+            random=context.torch_generator,
+        )
+
+    def _sketched(self, context: Context, engine: GradientEngine) -> Any:
+        """Returns a function from a batch to (phi [b, dim], 1 - p [b]) of one model."""
         import torch
 
         from tdabench.api import Layer, Workspace, example_blocks
         from tdabench_gradients.sketch import Sketch
 
-        engine = self.engine(context, {}, checkpoint=checkpoint)
         sketch = Sketch(context, engine, self.proj_dim, self.sketch)
         workspace = Workspace()
 

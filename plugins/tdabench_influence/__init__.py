@@ -4,8 +4,9 @@ Importing this package does not load torch; the methods load it when they build.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_influence.bif import BIF
 from tdabench_influence.datainf import DataInf
-from tdabench_influence.ekfac import EKFAC, KFAC
+from tdabench_influence.ekfac import EKFAC, KFAC, EShampoo
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, LiSSA
 from tdabench_influence.magic import MAGIC
@@ -16,6 +17,6 @@ from tdabench_influence.source import SOURCE, AdamSOURCE
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
     return [
-        EKFAC, KFAC, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit,
-        EKFACCG, SOURCE, AdamSOURCE, MAGIC,
+        EKFAC, KFAC, EShampoo, Identity, DataInf, ConjugateGradient, LiSSA, Arnoldi, Explicit,
+        EKFACCG, SOURCE, AdamSOURCE, MAGIC, BIF,
     ]  # fmt: skip

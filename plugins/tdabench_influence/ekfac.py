@@ -157,11 +157,16 @@ class EKFAC(KFAC):
     summary = "influence with eigenvalue-corrected Kronecker-factored curvature"
 
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        return self.corrected(context, engine, train, super().fit(context, engine, train))
+
+    def corrected(
+        self, context: Context, engine: GradientEngine, train: Sequence[Example], state: State
+    ) -> State:
+        """Returns `state` with Lambda as the mean square of gradients in its eigenbases."""
         import torch
 
         from tdabench.api import Workspace, example_blocks
 
-        state = super().fit(context, engine, train)
         workspace = Workspace()
         bases = {
             key: torch.from_numpy(part).to(context.device, copy=True)
@@ -190,6 +195,46 @@ class EKFAC(KFAC):
             values = total / max(1, len(train))
             state[f"lambda.{layer.name}"] = values.float().cpu().numpy()
         return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class EShampoo(EKFAC):
+    """EK-FAC's correction in the eigenbasis of Shampoo (arXiv 1802.09568).
+
+    The eigenvectors are those of L = mean_i G_i G_i^T [out, out] and R = mean_i G_i^T G_i [in, in],
+    second moments of whole example gradients, where K-FAC takes second moments of their two factors
+    by token. Lambda = mean_i (Q_L^T G_i Q_R)^2, as for `ekfac`; this is the basis of SOAP (arXiv
+    2409.11321). Parameters as for `kfac`.
+    """
+
+    name = "eshampoo"
+    source = "Gupta et al. 2018, arXiv 1802.09568; George et al. 2018, arXiv 1806.03884"
+    summary = "influence with an eigenvalue correction in Shampoo's basis"
+
+    def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
+        import torch
+
+        from tdabench.api import Workspace, example_blocks
+
+        workspace = Workspace()
+
+        def sides(layer: Layer, x: torch.Tensor, delta: torch.Tensor, _: Batch) -> Moments:
+            left, right = (x.new_zeros(d, d, dtype=torch.float32)
+                           for d in (layer.d_out, layer.d_in))  # fmt: skip
+            for _part, g in example_blocks(layer, x.float(), delta.float(), workspace):
+                rows = g.reshape(-1, layer.d_in)  # [. * d_out, d_in]
+                right += rows.T @ rows
+                columns = g.transpose(1, 2).reshape(-1, layer.d_out)
+                left += columns.T @ columns
+            return left, right
+
+        sums = self._pass(context, engine, train, sides, "sides")
+        state: State = {}
+        for layer in engine.layers:
+            for key, moment in zip(("q_s", "q_a"), sums[layer.name]):
+                _, vectors = torch.linalg.eigh(moment / max(1, len(train)))
+                state[f"{key}.{layer.name}"] = vectors.float().cpu().numpy()
+        return self.corrected(context, engine, train, state)
 
 
 def _drawn_losses(model: Any, batch: Batch, uniform: np.ndarray) -> torch.Tensor:

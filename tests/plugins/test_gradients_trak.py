@@ -15,10 +15,12 @@ from tdabench_gradients.sketch import Sketch, SparseSketch
 from tdabench_gradients.trak import TRAK
 from tdabench_gradients.traker import Traker
 
+from tdabench.api import random_groups, retrained
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, MissingExtra, UsageError
 from tdabench.method import Context
 from tdabench.targets.target import Target, token_losses
+from tdabench.testing import parametrize_with_laws
 
 DIM = 48
 
@@ -162,3 +164,51 @@ def test_the_wrong_trak_package_is_named(
     monkeypatch.setitem(sys.modules, "trak", None)
     with pytest.raises(MissingExtra, match="pip install traker"):
         Traker().build(tiny_context, tiny_corpus)
+
+
+# --------------------------------------------------------------------------- an ensemble
+
+
+@parametrize_with_laws(
+    [TRAK(ensemble=2, proj_dim=16)],
+    laws=["shapes-and-finiteness", "batches-do-not-matter", "corpus-order-does-not-matter",
+          "same-seed-same-scores", "save-and-load-round-trip", "model-is-untouched"],
+)  # fmt: skip
+def test_laws_of_an_ensemble(method, law) -> None:  # type: ignore[no-untyped-def]
+    law(method)
+
+
+def test_an_ensemble_averages_over_models_that_it_trains(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    method = TRAK(ensemble=2, proj_dim=DIM, damping=0.1)
+    index = method.build(tiny_context, tiny_corpus)
+    models = index.state["ensemble"]
+    groups = random_groups(tiny_context, tiny_corpus, 2, 0.5, "trak/groups")
+    assert [len(g) for g in groups] == [30, 30]
+    np.testing.assert_array_equal(models, retrained(tiny_context, tiny_corpus, groups, "trak"))
+    assert not np.array_equal(models[0], models[1])
+
+    score, missing = np.zeros((len(tiny_queries), len(tiny_corpus))), np.zeros(len(tiny_corpus))
+    target = tiny_context.target
+    for row in models:
+        part = method._sketched(tiny_context, method._of(tiny_context, row))
+
+        def features(corpus: Corpus, part: Any = part) -> tuple[np.ndarray, np.ndarray]:
+            found = [part(b) for t in target.tokenize(corpus) for b in target.batches([t])]
+            phi, weight = (torch.cat(x).double().numpy() for x in zip(*found))
+            return phi, weight
+
+        (z, weight), (q, _) = features(tiny_corpus), features(tiny_queries)
+        f = z.T @ z / len(z)
+        f += 0.1 * np.trace(f) / DIM * np.eye(DIM)
+        score += q @ np.linalg.solve(f, z.T) / 2
+        missing += weight / 2
+    want = score * missing
+    assert np.abs(index.score(tiny_queries) - want).max() < 1e-3 * np.abs(want).max()
+    assert method.prepare_cost(tiny_context) == {"retrainings": 2.0}
+    assert TRAK().prepare_cost(tiny_context) is None
+    with pytest.raises(UsageError, match="an ensemble or checkpoints"):
+        TRAK(ensemble=2, checkpoints=("base",))
+    with pytest.raises(UsageError, match="share in"):
+        TRAK(ensemble=2, share=0.0)

@@ -12,7 +12,7 @@ import torch
 from tdabench_influence import tdabench_methods
 from tdabench_influence.curvature import product
 from tdabench_influence.datainf import DataInf
-from tdabench_influence.ekfac import EKFAC, KFAC, _drawn_losses
+from tdabench_influence.ekfac import EKFAC, KFAC, EShampoo, _drawn_losses
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, InverseMethod, LiSSA
 from tdabench_influence.preconditioned import EKFACCG
@@ -51,7 +51,12 @@ def small(cls: type) -> TDAMethod:
     return cls(**{k: v for k, v in settings.items() if k in fields})
 
 
-FOLLOWING = ("magic", "source", "source-adam")  # they train: their own tests ask some of the laws
+FOLLOWING = (
+    "magic",
+    "source",
+    "source-adam",
+    "bif",
+)  # they train: their own tests ask some of the laws
 
 
 @parametrize_with_laws([small(cls) for cls in tdabench_methods() if cls.name not in FOLLOWING])
@@ -154,6 +159,22 @@ def test_ekfac_has_the_best_diagonal_in_the_eigenbasis(
     inverse = basis @ np.diag(1 / (values + 0.1 * values.mean())) @ basis.T
     method = EKFAC(layers=ONE, fisher="empirical")
     assert close(score(method, tiny_context, tiny_corpus, tiny_queries), q @ inverse @ g.T, 1e-3)
+
+
+def test_eshampoo_has_the_best_diagonal_in_the_bases_of_whole_gradients(
+    tiny_context: Context, tiny_corpus: Corpus, tiny_queries: Corpus
+) -> None:
+    method = EShampoo(layers=ONE, fisher="empirical", damping=0.1)
+    g = gradients(tiny_context, tiny_corpus, ONE)
+    layer = method.engine(tiny_context).layers[0]
+    whole = g.reshape(len(g), layer.d_out, layer.d_in)
+    _, q_s = np.linalg.eigh(np.einsum("noi,npi->op", whole, whole))
+    _, q_a = np.linalg.eigh(np.einsum("noi,noj->ij", whole, whole))
+    basis = np.kron(q_s, q_a)
+    values = np.square(g @ basis).mean(0)
+    q = gradients(tiny_context, tiny_queries, ONE)
+    want = (q @ basis / (values + 0.1 * values.mean())) @ (g @ basis).T
+    assert close(score(method, tiny_context, tiny_corpus, tiny_queries), want, 1e-3)
 
 
 def test_labels_are_drawn_from_the_model(tiny_target: Target, tiny_corpus: Corpus) -> None:
