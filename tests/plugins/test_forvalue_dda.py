@@ -21,8 +21,17 @@ def test_laws_of_for_value(method, law) -> None:
     law(method)
 
 
-@parametrize_with_laws([DDA(debias=0.5), DDA(normalise=True, tuned=("warm", "base"))])
+@parametrize_with_laws([DDA()])
 def test_laws_of_dda(method, law) -> None:
+    law(method)
+
+
+@parametrize_with_laws(
+    [DDA(normalise=True, debias=0.5, tuned=("warm", "base"))],
+    laws=["shapes-and-finiteness", "batches-do-not-matter", "corpus-order-does-not-matter",
+          "save-and-load-round-trip", "groups-follow-the-declared-pooling"],
+)  # fmt: skip
+def test_laws_of_dda_with_other_settings(method, law) -> None:
     law(method)
 
 
