@@ -60,6 +60,9 @@ class BIF(TDAMethod):
     source = "Kreer et al. 2025, arXiv 2509.26544"
     summary = "Bayesian influence: covariance of losses over weights sampled near the checkpoint"
     grid = {"localisation": (1e4, 1e5), "checkpoint": ("base", "warm")}
+    expected_failures = {
+        "a-copy-outranks-others": "all losses move together, and few samples are noisy"
+    }
 
     pooling: str = "sum"
     temperature: float = 1.0
