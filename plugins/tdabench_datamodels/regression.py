@@ -123,7 +123,7 @@ def posterior(
         y = x w + e,   w = a s + d (.) (Z v + u),   d^2 = floor + s^2 / mean(s^2)
 
     where s is its row of `scores` [q, n], Z are `features` [n, k], and a, u, v and e are
-    independent and normal. With b = x s, the variance of e is `noise` var(y), that of a gives the
+    independent and normal. With b = x s, the variance of e is `noise` var(y), the variance of a gives the
     correlation of b and y the standard deviation `spread` around `agreement`, and u and v have one
     variance, such that x (d (.) (Z v + u)) has the rest of var(y). So in units of sd(y) and sd(b)
 

@@ -35,7 +35,7 @@ class DDA(GradientMethod):
 
     name = "dda"
     source = "Wu et al. 2024 (DDA), arXiv 2410.01285"
-    summary = "gradient inner products of the tuned model less those of the base"
+    summary = "gradient inner products of the tuned model less the base's"
     grid = {"debias": (0.5, 1.0), "normalise": (False, True)}
     expected_failures = {
         "a-copy-outranks-others": "a copy's score is a difference of squared norms, not their sum"
