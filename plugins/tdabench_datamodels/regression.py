@@ -123,9 +123,10 @@ def posterior(
         y = x w + e,   w = a s + d (.) (Z v + u),   d^2 = floor + s^2 / mean(s^2)
 
     where s is its row of `scores` [q, n], Z are `features` [n, k], and a, u, v and e are
-    independent and normal. With b = x s, the variance of e is `noise` var(y), the variance of a gives the
-    correlation of b and y the standard deviation `spread` around `agreement`, and u and v have one
-    variance, such that x (d (.) (Z v + u)) has the rest of var(y). So in units of sd(y) and sd(b)
+    independent and normal. With b = x s, the variance of e is `noise` var(y), the variance of a
+    gives the correlation of b and y the standard deviation `spread` around `agreement`, and u
+    and v have one variance, such that x (d (.) (Z v + u)) has the rest of var(y). So in units
+    of sd(y) and sd(b)
 
         cov(y) = noise I + rest G + spread^2 b b^T,   G = x D^1/2 (Z Z^T + I) D^1/2 x^T / (mean
         of its diagonal)

@@ -224,7 +224,7 @@ class AdamSOURCE(SOURCE):
     layer: outer(out, in), the best fit to log D^1/2 over the layer's weights (exact where eps
     outweighs gradients). `source` has one number per layer in its place.
 
-    Parameters: those of `source`. `time` remains at 1: there is nothing to make up for.
+    Parameters: those of `source`. `time` remains at 1.
     """
 
     name = "source-adam"
