@@ -17,6 +17,8 @@ from tdabench.results.layout import HEAD, identity, read_results
 from tdabench.results.site import render
 from tdabench.run.record import Record
 
+# Folders are copied while data are drawn, which a busy machine makes slow.
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
     | st.sampled_from(["<script>alert(1)</script>", "/etc/passwd", "../../x", "\x1b[2J", "\u202e"]),
@@ -43,8 +45,7 @@ def reseal(folder: Path) -> Path:
     return folder.rename(folder.with_name(head["id"]))
 
 
-@settings(max_examples=60, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_damage_is_refused_by_name_and_leaves_the_rest(submitted, data):
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,8 +83,7 @@ def test_damage_is_refused_by_name_and_leaves_the_rest(submitted, data):
         }
 
 
-@settings(max_examples=60, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_any_field_may_be_anything_even_with_hashes_that_fit(submitted, data):
     """A forger changes a field of a record or the head, signs it again, and fixes every hash."""
