@@ -1,10 +1,13 @@
 """Measures what the two processes per method cost.
 
     python benchmarks/isolation_speed.py               # how long a 400 x 2,000 score crosses
-    python benchmarks/isolation_speed.py --against OLD/bin/tdabench      # and a run, side by side
+    python benchmarks/isolation_speed.py --run         # and a run against one process per method
+    python benchmarks/isolation_speed.py --run --against OLD/bin/tdabench
 
-`--against` names the command of another version. Both run `--methods airrep,trak` with nothing
-cached, in turn; the ratio of their processor seconds is printed, and that of the clock.
+`--run` runs `--methods airrep,trak` with nothing cached: as it is, with `--isolation off`, and in
+one process per method that plans, builds, saves, loads, scores and computes the same benchmarks,
+as before methods had processes of their own. `--against` adds the command of another version. All
+take turns; the ratios of processor seconds and of the clock are printed, each of medians.
 """
 
 from __future__ import annotations
@@ -41,35 +44,107 @@ def crossing(queries: int = 400, train: int = 2000, times: int = 21) -> float:
     return statistics.median(found)
 
 
-def measured(command: str) -> tuple[float, float]:
-    """Returns wall and processor seconds of one run with nothing cached."""
-    with tempfile.TemporaryDirectory() as out:
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        asked = [command, "run", "--methods", "airrep,trak", "--quiet", "--out", f"{out}/run"]
-        environment = {**os.environ, "TDABENCH_CACHE": f"{out}/cache"}
-        subprocess.run(asked, check=True, stdout=subprocess.DEVNULL, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        wall = time.perf_counter() - start
+ONE_PROCESS = """
+import sys, tempfile
+from pathlib import Path
+from tdabench.benchmark import BenchmarkContext
+from tdabench.method import Context
+from tdabench.registry import registry
+from tdabench.run.inputs import Inputs, OtherTruths
+from tdabench.run.meter import Memory, Meter, MeteredIndex
+from tdabench.run.plan import Request, make_plan
+from tdabench.run.suite import truth_name
+from tdabench.run.top import top_examples
+from tdabench.truth.store import Truth
+
+plan = make_plan(Request(methods=(sys.argv[1],)))
+work = Path(tempfile.mkdtemp(dir=sys.argv[2]))
+for name in ("scratch", "index", "cache"):
+    (work / name).mkdir()
+for job in plan.jobs(plan.cells):
+    suite, declared = plan.suite, job.target
+    assets = Inputs(suite, suite.assets_for(declared), "asset")
+    method = registry().method(job.method.name).cls.from_params(job.method.params)
+    context = Context(declared.target, work / "scratch", job.seed, "cpu", assets)
+    method.build(context, suite.train).save(work / "index")
+    memory, queries = Memory(), suite.queries()
+    index = method.load(context, work / "index")
+
+    def truth(kind):
+        path = declared.truths[truth_name(kind, "test")]
+        suite.verify(path)
+        found = Truth.load(path)
+        found.check(suite.train, declared.target, declared.recipe_of(truth_name(kind, "test")))
+        return found.for_queries(queries.ids)
+
+    def built(corpus):
+        raise SystemExit("a benchmark of this suite builds on other corpora")
+
+    for cell in job.cells:
+        metered = MeteredIndex(index, job.method.name, len(suite.train), Meter(), memory)
+        others = {t.label: OtherTruths(suite, t, "test") for t in suite.targets
+                  if t.label != declared.label and t.truths}
+        benchmark = registry().benchmark(cell.benchmark.name).cls.from_params(cell.benchmark.params)
+        benchmark.run(BenchmarkContext(
+            metered, declared.target, suite.train, queries, truth, work / "scratch", job.seed,
+            params=cell.benchmark.params, build=built, other_truths=others, assets=assets,
+            cache=work / "cache",
+        ))
+        if cell.benchmark.headline:
+            top_examples(metered, queries)
+"""
+
+
+def spent(commands: list[list[str]], folder: str) -> tuple[float, float]:
+    """Returns wall and processor seconds of commands, one after the other."""
+    environment = {**os.environ, "TDABENCH_CACHE": f"{folder}/cache"}
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    for command in commands:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return wall, cpu
 
 
+def measured(way: str) -> tuple[float, float]:
+    """Returns wall and processor seconds of one run with nothing cached.
+
+    `way` is "auto" or "off" (the isolation), "one process", or the command of another version.
+    """
+    own = os.path.join(os.path.dirname(sys.executable), "tdabench")
+    with tempfile.TemporaryDirectory() as out:
+        if way == "one process":
+            methods = ("airrep", "trak")
+            return spent([[sys.executable, "-c", ONE_PROCESS, m, out] for m in methods], out)
+        ours = way in ("auto", "off")
+        asked = [own if ours else way, "run", "--methods", "airrep,trak", "--quiet"]
+        asked += ["--out", f"{out}/run", *(["--isolation", way] if ours else [])]
+        return spent([asked], out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="also measure whole runs")
     parser.add_argument("--against", help="the tdabench command of another version")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(f"a 400 x 2,000 score crosses in {crossing():.1f} ms (median of 21)")
-    if given.against is None:
+    if not given.run:
         return
-    own = os.path.join(os.path.dirname(sys.executable), "tdabench")
-    new, old = [], []
+    ways = ["one process", "off", "auto", *([given.against] if given.against else [])]
+    found: dict[str, list[tuple[float, float]]] = {w: [] for w in ways}
     for _ in range(given.rounds):
-        old.append(measured(given.against))
-        new.append(measured(own))
+        for way in ways:
+            found[way].append(measured(way))
     for i, what in enumerate(("by the clock", "of the processor")):
-        a, b = (statistics.median(r[i] for r in rounds) for rounds in (new, old))
-        print(f"run --methods airrep,trak, seconds {what}: {a:.1f} against {b:.1f}: {a / b:.2f}")
+        medians = {w: statistics.median(r[i] for r in rounds) for w, rounds in found.items()}
+        for way in ways:
+            if way != "auto":
+                ratio = medians["auto"] / medians[way]
+                print(
+                    f"run --methods airrep,trak, seconds {what}: {medians['auto']:.1f}, and "
+                    f"{medians[way]:.1f} for {way}: {ratio:.2f}"
+                )
 
 
 if __name__ == "__main__":

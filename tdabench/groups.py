@@ -191,7 +191,7 @@ def _softmax_pool(
     def exponentials(first: int) -> None:
         rows = slice(first, min(first + few, b))
         s, e = scores[a:][rows], buffer[rows]
-        _logits(s, absolute, t, out=e)
+        logits_of(s, absolute, t, out=e)
         np.subtract(e, e.max(axis=1, keepdims=True), out=e)
         np.exp(np.maximum(e, LEAST_LOGIT, out=e), out=e)
         np.multiply(e, s, out=buffer[b:][rows])
@@ -212,15 +212,44 @@ def _softmax_pool(
 
 def _softmax_sum(s: np.ndarray, absolute: bool, t: np.float32) -> np.floating:
     """Pools the members' scores [member] by attention."""
-    logits = _logits(s, absolute, t, out=np.empty_like(s))
+    logits = logits_of(s, absolute, t, out=np.empty_like(s))
     w = np.exp(logits - logits.max())
     return (w * s).sum() / w.sum()
 
 
-def _logits(s: np.ndarray, absolute: bool, t: np.float32, out: np.ndarray) -> np.ndarray:
+def logits_of(
+    s: np.ndarray, absolute: bool, t: float | np.floating, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the logits of a softmax, s / T or |s| / T, in a new array or `out`."""
     if absolute:
         s = np.abs(s, out=out)
-    return np.divide(s, t, out=out) if t != 1 or not absolute else s
+    return s if absolute and t == 1 else np.divide(s, t, out=out)
+
+
+class OnlineSoftmax:
+    """Sums with weights exp(logit - top) over blocks, `top` being a query's largest logit so far.
+
+    `norm` [query, group] sums weights and `total` [query, group] weighted scores; the caller adds
+    to both what `weights` gives. Both are rescaled when a block raises `top` [query].
+    """
+
+    def __init__(self, q: int, n_groups: int, dtype: type = np.float64) -> None:
+        self.top: np.ndarray = np.full(q, -np.inf, dtype=dtype)
+        self.norm, self.total = np.zeros((q, n_groups)), np.zeros((q, n_groups))
+
+    def weights(self, logits: np.ndarray) -> np.ndarray:
+        """Converts `logits` [query, block] in place to weights relative to the new `top`."""
+        high = np.maximum(self.top, logits.max(axis=1))
+        rises = np.flatnonzero(~(high <= self.top))
+        if len(rises):
+            shrink = np.exp(self.top[rises] - high[rises])[:, None]
+            self.norm[rises] *= shrink
+            self.total[rises] *= shrink
+            self.top = high
+        logits -= self.top[:, None]
+        if logits.dtype == np.float32:
+            np.maximum(logits, LEAST_LOGIT, out=logits)
+        return np.exp(logits, out=logits)
 
 
 def threads() -> int:

@@ -47,7 +47,7 @@ def limited(
     TdabenchError that the function raised, and DataError if it hit a limit, crashed or raised
     anything else.
     """
-    seconds, memory = _seconds(seconds), allowed_memory(memory)
+    seconds, memory = seconds_limit(seconds), allowed_memory(memory)
     with tempfile.TemporaryDirectory(prefix="tdabench-") as folder:
         place, printed = Path(folder) / "result.json", Path(folder) / "printed"
         job = {"function": function, "arguments": dict(arguments), "result": str(place),
@@ -77,7 +77,8 @@ def limited(
     return result["value"]
 
 
-def _seconds(wanted: float | None) -> float:
+def seconds_limit(wanted: float | None = None) -> float:
+    """Returns TDABENCH_LOAD_SECONDS if it is set, else `wanted` up to its default; inf for none."""
     text = os.environ.get("TDABENCH_LOAD_SECONDS", "")
     try:
         most = float(text) if text else SECONDS
@@ -85,11 +86,11 @@ def _seconds(wanted: float | None) -> float:
         raise UsageError(f"TDABENCH_LOAD_SECONDS={text!r} is not a number of seconds") from None
     if most <= 0:
         return float("inf")
-    return most if text or wanted is None else min(wanted, most)
+    return most if text or wanted is None else wanted
 
 
 def allowed_memory(wanted: int | None = None) -> int:
-    """Returns the bytes of memory that a process may use; 0 if unknown."""
+    """Returns TDABENCH_LOAD_MEMORY in bytes if set, else `wanted` up to 90% of free memory."""
     text = os.environ.get("TDABENCH_LOAD_MEMORY", "").strip().upper()
     if text:
         number, unit = text.rstrip("IB"), 1

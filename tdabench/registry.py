@@ -3,7 +3,8 @@
 A plugin that cannot be imported, returns invalid objects or raises is recorded as a problem that
 names it, its distribution and the reason; everything else works. The harness's own benchmarks and
 suites, and the bundled methods, are registered in the same way, in the entry point group
-`tdabench`.
+`tdabench`. With a keeper (`tdabench.apart`) plugins that are not tdabench's own are described by
+other processes, and their classes here are stand-ins.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -28,10 +29,11 @@ from typing import Any
 
 import pluggy
 
-from tdabench import hookspecs
+from tdabench import apart, hookspecs
 from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, did_you_mean, unknown
 
 GROUP = "tdabench"
+OWN = "tdabench"  # the distribution whose plugins are imported everywhere
 SUITE_EXTRAS = {"factbook": "factbook"}  # suites that are separate distributions
 DISCOVERY_SECONDS = 60.0  # for the import of a plugin, and for each of its hooks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -74,6 +76,8 @@ class Plugin:
     benchmarks: list[str] = field(default_factory=list)
     suites: list[str] = field(default_factory=list)
     hooks: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)  # of a plugin that is not imported
+    load: Callable[[], Any] | None = None  # imports a plugin that is not imported
 
     def __str__(self) -> str:
         return str(self.origin)
@@ -87,7 +91,9 @@ class Registry:
         disabled: Iterable[str] = (),
         modules: Sequence[str] = (),
         only: Iterable[str] | None = None,
+        keeper: apart.Keeper | None = None,
     ) -> None:
+        self.keeper = keeper
         self.disabled = frozenset(disabled)
         self.only = None if only is None else frozenset(only)
         self.modules = tuple(modules)
@@ -95,9 +101,10 @@ class Registry:
         self.manager = pluggy.PluginManager(hookspecs.PROJECT)
         self.manager.add_hookspecs(hookspecs)
         self._by_name: dict[str, Plugin] = {}
-        self._methods: dict[str, list[Entry]] = {}
-        self._benchmarks: dict[str, list[Entry]] = {}
-        self._suites: dict[str, list[Entry]] = {}
+        # Every entry by name, also of names that two plugins claim.
+        self.all_methods: dict[str, list[Entry]] = {}
+        self.all_benchmarks: dict[str, list[Entry]] = {}
+        self.all_suites: dict[str, list[Entry]] = {}
         for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
             self._add(_origin(found), found.value, found.load)
         for name in self.modules:
@@ -105,21 +112,22 @@ class Registry:
         self._collect("tdabench_methods", self._take_method)
         self._collect("tdabench_benchmarks", self._take_benchmark)
         self._collect("tdabench_suites", self._take_suite)
+        self._describe()
 
     # ------------------------------------------------------------------ what there is
 
     @property
     def methods(self) -> dict[str, Entry]:
         """Method classes by name, without those that two plugins claim."""
-        return {k: v[0] for k, v in sorted(self._methods.items()) if len(v) == 1}
+        return {k: v[0] for k, v in sorted(self.all_methods.items()) if len(v) == 1}
 
     @property
     def benchmarks(self) -> dict[str, Entry]:
-        return {k: v[0] for k, v in sorted(self._benchmarks.items()) if len(v) == 1}
+        return {k: v[0] for k, v in sorted(self.all_benchmarks.items()) if len(v) == 1}
 
     @property
     def suites(self) -> dict[str, Entry]:
-        return {k: v[0] for k, v in sorted(self._suites.items()) if len(v) == 1}
+        return {k: v[0] for k, v in sorted(self.all_suites.items()) if len(v) == 1}
 
     def method(self, name: str) -> Entry:
         """Returns the method `name`. Raises UsageError if unknown, or claimed by two plugins."""
@@ -128,13 +136,13 @@ class Registry:
                 f"{name!r} is a pipeline, and a single method is needed here",
                 "Pipelines run with: tdabench run, tdabench trace",
             )
-        return self._one("method", name, self._methods, "List them with: tdabench methods")
+        return self._one("method", name, self.all_methods, "List them with: tdabench methods")
 
     def benchmark(self, name: str) -> Entry:
-        return self._one("benchmark", name, self._benchmarks, "List them: tdabench benchmarks")
+        return self._one("benchmark", name, self.all_benchmarks, "List them: tdabench benchmarks")
 
     def suite(self, name: str) -> Entry:
-        return self._one("suite", name, self._suites, "Or give the path of a TOML file")
+        return self._one("suite", name, self.all_suites, "Or give the path of a TOML file")
 
     @property
     def problems(self) -> list[tuple[Origin, str]]:
@@ -143,7 +151,11 @@ class Registry:
     @property
     def clashes(self) -> list[str]:
         """A line for every name that two plugins claim."""
-        tables = {"method": self._methods, "benchmark": self._benchmarks, "suite": self._suites}
+        tables = {
+            "method": self.all_methods,
+            "benchmark": self.all_benchmarks,
+            "suite": self.all_suites,
+        }
         return [
             f"{kind} {name!r} is claimed by {' and '.join(str(e.origin) for e in entries)}"
             for kind, table in tables.items()
@@ -178,11 +190,29 @@ class Registry:
 
     # ------------------------------------------------------------------ hooks with effects
 
-    def add_commands(self, cli: Any) -> None:
-        """Lets plugins add commands to the command line."""
+    def add_commands(self, cli: Any, wanted: str) -> None:
+        """Lets plugins add commands to the command line.
+
+        A plugin that was only described is imported if the command `wanted` is its own.
+        """
+        for plugin in self.plugins:
+            if plugin.load is not None and wanted in plugin.commands:
+                with self._guard(plugin, "importing it"):
+                    self.manager.register(plugin.load(), plugin.origin.plugin)
         for plugin, function in self._implementations("tdabench_commands"):
             with self._guard(plugin, "tdabench_commands"):
                 function(cli)
+
+    def commands(self, plugin: Plugin) -> list[str]:
+        """Returns the names of the commands that an imported plugin adds."""
+        import click
+
+        group = click.Group()
+        for other, function in self._implementations("tdabench_commands"):
+            if other is plugin:
+                with self._guard(plugin, "tdabench_commands"):
+                    function(group)
+        return sorted(group.commands)
 
     def tell(self, record: dict[str, Any], folder: Path) -> list[str]:
         """Notifies observers of a finished cell; returns their errors."""
@@ -193,7 +223,18 @@ class Registry:
                     function(record=record, folder=folder)
             except Exception as e:
                 complaints.append(f"the observer of plugin {plugin} raised {brief(e)}")
+        for plugin in self.plugins:
+            if self.keeper is not None and plugin.load and "tdabench_record" in plugin.hooks:
+                told = self.keeper.tell(plugin.origin.plugin, plugin.module, record, folder)
+                if told:
+                    words = told if told.startswith("the observer") else f"{plugin}: {told}"
+                    complaints.append(words)
         return complaints
+
+    def observes(self, origin: Origin) -> bool:
+        """Tells whether the plugin of that origin is told of finished cells."""
+        hooks = (p.hooks for p in self.plugins if p.origin == origin)
+        return any("tdabench_record" in h for h in hooks)
 
     # ------------------------------------------------------------------ discovery
 
@@ -209,11 +250,50 @@ class Registry:
             other = self._by_name[origin.plugin].origin
             self._blame(plugin, f"another plugin has the same name: {other}")
             return
+        if self.keeper is not None and origin.distribution != OWN:
+            plugin.load = load
+            self._by_name[origin.plugin] = plugin
+            return
         with self._guard(plugin, "importing it"):
             loaded = load()
             plugin.hooks = _hooks(loaded)
             self.manager.register(loaded, origin.plugin)
             self._by_name[origin.plugin] = plugin
+
+    def _describe(self) -> None:
+        """Has the plugins that are not imported described, and makes stand-ins of their classes."""
+        waiting = [p for p in self.plugins if p.load is not None]
+        if self.keeper is None or not waiting:
+            return
+        if any(not p.module.endswith(".py") for p in waiting):
+            _find_modules_here()
+        told = self.keeper.describe([(p.origin.plugin, p.module) for p in waiting])
+        for plugin, found in zip(waiting, told):
+            if isinstance(found, str):
+                self._blame(plugin, found)
+                plugin.load = None
+                continue
+            with self._guard(plugin, "its description"):
+                self._take_description(plugin, found)
+
+    def _take_description(self, plugin: Plugin, told: Mapping[str, Any]) -> None:
+        from tdabench.standins import stand_in
+
+        assert self.keeper is not None
+        ask = functools.partial(self.keeper.construct, plugin.origin.plugin)
+        plugin.hooks = [str(h)[:80] for h in told["hooks"]]
+        plugin.commands = [str(c)[:80] for c in told["commands"]]
+        for reason in told["problems"][:20]:
+            self._blame(plugin, str(reason)[:1000])
+        for cls in told["methods"]:
+            with self._guard(plugin, "tdabench_methods"):
+                self._take_method(plugin, stand_in("method", cls, ask))
+        for cls in told["benchmarks"]:
+            with self._guard(plugin, "tdabench_benchmarks"):
+                self._take_benchmark(plugin, stand_in("benchmark", cls, ask))
+        for path in told["suites"]:
+            with self._guard(plugin, "tdabench_suites"):
+                self._take_suite(plugin, path)
 
     def _implementations(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:
         for impl in getattr(self.manager.hook, hook).get_hookimpls():
@@ -233,14 +313,14 @@ class Registry:
         from tdabench.method import TDAMethod
 
         name = _class_name(cls, TDAMethod)
-        self._methods.setdefault(name, []).append(Entry(cls, plugin.origin))
+        self.all_methods.setdefault(name, []).append(Entry(cls, plugin.origin))
         plugin.methods.append(name)
 
     def _take_benchmark(self, plugin: Plugin, cls: Any) -> None:
         from tdabench.benchmark import Benchmark
 
         name = _class_name(cls, Benchmark)
-        self._benchmarks.setdefault(name, []).append(Entry(cls, plugin.origin))
+        self.all_benchmarks.setdefault(name, []).append(Entry(cls, plugin.origin))
         plugin.benchmarks.append(name)
 
     def _take_suite(self, plugin: Plugin, path: Any) -> None:
@@ -248,7 +328,7 @@ class Registry:
         if not path.is_file():
             raise FileNotFoundError(f"the suite file {path} does not exist")
         name = _suite_name(path)
-        self._suites.setdefault(name, []).append(Entry(path, plugin.origin))
+        self.all_suites.setdefault(name, []).append(Entry(path, plugin.origin))
         plugin.suites.append(name)
 
     @contextlib.contextmanager
@@ -368,9 +448,14 @@ def import_plugin(name: str) -> ModuleType:
         sys.modules[path.stem] = module  # dataclasses look up their module here
         spec.loader.exec_module(module)
         return module
+    _find_modules_here()
+    return importlib.import_module(name)
+
+
+def _find_modules_here() -> None:
+    """Lets `--plugin MODULE` be a module in the working folder."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    return importlib.import_module(name)
 
 
 # --------------------------------------------------------------------------- the one registry
@@ -391,12 +476,20 @@ def configure(
     The path of a file is made absolute: another process, in another folder, finds the same. With
     `only`, no plugin of another name is imported.
     """
-    global _disabled, _modules, _only, _registry
+    global _disabled, _modules, _only
     _disabled = _disabled if disabled is None else tuple(dict.fromkeys(disabled))
     if modules is not None:
         whole = [os.path.abspath(m) if m.endswith(".py") else m for m in modules]
         _modules = tuple(dict.fromkeys(whole))
     _only = None if only is None else tuple(only)
+    forget()
+
+
+def forget() -> None:
+    """Drops the registry and ends the processes that hold third-party plugins."""
+    global _registry
+    if _registry is not None and _registry.keeper is not None:
+        _registry.keeper.close()
     _registry = None
 
 
@@ -409,5 +502,6 @@ def registry() -> Registry:
     """Returns the contents of all plugins, discovered on first use."""
     global _registry
     if _registry is None:
-        _registry = Registry(_disabled, _modules, _only)
+        keeper = apart.keeper(configuration()) if apart.keeper is not None else None
+        _registry = Registry(_disabled, _modules, _only, keeper)
     return _registry

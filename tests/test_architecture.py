@@ -18,6 +18,7 @@ SAFE_READER = HARNESS / "truth" / "numbers.py"
 # -> benchmarks -> truth, stats, methods -> targets, data".
 BASE = {
     "__init__",
+    "apart",
     "benchmark",
     "errors",
     "groups",
@@ -28,6 +29,7 @@ BASE = {
     "params",
     "rows",
     "seeds",
+    "standins",
     "stats",
 }
 ALLOWED = {

@@ -33,7 +33,7 @@ class Cost(Benchmark):
     """
 
     name: ClassVar[str] = "cost"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "cost (examples/s)"
     summary: ClassVar[str] = "build and query time, memory and bytes over corpus sizes"
     source: ClassVar[str] = "tdabench"

@@ -13,7 +13,7 @@ import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import checked_scores, metric
-from tdabench.benchmarks.planted import planted
+from tdabench.benchmarks.planted import id_of, planted
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus, Example
@@ -47,7 +47,7 @@ class Filter(Benchmark):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
     slow: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class Filter(Benchmark):
             f"{len(kinds)} behaviours ({', '.join(kinds)}), {len(bad)} queries measured, "
             f"{trainer.done} models trained here",
         )
-        return self._outcome(arrays, tuple(q.id for q in bad), notes)
+        return self._outcome(arrays, tuple(map(id_of, bad)), notes)
 
     def recompute(self, stored: Stored) -> Outcome:
         kept = {k: v for k, v in stored.arrays.items()

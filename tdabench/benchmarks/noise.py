@@ -10,7 +10,7 @@ import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import metric, pack, score_blocks, tasks_of, unpack
-from tdabench.benchmarks.planted import planted
+from tdabench.benchmarks.planted import id_of, planted
 from tdabench.errors import DataError
 
 
@@ -33,7 +33,7 @@ class Noise(Benchmark):
     """
 
     name: ClassVar[str] = "noise"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "average precision in finding planted wrong and unsafe examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424"
 
@@ -79,7 +79,8 @@ class Noise(Benchmark):
             arrays |= pack(f"places[{of}_homogeneous]", blocks)
         left = len(queries) - len(ids)
         notes = [f"{left} queries have no planted examples to find"] if left else []
-        return self._outcome(arrays, tuple(ids), (*notes, *few))
+        asked = tuple(id_of(queries[place[i]]) for i in ids)
+        return self._outcome(arrays, asked, (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
         kept = ("places", "among", "is[", "task")

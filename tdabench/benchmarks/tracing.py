@@ -17,7 +17,7 @@ from tdabench.benchmarks.common import (
     tasks_of,
     unpack,
 )
-from tdabench.benchmarks.planted import planted
+from tdabench.benchmarks.planted import id_of, planted
 from tdabench.data.behaviours import Behaviour, behaviours_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
@@ -47,7 +47,7 @@ class Tracing(Benchmark):
     """
 
     name: ClassVar[str] = "tracing"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "rank of the examples that state the fact a query asks for"
     source: ClassVar[str] = "Akyürek et al. 2022, arXiv 2205.11482; arXiv 2410.17413"
 
@@ -123,7 +123,7 @@ class Tracing(Benchmark):
         notes = [f"{left} queries ask for unstated facts: left out"] if left else []
         if sets:
             notes.append(f"queries of the same {self.behaviours!r} are asked together")
-        return self._outcome(arrays, tuple(chosen.ids), (*notes, *few))
+        return self._outcome(arrays, tuple(map(id_of, chosen)), (*notes, *few))
 
     def recompute(self, stored: Stored) -> Outcome:
         kept = ("places", "among", "decoyed", "tail_patch", "task")

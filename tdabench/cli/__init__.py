@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from tdabench import apart
+from tdabench.cli import elsewhere
 from tdabench.errors import TdabenchError, brief, did_you_mean, notice
 
 # name: (module in this folder, one line of help). Static, so `tdabench --help` loads no command.
@@ -59,7 +61,7 @@ class LazyGroup(click.Group):
         if name not in self.list_commands(ctx):
             from tdabench.registry import registry
 
-            registry().add_commands(self)
+            registry().add_commands(self, name)
             return self.commands.get(name)
         module = importlib.import_module(f"tdabench.cli.{COMMANDS[name][0]}")
         for attribute in ("command", name, "cli"):
@@ -108,14 +110,24 @@ def cli(debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0, 1 failed, 2 usage, 130 interrupted."""
+    code = 1
+    try:
+        code = _main(argv)
+    finally:
+        elsewhere.end(code)
+    return code
+
+
+def _main(argv: list[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     end = args.index("--") if "--" in args else len(args)
     debug = "--debug" in args[:end]
+    elsewhere.begin(args)
     args = [a for i, a in enumerate(args) if a != "--debug" or i >= end]
     if isinstance(sys.stdout, io.TextIOWrapper):  # unencodable text is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with one_interrupt():
+        with one_interrupt(), third_party_apart():
             code = cli.main(args, prog_name="tdabench", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -159,6 +171,26 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say(f"unexpected {brief(e)}. Show the traceback with: --debug")
         return 1
+
+
+@contextlib.contextmanager
+def third_party_apart() -> Iterator[None]:
+    """Keeps third-party plugins in other processes within; see `tdabench.apart`."""
+
+    def keeper(configuration: Any) -> Any:
+        from tdabench.run.third_party import Processes
+
+        return Processes(configuration)
+
+    before = apart.keeper
+    if not elsewhere.here():
+        apart.keeper = keeper
+    try:
+        yield
+    finally:
+        apart.keeper, apart.confined = before, True
+        if found := sys.modules.get("tdabench.registry"):
+            found.forget()
 
 
 @contextlib.contextmanager

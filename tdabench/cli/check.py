@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tdabench.cli import elsewhere
 from tdabench.cli.common import (
     complete_methods,
     console,
@@ -75,6 +76,8 @@ def command(
     registry = discovered()
     if names == ("all",):
         names = tuple(registry.methods)
+    if (code := elsewhere.carried_out(names, what="the check")) is not None:
+        sys.exit(code)
     classes = {n: registry.method(n).cls for n in names}
     methods = {n: classes[n].from_params(given(n, names, settings)) for n in names}
     provided = {k: Path(v).resolve() for k, v in (pair(a, "--asset NAME=PATH") for a in assets)}
@@ -88,6 +91,7 @@ def command(
         results = []
         for result in check_method(method, laws or None, provided, architecture):
             results.append(result)
+            elsewhere.step()
             if not as_json:
                 print_result(result, first=len(results) == 1, traceback=traceback)
         found += results

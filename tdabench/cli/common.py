@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tdabench.cli import elsewhere
 from tdabench.errors import UsageError, clean, notice, wrapped
 
 if TYPE_CHECKING:
@@ -140,6 +141,18 @@ def check_device(device: str) -> None:
         raise UsageError(f"--device {device}: torch has no such device", "Leave it out") from e
 
 
+def devices(device: str) -> tuple[str, ...]:
+    """Expands `cuda` to every GPU. Raises UsageError for a device that torch does not have."""
+    if device == "cpu":
+        return ("cpu",)
+    check_device(device)
+    if device == "cuda":
+        import torch
+
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return (device,)
+
+
 def use_plugins(disabled: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
     """Configures discovery from options and the environment."""
     from tdabench.registry import configure
@@ -155,7 +168,7 @@ def discovered() -> Any:
     if not configuration()["disabled"]:
         use_plugins((), configuration()["modules"])
     found = registry()
-    if not getattr(found, "warned", False):
+    if not elsewhere.here() and not getattr(found, "warned", False):
         found.warned = True  # type: ignore[attr-defined]
         for origin, reason in found.problems:
             warn(f"plugin {origin} is broken: {reason} (see: tdabench plugins)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tdabench.cli import elsewhere
 from tdabench.cli.common import (
     chosen_device,
     complete_suites,
@@ -21,6 +22,7 @@ from tdabench.cli.common import (
     words,
 )
 from tdabench.errors import UsageError, clean
+from tdabench.io import read_json
 
 if TYPE_CHECKING:
     from tdabench.data import Example
@@ -111,6 +113,12 @@ def build(
 
     device = chosen_device(device)
     discovered()
+    code = elsewhere.carried_out(
+        [method], what="the index build",
+        foreign=bool(own["model"] or own["train"]) or elsewhere.is_foreign(suite),
+    )  # fmt: skip
+    if code is not None:
+        sys.exit(code)
     if own["model"] or own["train"]:
         if suite:
             raise UsageError("--suite excludes --model and --train", "Give one of them")
@@ -192,6 +200,16 @@ def search(
         )
     device = chosen_device(device)
     discovered()
+    about = read_json(folder / "index.json") if (folder / "index.json").is_file() else {}
+    named = about if isinstance(about, dict) else {}
+    method: Any = named.get("method")
+    name = method.get("name") if isinstance(method, dict) else ""
+    code = elsewhere.carried_out(
+        [str(name)], foreign=elsewhere.is_foreign(str(named.get("suite"))),
+        what="the index search",
+    )  # fmt: skip
+    if code is not None:
+        sys.exit(code)
     run = runner(workers, ray, gpus)
     index = CorpusIndex(folder, run, not (no_verify or approximate), device, data_dir)
     try:
@@ -213,6 +231,7 @@ def search(
 
 
 def _shards_done(done: int, total: int) -> None:
+    elsewhere.step()
     print(f"tdabench: {done} of {total} shards", file=sys.stderr, flush=True)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tdabench.cli import elsewhere
 from tdabench.cli.common import (
     check_device,
     chosen_device,
@@ -17,6 +17,7 @@ from tdabench.cli.common import (
     complete_methods,
     complete_suites,
     console,
+    devices,
     discovered,
     emit_json,
     json_option,
@@ -214,24 +215,37 @@ def command(
     Each method runs in its own process: a crash, a hang or excessive memory use is a failed row,
     and the run continues.
     """
+    from tdabench import apart
     from tdabench import run as running
     from tdabench.run.progress import watcher
 
+    apart.confined = isolation != "off"
     discovered()
     if device or not replay:
         device = chosen_device(device or "auto")
-    truth_plan = None
     if own["model"] or own["train"] or queries or truth_groups:
         if suite or replay:
             raise UsageError("--suite and --from define their own data", "Leave out one of them")
-        suite, out, truth_plan = own_data(
-            own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
-            device or "cpu",
-            running.Request(methods=words(methods), benchmarks=words(benchmarks), sets=sets),
-        )  # fmt: skip
-        build = not dry_run and truth_plan is not None
-        if build and not build_own_truth(suite, jobs, quiet, device or "cpu"):
-            return 1
+        from tdabench.run.own import build_truth, own_place
+
+        # The model and its truth are another process's work: a third-party model may do anything.
+        code = elsewhere.carried_out(foreign=True, what="preparing the model")
+        if code:
+            return code
+        if code is None:
+            suite, out, truth_plan = own_data(
+                own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
+                device or "cpu",
+                running.Request(methods=words(methods), benchmarks=words(benchmarks), sets=sets),
+            )  # fmt: skip
+            if truth_plan is not None and not dry_run:
+                where, tell = devices(device or "cpu"), silent if quiet else say_progress
+                if not build_truth(suite, jobs, where, say, tell, elsewhere.step):
+                    return 1
+            if elsewhere.here():
+                return 0  # the process that waits measures the methods
+        else:
+            suite, out = own_place(own, out)
     asked: dict[str, Any] = {
         "suite": suite,
         "methods": words(methods),
@@ -320,7 +334,7 @@ def own_data(
     if not queries:
         raise UsageError("own data needs --queries", "Give --model, --train and --queries")
     spec = {"groups": groups or 100, "seeds": seeds}
-    folder = out or Path("runs") / own_module.own_name(own)
+    _, folder = own_module.own_place(own, out)
     suite = own_module.own_suite(own, queries, folder, spec if groups else None, recipe, fraction)
     train, asked, (target,) = suite.train, suite.queries(), suite.targets
     check_disjoint(train, asked)
@@ -398,42 +412,15 @@ def say_cost(
         say(f"{one}. Ground truth: {whole}. None requested (--truth-groups N), so no LDS")
 
 
-def build_own_truth(suite_path: str, workers: int, quiet: bool, device: str) -> bool:
-    """Runs the missing retrainings of the suite's truth; returns False if some failed."""
-    from tdabench.cli.truth import devices_of, local_engine
+def say_progress(done: int, total: int, left: float) -> None:
+    """Prints how far the truth is."""
     from tdabench.report.text import seconds
-    from tdabench.run.sources import load_suite
-    from tdabench.run.truths import draw_plan
-    from tdabench.truth import build, collect, finished
 
-    suite = load_suite(suite_path)
-    (target,) = suite.targets
-    plan = draw_plan(suite, target, "lds")
-    work = suite.path.parent / "builds" / plan.key
-    workers = max(workers, len(devices_of(device)))
-    already, began, last = len(finished(plan, work)), time.monotonic(), 0.0
-    done = already
+    say(f"truth: {done} of {total} retrainings, {seconds(left)} left")
 
-    def on_unit(unit: Any, reason: str) -> None:
-        nonlocal done, last
-        done += 1
-        if reason:
-            say(f"retraining {unit.name} failed: {reason}")
-        now, total = time.monotonic(), len(plan.units())
-        if not quiet and (now - last > 10 or done == total):
-            last = now
-            left = (total - done) * (now - began) / max(1, done - already)
-            say(f"truth: {done} of {total} retrainings, {seconds(left)} left")
 
-    failed = build(
-        plan, target.target, suite.train, suite.queries(), work,
-        engine=local_engine(workers, device), on_unit=on_unit, note=say,
-    )  # fmt: skip
-    if failed:
-        say(f"{len(failed)} retrainings failed; the truth is incomplete. Rerun to retry")
-        return False
-    collect(plan, work).save(target.truths["lds"])
-    return True
+def silent(done: int, total: int, left: float) -> None:
+    """Discards progress."""
 
 
 def say(message: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tdabench.cli import elsewhere
 from tdabench.cli.common import (
     chosen_device,
     complete_methods,
@@ -161,6 +162,13 @@ def command(
         raise UsageError("--against belongs to a prompt", "In a file it is the field `against`")
     device = chosen_device(device)
     discovered()
+    code = elsewhere.carried_out(
+        words(methods or DEFAULT) or (),
+        foreign=bool(own["model"] or own["train"]) or elsewhere.is_foreign(suite),
+        what="the trace",
+    )
+    if code is not None:
+        return code
     if own["model"] or own["train"]:
         from tdabench.run.own import own_suite
 
@@ -195,8 +203,11 @@ def command(
     asked_for = queries_to_explain(queries, against, behaviour_file)
     sources, groups = _sources(plan.suite.train, by)
     most = min(len(plan.suite.train), SPARE * k)
-    found = list(trace(plan, asked_for, most, indices, notice, _silent, groups,
-                       2 * k if with_words else 0))  # fmt: skip
+    found = []
+    words_of = 2 * k if with_words else 0
+    for one in trace(plan, asked_for, most, indices, notice, _silent, groups, words_of):
+        found.append(one)
+        elsewhere.step()
     known = trust(plan, plan.builds, runs)
     answer = _answer(plan.suite, asked_for, found, known, k, sources, groups)
     told = sentences(known, [f.label for f in found if not f.reason])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from tdabench.cli.common import check_device, print_lines, warn
+from tdabench.cli import elsewhere
+from tdabench.cli.common import check_device, devices, print_lines, warn
 from tdabench.errors import TdabenchError, UsageError, notice, relative, resumable, wrapped
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def build(
     from tdabench.truth import build as build_units
 
     part = _shard(shard)
+    _elsewhere(suite)
     if stack > 1 and engine == "ray":
         raise UsageError("--stack does not work with --engine ray", "Leave one out")
     jobs: list[tuple[Suite, SuiteTarget, str, TruthPlan, Path | None]] = []
@@ -183,13 +185,15 @@ def build(
         if engine == "ray":
             where: Any = Ray(address, cpus, gpus, int(memory * 2**30))
         elif stack > 1:
-            where = Stacked(stack, devices_of(device)[0])
+            where = Stacked(stack, devices(device)[0])
         else:
-            where = local_engine(n_workers, device)
+            from tdabench.truth.engines import local_engine
+
+            where = local_engine(n_workers, devices(device))
         with resumable(), _watch(p, len(there.done), len(units), n_workers) as watch:
             failed = build_units(
                 p, t.target, s.train, s.queries(queries), folder, engine=where, shard=part,
-                retries=retries, on_unit=watch.unit, note=watch.note,
+                retries=retries, on_unit=watch.unit, note=watch.say, on_retry=watch.retry,
             )  # fmt: skip
         found = survey(p, folder)
         row: dict[str, Any] = {
@@ -237,6 +241,14 @@ def cautions(plan: TruthPlan, target: SuiteTarget, device: str) -> list[str]:
     return found
 
 
+def _elsewhere(suite: str) -> None:
+    """Leaves the command to another process if the suite's models are not tdabench's own."""
+    foreign = elsewhere.is_foreign(suite)
+    code = elsewhere.carried_out(foreign=foreign, what=f"the work on {suite}")
+    if code is not None:
+        sys.exit(code)
+
+
 def _workers(
     asked: str, device: str, plan: TruthPlan, target: SuiteTarget, todo: int, engine: str
 ) -> int:
@@ -252,32 +264,13 @@ def _workers(
     if engine == "ray" or todo < 2:
         return 1
     if device != "cpu":
-        return min(todo, max(1, len(devices_of(device))))
+        return min(todo, max(1, len(devices(device))))
     from tdabench.run import environment
     from tdabench.truth.engines import needed_bytes
 
     free, need = environment.available_bytes(), needed_bytes(plan, target.target)
     room = int(0.9 * free / need) if free else environment.cores()
     return max(1, min(todo, environment.cores(), room))
-
-
-def devices_of(device: str) -> tuple[str, ...]:
-    """Expands `cuda` to every GPU. Raises UsageError for a device that torch does not have."""
-    if device == "cpu":
-        return ("cpu",)
-    check_device(device)
-    if device == "cuda":
-        import torch
-
-        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    return (device,)
-
-
-def local_engine(workers: int, device: str) -> Any:
-    from tdabench.truth import InProcess, Pool
-
-    devices = devices_of(device)
-    return InProcess(devices[0]) if workers == 1 else Pool(workers, devices)
 
 
 def _watch(plan: TruthPlan, done: int, total: int, workers: int) -> _Lines:
@@ -301,6 +294,7 @@ class _Lines:
 
     def unit(self, unit: Any, reason: str) -> None:
         """Reports a finished unit."""
+        elsewhere.step()
         self.done += not reason
         self.fresh += 1
         if reason:
@@ -308,10 +302,10 @@ class _Lines:
             self.say(f"{unit.name} failed: {reason}")
         self.show()
 
-    def note(self, line: str) -> None:
-        """Reports how the build handled a fault."""
-        self.retried += "is retried" in line
-        self.say(line)
+    def retry(self, unit: Any, reason: str) -> None:
+        """Reports a failed attempt that is repeated."""
+        self.retried += 1
+        self.say(f"{unit.name} failed and is retried: {reason}")
 
     def counts(self) -> str:
         """Returns the counts of retries and failures, if any."""
@@ -500,6 +494,7 @@ def describe(
 
     if device != "cpu":
         check_device(device)
+    _elsewhere(suite)
     known: dict[Any, Any] = {}
     rows, picked = [], planned_truths(suite, targets, truths)
     for s, t, name in picked:
@@ -517,6 +512,7 @@ def describe(
         if directions and key not in known:
 
             def tell(done: int, total: int, name: str = str(row["name"])) -> None:
+                elsewhere.step()
                 click.echo(f"{name}: training {done} of {total}", err=True)
 
             known[key] = metasmoothness(
@@ -591,6 +587,7 @@ def tune_recipe(
     from tdabench.targets import Recipe
     from tdabench.truth import try_recipe
 
+    _elsewhere(suite)
     loaded = load_suite(suite, targets=(target,) if target else ())
     t = loaded.target(target) if target else loaded.main_targets[0]
     values: dict[str, list[str]] = {}
@@ -611,6 +608,7 @@ def tune_recipe(
     for n, recipe in enumerate(recipes, start=1):
 
         def tell(done: int, total: int, n: int = n) -> None:
+            elsewhere.step()
             if done % 10 == 0 or done == total:
                 click.echo(f"recipe {n} of {len(recipes)}: training {done} of {total}", err=True)
 
@@ -667,6 +665,7 @@ def verify(
     from tdabench.run.truths import draw_plan, planned_truths
     from tdabench.truth.verify import verify_truth
 
+    _elsewhere(suite)
     rows = []
     for s, t, name in planned_truths(suite, targets, truths):
         s.verify(t.truths[name])

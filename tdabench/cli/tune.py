@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from tdabench.cli.common import emit_json, json_option, plugin_options, print_table
+from tdabench.cli import elsewhere
+from tdabench.cli.common import discovered, emit_json, json_option, plugin_options, print_table
 from tdabench.errors import UsageError, notice
 
 
@@ -53,7 +55,15 @@ def command(
     from tdabench.run.sources import load_suite
     from tdabench.run.tune import Trial, default_grid, method_of, tune, with_tuned
 
+    discovered()
     loaded = load_suite(suite, targets=(target,) if target else ())
+    variant = loaded.variants.get(method)
+    code = elsewhere.carried_out(
+        [variant.method if variant else method],
+        foreign=elsewhere.is_foreign(suite), what="the tuning",
+    )  # fmt: skip
+    if code is not None:
+        sys.exit(code)
     cls, fixed = method_of(loaded, method)
     grid: dict[str, list[Any]] = {}
     for text in grids:
@@ -66,6 +76,7 @@ def command(
         raise UsageError(f"{method} declares no values to try", "Give some with --grid")
 
     def told(trial: Trial) -> None:
+        elsewhere.step()
         notice(f"{_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", "  ")
 
     trials = tune(suite, target, method, grid, seed=seed, on_trial=told)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from tdabench.cli.common import print_lines
+from tdabench.cli import elsewhere
+from tdabench.cli.common import plugin_options, print_lines
 
 
 @click.command("verify")
@@ -21,6 +22,7 @@ from tdabench.cli.common import print_lines
     help="Truth file that records name, if the suite's is not installed. Repeatable.",
 )
 @click.option("--suite", metavar="NAME|FILE", help="Suite whose truths to use.")
+@plugin_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     folders: tuple[Path, ...], truths: tuple[Path, ...], suite: str | None, as_json: bool
@@ -44,6 +46,10 @@ def command(
     from tdabench.report.verify import verify_runs
 
     runs = [read_run(f) for f in find_runs(folders)]
+    benchmarks = {str(r.benchmark.get("name")) for run in runs for r in run.records}
+    code = elsewhere.carried_out(benchmarks=benchmarks, what="the verification")
+    if code is not None:
+        sys.exit(code)
     checks = verify_runs(runs, truths, suite)
     bad = [c for c in checks if c.status == "differs"]
     if as_json:

@@ -83,6 +83,8 @@ def find(
     parts = text.split("/")
     if len(parts) < 2 or not REPOSITORY.fullmatch("/".join(parts[:2])):
         raise UsageError(f"{source!r} does not have the form org/name[/file][@revision]")
+    if {"", ".", ".."} & set(parts):
+        raise UsageError(f"{source!r} leaves its repository: '..' and empty parts are not allowed")
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
     if data_dir is not None:
         for place in (repository, parts[1], "") if inside else (repository, parts[1]):
@@ -126,8 +128,10 @@ def _in_package(source: str) -> Fetched:
         raise MissingExtra(
             f"the package {name}", extra, f"Install it with: {remedy}" if remedy else ""
         )
+    if Path(inside).is_absolute() or ".." in Path(inside).parts:
+        raise UsageError(f"{source!r} leaves the package {name}", "Name a file inside it")
     path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.exists() or ".." in Path(inside).parts:
+    if not path.exists():
         raise DataError(f"the package {name} has no {inside}", "Install its latest version")
     try:
         which = f"{source} {version(name.replace('_', '-'))}"

@@ -28,7 +28,12 @@ from tdabench.report.text import clean
 from tdabench.run.record import Record, finite
 from tdabench.truth.store import Truth
 
+POOLED = 1e-5  # of the largest example score, per root of a group's size
 TOLERANCE = 1e-5  # float32 replicates, summed in another order on another machine
+
+
+class MissingTruth(DataError):
+    """The verifier does not have the truth that a record names."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class Truths:
             named = inputs.get(f"truth:{name}") or record.data.get("truth")
         wanted = str(named or "")
         if wanted not in self.paths:
-            raise DataError(
+            raise MissingTruth(
                 f"the truth {wanted or '(unnamed)'} is not available", "Give it with --truth FILE"
             )
         if wanted not in self.opened:
@@ -208,11 +213,13 @@ def _check(record: Record, truths: Truths) -> Check:
         problems += truths.check_corpora(record)
         found, unchecked = _metrics(record, truths)
         problems += found
+        if not unchecked:
+            problems += _pooled(record, truths)
         if problems:
             status = "differs"
         elif unchecked:
-            status = "missing" if "is not available" in unchecked else "unchecked"
-        problems += [unchecked] if unchecked else []
+            status = unchecked.status
+        problems += [unchecked.reason] if unchecked else []
     except TdabenchError as e:
         status, problems = "differs", [*problems, str(e)]
     return Check(
@@ -265,8 +272,16 @@ def _files(record: Record) -> list[str]:
     return out
 
 
-def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
-    """Lists results that the stored scores contradict, and reasons why scores were unusable."""
+@dataclass(frozen=True)
+class _Unchecked:
+    """Why stored scores could not be used: the truth is "missing", or anything else."""
+
+    reason: str
+    status: str = "unchecked"
+
+
+def _metrics(record: Record, truths: Truths) -> tuple[list[str], _Unchecked | None]:
+    """Lists results that the stored scores contradict, and the reason if scores were unusable."""
     from tdabench.benchmark import Stored
     from tdabench.registry import registry
 
@@ -274,18 +289,18 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
     try:
         cls = registry().benchmark(name).cls
     except TdabenchError as e:
-        return [], str(e)
+        return [], _Unchecked(str(e))
     if cls.version != record.benchmark.get("version"):
-        return [], f"made by {name} version {record.benchmark.get('version')}, not {cls.version}"
+        made = record.benchmark.get("version")
+        return [], _Unchecked(f"made by {name} version {made}, not {cls.version}")
     arrays, meta = record.arrays()
     missing: list[str] = []
 
     def truth(kind: str, label: str = "") -> Truth:
         try:
             return truths.of(record, kind, label)
-        except DataError as e:
-            if "not available" in e.message:
-                missing.append(str(e))
+        except MissingTruth as e:
+            missing.append(str(e))
             raise
 
     ids = tuple(str(i) for i in meta.get("query_ids") or ())
@@ -294,13 +309,13 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
         benchmark = cls.from_params(dict(record.benchmark.get("params") or {}))
         again = benchmark.recompute(stored)
     except KeyError as e:
-        return [f"its stored arrays lack {e}"], ""
+        return [f"its stored arrays lack {e}"], None
     except (TypeError, ValueError, IndexError) as e:
-        return [f"its stored scores cannot be read: {type(e).__name__} {e}"], ""
+        return [f"its stored scores cannot be read: {type(e).__name__} {e}"], None
     except TdabenchError as e:
-        return ([], missing[0]) if missing else ([str(e)], "")
+        return ([], _Unchecked(missing[0], "missing")) if missing else ([str(e)], None)
     if again is None:
-        return [], f"{name} does not store enough to recompute it"
+        return [], _Unchecked(f"{name} does not store enough to recompute it")
     out = []
     for metric, value in again.metrics.items():
         claimed = record.metric(metric)
@@ -317,7 +332,47 @@ def _metrics(record: Record, truths: Truths) -> tuple[list[str], str]:
         old = arrays.get(what, np.empty(0))
         if old.shape != np.shape(new) or not np.allclose(old, new, TOLERANCE, TOLERANCE):
             out.append(f"its stored {what} do not follow from its scores")
-    return out, ""
+    return out, None
+
+
+def _pooled(record: Record, truths: Truths) -> list[str]:
+    """Lists stored group scores that do not follow from the stored example scores.
+
+    A record holds example scores if its group scores are a pooling of them, and if they are few.
+    """
+    arrays, meta = record.arrays()
+    if "example_scores" not in arrays:
+        return []
+    from tdabench.benchmarks.lds import usable
+    from tdabench.groups import pool_scores
+    from tdabench.registry import registry
+
+    out, ids = [], [str(i) for i in meta.get("query_ids") or ()]
+    cls = registry().benchmark(str(record.benchmark.get("name"))).cls
+    main = getattr(cls.from_params(dict(record.benchmark.get("params") or {})), "truth", "")
+    for name, stored in arrays.items():
+        if name != "group_scores" and not name.startswith("group_scores["):
+            continue
+        kind = str(main) if name == "group_scores" else name[len("group_scores[") : -1]
+        try:
+            truth, _ = usable(truths.of(record, kind), ids)
+            scores = pool_scores(
+                arrays["example_scores"], truth.groups,
+                str(meta.get("pooling")), float(meta.get("temperature") or 0.0),
+            )  # fmt: skip
+        except (TdabenchError, ValueError, TypeError) as e:
+            out.append(f"its {clean(name, 60)} cannot be pooled from its example scores: {e}")
+            continue
+        # Sums of float32 in another order: the error grows with the members of a group, and with
+        # the steepness of a softmax.
+        size = np.abs(arrays["example_scores"]).max(axis=1, keepdims=True)
+        allowed = POOLED * size * np.sqrt(truth.groups.sizes + 1.0)
+        if str(meta["pooling"]).startswith("softmax"):
+            allowed = allowed * np.maximum(1.0, 0.01 * size / float(meta["temperature"]))
+        close = np.abs(scores - stored) <= allowed if scores.shape == stored.shape else np.zeros(1)
+        if not close.all():
+            out.append(f"its stored {clean(name, 60)} do not follow from its example scores")
+    return out
 
 
 def _close(a: float | None, b: float | None) -> bool:

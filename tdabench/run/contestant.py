@@ -1,10 +1,10 @@
-"""The contestant: the process that holds a method, and nothing that the method must not know.
+"""The contestant: the process of a method, which holds nothing that the method must not know.
 
 It is given a training corpus without labels, a target and assets, and then answers: `prepare`,
 `build`, `save`, `load`, `score`, `score_groups`, `top_k`. Queries and groups arrive when they are
-scored. It says how long imports and the loading of models took; all other figures are the
-judge's. What it checks here (that models and generators were left alone, that nothing was written
-outside) helps authors to find mistakes; what must hold against a hostile method is held outside.
+scored. It reports how long imports and the loading of models took; the judge measures all other
+figures. The checks here (models and generators unchanged, no files written outside) help authors
+to find mistakes; defences against a hostile method lie outside this process.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Contestant:
     def _described(
         self, error: BaseException, log: list[tuple[str, str]], doing: str
     ) -> dict[str, Any]:
-        """A failure in words; where the sandbox caused it, what was reached for."""
+        """Describes a failure; if the sandbox caused it, names the path."""
         traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -127,6 +127,18 @@ class Contestant:
                 if writing
                 else f"{who} reached for {where}, which a method is not given",
                 "Write below context.scratch only" if writing else "See docs/plugins.md",
+            )
+        elif isinstance(error, PermissionError) and _is_within("multiprocessing", error):
+            error = MethodError(
+                f"{self.name} used a lock, queue or pool of multiprocessing, which need memory "
+                "shared beyond the method's own processes (refused)",
+                "Use threads, or processes that talk through pipes (docs/plugins.md)",
+            )
+        elif isinstance(error, PermissionError) and path is None:
+            error = MethodError(
+                f"{self.name} asked the system for a socket, shared memory or the like, which a "
+                f"method is not given: {brief(error)}",
+                "See docs/plugins.md",
             )
         status, reason = explain(error)
         return {
@@ -145,7 +157,7 @@ class Contestant:
             self.channel.send({"progress": [str(what)[:80], int(done), int(total)]})
 
     def asset(self, name: str) -> Path:
-        """Asks the judge for an asset, which notes that it was used."""
+        """Asks the judge for an asset; the judge records its use."""
         with self._lock:
             self.channel.send({"asset": str(name)})
             answer, _ = self.channel.receive()
@@ -159,7 +171,7 @@ class Contestant:
     # ------------------------------------------------------------------ what it is asked
 
     def do_start(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """Imports the method's plugin, and no other, and constructs the method."""
+        """Imports the method's plugin (no other plugin) and constructs the method."""
         self.scratch = Path(message["scratch"])
         target = read_target(message["target"], message["reading"])
         self.target = MeteredTarget.of(target, self.meter)
@@ -220,7 +232,7 @@ class Contestant:
             "pooling": str(index.pooling),
             "temperature": float(index.temperature),
             "own_behaviours": type(index).score_behaviours is not Index.score_behaviours,
-            # Whose pooling of example scores its group scores are: the judge pools itself then.
+            # If group scores are the harness's pooling of example scores, the judge pools them.
             "pools": "always"
             if how is Index.score_groups
             else "few"
@@ -269,18 +281,18 @@ class Contestant:
         return Corpus(read_examples(message["queries"]), message.get("name", "queries"))
 
     def do_losses(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """Answers the target's losses at a checkpoint; for a contestant without a method."""
+        """Computes the target's losses at a checkpoint; for a contestant without a method."""
         model = self.target.model(message["checkpoint"])
         queries: list[Example] = read_examples(message["queries"])
         return {}, {"losses": self.target.losses(model, self.target.tokenize(queries))}
 
     def do_remarks(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """Answers how the target was measured: the share of weights gradients cover, and notes."""
+        """Returns the share of weights that gradients cover, and notes on the target."""
         notes = target_notes(self.target, self.train, read_examples(message["queries"]))
         return {**gradient_coverage(), "notes": notes}, {}
 
     def do_check(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """Raises MethodError when the method left traces, since the last check."""
+        """Raises MethodError if the method has left traces since the last check."""
         who, events = message["who"], self.events
         self.events = []
         self.randomness.check(who)
@@ -294,6 +306,12 @@ class Contestant:
                 "Write below context.scratch only",
             )
         return {}, {}
+
+
+def _is_within(package: str, error: BaseException) -> bool:
+    """Tells whether an exception was raised in a package of the standard library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(package in Path(f.filename).parts for f in frames)
 
 
 class Assets(Mapping[str, Path]):
@@ -318,7 +336,7 @@ class Assets(Mapping[str, Path]):
 
 
 def read_target(given: Mapping[str, Any], reading: str) -> Target:
-    """Returns the target of that description in JSON, whose fingerprint need not be computed."""
+    """Returns the target described in JSON, with its fingerprint, which is not computed again."""
     fields = {**given, "folder": Path(given["folder"]), "recipe": _recipe(given["recipe"])}
     fingerprint = fields.pop("fingerprint")
     target = Target(**fields)
@@ -327,13 +345,13 @@ def read_target(given: Mapping[str, Any], reading: str) -> Target:
 
 
 def _recipe(given: Mapping[str, Any]) -> Recipe:
-    """A recipe from JSON, which has lists for tuples."""
+    """Reads a recipe from JSON, which has lists for tuples."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return Recipe(**fields)
 
 
 def _answer(name: str, value: Any) -> Reply:
-    """An array to send, or what stands in its place."""
+    """Returns the array to send, or the type of a value that is not an array."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.ndim > 4:
@@ -343,7 +361,7 @@ def _answer(name: str, value: Any) -> Reply:
 
 
 def finish_gpu() -> None:
-    """Waits for what was asked of a GPU, so that it counts in the phase that asked."""
+    """Waits until a GPU is idle, so that its work counts in the current phase."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -28,10 +26,11 @@ from tdabench.run.log import EventLog
 from tdabench.run.nursery import below, status
 from tdabench.run.plan import Cell, Job, MethodSpec, Plan
 from tdabench.run.record import Record
+from tdabench.standins import uses_models
 
 POLL_SECONDS = 0.05
 AGAIN = 3.0  # seconds after a Ctrl-C that skips, in which another one stops the run
-STOOD_STILL = 2.0  # seconds between two looks: so long the machine, or this process, was stopped
+STOOD_STILL = 2.0  # seconds between two looks: a longer gap means that the machine was suspended
 MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
 
 
@@ -71,7 +70,7 @@ class Watcher(Protocol):
 
 @dataclass
 class _Running:
-    """A judge and how far it has come, by what it says."""
+    """A running judge and its progress, as it reports it."""
 
     job: Job
     id: str
@@ -109,7 +108,7 @@ def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> Re
 
 
 class Interrupted(Exception):
-    """Ctrl-C: running cells have been recorded as interrupted."""
+    """Raised on Ctrl-C, after running cells have been recorded as interrupted."""
 
 
 class Executor:
@@ -188,7 +187,7 @@ class Executor:
             self.log.complaint = ""
 
     def _relabelled(self, record: Record, cell: Cell) -> Record:
-        """Takes over a measurement that is on disk under another label."""
+        """Copies a measurement that is on disk under another label."""
         if record["method"]["label"] == cell.method.label:
             return record
         record = record.ended(record.status, method=cell.method.as_dict())
@@ -364,7 +363,7 @@ class Executor:
         }
 
     def _describe_method(self, spec: MethodSpec, index_key: str) -> dict[str, Any]:
-        """What the judge of one method is told of it; one of a pipeline is told of its stages."""
+        """Returns the description of a method, or of a pipeline, for its judge."""
         if spec.stages:
             return {
                 "label": spec.label,
@@ -379,26 +378,28 @@ class Executor:
         return {
             "label": spec.label,
             "plugins": {**configuration(), "only": [entry.origin.plugin]},
-            "preload": wants_models(entry.cls),
+            "preload": uses_models(entry.cls),
             "method": {
                 "name": spec.name,
                 "params": dict(spec.params),
+                "set": sorted({*spec.suite, *spec.tuned, *spec.passed}),
                 "labels": bool(entry.cls.reads_labels),
             },
             "index_key": index_key,
         }
 
     def _isolation(self, cell: Cell) -> str:
-        """How far the method is kept from the answers, as the record says it."""
+        """Returns the isolation of the method, as in the record."""
         brought = registry().benchmark(cell.benchmark.name).origin
-        if brought in [cell.method.origin, *(s.origin for s in cell.method.stages)]:
-            return "none"  # the judge has to import the plugin that brings the benchmark
+        plugins = [cell.method.origin, *(s.origin for s in cell.method.stages)]
+        if brought in plugins or any(map(registry().observes, plugins)):
+            return "none"  # the plugin also runs in the judge or, as an observer, beside it
         return f"landlock {self.landlock}" if self.landlock else "none"
 
     # ------------------------------------------------------------------ watching
 
     def _hear(self, worker: _Running) -> None:
-        """Reads what a judge has said since the last look."""
+        """Reads a judge's events since the last look."""
         assert worker.process.stdout is not None
         if not worker.process.stdout.closed:
             with contextlib.suppress(BlockingIOError):
@@ -437,7 +438,7 @@ class Executor:
         self._tell(record)
 
     def _limit(self, worker: _Running) -> None:
-        """Kills a worker that takes too long or too much."""
+        """Kills a worker that exceeds its limit of time or memory."""
         if self.options.timeout and worker.spent > self.options.timeout:
             worker.verdict = (
                 "timeout",
@@ -588,9 +589,9 @@ def check_inputs(plan: Plan, todo: Sequence[Cell]) -> None:
 
 
 def kill(process: subprocess.Popen) -> bytes:
-    """Kills a judge, and waits until everything it started is gone; returns its last words.
+    """Kills a judge and waits until all processes that it started have ended.
 
-    Its nursery, which holds the same pipe, ends what is below it and then itself.
+    Returns its last output. Its nursery holds the same pipe and kills the processes below it.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -618,8 +619,8 @@ def kill(process: subprocess.Popen) -> bytes:
 def tree_bytes(pid: int, nurseries: Collection[int] = ()) -> int:
     """Sums the anonymous and shared memory of a process and its descendants, without files.
 
-    What nurseries hold is shared with what they forked, and counted there. 0 where the system has
-    no /proc.
+    A nursery's memory is shared with the processes that it forked, and counted there. Returns 0 on
+    a system without /proc.
     """
     total = 0
     for p in {pid, *below(pid)} - set(nurseries):
@@ -632,9 +633,9 @@ def tree_bytes(pid: int, nurseries: Collection[int] = ()) -> int:
 
 
 def hidden_from_methods(run: Path) -> list[str]:
-    """Lists folders and files from which a method may read only what is given to it.
+    """Lists folders and files that a method may not read, except for its inputs.
 
-    Records and other runs, the cache, and every installed suite.
+    These are records and other runs, the cache, and all installed suites.
     """
     around = [run.absolute(), run.absolute().parent / "runs", Path.cwd() / "runs"]
     if run.absolute().parent.name == "runs":
@@ -663,17 +664,3 @@ def withheld_assets(plan: Plan) -> list[str]:
         given = plan.suite.benchmark_params.get(name, {})
         named.add(given.get("asset", getattr(entry.cls, "asset", "")))
     return sorted(n for n in named if isinstance(n, str) and n)
-
-
-def wants_models(cls: type) -> bool:
-    """Tells whether a method's class seems to use models, so that early imports save time.
-
-    A guess from its source: what is guessed wrong costs seconds, and changes nothing else.
-    """
-    words = re.compile(r"torch|target|checkpoint|encoder|gradient", re.IGNORECASE)
-    for c in cls.__mro__:
-        if not c.__module__.startswith(("tdabench.", "builtins", "abc")):
-            with contextlib.suppress(OSError, TypeError):
-                if words.search(inspect.getsource(c)):
-                    return True
-    return False

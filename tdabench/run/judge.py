@@ -1,11 +1,11 @@
-"""The judge: holds benchmark, truth and statistics, has a contestant do the scoring, and records.
+"""The judge: holds benchmark, truth and statistics, lets a contestant score, and writes records.
 
     python -m tdabench.run.judge job.json
 
-One judge per job (a method on a target). It imports no method: the method is in another process
-(`tdabench.run.contestant`), confined where the system can, and known here by its answers only.
-Time, memory and bytes are measured from here. Events go to the parent as one line of JSON each on
-stdout; what is printed goes to the log, on stderr.
+There is one judge per job (a method on a target). It imports no method: the method runs in another
+process (`tdabench.run.contestant`), confined where the system can, and the judge knows only its
+answers. The judge measures time, memory and bytes. Events go to the parent on stdout, one line of
+JSON each; printed text goes to the log, on stderr.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,7 @@ from tdabench.toolkit.pipeline import PipelineIndex
 from tdabench.truth.store import Truth
 
 POLL_SECONDS = 0.05
-GAP_SECONDS = 2.0  # between two looks: so long is nobody kept from the processor, but by a freeze
-# What a contestant may claim for imports and loading, beyond which it counts as its own work.
-SETUP_SECONDS, SETUP_CPU, SETUP_RATE = 300.0, 60.0, 20e6  # seconds, and bytes of weights a second
+GAP_SECONDS = 2.0  # between two looks: a longer gap means that the machine was suspended
 
 
 class Refused(MethodError):
@@ -76,26 +74,23 @@ class Refused(MethodError):
 
 
 class Died(Refused):
-    """The contestant's process ended."""
+    """Raised when the contestant's process ended."""
 
 
 @dataclasses.dataclass
 class Spent:
-    """Cost of one request: seconds of wall and processor time, and how much of them was set-up."""
+    """Seconds of wall and processor time of one request, as the judge measured them.
+
+    `setup` is the part of the wall time that the contestant says went into imports and loading.
+    """
 
     seconds: float = 0.0
     cpu: float = 0.0
     setup: float = 0.0
-    setup_cpu: float = 0.0
-
-    @property
-    def own(self) -> tuple[float, float]:
-        """Wall and processor time without set-up."""
-        return max(0.0, self.seconds - self.setup), max(0.0, self.cpu - self.setup_cpu)
 
 
 class Ledger:
-    """Wall and processor seconds by phase; together they are all that contestants took."""
+    """Wall and processor seconds by phase. Their sum is all that the contestants used."""
 
     def __init__(self) -> None:
         self.phases: dict[str, list[float]] = {}
@@ -115,7 +110,7 @@ class Ledger:
 class Stage:
     """Runs contestants, one at a time, and measures them.
 
-    Between two requests a contestant is stopped: what it computes, it computes while it is asked.
+    A contestant is stopped between two requests, so it computes only during a request.
     """
 
     def __init__(
@@ -129,10 +124,8 @@ class Stage:
         self.channel: Channel | None = None
         self.holder: weakref.ref[RemoteIndex] | None = None
         self.phase = ""
-        self.setup_left = [0.0, 0.0]
         self.printed = 0
         self.most_printed = 1 << 62
-        self.weights = 0
         self.used_torch = False
         self.gpu_peak = 0
         self.base = 0
@@ -146,7 +139,7 @@ class Stage:
     # ------------------------------------------------------------------ processes
 
     def open(self, scratch: Path, rules: Sequence[sandbox.Rule], given: Mapping[str, Any]) -> None:
-        """Starts a contestant that imports the method, and closes another; `given`: its corpus."""
+        """Starts a contestant of the method and ends a running one; `given`: its corpus."""
         self.close()
         self.nursery.ready()
         tree = self.nursery.tree
@@ -154,10 +147,6 @@ class Stage:
         base = [*self.place["rules"], *rules, (str(scratch), "write")]
         self.pid, self.channel = self.nursery.start({**self.place, "rules": base})
         self.event("contestant", pid=self.pid)
-        self.setup_left = [
-            SETUP_SECONDS + self.weights / SETUP_RATE,
-            SETUP_CPU + self.weights / SETUP_RATE,
-        ]
         self._own = [0.0, 0.0]
         hello = {"do": "start", **self.hello, "scratch": str(scratch), "train": dict(given)}
         self._ask(hello, {}, "import", 0, start, cpu)
@@ -188,9 +177,9 @@ class Stage:
         phase: str = "",
         most: int = 0,
     ) -> tuple[dict[str, Any], Arrays, Spent]:
-        """Returns the answer and its cost. Raises Refused for a failure, Died for an end.
+        """Returns the answer, its arrays and its cost. Raises Refused if it fails, Died if it ends.
 
-        `most`: bytes of arrays that the answer may have.
+        `most`: maximum bytes of arrays in the answer.
         """
         return self._ask(message, arrays, phase, most, None, None)
 
@@ -231,16 +220,16 @@ class Stage:
             own = _numbers(reply.get("own"), 2)
             spent.cpu = max(0.0, own[0] - self._own[0])
             self._own = own
-        self._credit(spent, reply)
+        spent.setup = max(0.0, min(_numbers(reply.get("setup"), 2)[0], spent.seconds))
         self._account(phase, spent)
         if phase == "query":
-            self.ledger.scored(*spent.own)
+            self.ledger.scored(spent.seconds, spent.cpu)
         self.used_torch |= bool(reply.get("torch"))
         self.gpu_peak = max(self.gpu_peak, int(_numbers([reply.get("gpu_peak_bytes", 0)], 1)[0]))
         # The judge's own clock runs on by what the contestant took, and by nothing else.
-        wall, used = spent.own
-        self.clock.setup.seconds += max(0.0, time.perf_counter() - entered[0] - wall)
-        self.clock.setup.cpu += time.process_time() - entered[1] - used
+        passed = time.perf_counter() - entered[0]
+        self.clock.setup.seconds += max(0.0, passed - spent.seconds)
+        self.clock.setup.cpu += time.process_time() - entered[1] - spent.cpu
         self._drain()
         if "error" in reply:
             raise _refusal(reply["error"])
@@ -252,7 +241,7 @@ class Stage:
         return str(method.get("name", "the target"))
 
     def _next(self, tree: Any) -> tuple[dict[str, Any], float]:
-        """The head of the answer, and the seconds that the machine stood still meanwhile."""
+        """Returns the head of the answer, and the seconds for which the machine was suspended."""
         assert self.channel is not None
         end, output = self.channel.end.fileno(), self.nursery.output
         last, used, frozen = time.perf_counter(), tree.cpu(), 0.0
@@ -282,7 +271,7 @@ class Stage:
                 return head, frozen
 
     def _halt(self, phase: str) -> None:
-        """Stops the contestant until it is asked again; ends what it left running."""
+        """Stops the contestant until the next request; kills the processes that it left running."""
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGSTOP)
         for _ in range(100):  # one that forks as fast as it is killed has its parent stopped
@@ -299,20 +288,12 @@ class Stage:
             time.sleep(0.002)
         self.nursery.reap()
 
-    def _credit(self, spent: Spent, reply: Mapping[str, Any]) -> None:
-        """Takes the contestant's word for imports and loading, within limits."""
-        wall, cpu = _numbers(reply.get("setup"), 2)
-        spent.setup = max(0.0, min(wall, spent.seconds, self.setup_left[0]))
-        spent.setup_cpu = max(0.0, min(cpu, spent.cpu, self.setup_left[1]))
-        self.setup_left[0] -= spent.setup
-        self.setup_left[1] -= spent.setup_cpu
-
     def _account(self, phase: str, spent: Spent) -> None:
         self.ledger.add(phase or "query", spent.seconds, spent.cpu)
 
     def _autopsy(self, phase: str) -> Died:
-        """Why the contestant is gone."""
-        doing = phase if phase != "query" else "scoring"
+        """Returns the reason for which the contestant ended."""
+        doing = phase if phase not in ("query", "warm-up") else "scoring"
         peak = self.nursery.tree.peak
         found = self.nursery.death(self.pid, 1.0)
         if found is None:
@@ -331,7 +312,7 @@ class Stage:
         return Died("failed", f"its process ended with exit status {code} during {doing}")
 
     def _drain(self) -> None:
-        """Passes on what the contestant printed, up to a limit, to the log."""
+        """Writes the contestant's output to the log, up to a limit."""
         for data in lines(self.nursery.output):
             self.printed += len(data)
             if self.printed <= self.most_printed:
@@ -342,7 +323,7 @@ class Stage:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Keeps what happens within off `clock`."""
+        """Keeps the time within off `clock`."""
         wall, cpu = self.clock.setup.now()
         try:
             yield
@@ -365,7 +346,7 @@ class Stage:
         try:
             yield cost
         finally:
-            if pid != self.pid:  # another contestant than at the start: its whole life counts
+            if pid != self.pid:  # a contestant that started later: its whole life counts
                 cost["base_bytes"], exact = 0, False
             cost["peak_bytes"] = tree.highest(self.pid) or int(self._own[1])
             cost["peak_measured"] = "phase" if exact else "process"
@@ -392,21 +373,22 @@ def _refusal(error: Any) -> Refused:
 
 
 class RemoteIndex(Index):
-    """An index in a contestant: opened when it is asked, from the folder it was saved in."""
+    """An index in a contestant, loaded on first use from the folder it was saved in."""
 
     def __init__(self, judge: Judge, folder: Path, given: Mapping[str, Any], n_train: int) -> None:
         self.judge, self.folder, self.given, self.n_train = judge, folder, given, n_train
         self.pools = "never"
         self.own_behaviours = False  # whether the method itself scores them
-        self.scratch: Path | None = None  # what of the build's scratch folder loading needs
+        self.scratch: Path | None = None  # the build's scratch folder, if loading needs it
         self.scratch_bytes = 0
+        self._warm = False
         weakref.finalize(self, _leave, judge.stage)
 
     def save(self, path: Path) -> None:
         raise NotImplementedError
 
     def open(self) -> None:
-        """Loads it in its own contestant, unless it is already loaded."""
+        """Loads the index in its own contestant, unless it is already loaded."""
         stage = self.judge.stage
         if stage.channel is not None and stage.holder is not None and stage.holder() is self:
             return
@@ -432,6 +414,27 @@ class RemoteIndex(Index):
         self.pools = str(reply["pools"])
         self.own_behaviours = bool(reply.get("own_behaviours"))
         stage.holder = weakref.ref(self)
+        self._warm = False
+
+    def warm_up(self) -> None:
+        """Loads the index and scores one query, so that no loading counts in query times.
+
+        The first call after loading does so, in its own phase. An index that scores groups only
+        refuses, and is left as it is.
+        """
+        self.open()
+        if self._warm:
+            return
+        self._warm, stage = True, self.judge.stage
+        query = self.judge.suite.queries(self.judge.job["split"])[:1]
+        message = {"do": "score", **self._rows(query)}
+        with stage.apart():
+            try:
+                stage.ask(message, {}, "warm-up", 8 * len(query) * self.n_train + (1 << 20))
+            except Died:
+                raise
+            except Refused:
+                pass
 
     def _ask(self, message: dict[str, Any], arrays: Arrays, most: int) -> tuple[dict, Arrays]:
         self.open()
@@ -483,7 +486,7 @@ class RemoteIndex(Index):
 
 
 class Strange:
-    """Stands for what a method returned in place of an array; its type is called as that was."""
+    """A value that a method returned in place of an array; its type has that value's name."""
 
     def __init__(self, kind: str) -> None:
         self.__class__ = type(kind[:80], (Strange,), {})
@@ -494,16 +497,16 @@ def _array(reply: Mapping[str, Any], out: Arrays, name: str) -> Any:
 
 
 def _leave(stage: Stage) -> None:
-    """An index that nobody holds any more needs no process."""
+    """Ends the process of an index that is no longer referenced."""
     if stage.holder is not None and stage.holder() is None:
         stage.close()
 
 
 class Judge:
-    """One job: what it was told, and where it puts things.
+    """One job: its description, its folders and its contestants.
 
-    `parts` are the judges of its methods: itself, or one per stage of a pipeline. Stages have
-    contestants of their own, and the same indices as the methods alone.
+    `parts` are the judges of its methods: itself, or one per stage of a pipeline. Each stage
+    has its own contestants, and the same index as the method alone.
     """
 
     suite: Suite
@@ -520,7 +523,7 @@ class Judge:
         self.log = Path(job["log"])
         self.memory = Memory()
         self.started = time.perf_counter()
-        self.kept_apart: set[str] = set()  # truths that no checkpoint scored at is behind
+        self.kept_apart: set[str] = set()  # truths checked against the method's checkpoints
         self.labels = bool(job["method"].get("labels"))
         self.shown: dict[str, np.ndarray] | None = None  # top examples, once they are known
         self._last_progress = 0.0
@@ -607,10 +610,9 @@ class Judge:
                 self.finish(cell, record)
 
     def enter(self, whole: Judge) -> None:
-        """Prepares contestants and what they are given; `whole` has read the suite."""
+        """Prepares the contestants and their inputs; `whole` has read the suite."""
         self.suite, self.declared, self.train = whole.suite, whole.declared, whole.train
-        if self.job["preload"]:
-            self.nursery.preload(self.declared.target.folder)
+        self.nursery.preload(self.declared.target.folder if self.job["preload"] else None)
         self.assets = self._assets()
         self.stage = self._stage()
         if whole is not self:
@@ -626,7 +628,7 @@ class Judge:
         return self.stage.who if self.parts == [self] else str(self.job["method"]["name"])
 
     def _composed(self, indices: Sequence[Index]) -> Index:
-        """Returns the index that a benchmark asks: the method's, or the pipeline of the stages'."""
+        """Returns the index for a benchmark: the method's, or the pipeline over its stages'."""
         if self.parts == [self]:
             return indices[0]
         return PipelineIndex(indices, self.job["keep"], self.job["rest"])
@@ -695,8 +697,6 @@ class Judge:
         stage = Stage(self.nursery, place, hello)
         stage.event, stage.on_progress, stage.find_asset = self.event, self.progress, self._asset
         stage.most_printed = job["most_printed"]
-        files = [target.folder / f for f in target.checkpoints.values()]
-        stage.weights = sum(f.stat().st_size for f in files if f.is_file())
         return stage
 
     def _rules(self) -> list[sandbox.Rule]:
@@ -714,32 +714,44 @@ class Judge:
         shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
         for path in [*shown, *assets.values()]:
             rules += sandbox.with_links(path, answers)
-        for place in self._places_in_parameters():
-            rules += sandbox.with_links(place, [*answers, *self.job["hidden"]])
+        for place in self._places_in_parameters(answers):
+            rules += sandbox.with_links(place, [*answers, *self._corpora(), *self.job["hidden"]])
         rules += [(str(self.work / "cwd"), "read"), (str(self.work / "tmp"), "write")]
         return rules
 
-    def _places_in_parameters(self) -> list[Path]:
+    def _corpora(self) -> list[str]:
+        """Lists the suite file and the files of its corpora, which hold queries and labels."""
+        files = self.suite.corpus
+        named = (files.train, files.queries, files.tuning_queries)
+        return [str(self.suite.path), *(str(source[0]) for source in named if source)]
+
+    def _places_in_parameters(self, answers: Sequence[str]) -> list[Path]:
         """Lists files and folders that the method's parameters name (such as an encoder).
 
-        A parameter that lies among records, the cache or an installed suite opens nothing.
+        The user or the suite must have set the parameter: a plugin's default opens nothing. Nor
+        does a place among records, the cache or an installed suite, or above these, the suite's
+        folder or a truth.
         """
-        hidden = [Path(os.path.realpath(h)) for h in self.job["hidden"]]
+        closed = [Path(os.path.realpath(h)) for h in self.job["hidden"]]
+        kept = [Path(os.path.realpath(p)) for p in (*answers, str(self.suite.folder))]
         found = []
-        for value in self._parameter_values():
+        for value in self._parameter_values(self.job["method"].get("set", ())):
             if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
                 real = Path(os.path.realpath(value))
-                if not any(real.is_relative_to(h) for h in hidden):
+                inside = any(real.is_relative_to(h) for h in closed)
+                above = any(k.is_relative_to(real) for k in (*closed, *kept))
+                if not (inside or above):
                     found.append(Path(value))
         return found
 
-    def _parameter_values(self) -> list[Any]:
-        """Lists the values of the method's parameters, those in lists one by one."""
-        values = self.job["method"]["params"].values()
+    def _parameter_values(self, names: Container[str] | None = None) -> list[Any]:
+        """Lists the values of the method's parameters (all by default), those in lists singly."""
+        params = self.job["method"]["params"]
+        values = [v for k, v in params.items() if names is None or k in names]
         return [v for value in values for v in (value if isinstance(value, list) else [value])]
 
     def _truth_names(self, cells: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Names of the declared truths that the cells score on."""
+        """Lists the declared truths that the cells score on."""
         kinds = [
             kind
             for c in cells
@@ -757,7 +769,7 @@ class Judge:
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.work / "scratch"))
 
     def _asset(self, name: str) -> dict[str, Any]:
-        """The answer to a contestant that asks for an asset."""
+        """Returns the answer to a contestant's request for an asset."""
         try:
             if name in self.job["withheld"] or name not in self.assets:
                 there = [a for a in self.assets if a not in self.job["withheld"]]
@@ -777,7 +789,7 @@ class Judge:
         self.stage.ask(message, phase="checks")
 
     def remarks(self, queries: Sequence[Example] = ()) -> dict[str, Any]:
-        """Returns what the contestant says of how the target was measured."""
+        """Returns the contestant's remarks on how the target was measured."""
         message = {"do": "remarks", "queries": spelled(queries[:200], labels=False)}
         reply = self.stage.ask(message, phase="checks")[0]
         notes, gradients = reply.get("notes"), reply.get("gradients")
@@ -789,10 +801,10 @@ class Judge:
     # ------------------------------------------------------------------ the index
 
     def _index(self) -> tuple[RemoteIndex, dict[str, Any]]:
-        """The index as loaded from disk, whether built now or by an earlier run.
+        """Returns the index as loaded from disk, built now or by an earlier run.
 
-        Scores always come from the loaded index, in a process that did not build it: then a
-        resumed run sees what a fresh one sees, and the bytes on disk are honest.
+        Scores always come from the loaded index, in a process that did not build it, so that a
+        resumed run and a fresh one agree, and the bytes on disk are complete.
         """
         folder = self.folder.indices / self.job["index_key"]
         index = RemoteIndex(self, folder / "index", self.given, len(self.train))
@@ -825,9 +837,9 @@ class Judge:
         return index, cost
 
     def _open_without(self, index: RemoteIndex, scratch: Path) -> None:
-        """Loads an index with the scratch folder it was built in out of the way.
+        """Loads an index while the scratch folder of its build is moved away.
 
-        An index that needs what lies there is given it back, and it counts.
+        If the index needs files from there, the folder is moved back and its bytes count.
         """
         aside = scratch.with_name(f".{scratch.name}")
         os.rename(scratch, aside)
@@ -846,7 +858,7 @@ class Judge:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _kept(self) -> dict[str, Any] | None:
-        """The cost of the kept index, if that is as it was written and made of these assets."""
+        """Returns the cost of the kept index if it is unchanged and was built with these assets."""
         built = self.folder.kept_index(self.job["index_key"])
         if built is None:
             return None
@@ -862,8 +874,10 @@ class Judge:
     def _build(
         self, given: Mapping[str, Any], n: int, place: Path, quiet: bool = False
     ) -> tuple[Path, dict[str, Any]]:
-        """Has a contestant build an index on `given` and save it in `place`: its scratch folder
-        and what it cost."""
+        """Lets a contestant build an index on `given` and save it in `place`.
+
+        Returns the scratch folder of the build, and its cost.
+        """
         stage = self.stage
         scratch = self.new_folder("build")
         if not quiet:
@@ -887,10 +901,9 @@ class Judge:
             stage.close()
         if stage.used_torch:
             self.nursery.preload(self.declared.target.folder)
-        seconds, cpu = spent.own
         cost |= {
-            "seconds": round(seconds, 6),
-            "cpu_seconds": round(cpu, 6),
+            "seconds": round(spent.seconds, 6),
+            "cpu_seconds": round(spent.cpu, 6),
             "setup_seconds": round(spent.setup, 4),
         }
         size = folder_bytes(place)
@@ -904,7 +917,7 @@ class Judge:
         }
 
     def _build_on(self, corpus: Corpus) -> Built:
-        """The method's index on another corpus, as loaded from disk, and what it cost."""
+        """Returns the method's index on another corpus, as loaded from disk, and its cost."""
         made = [part._remote_on(corpus) for part in self.parts]
         index = self._composed([remote for remote, _ in made])
         metered = MeteredIndex(index, self.who, len(corpus), self.parts[0].stage.clock)
@@ -922,6 +935,7 @@ class Judge:
             scratch, cost = self._build(given, len(corpus), place, quiet=True)
             remote = RemoteIndex(self, place, given, len(corpus))
             self._open_without(remote, scratch)
+            remote.warm_up()
         finally:
             inner, self.stage.ledger = self.stage.ledger, outer
             for seconds, cpu in inner.phases.values():
@@ -932,9 +946,9 @@ class Judge:
     # ------------------------------------------------------------------ benchmarks
 
     def _look_at_checkpoints(self, cells: Sequence[Mapping[str, Any]]) -> None:
-        """Raises GuardError when the method scores at a model that some truth was read off.
+        """Raises GuardError if the method scores at a model that a truth was measured on.
 
-        The losses that tell are computed by a contestant without a method.
+        A contestant without a method computes the losses that are compared.
         """
         target = self.declared.target
         named = self._parameter_values()
@@ -952,7 +966,6 @@ class Judge:
         if needed:
             hello = {**self.stage.hello, "method": None}
             clerk = Stage(self.nursery, self.stage.place, hello)
-            clerk.weights = self.stage.weights
             try:
                 clerk.open(self.new_folder("clerk"), [], {})
                 for c in needed:
@@ -1019,7 +1032,7 @@ class Judge:
         remarks: list[dict[str, Any]] = []
         start = time.perf_counter()
         for remote in indices:
-            remote.open()
+            remote.warm_up()
         with contextlib.ExitStack() as stack:
             memories = [stack.enter_context(part.stage.memory()) for part in self.parts]
             outcome = benchmark.run(context)
@@ -1037,15 +1050,15 @@ class Judge:
         for part in self.parts:
             part.stage.ledger = Ledger()
         shown = self._top_examples(cell, metered, queries, seconds)
-        write_arrays(
-            self.folder.arrays_path(cell["key"]),
-            {**arrays_of(outcome), **shown},
-            {
-                "query_ids": list(outcome.query_ids),
-                "key": cell["key"],
-                **({"top_query_ids": list(queries.ids)} if shown else {}),
-            },
-        )
+        about: dict[str, Any] = {"query_ids": list(outcome.query_ids), "key": cell["key"]}
+        if shown:
+            about["top_query_ids"] = list(queries.ids)
+        pooled = getattr(index, "pools", "never") != "never"  # else group scores are its own
+        if "example_scores" in shown and benchmark.headline and pooled:
+            about |= {"pooling": index.pooling, "temperature": index.temperature}
+        else:
+            shown = {k: v for k, v in shown.items() if k != "example_scores"}
+        write_arrays(self.folder.arrays_path(cell["key"]), {**arrays_of(outcome), **shown}, about)
         all_ledgers = [*(part.loading for part in self.parts), *ledgers]
         running = [cost.get("left_running", ()), *(ledger.left_running for ledger in all_ledgers)]
         left = dict.fromkeys(note for notes in running for note in notes)
@@ -1103,7 +1116,7 @@ class Judge:
 
 @dataclasses.dataclass
 class KnownLosses:
-    """Stands for a target whose losses on the queries are known already, by checkpoint."""
+    """A target whose losses on the queries are known, by checkpoint."""
 
     name: str
     known: Mapping[str, np.ndarray]
@@ -1188,7 +1201,7 @@ def finite(value: Any) -> Any:
 
 
 def follow_parent() -> None:
-    """Ends this process, and all that it started, when its parent is gone or wants it gone."""
+    """Ends this process and all that it started when its parent ends or closes its stdin."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):

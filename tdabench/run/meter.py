@@ -38,8 +38,8 @@ GLOBAL_SEED = 20250518  # any number that a plugin is unlikely to use as a seed
 class Clock:
     """Wall and processor seconds spent under it; nested uses are counted once.
 
-    Draws from the global generators under it are undone: a library may draw while it is imported
-    or initialises a GPU, which is not the method's doing.
+    It undoes draws from the global generators: a library may draw while it is imported or
+    initialises a GPU, for which the method is not responsible.
     """
 
     def __init__(self) -> None:
@@ -367,7 +367,7 @@ class MeteredIndex(Index):
         return checked(self.method, "score_behaviours", scores, shape)
 
     def _pools(self, n_queries: int) -> bool:
-        """Whether the index pools example scores as we do, and few enough to hold at once."""
+        """Tells whether the harness can pool the index's example scores, and hold them."""
         few = n_queries * self.n_train * 4 <= SCORES_BYTES
         told = getattr(self.inner, "pools", None)  # by an index in another process
         if told is not None:

@@ -1,15 +1,16 @@
-"""Where contestants come from: a process that has imported libraries, and nothing else, forks them.
+"""The process that forks contestants: it has imported libraries and holds nothing else.
 
 The judge forks its nursery before it reads anything that a method must not know, so that neither
 the nursery nor what it forks has held a truth. Libraries are imported once there for all
-contestants of a job. What a contestant starts and leaves behind becomes the nursery's child (it is
-a sub-reaper): nothing escapes the count, and nothing outlives the judge.
+contestants of a job. The nursery is a sub-reaper: it adopts processes that a contestant leaves
+behind, so that their time is counted and they end with the judge.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +34,15 @@ TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 class Nursery:
-    """The judge's hold on its nursery. `output` is where what contestants print can be read."""
+    """The judge's handle on its nursery. `output` is a descriptor with the contestants' output."""
 
     _control: socket.socket
 
-    def __init__(self, others: Sequence[Nursery] = ()) -> None:
-        """Forks the nursery. It lets go of `others`, which end when their judge lets go of them."""
+    def __init__(self, others: Sequence[Nursery] = (), hold_stdout: bool = True) -> None:
+        """Forks the nursery. It closes its copies of `others`, which then end with their judge.
+
+        With `hold_stdout`, readers of this process's stdout see the nursery's end.
+        """
         mine, its = socket.socketpair()
         self.output, printed = os.pipe()
         sys.stdout.flush()
@@ -50,7 +55,7 @@ class Nursery:
                 for other in others:
                     other._control.close()
                     os.close(other.output)
-                _nurse(its, printed)
+                _nurse(its, printed, hold_stdout)
             finally:
                 os._exit(0)
         its.close()
@@ -63,19 +68,20 @@ class Nursery:
         self.imported = [0.0, 0.0]  # wall and processor seconds of libraries imported here
         self._pending = 0
 
-    def preload(self, folder: Path) -> None:
-        """Imports the libraries that scoring with the model in `folder` needs.
+    def preload(self, folder: Path | None = None) -> None:
+        """Imports libraries: those of text methods, and what the model in `folder` needs.
 
         The import runs in parallel with the judge; `start` waits for it.
         """
-        _send(self._control, {"do": "import", "folder": str(folder)})
+        _send(self._control, {"do": "import", "folder": None if folder is None else str(folder)})
         self._pending += 1
 
     def start(self, place: Mapping[str, Any]) -> tuple[int, Channel]:
         """Starts a contestant: returns its process and the connection to it.
 
         `place`: `rules`, `landlock` (a version, 0 for no sandbox), `environment`, `cwd`, `fork`
-        (False: a new interpreter, for what does not survive a fork, such as CUDA).
+        (False: a new interpreter, for what does not survive a fork, such as CUDA), and `serves`,
+        the module whose `main` it runs (by default the contestant's).
         """
         self.ready()
         mine, its = socket.socketpair()
@@ -84,7 +90,7 @@ class Nursery:
         return int(self._wait("pid")["pid"]), Channel(mine)
 
     def ready(self) -> None:
-        """Waits until what `preload` asked for is done."""
+        """Waits until the imports that `preload` requested are done."""
         while self._pending:
             answer = self._wait("imported")
             self._pending -= 1
@@ -100,7 +106,7 @@ class Nursery:
         return self.deaths.get(pid)
 
     def reap(self) -> None:
-        """Takes in what the nursery has said about processes that ended."""
+        """Reads the nursery's reports of processes that ended."""
         while self._hear(0.0):
             pass
 
@@ -160,12 +166,12 @@ def _receive(source: socket.socket) -> tuple[dict[str, Any], list[int]]:
 # --------------------------------------------------------------------------- the nursery itself
 
 
-def _nurse(control: socket.socket, printed: int) -> None:
-    """Answers the judge until it is gone; then ends everything below."""
-    os.setsid()  # what ends the judge's group must not end this before it has cleaned up
+def _nurse(control: socket.socket, printed: int, hold_stdout: bool) -> None:
+    """Answers the judge until it ends; then kills all processes below."""
+    os.setsid()  # a signal to the judge's group must not end this process before it has cleaned up
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    life = os.dup(1)  # held open: the judge's parent sees by its end that all is over
+    life = os.dup(1 if hold_stdout else null)  # the judge's parent waits for its end
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -191,7 +197,7 @@ def _nurse(control: socket.socket, printed: int) -> None:
             message, fds = _receive(control)
             if message["do"] == "import":
                 start, cpu = time.perf_counter(), time.process_time()
-                preload(Path(message["folder"]))
+                preload(message["folder"] and Path(message["folder"]))
                 spent = [time.perf_counter() - start, time.process_time() - cpu]
                 _send(control, {"imported": spent})
             elif message["do"] == "start":
@@ -210,7 +216,7 @@ def _nurse(control: socket.socket, printed: int) -> None:
 
 
 def _bury(control: socket.socket, children: set[int]) -> None:
-    """Tells the judge of every process that has ended."""
+    """Reports every process that has ended to the judge."""
     while True:
         try:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -231,7 +237,7 @@ def end_all(children: set[int]) -> None:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)  # contestants lead groups of their own
+                os.killpg(pid, signal.SIGKILL)  # each contestant leads its own group
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -256,16 +262,12 @@ def _become(control: socket.socket, end: int, place: Mapping[str, Any]) -> None:
         os.chdir(place["cwd"])
         if place["landlock"]:
             sandbox.confine([tuple(r) for r in place["rules"]], place["landlock"])
+        serves = place.get("serves", "tdabench.run.contestant")
         if not place["fork"]:
             os.set_inheritable(CHANNEL_FD, True)
-            command = [sys.executable, "-P", "-m", "tdabench.run.contestant"]
-            os.execv(sys.executable, command)
-        import tempfile
-
-        from tdabench.run import contestant
-
+            os.execv(sys.executable, [sys.executable, "-P", "-m", serves])
         tempfile.tempdir = None
-        code = contestant.main()
+        code = importlib.import_module(serves).main()
     except BaseException as e:
         import traceback
 
@@ -277,8 +279,17 @@ def _become(control: socket.socket, end: int, place: Mapping[str, Any]) -> None:
         os._exit(code)
 
 
-def preload(folder: Path) -> None:
-    """Imports what most methods import; the class of the model in `folder`, too, if known."""
+def preload(folder: Path | None) -> None:
+    """Imports what most methods import; with `folder`, torch and the class of its model, too.
+
+    The time to import these libraries does not count in a method's build.
+    """
+    with contextlib.suppress(Exception):
+        import scipy.sparse  # noqa: F401
+
+        import tdabench.toolkit.representation
+    if folder is None:
+        return
     with contextlib.suppress(Exception):
         import torch  # noqa: F401
         import transformers
@@ -332,10 +343,10 @@ def below(root: int) -> list[int]:
 
 
 class Tree:
-    """Processor time and memory of everything below a process, read by the one who measures.
+    """Processor time and memory of all processes below one, read by the measuring process.
 
-    Processor time counts every thread of every process, of those that have ended, too: what a
-    process waited for is in its own account, what nobody waited for in the nursery's.
+    Processor time counts every thread of every process, including those that have ended: the
+    kernel adds a child's time to the parent that waited for it, else the nursery counts it.
     """
 
     def __init__(self, root: int) -> None:
@@ -365,7 +376,7 @@ class Tree:
         return self._most
 
     def memory(self, main: int) -> int:
-        """Sums bytes resident now: all of `main`, and of the others all but files."""
+        """Returns resident bytes: all of `main`, and of other processes all but mapped files."""
         total = 0
         for pid in below(self.root):
             facts = status(pid)
@@ -377,7 +388,7 @@ class Tree:
         return total
 
     def forget(self, main: int) -> bool:
-        """Starts a new peak; returns whether the kernel could reset the process's own."""
+        """Resets the peak; returns whether the kernel could reset the process's own peak."""
         self.peak = 0
         try:
             Path(f"/proc/{main}/clear_refs").write_text("5")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from tdabench.data.layouts import Reading, parse_fields
 from tdabench.errors import DataError, UsageError
 from tdabench.io import read_json
 from tdabench.run import environment
-from tdabench.run.sources import fetched, resolved
+from tdabench.run.sources import fetched, load_suite, resolved
 from tdabench.run.suite import Suite
 from tdabench.run.suite_file import FETCHED, read_toml, write_suite
 
@@ -120,6 +120,12 @@ def own_suite(
     return write_suite(data, path)
 
 
+def own_place(own: Own, out: Path | None) -> tuple[str, Path]:
+    """Returns the suite file of one's own data, and its run folder (`out`, or by its name)."""
+    folder = out or Path("runs") / own_name(own)
+    return str((folder / "suite" / "suite.toml").absolute()), folder
+
+
 def _planned(path: Path) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
     """Returns the plan and recipe of the truth in a suite file that was written here before."""
     if not path.exists():
@@ -199,6 +205,55 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:40] or "own"
+
+
+# --------------------------------------------------------------------------- its truth
+
+
+def build_truth(
+    suite_path: str,
+    workers: int,
+    devices: Sequence[str],
+    say: Callable[[str], None],
+    progress: Callable[[int, int, float], None] = lambda done, total, left: None,
+    step: Callable[[], None] = lambda: None,
+) -> bool:
+    """Runs the missing retrainings of the suite's truth `lds`; returns False if some failed.
+
+    `say` receives failures in words; `progress`, about every ten seconds, receives how many
+    retrainings are done and planned, and the seconds left; `step` is called after each.
+    """
+    from tdabench.run.truths import draw_plan
+    from tdabench.truth import build, collect, finished
+    from tdabench.truth.engines import local_engine
+
+    suite = load_suite(suite_path)
+    (target,) = suite.targets
+    plan = draw_plan(suite, target, "lds")
+    work = suite.path.parent / "builds" / plan.key
+    already, began, last = len(finished(plan, work)), time.monotonic(), 0.0
+    done, total = already, len(plan.units())
+
+    def on_unit(unit: Any, reason: str) -> None:
+        nonlocal done, last
+        done += 1
+        step()
+        if reason:
+            say(f"retraining {unit.name} failed: {reason}")
+        now = time.monotonic()
+        if now - last > 10 or done == total:
+            last = now
+            progress(done, total, (total - done) * (now - began) / max(1, done - already))
+
+    failed = build(
+        plan, target.target, suite.train, suite.queries(), work,
+        engine=local_engine(max(workers, len(devices)), devices), on_unit=on_unit, note=say,
+    )  # fmt: skip
+    if failed:
+        say(f"{len(failed)} retrainings failed; the truth is incomplete. Rerun to retry")
+        return False
+    collect(plan, work).save(target.truths["lds"])
+    return True
 
 
 # --------------------------------------------------------------------------- cost

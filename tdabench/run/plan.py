@@ -419,11 +419,15 @@ def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict
     return out
 
 
-def _whole_path(value: str) -> str:
-    """Makes a relative path to something that exists absolute: methods run in another folder."""
-    if "/" in value and not value.startswith("/") and os.path.exists(os.path.expanduser(value)):
-        return os.path.abspath(os.path.expanduser(value))
-    return value
+def _whole_path(value: Any, near: Path | None = None) -> Any:
+    """Makes a relative path to something that exists absolute: methods run in another folder.
+
+    Paths are relative to `near` (a suite's folder), or to the working folder.
+    """
+    if not isinstance(value, str) or "/" not in value or value.startswith("/"):
+        return value
+    path = os.path.join(near or Path.cwd(), os.path.expanduser(value))
+    return os.path.abspath(path) if os.path.exists(path) else value
 
 
 def _spec(
@@ -479,10 +483,14 @@ def _method(
     }
     tuned_here = suite.tuned.get(target.label, {})
     tuned = {**tuned_here.get(variant.method, {}), **tuned_here.get(variant.label, {})}
+    base, tuned, fixed = (
+        {k: _whole_path(v, suite.folder) for k, v in part.items()}
+        for part in (base, tuned, variant.params)
+    )
     source = f"suite {suite.name}" if not passed else "--set"
     try:
-        before = cls.from_params({**base, **tuned, **variant.params})
-        method = cls.from_params({**base, **tuned, **variant.params, **passed})
+        before = cls.from_params({**base, **tuned, **fixed})
+        method = cls.from_params({**base, **tuned, **fixed, **passed})
     except TdabenchError as e:
         raise UsageError(f"{source}: {e.message}", e.remedy) from e
     except Exception as e:

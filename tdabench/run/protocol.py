@@ -1,8 +1,8 @@
-"""What judge and contestant say to each other: JSON messages with arrays, over a stream socket.
+"""The protocol of judge and contestant: JSON messages with arrays over a stream socket.
 
 A frame is the length of its head (eight bytes), the head (JSON: the message, and name, type and
-shape of every array), and the bytes of the arrays. Nothing is ever unpickled, and what a head
-claims is checked before memory is allocated for it: the other side may be hostile.
+shape of every array), and the bytes of the arrays. Nothing is unpickled, and the sizes
+in a head are checked before memory is allocated: the other side may be hostile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Hangup(Exception):
-    """The other side has closed the connection."""
+    """Raised when the other side has closed the connection."""
 
 
 class Channel:
@@ -104,7 +104,7 @@ class Channel:
 
 
 def _described(entry: Any) -> tuple[str, np.dtype, tuple[int, ...]]:
-    """Name, type and shape of an array as a head states them; MethodError for anything else."""
+    """Reads name, type and shape of an array from a head. Raises MethodError if malformed."""
     try:
         name, kind, shape = entry
         dtype = np.dtype(str(kind))
@@ -125,7 +125,7 @@ def spelled(examples: Iterable[Example], labels: bool) -> list[list[Any]]:
 
 
 def read_examples(rows: Sequence[Sequence[Any]]) -> list[Example]:
-    """Reads what `spelled` wrote."""
+    """Reads examples in the form of `spelled`."""
     return [Example(*row) for row in rows]
 
 

@@ -1,10 +1,12 @@
 """Confines a process to what a method may touch, by Landlock (Linux 5.13 and later).
 
 Landlock is the kernel's own, needs no privilege and cannot be lifted by the process or its
-children: https://docs.kernel.org/userspace-api/landlock.html. A confined process reads what it is
-granted and nothing else, writes its own folders, opens no connection (kernels from 6.7), signals
-no process outside (from 6.12), and can look into the memory or descriptors of none: Landlock
-refuses ptrace, and with it /proc/PID/mem, environ, fd and the like, beyond the confined ones.
+children: https://docs.kernel.org/userspace-api/landlock.html. A confined process reads only
+granted paths, writes only its own folders, opens no connection (kernels from 6.7), signals no
+process outside (from 6.12), and cannot read the memory or descriptors of other processes: Landlock
+refuses ptrace, and with it /proc/PID/mem, environ, fd and the like.
+A seccomp filter (Linux on x86-64 and arm64) refuses what Landlock does not cover: sockets of every
+kind, System V and POSIX shared memory and queues, kernel keyrings, and io_uring.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ def abi() -> int:
 
 
 def confine(rules: Iterable[Rule], version: int) -> None:
-    """Confines this process, which must have one thread, to `rules`, for good.
+    """Confines this process, which must have one thread, to `rules`; this cannot be undone.
 
-    Raises OSError where that fails. Paths that do not exist are passed over.
+    Raises OSError if it fails. Skips paths that do not exist.
     """
     known = (1 << _KNOWN.get(version, 16)) - 1
     net = 3 if version >= 4 else 0  # binding and connecting, over TCP
@@ -75,6 +77,50 @@ def confine(rules: Iterable[Rule], version: int) -> None:
     _call(446, ruleset, 0)
     os.close(ruleset)
     _drop_capabilities()
+    refuse_calls(libc)
+
+
+# Numbers of the refused system calls. Pairs of connected sockets stay: pipes of Python use them.
+_REFUSED = {
+    # socket, shmget, shmat, shmctl, semget, semop, semctl, semtimedop, msgget, msgsnd, msgrcv,
+    # msgctl, mq_open, add_key, request_key, keyctl, io_uring_setup
+    "x86_64": (
+        0xC000003E,
+        (41, 29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 240, 248, 249, 250, 425),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        (198, 194, 196, 195, 190, 193, 191, 192, 186, 189, 188, 187, 180, 217, 218, 219, 425),
+    ),
+}
+
+
+def refuse_calls(libc: ctypes.CDLL) -> bool:
+    """Makes the system calls of `_REFUSED` fail with EPERM. New privileges must be off.
+
+    Returns False on another processor, or where the kernel has no seccomp. A filter is a program
+    of the kernel's packet filter (linux/filter.h, linux/seccomp.h) over the call's number and
+    architecture.
+    """
+    if os.uname().machine not in _REFUSED:
+        return False
+    architecture, numbers = _REFUSED[os.uname().machine]
+    load, equal, above, end = 0x20, 0x15, 0x35, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO of EPERM
+    left = len(numbers)
+    program = [
+        (load, 0, 0, 4),  # the architecture: a call of another one is refused
+        (equal, 0, left + 3, architecture),
+        (load, 0, 0, 0),  # the number
+        (above, left + 1, 0, 0x40000000),  # calls of the x32 interface
+        *((equal, left - i, 0, n) for i, n in enumerate(numbers)),
+        (end, 0, 0, allow),
+        (end, 0, 0, refuse),
+    ]
+    code = b"".join(struct.pack("=HBBI", *line) for line in program)
+    held = ctypes.create_string_buffer(code, len(code))
+    filled = struct.pack("@HP", len(program), ctypes.addressof(held))  # struct sock_fprog
+    return bool(libc.prctl(22, 2, filled, 0, 0) == 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -87,7 +133,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def _drop_capabilities() -> None:
-    """Root gives up all but the right to its files; for other users there is nothing to drop."""
+    """Drops root's capabilities except those on files; other users have none to drop."""
     libc = ctypes.CDLL(None, use_errno=True)
     head = struct.pack("=Ii", 0x20080522, 0)
     held = ctypes.create_string_buffer(24)
@@ -116,8 +162,8 @@ _CODE = (".py", ".pyc", ".so", ".pyd", ".pth", ".zip", ".egg", ".egg-link")
 def granted(path: str, hidden: Iterable[str]) -> Iterator[Rule]:
     """Returns rules that allow reading `path` except at or below a path of `hidden`.
 
-    Landlock knows no exceptions, so that a folder above something hidden is opened entry by entry.
-    Names in such a folder can be listed.
+    Landlock has no exceptions, so a folder above a hidden path is granted entry by entry. Names in
+    such a folder can be listed.
     """
     real = os.path.realpath(path)
     inside = [h for h in hidden if h == real or h.startswith(real.rstrip("/") + "/")]
@@ -140,7 +186,7 @@ def granted(path: str, hidden: Iterable[str]) -> Iterator[Rule]:
 def with_links(path: Path, hidden: Sequence[str]) -> Iterator[Rule]:
     """Yields what `granted` yields, and files elsewhere that links in the folder `path` name.
 
-    A snapshot of the hub is links into another folder.
+    A snapshot of the hub consists of links into another folder.
     """
     yield from granted(str(path), hidden)
     if path.is_dir():
@@ -167,8 +213,8 @@ def private_environment(temporary: Path) -> dict[str, str]:
 def libraries(hidden: Iterable[str], path: Iterable[str] = ()) -> list[Rule]:
     """Lists what every method may read: the interpreter, libraries, devices, facts on the machine.
 
-    Of a folder on `path` (by default sys.path) that does not hold installed packages, a working
-    copy say, only Python packages and modules.
+    A folder on `path` (by default sys.path) without installed packages, such as a working copy,
+    grants only its Python packages and modules.
     """
     hidden = sorted({os.path.realpath(h) for h in hidden})
     roots = [*SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix]

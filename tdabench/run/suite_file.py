@@ -53,7 +53,31 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not UTF-8 (byte {e.start})", "Save it as UTF-8") from e
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
         raise DataError(f"{path} is not valid TOML: {e}") from e
+    _check_values(path, data)
     return data
+
+
+DEEPEST = 100  # tables within tables
+
+
+def _check_values(path: Path, data: dict[str, Any]) -> None:
+    """Raises DataError for an integer beyond TOML's 64 bits or a table nested beyond `DEEPEST`.
+
+    Python's parser accepts both.
+    """
+    left: list[tuple[Any, int]] = [(data, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > DEEPEST:
+            raise DataError(f"{path} nests tables or lists more than {DEEPEST} deep")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise DataError(
+                f"{path} is not valid TOML: an integer of {len(str(abs(value)))} digits",
+                "Integers have at most 64 bits",
+            )
+        if isinstance(value, (dict, list)):
+            inside = value.values() if isinstance(value, dict) else value
+            left += [(item, depth + 1) for item in inside]
 
 
 def write_suite(data: dict[str, Any], path: Path | None = None) -> Suite:

@@ -1,7 +1,8 @@
-"""The training examples that a method scores highest and lowest for each query.
+"""Example scores kept with a record: the highest and lowest per query, and all if they are few.
 
-They are stored with every record so that a report can show them. They are not part of any metric,
-and are computed outside the cost meter, since the harness needs them and not the method.
+A report shows the former, which are stored with every record. From the latter, stored with the LDS
+record, `tdabench verify` recomputes group scores. Neither is part of a metric, and both are
+computed outside the cost meter, since the harness needs them and not the method.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tdabench.method import Index
 from tdabench.rows import top_k_of
 
 KEPT = 10
+ALL = 1 << 20  # number of example scores up to which all are kept
 BLOCK = 16 << 20  # number of scores held at a time
 SECONDS = 600.0  # spent on them although the cell itself took less
 
@@ -20,7 +22,8 @@ SECONDS = 600.0  # spent on them although the cell itself took less
 def top_examples(index: Index, queries: Corpus) -> dict[str, np.ndarray]:
     """Returns `top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], extremes first.
 
-    Empty if the method cannot score single examples: a display must not fail a measurement.
+    With at most ALL scores also `example_scores`, float32 [query, train]. Empty if the method
+    cannot score single examples: a display must not fail a measurement.
     """
     n_train = int(index.n_train)
     if n_train == 0 or len(queries) == 0:
@@ -28,18 +31,23 @@ def top_examples(index: Index, queries: Corpus) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {
         name: [] for name in ("top_index", "top_score", "bottom_index", "bottom_score")
     }
+    whole: list[np.ndarray] = []
     step = max(1, BLOCK // n_train)
     try:
         for a in range(0, len(queries), step):
             scores = np.asarray(index.score(queries[a : a + step]), dtype=np.float32)
             if not np.isfinite(scores).all():
                 return {}
+            if len(queries) * n_train <= ALL:
+                whole.append(scores)
             for side, sign in (("top", 1.0), ("bottom", -1.0)):
                 values, ids = top_k_of(sign * scores, KEPT)
                 parts[f"{side}_index"].append(ids.astype(np.int32))
                 parts[f"{side}_score"].append(np.float32(sign) * values)
     except Exception:  # a method may offer group scores only
         return {}
+    if whole:
+        parts["example_scores"] = whole
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 

@@ -469,14 +469,41 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
 
     Raises DataError if weights are missing, which transformers would initialise at random.
     """
+    model, report = _loaded(folder, body=False)
+    check_report(folder, report)
+    return model
+
+
+def load_body(folder: Path) -> PreTrainedModel:
+    """Loads the model in a folder without head and pooler, float32, eval mode.
+
+    Raises DataError when the folder lacks any of its weights, which transformers would draw at
+    random, or holds others of the same parts (such as more layers).
+    """
+    model, report = _loaded(folder, body=True)
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    own = {k for k in report["unexpected_keys"] if str(k).partition(".")[0] in parts}
+    lacking = {k for k in report["missing_keys"] if not str(k).startswith("pooler.")}
+    check_report(folder, {**report, "missing_keys": lacking, "unexpected_keys": own})
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.eval()
+
+
+def _loaded(folder: Path, body: bool) -> tuple[Any, Mapping[str, Any]]:
+    """Returns a causal model, or its `body`, and what transformers reports about its weights.
+
+    Nothing is fetched, unpickled or run. Raises DataError for a folder that cannot be loaded.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        check_folder(folder, config)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_folder(folder, config, body=body)
+        kind: Any = AutoModel if body else AutoModelForCausalLM
         with no_bars(), torch.random.fork_rng(devices=[]):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -488,51 +515,13 @@ def load_pretrained(folder: Path) -> PreTrainedModel:
         # What transformers raises for a damaged folder depends on what is damaged.
         if out_of_memory(e) or isinstance(e, DataError):
             raise
+        what = "an encoder" if body else "a causal language model"
         raise DataError(
-            f"cannot load a causal language model from {folder}: {first_line(e)}",
+            f"cannot load {what} from {folder}: {first_line(e)}",
             "It needs a config.json that transformers supports and weights as safetensors "
             "(pytorch_model.bin is a pickle, which is not read)",
         ) from e
-    model, report = loaded
-    check_report(folder, report)
-    return model
-
-
-def load_body(folder: Path) -> PreTrainedModel:
-    """Loads the model in a folder without head and pooler, float32, eval mode.
-
-    Raises DataError when the folder lacks any of its weights, which transformers would draw at
-    random, or holds others of the same parts (such as more layers).
-    """
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        check_folder(folder, config, body=True)
-        with no_bars(), torch.random.fork_rng(devices=[]):
-            loaded: Any = AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as e:
-        if out_of_memory(e) or isinstance(e, DataError):
-            raise
-        raise DataError(
-            f"cannot load an encoder from {folder}: {first_line(e)}",
-            "It needs a config.json that transformers knows and weights as safetensors",
-        ) from e
-    model, report = loaded
-    parts = {name for name, _ in model.named_children()} - {"pooler"}
-    own = {k for k in report["unexpected_keys"] if str(k).partition(".")[0] in parts}
-    lacking = {k for k in report["missing_keys"] if not str(k).startswith("pooler.")}
-    check_report(folder, {**report, "missing_keys": lacking, "unexpected_keys": own})
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model.eval()
+    return model, report
 
 
 def check_report(where: Path, report: Mapping[str, Any], tied: str = "") -> None:

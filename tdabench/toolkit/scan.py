@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.errors import UsageError
-from tdabench.groups import LEAST_LOGIT, POOLINGS, Groups, check_pooling
+from tdabench.groups import POOLINGS, Groups, OnlineSoftmax, check_pooling, logits_of
 from tdabench.rows import Rows, dots, is_sparse, row_blocks, top_k_of
 
 BLOCK_BYTES = 8 << 20  # of float32 rows at a time
@@ -220,13 +220,12 @@ class _Best:
 
 
 class Whole:
-    """The whole corpus as one group, pooled online: a softmax with a running maximum."""
+    """The whole corpus as one group, pooled block by block."""
 
     def __init__(self, q: int, pooling: str | None, temperature: float) -> None:
         self.pooling, self.t, self.n = pooling, np.float32(temperature), 0
         self.sums = np.zeros(q)
-        self.top = np.full(q, -np.inf, dtype=np.float32)  # largest logit so far
-        self.norm, self.weighed = np.zeros(q), np.zeros(q)  # with weights exp(logit - top)
+        self.softmax = OnlineSoftmax(q, 1, np.float32)
 
     def add(self, dots: np.ndarray) -> None:
         """Adds scores [query, b] of more rows."""
@@ -234,34 +233,22 @@ class Whole:
         self.sums += dots.sum(axis=1)
         if self.pooling in ("sum", "mean"):
             return
-        e = np.abs(dots) if self.pooling == "softmax-abs" else dots.copy()
-        if self.t != 1:
-            e /= self.t
-        top = np.maximum(self.top, e.max(axis=1))
-        e -= top[:, None]
-        np.exp(np.maximum(e, LEAST_LOGIT, out=e), out=e)
-        self._raise(top)
-        self.norm += e.sum(axis=1)
-        self.weighed += np.einsum("qb,qb->q", e, dots)
+        e = self.softmax.weights(logits_of(dots, self.pooling == "softmax-abs", self.t))
+        self.softmax.norm[:, 0] += e.sum(axis=1)
+        self.softmax.total[:, 0] += np.einsum("qb,qb->q", e, dots)
 
     def merged(self, other: Whole) -> Whole:
         """Returns this part of the corpus merged with another."""
         both = Whole(len(self.sums), self.pooling, float(self.t))
-        both.top = np.maximum(self.top, other.top)
+        both.softmax.top = np.maximum(self.softmax.top, other.softmax.top)
         for part in (self, other):
             both.n += part.n
             both.sums += part.sums
-            if np.isfinite(part.top).all():
-                shrink = np.exp(part.top - both.top)
-                both.norm += part.norm * shrink
-                both.weighed += part.weighed * shrink
+            if np.isfinite(part.softmax.top).all():
+                shrink = np.exp(part.softmax.top - both.softmax.top)[:, None]
+                both.softmax.norm += part.softmax.norm * shrink
+                both.softmax.total += part.softmax.total * shrink
         return both
-
-    def _raise(self, top: np.ndarray) -> None:
-        shrink = np.exp(self.top - top)
-        self.norm *= shrink
-        self.weighed *= shrink
-        self.top = top
 
     def pooled(self) -> np.ndarray:
         """Returns pooled scores float32 [query]; zero for an empty corpus, or without a pooling."""
@@ -271,7 +258,7 @@ class Whole:
             return self.sums.astype(np.float32)
         if self.pooling == "mean":
             return (self.sums / self.n).astype(np.float32)
-        return (self.weighed / self.norm).astype(np.float32)
+        return (self.softmax.total / self.softmax.norm)[:, 0].astype(np.float32)
 
 
 # --------------------------------------------------------------------------- groups
@@ -300,8 +287,8 @@ def stream_groups(
 
     check_pooling("stream_groups", pooling, temperature)
     q = queries.shape[0]
-    total, norm = np.zeros((q, len(groups))), np.zeros((q, len(groups)))
-    top = np.full(q, -np.inf)  # largest logit so far
+    softmax = OnlineSoftmax(q, len(groups))
+    sums = np.zeros((q, len(groups)))
     order = np.argsort(groups.indices, kind="stable")
     at, whose = groups.indices[order], np.repeat(np.arange(len(groups)), groups.sizes)[order]
     for first, scores in _score_blocks(queries, rows, bytes_a_block):
@@ -312,32 +299,24 @@ def stream_groups(
         if part.nnz > 0.02 * np.prod(shape) and part.nnz < bytes_a_block:
             part = part.toarray()
         if pooling in ("sum", "mean"):
-            total[:, some] += (part @ scores.T).T
+            sums[:, some] += (part @ scores.T).T
             continue
-        weights = _logits(scores, pooling, temperature)
-        high = weights.max(axis=1)
-        rises = np.flatnonzero(~(high <= top))
-        if len(rises):
-            high = np.maximum(top, high)
-            shrink = np.exp(top[rises] - high[rises])[:, None]
-            norm[rises] *= shrink
-            total[rises] *= shrink
-            top = high
-        weights -= top[:, None]
-        np.exp(weights, out=weights)
-        norm[:, some] += (part @ weights.T).T
-        total[:, some] += (part @ np.multiply(weights, scores, out=weights).T).T
+        weights = softmax.weights(logits_of(scores, pooling == "softmax-abs", temperature))
+        softmax.norm[:, some] += (part @ weights.T).T
+        softmax.total[:, some] += (part @ np.multiply(weights, scores, out=weights).T).T
+    if pooling == "sum":
+        return sums.astype(np.float32)
     if pooling == "mean":
-        total /= np.maximum(groups.sizes, 1)
-    elif pooling != "sum":
-        small = ~(norm > _LEAST_NORM) & (groups.sizes > 0)
-        total /= np.where(norm > 0, norm, 1.0)  # an empty group scores 0
-        if small.any():
-            again = np.flatnonzero(small.any(axis=0))
-            own = _on_their_own_scale(
-                queries, rows, [groups[int(g)] for g in again], pooling, temperature, bytes_a_block
-            )
-            total[:, again] = np.where(small[:, again], own, total[:, again])
+        return (sums / np.maximum(groups.sizes, 1)).astype(np.float32)
+    norm = softmax.norm
+    total = softmax.total / np.where(norm > 0, norm, 1.0)  # an empty group scores 0
+    small = ~(norm > _LEAST_NORM) & (groups.sizes > 0)
+    if small.any():
+        again = np.flatnonzero(small.any(axis=0))
+        own = _on_their_own_scale(
+            queries, rows, [groups[int(g)] for g in again], pooling, temperature, bytes_a_block
+        )
+        total[:, again] = np.where(small[:, again], own, total[:, again])
     return total.astype(np.float32)
 
 
@@ -353,7 +332,7 @@ def _on_their_own_scale(
     shape = (queries.shape[0], len(groups))
     top, norm, total = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape)
     for first, scores in _score_blocks(queries, rows, bytes_a_block):
-        logits = _logits(scores, pooling, temperature)
+        logits = logits_of(scores, pooling == "softmax-abs", temperature)
         for g, members in enumerate(groups):
             a, b = np.searchsorted(members, [first, first + scores.shape[1]])
             if a == b:
@@ -365,10 +344,6 @@ def _on_their_own_scale(
             total[:, g] = total[:, g] * shrink + (e * scores[:, at]).sum(axis=1)
             top[:, g] = high
     return total / norm
-
-
-def _logits(scores: np.ndarray, pooling: str, temperature: float) -> np.ndarray:
-    return (np.abs(scores) if pooling == "softmax-abs" else scores) / temperature
 
 
 def _score_blocks(queries: Any, rows: Rows, bytes_a_block: int) -> Iterator[tuple[int, np.ndarray]]:

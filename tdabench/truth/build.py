@@ -51,6 +51,7 @@ def build(
     retries: int = 1,
     on_unit: OnUnit = lambda unit, reason: None,
     note: Note = lambda line: None,
+    on_retry: OnUnit | None = None,
 ) -> list[Unit]:
     """Trains the plan's missing units and stores each in `folder`; returns those that failed.
 
@@ -58,7 +59,7 @@ def build(
     every n-th unit, starting with the i-th. Finished units are kept and never retrained, except
     damaged ones. A failed unit is retried at the end, `retries` times, then recorded with its
     reason, and retried by the next build. Builders on one folder share its units: each waits for
-    units in progress elsewhere. `note` receives retries and repairs.
+    units in progress elsewhere. `note` receives repairs, and retries, unless `on_retry` does.
 
     Raises GuardError if the plan is for other data, DataError if the folder belongs to another
     plan, and TdabenchError if a result cannot be written; results already written are kept.
@@ -66,7 +67,7 @@ def build(
     units = plan.units()[shard[0] :: shard[1]]
     return build_units(
         plan, target, train, queries, folder, units, workers=workers, engine=engine,
-        retries=retries, on_unit=on_unit, note=note,
+        retries=retries, on_unit=on_unit, note=note, on_retry=on_retry,
     )  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def build_units(
     retries: int = 1,
     on_unit: OnUnit = lambda unit, reason: None,
     note: Note = lambda line: None,
+    on_retry: OnUnit | None = None,
 ) -> list[Unit]:
     """Trains the given units like `build`."""
     folder = Path(folder)
@@ -112,7 +114,10 @@ def build_units(
                     store(plan, folder, unit, result)
                     reason = ""
                 elif queue.attempts[unit] <= retries:
-                    note(f"{unit.name} failed and is retried: {result}")
+                    if on_retry is not None:
+                        on_retry(unit, result)
+                    else:
+                        note(f"{unit.name} failed and is retried: {result}")
                     queue.put_back(unit)
                     continue
                 else:

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -129,6 +129,11 @@ class InProcess:
         trainer = replace(trainer, device=self.device)
         while (unit := take()) is not None:
             yield unit, trainer.attempt(unit)
+
+
+def local_engine(workers: int, devices: Sequence[str] = ("cpu",)) -> Engine:
+    """Returns the engine of `workers` processes on this machine; of this process for one."""
+    return InProcess(devices[0]) if workers == 1 else Pool(workers, tuple(devices))
 
 
 # --------------------------------------------------------------------------- processes

@@ -12,6 +12,7 @@ from constructed import FixedIndex, corpus
 from tdabench.benchmark import Built, Stored
 from tdabench.benchmarks.classification import Classification, elected, share_of, votes
 from tdabench.benchmarks.noise import Noise
+from tdabench.benchmarks.planted import id_of, neutral
 from tdabench.benchmarks.tracing import Tracing
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, GuardError, UsageError
@@ -176,12 +177,13 @@ def test_noise_builds_on_the_corpus_of_the_asset(make_context, tmp_path: Path) -
 
     def build(train: Corpus) -> Built:
         seen.append(train.ids)
-        return Built(fixed(np.zeros((3, 9)), ASKED), 1.0, 1, 1)
+        return Built(fixed(np.zeros((3, 9)), neutral(ASKED, "query")), 1.0, 1, 1)
 
     context = make_context(fixed(SAME), TRAIN, QUERIES, assets={"noise": path}, build=build)
     out = Noise().run(context)
-    assert seen == [NOISY.ids]
-    assert out.query_ids == tuple(ASKED.ids)
+    assert seen == [[f"train-{i:06d}" for i in range(len(NOISY))]]
+    assert out.query_ids == tuple(map(id_of, neutral(ASKED, "query")))
+    assert set(out.query_ids) == set(ASKED.ids)
     with pytest.raises(UsageError, match="not available"):
         Noise().run(make_context(fixed(SAME), TRAIN, QUERIES, assets={"noise": path}))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tdabench
+from tdabench.benchmark import BenchmarkContext, Built
 from tdabench.data import Corpus, read_jsonl
 from tdabench.truth.plan import check_disjoint
 from tools.pocket.make_planted import BUILDERS
@@ -67,3 +69,52 @@ def test_wrong_answers_are_wrong_and_of_their_own_task() -> None:
     tuning = read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "tuning")
     assert not {e.meta["source"] for e in queries} & set(tuning.ids)
     assert len({e.meta["source"] for e in queries}) == 150  # each of its own
+
+
+@pytest.mark.parametrize("name", ["tracing", "noise"])
+def test_a_method_is_given_neutral_ids_in_a_neutral_order(name: str) -> None:
+    from dataclasses import replace
+
+    from tdabench.benchmarks.noise import Noise
+    from tdabench.benchmarks.planted import id_of, neutral
+    from tdabench.benchmarks.tracing import Tracing
+    from tdabench.method import Index
+
+    pool, queries = shipped(name)
+    handed: list[Corpus] = []
+
+    class Recorded(Index):
+        def __init__(self, corpus: Corpus) -> None:
+            self.n_train = len(corpus)
+
+        def score(self, asked):
+            handed.append(asked)
+            rng = np.random.default_rng(0)
+            return rng.normal(size=(len(asked), self.n_train)).astype(np.float32)
+
+        def save(self, path: Path) -> None:
+            raise NotImplementedError
+
+    def build(corpus: Corpus) -> Built:
+        handed.append(corpus)
+        return Built(Recorded(corpus), 0.0, 0, 0)
+
+    context = BenchmarkContext(
+        index=Recorded(pool), target=None, train=pool, queries=queries,  # type: ignore[arg-type]
+        truth=lambda kind: None, scratch=Path(), build=build,  # type: ignore[arg-type, return-value]
+        assets={name: PLANTED / f"{name}.jsonl.gz"},
+    )  # fmt: skip
+    benchmark = replace(Tracing(), tail_queries=0) if name == "tracing" else Noise()
+    outcome = benchmark.run(context)
+    train, *asked = handed
+    assert sorted((e.prompt, e.response) for e in train) == sorted(
+        (e.prompt, e.response) for e in pool
+    )
+    assert train.ids == [f"train-{i:06d}" for i in range(len(pool))]
+    assert [e.id for part in asked for e in part] == [f"query-{i:06d}" for i in range(len(queries))]
+    # The record names the queries of the file.
+    assert set(outcome.query_ids) <= set(queries.ids)
+    # The order depends on the texts alone: not on order, ids and marks in the file.
+    turned = Corpus([replace(e, id=f"x{i}", meta={}) for i, e in enumerate(reversed(list(pool)))])
+    assert [e.prompt for e in neutral(turned, "train")] == [e.prompt for e in train]
+    assert {id_of(e) for e in train} == set(pool.ids)

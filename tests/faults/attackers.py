@@ -445,9 +445,109 @@ class Labels(Plain):
         tell(["labels of queries"] if any(e.task or dict(e.meta) for e in queries) else [])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Points(Plain):
+    """Its parameters name what it wants to read; some of them by default."""
+
+    name: ClassVar[str] = "points"
+
+    truth: str = ""
+    link: str = ""
+    folder: str = ""
+    corpus: str = ""
+    own: str = ""  # a file that it may read
+    root: str = "/"
+
+    def building(self, context, train):
+        truth = self.places()["truth"]
+        assert Path(self.own).read_text() == "mine"
+        tell(
+            succeeded(
+                {
+                    "the truth as a parameter": lambda: Path(self.truth).read_bytes(),
+                    "a link to it": lambda: Path(self.link).read_bytes(),
+                    "its folder": lambda: os.listdir(self.folder),
+                    "the corpus": lambda: Path(self.corpus).read_bytes(),
+                    "all, by default": lambda: Path(self.root, truth.lstrip("/")).read_bytes(),
+                    "the root, by default": lambda: Path(self.root, "root").iterdir().__next__(),
+                }
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels(Plain):
+    """Leaves a word with somebody outside, by ways that are no files."""
+
+    name: ClassVar[str] = "channels"
+
+    def building(self, context, train):
+        libc = ctypes.CDLL(None)
+
+        def datagram() -> bool:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                return s.sendto(b"x", ("127.0.0.1", 9)) == 1
+
+        def abstract() -> bool:
+            with socket.socket(socket.AF_UNIX) as s:
+                return s.bind("\0tdabench-attack") is None
+
+        def raw(number: int, *arguments: int) -> bool:
+            return libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)) >= 0
+
+        tell(
+            succeeded(
+                {
+                    "a datagram": datagram,
+                    "an abstract socket": abstract,
+                    "System V memory": lambda: libc.shmget(0x7DAB, 4096, 0o1600) >= 0,
+                    "a System V queue": lambda: libc.msgget(0x7DAB, 0o1600) >= 0,
+                    "a System V semaphore": lambda: libc.semget(0x7DAB, 1, 0o1600) >= 0,
+                    "a POSIX queue": lambda: libc.mq_open(b"/tdabench", 0o102, 0o600, None) >= 0,
+                    "POSIX memory": lambda: libc.shm_open(b"/tdabench", 0o102, 0o600) >= 0,
+                    "io_uring": lambda: raw(
+                        425, 4, ctypes.addressof(ctypes.create_string_buffer(512))
+                    ),
+                }
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locks(Plain):
+    """Uses a lock of multiprocessing."""
+
+    name: ClassVar[str] = "locks"
+
+    def building(self, context, train):
+        import multiprocessing
+
+        multiprocessing.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipes(Plain):
+    """Works in a child process and through a pipe, which it may."""
+
+    name: ClassVar[str] = "pipes"
+
+    def building(self, context, train):
+        import multiprocessing
+
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=theirs.send, args=(42,))
+        child.start()
+        assert ours.recv() == 42
+        child.join()
+        a, b = socket.socketpair()
+        b.send(b"x")
+        assert a.recv(1) == b"x"
+
+
 ALL = [
     Plain, Reads, Writes, Patches, HidesTime, HidesMemory, HidesBytes, HidesInMemory, LinksBytes,
-    Daemon, Signals, Connects, HangsUp, Babbles, Floods, Labels,
+    Daemon, Signals, Connects, HangsUp, Babbles, Floods, Labels, Points, Channels,
+    Locks, Pipes,
 ]  # fmt: skip
 
 

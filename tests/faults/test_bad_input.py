@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tdabench.data.examples import Corpus, Example
+from tdabench.errors import DataError, UsageError
 from tdabench.run import RunFolder
 from tests.faults.conftest import one_line
 from tests.faults.test_offenders import TOYS
@@ -79,6 +80,78 @@ def test_a_bad_suite_or_asset_is_one_line(mistake: str, make_suite, tdabench, tm
     done = tdabench("run", "--suite", suite, "--plugin", TOYS, "--methods", "toy", "--out", out)
     assert message in one_line(done, 2)
     assert not list(out.glob("cells/*"))
+
+
+DIGITS = "9" * 400
+DEEP = 5000
+HOSTILE_TOML = {
+    "a number of 400 digits": ("version = 1", f"version = {DIGITS}"),
+    "a parameter of 400 digits": ("replicates = 50", f"replicates = {DIGITS}"),
+    "a length of 400 digits": ("regime =", f"fraction = {DIGITS}\nregime ="),
+    "seeds of 400 digits": ("[corpus]", f"seeds = [{DIGITS}]\n[corpus]"),
+    "a float without bound": ("regime =", "fraction = 1e999\nregime ="),
+    "deep arrays": ("[corpus]", f"summary = {'[' * DEEP}{']' * DEEP}\n[corpus]"),
+    "deep inline tables": ("[corpus]", f"x = {'{a=' * DEEP}1{'}' * DEEP}\n[corpus]"),
+    "deep dotted keys": ("[corpus]", f"{'a.' * DEEP}a = 1\n[corpus]"),
+    "deep tables": ("[corpus]", f"[{'a.' * DEEP}a]\n[corpus]"),
+    "a package left": ('file = "corpus.jsonl"', 'file = "package:tdabench/../../x.jsonl"'),
+    "a package left by the root": (
+        'file = "corpus.jsonl"',
+        'file = "package:tdabench//etc/passwd"',
+    ),
+    "a hub name that climbs": ('file = "corpus.jsonl"', 'file = "hub:../../etc/passwd"'),
+    "a hub file that climbs": ('file = "corpus.jsonl"', 'file = "hub:org/name/../../../x.jsonl"'),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_TOML)
+def test_a_hostile_suite_file_is_refused_in_one_line(what: str, make_suite, tmp_path: Path):
+    """Within the process that plans: what it raises is what the command line prints."""
+    from tdabench.run.plan import Request, make_plan
+
+    suite = make_suite()
+    old, new = HOSTILE_TOML[what]
+    text = suite.read_text()
+    assert old in text
+    suite.write_text(text.replace(old, new, 1))
+    (tmp_path / "data").mkdir()
+    with pytest.raises((UsageError, DataError)) as refused:
+        make_plan(Request(str(suite), ("random",)), data_dir=tmp_path / "data")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1500
+
+
+def test_a_corpus_that_is_a_fifo_is_refused_at_once(make_suite, tdabench, tmp_path: Path):
+    suite = make_suite()
+    (suite.parent / "corpus.jsonl").unlink()
+    os.mkfifo(suite.parent / "corpus.jsonl")
+    done = tdabench("run", "--suite", suite, "--methods", "random", "--out", tmp_path / "run")
+    assert "corpus.jsonl" in one_line(done, 2)
+
+
+def test_a_path_in_a_suite_file_is_relative_to_that_file(make_suite, tmp_path: Path, monkeypatch):
+    from tdabench.registry import configure
+    from tdabench.run.plan import Request, make_plan
+
+    suite = make_suite('[methods.params.reads-file]\nfile = "given/word.txt"\n')
+    (suite.parent / "given").mkdir()
+    (suite.parent / "given" / "word.txt").write_text("x")
+    plugin = tmp_path / "reads_file.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from tdabench.api import TDAMethod, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass M(TDAMethod):\n"
+        "    name: ClassVar[str] = 'reads-file'\n    file: str = ''\n"
+        "    def build(self, context, train): ...\n    def load(self, context, path): ...\n"
+        "@hookimpl\ndef tdabench_methods(): return [M]\n"
+    )
+    monkeypatch.chdir("/")
+    configure((), [str(plugin)])
+    try:
+        plan = make_plan(Request(str(suite), ("reads-file",)))
+    finally:
+        configure((), ())
+    assert plan.cells[0].method.params["file"] == str(suite.parent / "given" / "word.txt")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tdabench.benchmark import Stored
+from tdabench.benchmarks.lds import LDS
 from tdabench.cli.verify import command
 from tdabench.errors import DataError, UsageError
+from tdabench.groups import pool_scores
 from tdabench.io import read_arrays, read_json, sha256_file, write_arrays, write_json
 from tdabench.report.board import Board
 from tdabench.report.records import read_run
@@ -18,6 +21,7 @@ from tdabench.report.verify import Truths, verify_runs
 from tdabench.run.folder import RunFolder
 from tdabench.run.keys import cell_key
 from tdabench.run.record import Record
+from tdabench.truth.store import Truth
 
 
 @pytest.fixture
@@ -249,6 +253,59 @@ def test_other_arrays_beside_a_record_are_named(honest):
     write_arrays(places["b"].with_suffix(".safetensors"), arrays, {**meta, "key": key})
     (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
     assert "its arrays are not the ones it was written with" in bad.problems
+
+
+@pytest.fixture
+def pooled(honest) -> tuple[Path, Path, Path]:
+    """A run, its truth, and a record that holds example scores and follows from them."""
+    folder, truth = honest
+    path = written(folder, truth)["b"]
+    groups = Truth.load(truth).groups
+    scores = np.random.default_rng(5).normal(size=(40, groups.n_train)).astype(np.float32)
+    arrays = {"example_scores": scores, "group_scores": pool_scores(scores, groups, "softmax", 0.5)}
+    rewrite(path, truth, arrays, {"pooling": "softmax", "temperature": 0.5})
+    return folder, truth, path
+
+
+def rewrite(path: Path, truth: Path, changed: dict, meta: dict) -> None:
+    """Forges a record: arrays, and all that follows from them, key and digest included."""
+    arrays, about = read_arrays(path.with_suffix(".safetensors"))
+    arrays, about = {**arrays, **changed}, {**about, **meta}
+    data = read_json(path)
+    stored = Stored(arrays, tuple(about["query_ids"]), lambda kind: Truth.load(truth), None)
+    again = LDS.from_params(data["benchmark"]["params"]).recompute(stored)
+    arrays |= {**again.arrays, "per_query": again.per_query, "replicates": again.replicates}
+    write_arrays(path.with_suffix(".safetensors"), arrays, about)
+    metrics = {k: m.as_dict() for k, m in again.metrics.items()}
+    RunFolder(path.parents[1]).write({**data, "metrics": metrics})
+
+
+def test_group_scores_follow_from_example_scores(pooled):
+    folder, truth, _ = pooled
+    assert {c.status for c in verify_runs([read_run(folder)], [truth])} == {"agrees"}
+
+
+def test_group_scores_that_do_not_follow_from_example_scores_are_named(pooled):
+    """All else is forged to fit: metrics, replicates, key, digest and hash of the arrays."""
+    folder, truth, path = pooled
+    better = Truth.load(truth).values.astype(np.float32)
+    rewrite(path, truth, {"group_scores": better}, {})
+    assert read_json(path)["metrics"]["lds"]["value"] == pytest.approx(1.0)
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert bad.problems == ("its stored group_scores do not follow from its example scores",)
+
+
+def test_a_single_edited_group_score_is_named(pooled):
+    folder, truth, path = pooled
+    arrays, _ = read_arrays(path.with_suffix(".safetensors"))
+    scores = arrays["group_scores"].copy()
+    scores[3, 7] += 0.1
+    rewrite(path, truth, {"group_scores": scores}, {})
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert "do not follow from its example scores" in bad.problems[0]
+    rewrite(path, truth, {}, {"pooling": "nonsense"})
+    (bad,) = [c for c in verify_runs([read_run(folder)], [truth]) if c.status == "differs"]
+    assert "cannot be pooled from its example scores" in bad.problems[0]
 
 
 def test_a_truth_inside_a_strangers_run_is_not_believed(honest):

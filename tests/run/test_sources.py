@@ -380,6 +380,12 @@ def test_what_is_written_as_toml_reads_the_same(value):
 
 
 @pytest.fixture
+def in_this_process(monkeypatch):
+    """Commands load models of one's own here, where a test can replace parts of them."""
+    monkeypatch.setattr("tdabench.cli.elsewhere.carried_out", lambda *names, **more: None)
+
+
+@pytest.fixture
 def own(tmp_path, tiny_target, tiny_corpus, tiny_queries) -> list[str]:
     """A model and two files in the working folder, and the options that name them."""
     save_model(tiny_target, tmp_path / "model")
@@ -421,7 +427,9 @@ def test_own_data_with_nothing_to_measure_says_what_to_add(own, tmp_path, capsys
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_where_the_processor_has_bfloat16_it_is_said(own, capsys, monkeypatch, has):
+def test_where_the_processor_has_bfloat16_it_is_said(
+    own, capsys, monkeypatch, has, in_this_process
+):
     monkeypatch.setattr("tdabench.run.environment.multiplies_bfloat16", lambda: has)
     asked = ["run", *own, "--methods", "tfidf", "--dry-run", "--device", "cpu"]
     assert main(asked) == 0
@@ -430,7 +438,7 @@ def test_where_the_processor_has_bfloat16_it_is_said(own, capsys, monkeypatch, h
     assert "multiplies" not in capsys.readouterr().err
 
 
-def test_own_truth_is_built_on_the_device_asked_for(own, monkeypatch):
+def test_own_truth_is_built_on_the_device_asked_for(own, monkeypatch, in_this_process):
     from tdabench.truth import engines
 
     used = []
@@ -440,7 +448,7 @@ def test_own_truth_is_built_on_the_device_asked_for(own, monkeypatch):
             used.append(self.device)
             return super().run(trainer, take, note)
 
-    monkeypatch.setattr("tdabench.truth.InProcess", Engine)
+    monkeypatch.setattr(engines, "InProcess", Engine)
     asked = ["run", *own, "--methods", "tfidf", "--benchmarks", "lds", "--quiet", "--recipe",
              "epochs=1", "--truth-groups", "3", "--device", "cpu:0"]  # fmt: skip
     assert main(asked) == 0
@@ -674,7 +682,7 @@ def test_trust_is_read_from_records_of_the_same_corpus_target_and_parameters(tmp
 
 
 def test_an_answer_comes_from_the_checkpoint_that_was_trained_on_the_corpus(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch, in_this_process
 ):
     import tdabench.run.trace as module
 
@@ -727,7 +735,9 @@ def test_a_mistake_in_tracing_is_one_line(own, arguments, message, capsys):
 HOSTILE = "\x1b[31mred\x1b[0m [bold]markup[/bold] \u202eright to left\nnew\tline"
 
 
-def test_hostile_text_stays_text_in_a_terminal_and_a_pipe(own, capsys, monkeypatch):
+def test_hostile_text_stays_text_in_a_terminal_and_a_pipe(
+    own, capsys, monkeypatch, in_this_process
+):
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     rows[0] = {"inputs": HOSTILE, "targets": HOSTILE, "task": HOSTILE}
     write_lines(Path("train.jsonl"), rows)
@@ -786,7 +796,7 @@ def test_errors_are_of_this_project():
     ],
 )
 def test_a_wrong_name_is_found_before_anything_is_timed(
-    own, arguments, message, capsys, monkeypatch
+    own, arguments, message, capsys, monkeypatch, in_this_process
 ):
     import tdabench.run.own as module
 
@@ -934,7 +944,9 @@ def test_a_board_of_the_default_methods_says_which_better_one_it_leaves_out(monk
 @pytest.mark.parametrize(
     "plan", [["--truth-fraction", "1.0", "--truth-groups", "4"], ["--truth-groups", "1"]]
 )
-def test_own_groups_that_cannot_differ_are_refused_before_any_work(own, plan, capsys, monkeypatch):
+def test_own_groups_that_cannot_differ_are_refused_before_any_work(
+    own, plan, capsys, monkeypatch, in_this_process
+):
     import tdabench.run.own as module
 
     monkeypatch.setattr(module, "unit_cost", lambda *a, **k: pytest.fail("something was timed"))

@@ -251,7 +251,7 @@ def test_progress_shows_pace_time_left_retries_and_failures(bar, monkeypatch, ca
         for unit, reason in ((Unit(0, 0), ""), (Unit(1, 0), "RuntimeError: no"), (Unit(2, 0), "")):
             now[0] += 20
             if reason:
-                watch.note(f"{unit.name} failed and is retried: {reason}")
+                watch.retry(unit, reason)
             watch.unit(unit, reason)
         facts = watch.bar.tasks[0].fields["facts"] if bar else ""
     err = capsys.readouterr().err
