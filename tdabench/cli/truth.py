@@ -201,8 +201,10 @@ def build(
             "failed": [u.name for u in failed],
         }  # fmt: skip
         if len(found.done) == len(p.units()):
+            made = collect(p, folder)
             row["file"] = str(out or folder / "truth.safetensors")
-            collect(p, folder).save(Path(row["file"]))
+            for place in dict.fromkeys([folder / "truth.safetensors", Path(row["file"])]):
+                made.save(place)  # the work folder always has it
             row["in_place"] = out is not None
         broken += len(failed)
         results.append(row)
