@@ -86,6 +86,7 @@ SECTIONS: dict[str, str] = {
     "Gradients": "GradientEngine Layer Workspace example_blocks layer_sums map_batches per_example "
     "second_moment select_layers stream_features",
     "Truth": "Truth TruthPlan build_truth finished_units unit_losses",
+    "Retrained models": "random_groups retrained weights_of models_of losses_of check_room",
     "Suites": "Suite load_suite derive_suite registry",
     "Files and seeds": "read_arrays write_arrays read_json write_json write_bytes check_free "
     "check_replaceable sha256_file fingerprint named_seed",

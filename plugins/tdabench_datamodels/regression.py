@@ -132,7 +132,7 @@ def posterior(
         of its diagonal)
 
     and w follows from (y - agreement b) by a solution of size m. A query whose outcomes are all
-    equal gets weights 0; one whose scores are all equal gets those of a prior without them.
+    equal gets weights 0; one whose scores are all equal gets the weights of a prior without scores.
     """
     m = len(x)
     xc = x.astype(np.float64)

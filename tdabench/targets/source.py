@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,9 @@ def _once(place: Path, make: Callable[[Path], None]) -> None:
     if (place / "config.json").exists():
         return
     for left in place.parent.glob(f".{place.name}-*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > ABANDONED:  # another machine's may be at work
+        if (
+            datetime.now(UTC).timestamp() - left.stat().st_mtime > ABANDONED
+        ):  # another machine's may be at work
             shutil.rmtree(left, ignore_errors=True)
     temporary = place.with_name(f".{place.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -165,7 +165,7 @@ def test_one_method_and_one_benchmark_in_full(capsys):
 def test_every_parameter_of_trak_is_described(capsys):
     assert main(["methods", "trak", "--json"]) == 0
     found = {p["name"]: p["description"] for p in json.loads(capsys.readouterr().out)["parameters"]}
-    assert len(found) == 12
+    assert len(found) == 14
     assert all(found.values())
     assert found["rank"].startswith("project each layer's sides first")  # its own, not its base's
     assert found["sketch"].endswith("(dense, as in the paper; much slower)")
