@@ -163,8 +163,10 @@ def _main(argv: list[str] | None) -> int:
         from tdabench.io import cannot_write
 
         full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = e.filename if isinstance(e.filename, str) else "a file"
-        say(str(cannot_write(what, e)) if full else f"{what}: {e.strerror or e}")
+        named = isinstance(e.filename, str)
+        what = e.filename if named else "a file"
+        other = f"{what}: {e.strerror or e}" if named else f"a file operation failed: {e}"
+        say(str(cannot_write(what, e)) if full else other)
         return 1
     except Exception as e:
         if debug:

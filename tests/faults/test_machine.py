@@ -170,7 +170,7 @@ def test_two_runs_on_one_folder_the_second_refuses(toy_suite, tdabench, tmp_path
         wait_for(out, "hangs")
         asked = ["run", "--suite", toy_suite, "--plugin", TOYS, "--methods", "toy", "--out", out]
         line = one_line(tdabench(*asked), 1)
-        assert f"another run is writing to {out} (process {first.pid} since" in line
+        assert f"another run is writing to {out.name} (process {first.pid} since" in line
         assert "choose another folder with --out" in line
     finally:
         first.kill()

@@ -33,7 +33,7 @@ def test_the_script_goes_from_nothing_to_the_board(new_sandbox, sources, tiny_su
         "RUN_OPTIONS": f"--suite {tiny_suite_file} --out board",
     }
     out = run(["sh", str(HERE / "first_method.sh")], env, tmp_path)
-    assert "24 passed" in out
+    assert "25 passed" in out
     cells = [json.loads(p.read_text()) for p in (tmp_path / "board/cells").glob("*.json")]
     assert {c["method"]["name"]: c["status"] for c in cells} == {"demo": "ok", "tfidf": "ok"}
     assert all(-1 <= c["metrics"][c["primary"]]["value"] <= 1 for c in cells)
@@ -56,8 +56,8 @@ def test_the_tutorial_works_as_printed(sandbox, tiny_suite_file, tmp_path):
         # The board of the tutorial takes a minute; a tiny suite shows the same.
         text = text.replace("tdabench run", f"tdabench run --suite {tiny_suite_file}")
         outputs.append(run(["sh", "-euc", text], sandbox, tmp_path))
-    assert "24 passed" in outputs[1]
-    assert "24 passed" in outputs[3]
+    assert "25 passed" in outputs[1]
+    assert "25 passed" in outputs[3]
     assert re.search(r"\d+ passed", outputs[-1])
     methods = [
         json.loads(p.read_text())["method"] for p in (tmp_path / "runs").glob("*/cells/*.json")
