@@ -9,6 +9,7 @@ import pytest
 
 from tdabench.errors import UsageError
 from tdabench.io import read_arrays
+from tdabench.registry import configure
 from tdabench.run import Options, Request, make_plan, run
 from tdabench.run.record import Record
 from tdabench.stats import average_ranks
@@ -82,6 +83,7 @@ def test_mistakes_are_named(toy_suite: Path, toys: str, methods, sets, message: 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, toy_suite: Path, toys: str):
+    configure((), [toys])  # a command that ran in this process forgot it
     out = tmp_path_factory.mktemp("pipelines")
     methods = ("tfidf", "bm25", "bm25>tfidf@60", "bm25>tfidf@5", "bm25>raises@5")
     found = run(Request(str(toy_suite), methods, benchmarks=("lds", "classification")), out, QUICK)
