@@ -48,6 +48,8 @@ def small(cls: type) -> TDAMethod:
     fields = {f.name for f in dataclasses.fields(cls)}
     if cls is ConjugateGradient:
         del settings["iterations"]  # cut short, it magnifies the last bits of its gradients
+    if cls is EKFACCG:  # the same
+        settings |= {"iterations": 5, "tolerance": 1e-6, "damping": 10.0}
     return cls(**{k: v for k, v in settings.items() if k in fields})
 
 
