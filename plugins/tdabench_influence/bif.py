@@ -50,9 +50,14 @@ class BIF(TDAMethod):
                   most localisation^-1/2, which should be small against the weights
     step          step size; step * localisation well below 1
     chains        independent chains
-    draws, every  samples per chain, and steps between two
+    draws         samples per chain
+    every         steps between two samples
     burn_in       steps before a chain's first sample
     batch         examples per step
+
+    pooling       how example scores become a group's: sum, mean, softmax or softmax-abs
+    temperature   of softmax pooling; unused by sum and mean
+    checkpoint    checkpoint of the target around which weights are drawn
     """
 
     name = "bif"

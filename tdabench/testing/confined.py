@@ -96,6 +96,8 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    if _server().poll() is not None:  # something ended it since its last answer
+        _server.cache_clear()
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None

@@ -250,6 +250,12 @@ def offenders() -> dict[str, type]:
             return -super().score(queries)
 
     found["a-copy-outranks-others"] = with_index(Harmful)
+
+    class Shuffled(Wrapped):
+        def score_some(self, queries, candidates):
+            return super().score_some(queries, candidates)[:, ::-1].copy()
+
+    found["some-scores-agree-with-score"] = with_index(Shuffled)
     return found
 
 
