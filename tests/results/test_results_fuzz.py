@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tdabench.io import sha256_file, write_json
@@ -45,6 +45,13 @@ def reseal(folder: Path) -> Path:
     return folder.rename(folder.with_name(head["id"]))
 
 
+def same_json(a: bytes, b: bytes) -> bool:
+    try:
+        return json.loads(a) == json.loads(b)
+    except ValueError:
+        return False
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_damage_is_refused_by_name_and_leaves_the_rest(submitted, data):
@@ -75,6 +82,8 @@ def test_damage_is_refused_by_name_and_leaves_the_rest(submitted, data):
             victim.write_bytes(b"")
         else:
             (repository / place / "run.sh").write_text("#!/bin/sh\n")
+        if what in ("flip", "cut") and victim.name == HEAD:  # another space is no damage
+            assume(not same_json(victim.read_bytes(), raw))
         found = read_results(repository)
         assert [r.place for r in found.refused] == [place]
         assert found.refused[0].reason
