@@ -252,12 +252,7 @@ class Bootstrap:
         assert both is not None
         if df < 1:
             return both, float("nan"), df
-        v_units = float(units.var())
-        if self.groups is None:
-            return both, v_units, df
-        v_groups = float(self.groups.var())
-        v_cells = float((both - units - self.groups).var())
-        return both, max(v_units + v_groups - v_cells, v_units, v_groups), df
+        return both, float(_drawn_variance(both, units, self.groups)), df
 
     def variance_of(self, scope: Scope) -> float:
         """Returns the variance over fresh queries of a scope and groups; NaN for fewer than two."""
@@ -378,6 +373,15 @@ class Bootstrap:
         df, df_tasks, n_tasks = (*numbers, 0, 0)[:3]
         parts = {"both": both, "queries": both, **found}
         return cls(value, **parts, df=df, df_tasks=df_tasks, n_tasks=n_tasks)
+
+
+def _drawn_variance(both: np.ndarray, units: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Computes the variance [...] of replicates [..., replicate]; two-way if there are groups."""
+    v_units = units.var(axis=-1)
+    if groups is None:
+        return np.asarray(v_units)
+    v_groups, v_cells = groups.var(axis=-1), (both - units - groups).var(axis=-1)
+    return np.maximum.reduce([v_units + v_groups - v_cells, v_units, v_groups])
 
 
 _STORED = {
@@ -976,13 +980,7 @@ def _pair_p_values(found: Sequence[Bootstrap]) -> np.ndarray:
                 else (found[i].df, [b.df for b in found[i + 1 :]])
             )
             df = np.minimum(mine, others)  # [later]
-            variance = units.var(axis=1)
-            if "groups" in d:
-                v_groups, v_cells = (
-                    d["groups"].var(axis=1),
-                    (both - units - d["groups"]).var(axis=1),
-                )
-                variance = np.maximum.reduce([variance + v_groups - v_cells, variance, v_groups])
+            variance = _drawn_variance(both, units, d.get("groups"))
             still = variance <= (1e-6 * value) ** 2
             with np.errstate(divide="ignore", invalid="ignore"):
                 t = 2 * stdtr(df, -np.abs(value) / np.sqrt(variance))
