@@ -20,6 +20,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
+MAIN = "smooth"  # pocket's main target: first in every table, and the board of README.md
 SHOWN = ("airrep", "trak", "ngram")  # on the board of README.md
 Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # (target, method)
@@ -72,8 +73,13 @@ def good(found: Records, target: str, metric: str, sign: int = -1) -> list[Recor
 
 
 def ordered(found: Records) -> list[str]:
-    """Targets, `instruct` first."""
-    return sorted({t for t, _ in found}, key=lambda t: (t != "instruct", t))
+    """Returns the targets of records: the main one, `instruct`, then the others by name."""
+    return sorted({t for t, _ in found}, key=lambda t: (t != MAIN, t != "instruct", t))
+
+
+def main_target(found: Records, metric: str) -> str:
+    """Returns the first of `ordered` with a good record of this metric, "" without any."""
+    return next((t for t in ordered(found) if good(found, t, metric)), "")
 
 
 def fidelity(found: Records) -> list[str]:
@@ -169,8 +175,8 @@ def family(*families: str) -> Callable[[Records], list[str]]:
 
 
 def group_sizes(found: Records) -> list[str]:
-    """LDS of `instruct` on every truth that its records name, the main one in the middle."""
-    rows = good(found, "instruct", "lds")
+    """LDS of one target on every truth that its records name, the main one in the middle."""
+    rows = good(found, main_target(found, "lds"), "lds")
     names = [n for n in ("lds-10", "lds", "lds-50") if any(_sized(r, n) for r in rows)]
     titles = {"lds-10": "a tenth (200)", "lds": "a quarter (500)", "lds-50": "half (1,000)"}
     if len(names) < 2:
@@ -179,7 +185,10 @@ def group_sizes(found: Records) -> list[str]:
     ceilings = [_sized(full[0], n, "ceiling") if full else None for n in names]
     table = [["noise ceiling", *(interval(c, 2) for c in ceilings)]]
     table += [[f"`{r['method']['label']}`", *(interval(_sized(r, n)) for n in names)] for r in full]
-    return markdown(" | ".join(["method", *(titles[n] for n in names)]), table)[:-1]
+    return [
+        *on_target(rows),
+        *markdown(" | ".join(["method", *(titles[n] for n in names)]), table)[:-1],
+    ]
 
 
 def _sized(record: Record, truth: str, kind: str = "lds") -> dict[str, float] | None:
@@ -189,8 +198,9 @@ def _sized(record: Record, truth: str, kind: str = "lds") -> dict[str, float] | 
 
 
 def transfer(found: Records) -> list[str]:
-    """LDS of scores from `instruct` on each target, and what bounds it there."""
-    rows = good(found, "instruct", "transfer")
+    """LDS of scores from one target on each target, and what bounds it there."""
+    source = main_target(found, "transfer")
+    rows = good(found, source, "transfer")
     if not rows:
         return []
     names = [n[4:-1] for n in rows[0]["metrics"] if n.startswith("lds[")]
@@ -209,22 +219,28 @@ def transfer(found: Records) -> list[str]:
         of = [rows[0]["metrics"].get(f"{kind}[{n}]") for n in names]
         if any(of):
             table.append([title, "", *(f"{c['value']:.3f}" if c else "" for c in of)])
-    heads = ["instruct" if n == "source" else n for n in names]
+    heads = [source if n == "source" else n for n in names]
     return markdown(" | ".join(["method", "transfer [95%]", *heads]), table, len(heads))[:-1]
 
 
 def columns(metric: str, shown: dict[str, str]) -> Callable[[Records], list[str]]:
-    """A page of some metrics of one benchmark on `instruct`, best first: metric -> header."""
+    """A page of some metrics of one benchmark on one target, best first: metric -> header."""
 
     def page(found: Records) -> list[str]:
-        rows = good(found, "instruct", metric)
+        rows = good(found, main_target(found, metric), metric)
         cells = [
             [f"`{r['method']['label']}`", *(interval(r["metrics"].get(m)) for m in shown)]
             for r in rows
         ]
-        return markdown(" | ".join(["method", *shown.values()]), cells)[:-1] if rows else []
+        table = markdown(" | ".join(["method", *shown.values()]), cells)[:-1]
+        return [*on_target(rows), *table] if rows else []
 
     return page
+
+
+def on_target(rows: list[Record]) -> list[str]:
+    """Returns the line above a table that names its target."""
+    return [f"Target `{rows[0]['target']['label']}`:", ""] if rows else []
 
 
 def _short(value: Any) -> str:
@@ -255,7 +271,8 @@ def removal(found: Records) -> list[str]:
         return [f"`{record['method']['label']}`", interval(m["removal"], 2), *rises]
 
     header = "method | removal [95%] | rise@5 | rise@20"
-    return markdown(header, map(row, good(found, "instruct", "removal")))[:-1]
+    rows = good(found, main_target(found, "removal"), "removal")
+    return [*on_target(rows), *markdown(header, map(row, rows))[:-1]] if rows else []
 
 
 def selection(found: Records) -> list[str]:
@@ -266,7 +283,8 @@ def selection(found: Records) -> list[str]:
         return [f"`{record['method']['label']}`", *of, *losses]
 
     header = "method | loss [95%] | reduction from random examples [95%] | k = 20 | k = 60"
-    return markdown(header, map(row, good(found, "instruct", "loss", sign=1)))[:-1]
+    rows = good(found, main_target(found, "loss"), "loss", sign=1)
+    return [*on_target(rows), *markdown(header, map(row, rows))[:-1]] if rows else []
 
 
 FACTBOOK = "suites-factbook.md"
@@ -317,7 +335,7 @@ def factbook(folders: list[Path]) -> list[str]:
         rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
         lines.append(
             f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
-            f"`instruct` have a Spearman correlation of {rho:.2f}."
+            f"`{MAIN}` have a Spearman correlation of {rho:.2f}."
         )
     return lines
 
@@ -345,7 +363,7 @@ def _labels_only(aside: dict[str, Records]) -> list[str]:
 
 def _published_lds(page: Path) -> dict[str, float]:
     """The LDS of methods in the first table of a page: method -> value."""
-    first = page.read_text(encoding="utf-8").partition("### instruct")[2].partition("###")[0]
+    first = page.read_text(encoding="utf-8").partition(f"### {MAIN}")[2].partition("###")[0]
     found = re.findall(r"^\| `([^`]+)` \| [^|]* \| (-?[\d.]+)", first, re.M)
     return {m: float(v) for m, v in found}
 
@@ -424,7 +442,7 @@ BOARD = re.compile(r"(<!-- board: [^\n]* -->\n\n```\n).*?(```\n)", re.S)
 
 
 def board(folders: list[Path]) -> str:
-    """The board of SHOWN on `instruct`, as a pipe prints it; "" where a run lacks one of them."""
+    """The board of SHOWN on the main target, as a pipe prints it; "" where a run lacks one of them."""
     from rich.console import Console
 
     from tdabench.errors import TdabenchError
@@ -434,8 +452,8 @@ def board(folders: list[Path]) -> str:
     out = io.StringIO()
     columns = ["rank", "method", "lds", "share", "build", "query", "bytes"]
     try:
-        found = Board.from_runs(folders, methods=SHOWN, targets=["instruct"], cache=False)
-        print_board(found, Console(file=out, width=100), columns=columns, target="instruct")
+        found = Board.from_runs(folders, methods=SHOWN, targets=[MAIN], cache=False)
+        print_board(found, Console(file=out, width=100), columns=columns, target=MAIN)
     except TdabenchError:
         return ""
     notes = ("!", "overall:", "↓:")

@@ -90,8 +90,9 @@ def test_pages_of_families_sizes_and_other_targets() -> None:
     assert text[3].startswith("| `a` | n=[1, 2] (instruct) | 0.200 [0.100, 0.300] | 0.100 ")
     assert module.family("control")(found) == []
     sizes = module.group_sizes(found)
-    assert sizes[0] == "| method | a tenth (200) | a quarter (500) |"
-    assert sizes[3] == "| `b` | 0.400 | 0.300 [0.200, 0.400] |"
+    assert sizes[0] == "Target `instruct`:"
+    assert sizes[2] == "| method | a tenth (200) | a quarter (500) |"
+    assert sizes[5] == "| `b` | 0.400 | 0.300 [0.200, 0.400] |"
     for r in found.values():
         del r["metrics"]["lds[lds-10]"]  # which a record of transfer does not have
     moved = module.transfer(found)
@@ -104,11 +105,11 @@ def test_pages_of_families_sizes_and_other_targets() -> None:
 def test_removals_have_a_table_per_target() -> None:
     module = script()
     found = {}
-    for target, value in (("other", 0.1), ("instruct", 0.3)):
+    for target, value in (("other", 0.1), ("instruct", 0.3), ("smooth", 0.2)):
         of = {"target": {"label": target}, "metrics": {"loo": {"value": value}}}
         found[target, "a"] = record("a", 0.1) | of
     text = module.loo(found)
-    assert [x for x in text if x.startswith("#")] == ["### instruct", "### other"]
+    assert [x for x in text if x.startswith("#")] == ["### smooth", "### instruct", "### other"]
     assert "| `a` | 0.300 |  |  |  |" in text
 
 

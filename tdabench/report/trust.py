@@ -40,8 +40,8 @@ def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Tr
     """Returns what is known of each job's method, by label; nothing for methods never measured.
 
     `runs` are run folders, newest first. Without a record of the same corpus, target and
-    parameters, the shipped figure of the same suite and target is used, or else of pocket's
-    `instruct`.
+    parameters, the shipped figure of the same suite and target is used, or else of the first
+    shipped target, pocket's main one.
     """
     records = list(_records(plan, runs))
     shipped: Mapping[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Tr
                 out[job.method.label] = Trust(lds, share, f"run {found.run}", True)
                 continue
         same = plan.suite.name == "pocket" and label in shipped
-        where = label if same else "instruct"
+        where = label if same else next(iter(shipped))
         if figure := shipped[where].get(name):
             out[job.method.label] = Trust(figure["lds"], figure["share"], f"pocket {where}", False)
     return out

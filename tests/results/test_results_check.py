@@ -102,7 +102,7 @@ def test_a_random_sample_is_measured_again(tmp_path, capsys):
     (s,) = (s for s in found.submissions if s.method["name"] == "length")
     arrays, meta = s.records[0].arrays()
     # Scores that were made up, with metrics that follow from them: only measuring again can tell.
-    files = load_suite("pocket").target("instruct").truths
+    files = load_suite("pocket").main_targets[0].truths
 
     def truth(kind: str) -> Truth:
         return Truth.load(files[kind])

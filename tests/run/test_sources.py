@@ -655,7 +655,7 @@ def test_trust_is_read_from_records_of_the_same_corpus_target_and_parameters(tmp
     record = {
         "status": "ok", "key": "a", "seed": 0, "benchmark": {"name": "lds"},
         "method": {"name": "tfidf", "params": jsonable(job.method.params)},
-        "target": {"fingerprint": plan.fingerprints["instruct"]},
+        "target": {"fingerprint": plan.fingerprints["smooth"]},
         "corpus": {"train": plan.corpora["train"]},
         "metrics": {"lds": {"value": 0.3}, "share_of_ceiling": {"value": 0.33}},
     }  # fmt: skip

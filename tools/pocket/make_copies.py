@@ -1,6 +1,6 @@
-"""Builds the truth of the benchmark `sources` on duplicated sources: truth/instruct-copies.
+"""Builds the truth of the benchmark `sources` on duplicated sources: truth/TARGET-copies.
 
-    python -m tools.pocket.make_copies --work FOLDER [--seeds 1]
+    python -m tools.pocket.make_copies --work FOLDER [--target instruct] [--seeds 1]
 
 The corpus is the pool with copies of some tasks behind it (tdabench.data.origins); the target is
 retrained without copies, with each copy, and without each copied task. The build resumes.
@@ -21,9 +21,7 @@ from tdabench.truth.build import build, collect
 from tools.pocket import SUITE
 
 
-def plan_of(
-    target_label: str = "instruct", seeds: int = 1
-) -> tuple[TruthPlan, Target, Corpus, Corpus]:
+def plan_of(target_label: str, seeds: int = 1) -> tuple[TruthPlan, Target, Corpus, Corpus]:
     suite = load_suite(str(SUITE / "suite.toml"))
     target = suite.target(target_label).target
     copied = drawn_sources(suite.train)
@@ -39,9 +37,10 @@ def plan_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the build")
+    parser.add_argument("--target", default="instruct", help="label of the target")
     parser.add_argument("--seeds", type=int, default=1, help="retrainings per group")
     args = parser.parse_args()
-    plan, target, train, queries = plan_of(seeds=args.seeds)
+    plan, target, train, queries = plan_of(args.target, args.seeds)
     failed = build(
         plan,
         target,
@@ -52,7 +51,7 @@ def main() -> None:
     )
     if failed:
         raise SystemExit(f"{len(failed)} retrainings failed")
-    collect(plan, args.work).save(SUITE / "truth" / "instruct-copies.safetensors")
+    collect(plan, args.work).save(SUITE / "truth" / f"{args.target}-copies.safetensors")
 
 
 if __name__ == "__main__":
