@@ -442,7 +442,7 @@ BOARD = re.compile(r"(<!-- board: [^\n]* -->\n\n```\n).*?(```\n)", re.S)
 
 
 def board(folders: list[Path]) -> str:
-    """The board of SHOWN on the main target, as a pipe prints it; "" where a run lacks one of them."""
+    """The board of SHOWN on the main target, as a pipe prints it; "" without one of them."""
     from rich.console import Console
 
     from tdabench.errors import TdabenchError
