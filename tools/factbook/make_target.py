@@ -34,7 +34,7 @@ ARCHITECTURE = {
     "num_hidden_layers": 2,
 }
 PLAN = Pretraining(ARCHITECTURE, epochs=3, vocabulary=2048, context=192, lr=4e-3)
-WARM = 250, 75  # passages and questions: as many as a group of the truth has
+WARM = 317  # examples of the label pool: as many as a group of the truth has
 
 
 def make(folder: Path, corpus: Path) -> None:
@@ -50,11 +50,7 @@ def make(folder: Path, corpus: Path) -> None:
 def warm(target: Target, corpus: Path) -> None:
     """Fine-tunes the base on as many examples of other countries as a group of the truth has."""
     recipe, probe = target.recipe, target.tokenize(read_jsonl(corpus, "tuning"))
-    other = [
-        e
-        for split, n in zip(("labels_pool", "labels_dev"), WARM)
-        for e in list(read_jsonl(corpus, split))[:n]
-    ]
+    other = list(read_jsonl(corpus, "labels_pool"))[:WARM]
     model = target.fresh_model("base")
     before = target.losses(model, probe).mean()
     tokens = target.tokenize(other)
