@@ -35,7 +35,8 @@ SEED = "factbook-1"
 WORDS = (30, 50)  # of a passage, cut at the ends of clauses
 LONGEST = 70  # a clause that cannot be cut makes a passage of at most so many
 PER_SECTION = 2  # passages of one kind per country
-MOST_CHARS = 420  # so that a passage fits into the small target's context
+MOST_CHARS = 420  # so that a passage of `train` fits into the small target's context
+LABEL_CHARS = 365  # the same for the label pool
 ANSWER_WORDS = 40
 TRAIN_COUNTRIES, LABEL_COUNTRIES = 90, 60
 TRAIN, TRAIN_QUESTIONS = 1000, 300
@@ -288,7 +289,8 @@ def build(profiles: dict[str, Profile]) -> tuple[list[Row], dict[str, int]]:
     answered = draw_queries(others, TRAIN_QUESTIONS)
 
     pool = fresh(
-        sorted((r for c in labelling for r in of[c]), key=lambda r: rank("pool", r.response)),
+        sorted((r for c in labelling for r in of[c] if len(r.response) <= LABEL_CHARS),
+               key=lambda r: rank("pool", r.response)),
         "labels_pool", LABELS,
     )  # fmt: skip
     # A pool for labels is composed as `train` is: passages, and questions about other facts than
