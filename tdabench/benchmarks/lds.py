@@ -209,8 +209,9 @@ def rank_outcome(
         )
     elif single:
         notes.append(
-            "the truth is of single runs (one seed and one order): without training noise, and "
-            "predicted in full only by a method that follows that run (magic.follow)"
+            "the truth is of single runs (one seed and one order): how far runs differ, and "
+            "therefore a noise ceiling, is unknown; only a method that follows that run "
+            "(magic.follow) can predict it in full"
         )
 
     additive = stats.additive_ceiling(values, truth.groups.membership(np.float64).toarray())
@@ -224,13 +225,9 @@ def rank_outcome(
         metrics["ceiling"] = metric(ceiling.bootstrap, clip=(0.0, 1.0))
         metrics["share_of_ceiling"] = metric(ceiling.share(boot))
         arrays["ceiling_per_query"] = ceiling.per_query.astype(np.float32)
-    elif truth.n_seeds < 2 and single:
-        # The same training again gives the same losses: nothing of the truth is chance.
-        metrics["ceiling"] = Metric(1.0)
-        metrics["share_of_ceiling"] = metrics[name]
-    elif truth.n_seeds < 2:
+    elif truth.n_seeds < 2 and not single:
         notes.append("one seed per group: the truth's noise, and therefore a ceiling, is unknown")
-    else:
+    elif truth.n_seeds > 1:
         notes.append(
             f"the truth's reliability is {reliability:.2f}: below {stats.MIN_RELIABILITY} no "
             "ceiling can be estimated"

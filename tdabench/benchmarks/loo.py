@@ -27,7 +27,7 @@ class LOO(RanksGroups):
     """
 
     name: ClassVar[str] = "loo"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "rank correlation of scores with retraining without k examples"
     source: ClassVar[str] = "Koh and Liang 2017, arXiv 1703.04730"
     truth_kind: ClassVar[str | None] = "loo"

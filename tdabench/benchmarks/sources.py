@@ -52,7 +52,7 @@ class Sources(Benchmark):
     """
 
     name: ClassVar[str] = "sources"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "rank correlation of source scores with retraining without sources"
     source: ClassVar[str] = "Koh et al. 2019, arXiv 1905.13289 (group effects)"
     truth_kind: ClassVar[str | None] = "sources"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,12 +42,35 @@ def members_by_origin(train: Sequence[Example], by: str = "") -> dict[str, np.nd
     return found
 
 
-def without_each(train: Sequence[Example], by: str = "") -> Groups:
-    """Returns groups of kept examples: the corpus without each source in turn, then all of it."""
+def without_each(train: Sequence[Example], by: str = "", only: Sequence[str] = ()) -> Groups:
+    """Returns groups of kept examples: the corpus without each source in turn, then all of it.
+
+    `only` names the sources to leave out; by default every source is.
+    """
     everything = np.arange(len(train))
-    left_out = members_by_origin(train, by).values()
-    kept = [np.setdiff1d(everything, m, assume_unique=True) for m in left_out]
+    members = members_by_origin(train, by)
+    kept = [
+        np.setdiff1d(everything, m, assume_unique=True)
+        for name, m in members.items()
+        if not only or name in only
+    ]
     return Groups.of([*kept, everything], len(train))
+
+
+def most_asked(train: Sequence[Example], queries: Sequence[Example], by: str, n: int) -> list[str]:
+    """Returns the n sources of training examples that most queries belong to.
+
+    Equal counts are ordered by name. Raises DataError if queries belong to fewer than n.
+    """
+    known = members_by_origin(train, by)
+    asked = Counter(o for o in origins(queries, by) if o in known)
+    ordered = sorted(asked, key=lambda name: (-asked[name], name))
+    if len(ordered) < n:
+        raise DataError(
+            f"queries belong to {len(ordered)} sources of training examples, fewer than {n}",
+            "Lower groups in the truth's plan, or leave it out for every source",
+        )
+    return ordered[:n]
 
 
 def with_copies(train: Corpus, copied: Sequence[str], by: str = "") -> Corpus:

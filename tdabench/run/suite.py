@@ -28,7 +28,8 @@ class PlanSpec:
     """The plan of a suite's truth: random groups of a fraction of the pool, seeds per group.
 
     With `leave_out`, the field that names an example's source, the groups are instead the pool
-    without each source in turn, and the whole pool (`tdabench.data.origins`).
+    without each source in turn, and the whole pool (`tdabench.data.origins`); `groups` is then the
+    number of sources to leave out, those that most queries ask about, or 0 for every source.
 
     `recipe` overrides fields of `tdabench.targets.Recipe`; `start` is a checkpoint, or "scratch".
     `order` and `groups_of` are as in `tdabench.truth.TruthPlan.draw`.

@@ -432,8 +432,7 @@ def _import_spec(t: _Table) -> ImportSpec:
 def _plan_spec(t: _Table, target: Target) -> PlanSpec:
     leave_out = t.take("leave_out", str, "")
     spec = PlanSpec(
-        # Whole sources that are left out are as many groups as there are sources.
-        groups=t.take("groups", int, 1 if leave_out else ...),
+        groups=t.take("groups", int, 0 if leave_out else ...),  # 0: every source
         fraction=float(t.take("fraction", (int, float), target.fraction)),
         seeds=t.take("seeds", int),
         queries=t.take("queries", str, "test"),
@@ -444,13 +443,15 @@ def _plan_spec(t: _Table, target: Target) -> PlanSpec:
         leave_out=leave_out,
     )
     t.done()
-    if leave_out and {"groups", "fraction", "groups_of"} & set(t.data):
-        raise t.error("leave_out", "defines the groups: leave groups, fraction and groups_of away")
+    if leave_out and {"fraction", "groups_of"} & set(t.data):
+        raise t.error("leave_out", "defines the groups: leave fraction and groups_of away")
+    if leave_out and spec.groups == 1:
+        raise t.error("groups", "must be at least 2: one source that is left out ranks nothing")
     if spec.order not in ("own", "pool"):
         raise t.error("order", f"{spec.order!r} is neither own nor pool")
     if spec.queries not in ("test", "tuning"):
         raise t.error("queries", f"{spec.queries!r} is neither test nor tuning")
-    if spec.groups < 1 or spec.seeds < 1 or not 0 < spec.fraction <= 1:
+    if spec.groups < (0 if leave_out else 1) or spec.seeds < 1 or not 0 < spec.fraction <= 1:
         raise t.error("groups", "groups and seeds must be at least 1, fraction in (0, 1]")
     try:
         Recipe.of(spec.recipe, target.recipe)

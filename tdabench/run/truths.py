@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tdabench.data.origins import without_each
+from tdabench.data.origins import most_asked, without_each
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.groups import Groups
 from tdabench.run.sources import load_suite
@@ -41,12 +41,14 @@ def draw_plan(suite: Suite, target: SuiteTarget, name: str) -> TruthPlan:
 
     spec = target.plans[name]
     if spec.leave_out:
+        queries, by = suite.queries(spec.queries), spec.leave_out
+        only = most_asked(suite.train, queries, by, spec.groups) if spec.groups else ()
         return TruthPlan.of(
             f"{suite.name}-{target.label}-{name}",
             target.target,
             suite.train,
-            suite.queries(spec.queries),
-            groups=without_each(suite.train, spec.leave_out),
+            queries,
+            groups=without_each(suite.train, by, only),
             n_seeds=spec.seeds,
             recipe=target.recipe_of(name),
             start=spec.start,

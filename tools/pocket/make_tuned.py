@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--suite", type=Path, default=SUITE, help="Folder of the suite.")
     args = parser.parse_args()
     path = args.suite / "suite.toml"
-    suite = load_suite(path)
+    suite = load_suite(path, targets=tuple(args.target or ()) or None)
     names = args.methods or [m for m in registry().methods if m not in LEFT_ALONE]
     for target in args.target or [t.label for t in suite.targets]:
         for name in names:
