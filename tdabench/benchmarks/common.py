@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric
+from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, MethodError
 from tdabench.groups import Groups
@@ -29,6 +30,20 @@ def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[
         part = queries[a : a + step]
         scores = np.asarray(index.score(part), dtype=np.float32)
         yield slice(a, a + len(part)), checked_scores(scores, (len(part), n_train))
+
+
+def blocks_of(
+    index: Index, sets: Sequence[Behaviour], queries: Corpus, n_train: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields (slice, checked scores [block, train]) of behaviours, or of queries if there are none.
+
+    Behaviours are scored one at a time: each may hold many examples.
+    """
+    if not sets:
+        yield from score_blocks(index, queries, n_train)
+    for i, b in enumerate(sets):
+        scores = np.asarray(index.score_behaviours([b]), dtype=np.float32)
+        yield slice(i, i + 1), checked_scores(scores, (1, n_train), "scores of behaviours")
 
 
 def group_scores(index: Index, queries: Corpus, groups: Groups) -> np.ndarray:

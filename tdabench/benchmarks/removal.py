@@ -9,8 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, score_blocks, tasks_of
+from tdabench.benchmarks.common import blocks_of, metric, tasks_of
 from tdabench.benchmarks.retrain import Retrainer
+from tdabench.data.behaviours import Behaviour, behaviours_of, parts_of
+from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, UsageError
 from tdabench.seeds import named_seed
 from tdabench.targets.recipe import Recipe
@@ -25,6 +27,9 @@ class Removal(Benchmark):
     query's loss, minus the rise after removing k random examples, is plotted over k from 0; the
     value is the area under this curve divided by its width: the mean extra rise in nats (called
     query-loss difference, QLD, elsewhere). `n` queries are drawn by a named seed.
+    `behaviours` names a field of queries (such as `task`): the queries with one value of it are one
+    behaviour, whose loss is their mean loss, and `n` behaviours are drawn. A query with the field
+    `against` counts as a contrast (`tdabench.data.behaviours`).
     With `matched` > 0 the random removals are drawn per query, that many of each size, and look
     like what they are compared with: as many examples of each task, of nearest lengths, none of
     them among the removed. What a method gains by recognising the task or long examples then
@@ -47,6 +52,7 @@ class Removal(Benchmark):
     random_seeds: int = 3
     matched: int = 0
     opponents: bool = False
+    behaviours: str = ""
     start: str = "base"
     recipe: str = ""
     replicates: int = 1000
@@ -71,17 +77,22 @@ class Removal(Benchmark):
                 f"removing {ks[-1]} of {len(pool)} examples leaves no training examples",
                 "Lower removal.k or raise removal.fraction",
             )
-        chosen = np.sort(_draw("queries", len(context.queries), self.n))
-        queries = context.queries.subset(chosen)
-        scores = np.concatenate([s for _, s in score_blocks(context.index, queries, n_train)])
+        sets = self._asked(context.queries)
+        # Scores are of behaviours, models are evaluated on what they consist of.
+        queries, weights = parts_of(sets)
+        found = blocks_of(context.index, sets if self.behaviours else (), queries, n_train)
+        scores = np.concatenate([s for _, s in found])
         order = _best_first(scores[:, pool])  # [query, pool]
 
         def losses(removed: np.ndarray, whose: slice | int) -> np.ndarray:
-            """Averages the loss without `removed` (pool positions) over seeds."""
+            """Averages the loss without `removed` (pool positions) over seeds: [query], or [1]."""
             kept = np.delete(pool, removed)
-            part = queries if isinstance(whose, slice) else queries.subset([whose])
+            part, of = queries, weights
+            if not isinstance(whose, slice):
+                own = np.flatnonzero(weights[whose])
+                part, of = queries.subset(own), weights[[whose]][:, own]
             runs = [trainer.run(kept, part, s, among=pool) for s in range(self.seeds)]
-            return np.mean([r.losses for r in runs], axis=0)
+            return np.mean([of @ r.losses for r in runs], axis=0)
 
         none = np.empty(0, dtype=np.int64)
         away = [_draw(f"random-{s}", len(pool), len(pool)) for s in range(self.random_seeds)]
@@ -89,31 +100,42 @@ class Removal(Benchmark):
         alike = [(np.delete(pool, x), s) for x in lacking for s in range(self.seeds)]
         trainer.begin(alike, queries, among=pool)
         before = losses(none, slice(None)).astype(np.float64)  # [query]
-        rises = {"": np.zeros((len(ks), len(queries))), "random": np.zeros((len(ks), len(queries)))}
+        rises = {"": np.zeros((len(ks), len(sets))), "random": np.zeros((len(ks), len(sets)))}
         examples = [context.train[int(i)] for i in pool]
         kinds = [e.task for e in examples]
         lengths = np.array([len(e.prompt) + len(e.response) for e in examples])
-        total = len(ks) * len(queries)
+        total = len(ks) * len(sets)
         for j, k in enumerate(ks):
             for s in range(self.random_seeds):
                 rise = losses(away[s][:k], slice(None)) - before
                 rises["random"][j] += rise / self.random_seeds
-            for q in range(len(queries)):
-                context.progress("retraining without the top k", j * len(queries) + q, total)
+            for q in range(len(sets)):
+                context.progress("retraining without the top k", j * len(sets) + q, total)
                 rises[""][j, q] = losses(order[q, :k], q)[0] - before[q]
                 for m in range(self.matched):
                     rng = np.random.default_rng(named_seed(0, f"removal-matched-{m}-{q}"))
                     alike_q = matched(order[q, :k], kinds, lengths, rng)
                     rise = losses(alike_q, q)[0] - before[q]
-                    of = rises.setdefault("matched", np.zeros((len(ks), len(queries))))
+                    of = rises.setdefault("matched", np.zeros((len(ks), len(sets))))
                     of[j, q] += rise / self.matched
                 if self.opponents:
-                    of = rises.setdefault("opponents", np.zeros((len(ks), len(queries))))
+                    of = rises.setdefault("opponents", np.zeros((len(ks), len(sets))))
                     of[j, q] = losses(order[q, -k:], q)[0] - before[q]
 
-        tasks, few = tasks_of(queries)
-        notes = (f"{len(queries)} queries, {trainer.done} models trained here", *few)
-        return self._outcome(rises, tuple(queries.ids), tasks, notes)
+        # Stand-ins with the ids and tasks of behaviours.
+        asked = Corpus([Example(b.id, b.prompt, b.response, b.task) for b in sets], "asked")
+        tasks, few = tasks_of(asked)
+        what = f"behaviours (by {self.behaviours!r})" if self.behaviours else "queries"
+        notes = (f"{len(sets)} {what}, {trainer.done} models trained here", *few)
+        return self._outcome(rises, tuple(asked.ids), tasks, notes)
+
+    def _asked(self, queries: Corpus) -> list[Behaviour]:
+        """Draws what is explained: queries, or sets of them with one value of a field."""
+        if not self.behaviours:
+            chosen = np.sort(_draw("queries", len(queries), self.n))
+            return [Behaviour(q.id, (q,), (1.0,)) for q in queries.subset(chosen)]
+        sets = behaviours_of(queries, self.behaviours)
+        return [sets[i] for i in np.sort(_draw("queries", len(sets), self.n))]
 
     def recompute(self, stored: Stored) -> Outcome:
         arrays = stored.arrays

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,7 +11,6 @@ import numpy as np
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.benchmarks.common import group_scores, metric, tasks_of
 from tdabench.benchmarks.lds import rank_outcome, usable
-from tdabench.data.examples import Corpus
 from tdabench.data.origins import (
     copied_groups,
     members_by_origin,
@@ -30,11 +29,11 @@ COPIED = 5  # sources that the redundancy test duplicates
 class Sources(Benchmark):
     """Leave-one-source-out: group scores of whole sources against retraining without each.
 
-    The truth retrains on the corpus without each source in turn, and on all of it
-    (`leave_out` in the suite's plan; docs/benchmarks/sources.md). For each query, the value is
-    Spearman's correlation over sources between the scores of the sources and the rise of the
-    query's loss without them; then the mean over queries. Sources are the unit that was left out:
-    intervals draw sources and queries.
+    The truth retrains on the corpus without each source in turn, or without each of some, and on
+    all of it (`leave_out` in the suite's plan; docs/benchmarks/sources.md). For each query, the
+    value is Spearman's correlation over sources between the scores of the sources and the rise of
+    the query's loss without them; then the mean over queries. Sources are the unit that was left
+    out: intervals draw sources and queries.
 
     - `strongest`: the share of queries whose highest-scoring source is the one whose absence hurts
       most; `strongest_chance` is 1 / number of sources.
@@ -125,8 +124,7 @@ class Sources(Benchmark):
         """Measures `worth` [copied, 2]: scores of a source alone and of it with its copy, for
         queries of the source, and the same of retraining."""
         asked = {n: np.flatnonzero(own == i) for n, i in place.items()}
-        copied = [n for n in drawn_sources(context.train, self.by, self.copies)
-                  if len(asked.get(n, ()))]  # fmt: skip
+        copied = [n for n in drawn_sources(list(place), self.copies) if len(asked[n])]
         if not copied:
             return {}, ["no query belongs to a source that could be duplicated: copies not tested"]
         doubled = with_copies(context.train, copied, self.by)
@@ -237,8 +235,7 @@ class Sources(Benchmark):
         )
 
 
-def drawn_sources(train: Corpus, by: str = "", n: int = COPIED) -> list[str]:
-    """Draws the sources that are duplicated, the same for every method."""
-    names = list(members_by_origin(train, by))
+def drawn_sources(names: Sequence[str], n: int = COPIED) -> list[str]:
+    """Draws the sources that are duplicated, the same for every method, in the order of `names`."""
     rng = np.random.default_rng(named_seed(0, "sources-copied"))
     return [names[i] for i in sorted(rng.permutation(len(names))[:n])]

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import (
-    checked_scores,
-    metric,
-    pack,
-    score_blocks,
-    tasks_of,
-    unpack,
-)
+from tdabench.benchmarks.common import blocks_of, metric, pack, tasks_of, unpack
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.data.behaviours import Behaviour, behaviours_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
-from tdabench.method import Index
 
 
 @dataclass(frozen=True)
@@ -201,17 +193,3 @@ class Tracing(Benchmark):
                 after.append(float(target.losses(model, asked)[0]))
             out[q] = after[0] - after[1]
         return out
-
-
-def blocks_of(
-    index: Index, sets: Sequence[Behaviour], queries: Corpus, n_train: int
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields (slice, checked scores [block, train]) of behaviours, or of queries if there are none.
-
-    Behaviours are scored one at a time: each may hold many examples.
-    """
-    if not sets:
-        yield from score_blocks(index, queries, n_train)
-    for i, b in enumerate(sets):
-        scores = np.asarray(index.score_behaviours([b]), dtype=np.float32)
-        yield slice(i, i + 1), checked_scores(scores, (1, n_train), "scores of behaviours")

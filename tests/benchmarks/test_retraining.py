@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from constructed import FixedIndex, corpus
 
+from tdabench.benchmark import Stored
 from tdabench.benchmarks.removal import Removal, area, matched
 from tdabench.benchmarks.retrain import Retrainer, exact_match, greedy, unigram_f1
 from tdabench.benchmarks.selection import RULES, Selection, dev_scores, pick, split_tasks
-from tdabench.data.examples import Corpus
+from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, UsageError
 from tdabench.targets.recipe import Recipe
 
@@ -261,6 +264,30 @@ def test_matched_controls_and_opponents(tiny) -> None:
     assert c["spread"].value < b["spread"].value
     with pytest.raises(UsageError, match="matched"):
         Removal(matched=-1)
+
+
+def test_a_removal_can_be_of_behaviours(tiny) -> None:
+    """Sets of queries of one task; a set of one query is that query."""
+    options = {"k": (7,), "fraction": 0.5, "random_seeds": 1, "replicates": 50}
+    sets = Removal(**options, n=9, behaviours="task", recipe=QUICK + "5")
+    good, poor = sets.run(tiny(1.0)), sets.run(tiny(-1.0))
+    context = tiny(1.0)
+    assert list(good.query_ids) == sorted(set(context.queries.tasks))
+    assert good.metrics["removal"].value > poor.metrics["removal"].value
+    assert good.notes[0].startswith(f"{len(good.query_ids)} behaviours (by 'task')")
+    again = sets.recompute(Stored(good.arrays, good.query_ids, None, None))  # type: ignore[arg-type]
+    assert again.metrics == good.metrics
+    # Its rise is the mean rise of the members, without the examples that help the set most.
+    alone = [Example(e.id, e.prompt, e.response, e.task, {"own": e.id}) for e in context.queries]
+    queries = Corpus(alone[:3], "three")
+    plain = Removal(**options, n=3, recipe=QUICK + "5").run(replace(context, queries=queries))
+    single = Removal(**options, n=3, behaviours="own", recipe=QUICK + "5")
+    np.testing.assert_allclose(
+        np.sort(single.run(replace(context, queries=queries)).per_query),
+        np.sort(plain.per_query), atol=1e-5,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="no query has the field 'tone'"):
+        Removal(k=(5,), behaviours="tone").run(context)
 
 
 def test_removing_everything_is_refused(tiny) -> None:

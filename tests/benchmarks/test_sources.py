@@ -14,6 +14,7 @@ from tdabench.data.examples import Corpus, Example
 from tdabench.data.origins import (
     copied_groups,
     members_by_origin,
+    most_asked,
     origins,
     with_copies,
     without_each,
@@ -54,6 +55,26 @@ def test_each_source_is_left_out_once_and_then_none():
     assert KEPT.sizes.tolist() == [N - N // K] * K + [N]
     for (_, members), kept in zip(members_by_origin(TRAIN).items(), KEPT):
         assert sorted([*members, *kept]) == list(range(N))
+
+
+def test_the_sources_that_most_queries_belong_to_are_left_out(make_context):
+    asked = Corpus([Example(f"q{i}", f"p{i}", "r", t) for i, t in enumerate(
+        ["task3", "task3", "task1", "task0", "other", "other", "other"])], "asked")  # fmt: skip
+    assert most_asked(TRAIN, asked, "task", 2) == ["task3", "task0"]
+    with pytest.raises(DataError, match="belong to 3 sources of training examples, fewer than 4"):
+        most_asked(TRAIN, asked, "task", 4)
+    kept = without_each(TRAIN, "task", ["task3", "task0"])
+    members = members_by_origin(TRAIN)
+    for name, group in zip(("task0", "task3"), kept):
+        assert sorted([*members[name], *group]) == list(range(N))
+    assert kept.sizes.tolist() == [N - N // K, N - N // K, N]
+    values = (SCORES @ kept.membership(np.float64).toarray().T)[None]
+    truth = truth_of(values, kept, QUERIES.ids)
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, {"sources": truth})
+    out = Sources(copies=0, replicates=50).run(context)
+    assert out.arrays["source_scores"].shape == (Q, 2)
+    assert out.metrics["sources"].value == pytest.approx(1)
+    assert out.metrics["strongest_chance"].value == 0.5
 
 
 @pytest.mark.parametrize(("sign", "first"), [(1, 1.0), (-1, 0.0)])
@@ -117,7 +138,7 @@ def test_the_record_gives_the_same_numbers(make_context):
 
 def copied_table(additive: bool) -> np.ndarray:
     """Scores on the corpus with copies, additive or shared among equal texts: [query, train]."""
-    copied = drawn_sources(TRAIN, "", 2)
+    copied = drawn_sources(list(members_by_origin(TRAIN)), 2)
     members = members_by_origin(TRAIN)
     places = np.concatenate([members[n] for n in copied])
     table = np.concatenate([SCORES, SCORES[:, places]], axis=1)
@@ -146,7 +167,7 @@ def test_copies_that_count_twice_are_shown(make_context, additive, worth, scale)
 
 def test_retraining_says_what_copies_are_worth(make_context, tmp_path):
     """In this world a copy adds a quarter of what its source is worth."""
-    copied = drawn_sources(TRAIN, "", 2)
+    copied = drawn_sources(list(members_by_origin(TRAIN)), 2)
     doubled, groups = with_copies(TRAIN, copied), copied_groups(TRAIN, copied)
     table = np.concatenate([SCORES, copied_table(True)[:, N:] / 4], axis=1)
     values = (table @ groups.membership(np.float64).toarray().T)[None]

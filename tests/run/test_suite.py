@@ -110,6 +110,16 @@ def test_the_fingerprint_is_that_of_the_contents(tmp_path: Path):
         ('default = ["lds"]', "default = [1]", "default: must list strings"),
         ('label = "big"', "", "[[methods.variants]] 1 label: is missing"),
         ("[assets]", "[asets]", "asets: is not a known key. Did you mean 'assets'"),
+        (
+            "[targets.assets]",
+            '[targets.plans.lds]\nleave_out = "task"\nseeds = 1\nfraction = 0.5\n[targets.assets]',
+            "defines the groups: leave fraction and groups_of away",
+        ),
+        (
+            "[targets.assets]",
+            '[targets.plans.lds]\nleave_out = "task"\nseeds = 1\ngroups = 1\n[targets.assets]',
+            "one source that is left out ranks nothing",
+        ),
         ("[suite]", "[suite", "is not valid TOML"),
         ("[[targets]]", "[targets]", "is not valid TOML"),
         ("[assets]", '[hashes]\n"x" = "12"\n[assets]', "must be a sha256 of 64 hex digits"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tdabench import stats
 from tdabench.run.sources import load_suite
 from tdabench.run.suite_file import read_suite
 from tdabench.run.truths import draw_plan
-from tdabench.truth import check_disjoint
+from tdabench.truth import Truth, check_disjoint, seed_agreement
 from tools.factbook import SUITE as FACTBOOK
-from tools.factbook import make_truth
 from tools.pocket import make_hashes
 
 ROOT = Path(__file__).parents[2]
@@ -61,18 +61,36 @@ def test_methods_may_not_score_where_the_truth_was_measured():
     assert warm < base - 0.1, "other countries' passages teach something"
 
 
+@pytest.mark.parametrize("name", ["lds", "tuning", "loo"])
+def test_a_truth_is_the_one_that_is_planned(name):
+    SUITE.verify(SMALL.truths[name])
+    truth = Truth.load(SMALL.truths[name])
+    truth.check(SUITE.train, SMALL.target, SMALL.recipe_of(name))
+    assert truth.is_of(draw_plan(SUITE, SMALL, name))
+    assert np.isfinite(truth.losses).all()
+
+
+def test_the_truth_is_reliable_and_shows_learning():
+    truth = Truth.load(SMALL.truths["lds"])
+    assert len(truth.groups) == 60
+    assert len(truth.groups[0]) == round(0.25 * len(SUITE.train))
+    ceiling = stats.noise_ceiling(truth.by_seed(), replicates=50)
+    assert ceiling is not None
+    assert ceiling.value >= 0.75
+    agreement = seed_agreement(truth)
+    assert agreement is not None
+    assert agreement >= 0.6
+
+
 def test_one_country_at_a_time_is_left_out():
-    planned = make_truth.leave_one_country_out(SUITE)
-    names = make_truth.countries(SUITE)
-    assert len(planned.groups) == len(names) == 24
-    for kept, country in zip(planned.groups, names):
-        left = set(range(len(SUITE.train))) - set(np.asarray(kept).tolist())
-        assert {SUITE.train[i].meta["source"] for i in left} == {country}
+    truth = Truth.load(SMALL.truths["loo"])
+    *without, whole = truth.groups
+    assert len(without) == 24
+    assert len(whole) == len(SUITE.train)
+    asked = {q.meta["source"] for q in SUITE.queries()}
+    for kept in without:
+        left = sorted(set(range(len(SUITE.train))) - set(np.asarray(kept).tolist()))
+        countries = {SUITE.train[i].meta["source"] for i in left}
+        assert len(countries) == 1
+        assert countries <= asked
         assert len(left) >= 5
-
-
-@pytest.mark.parametrize("name", ["lds", "tuning"])
-def test_the_truths_are_planned_as_documented(name):
-    plan = draw_plan(SUITE, SMALL, name)
-    assert len(plan.units()) == {"lds": 120, "tuning": 60}[name]
-    assert len(plan.groups[0]) == round(0.25 * len(SUITE.train))

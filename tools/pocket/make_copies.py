@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tdabench.benchmarks.sources import drawn_sources
 from tdabench.data import Corpus
-from tdabench.data.origins import copied_groups, with_copies
+from tdabench.data.origins import copied_groups, members_by_origin, with_copies
 from tdabench.run.sources import load_suite
 from tdabench.targets.target import Target
 from tdabench.truth import TruthPlan
@@ -24,7 +24,7 @@ from tools.pocket import SUITE
 def plan_of(target_label: str, seeds: int = 1) -> tuple[TruthPlan, Target, Corpus, Corpus]:
     suite = load_suite(str(SUITE / "suite.toml"))
     target = suite.target(target_label).target
-    copied = drawn_sources(suite.train)
+    copied = drawn_sources(list(members_by_origin(suite.train, "task")))
     train, queries = with_copies(suite.train, copied, "task"), suite.queries("test")
     groups = copied_groups(suite.train, copied, "task")
     plan = TruthPlan.of(
