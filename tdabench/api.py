@@ -80,6 +80,7 @@ from tdabench.toolkit.weights import models_of as models_of
 from tdabench.toolkit.weights import random_groups as random_groups
 from tdabench.toolkit.weights import retrained as retrained
 from tdabench.toolkit.weights import weights_of as weights_of
+from tdabench.toolkit.words import query_word_scores as query_word_scores
 from tdabench.toolkit.words import word_scores as word_scores
 from tdabench.truth.build import build as build_truth  # noqa: F401
 from tdabench.truth.build import finished as finished_units  # noqa: F401

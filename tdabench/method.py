@@ -199,6 +199,14 @@ class Index(ABC):
         """
         return None
 
+    def score_query_words(self, behaviour: Behaviour, indices: Sequence[int]) -> np.ndarray | None:
+        """Computes a score for each word of the query that is explained, float [word], or None.
+
+        It says how much of the scores of the training examples at `indices` rests on the word.
+        None, the default, says that the method cannot tell, and is the answer for a set of queries.
+        """
+        return None
+
     @abstractmethod
     def save(self, path: Path) -> None:
         """Writes the index into the folder `path`, which exists and is empty."""

@@ -23,6 +23,7 @@ from tdabench.api import (
     MethodError,
     TDAMethod,
     check_pooling,
+    query_word_scores,
     read_arrays,
     read_jsonl,
     word_scores,
@@ -88,6 +89,12 @@ class StreamingIndex(Index):
             return other.score_behaviours([behaviour])[0]
 
         return word_scores(examples, score)
+
+    def score_query_words(self, behaviour: Behaviour, indices: Sequence[int]) -> np.ndarray | None:
+        """Computes gradients of the query without each of its words: [word]."""
+        if type(self).score is not StreamingIndex.score:
+            return None
+        return query_word_scores(self, behaviour, indices)
 
     def pairs(self, gradients: Gradients, candidates: np.ndarray) -> np.ndarray:
         """Computes inner products of each query with its own candidates: float32 [query, k]."""

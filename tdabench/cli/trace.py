@@ -86,7 +86,8 @@ Indices come from a run of the suite, or are built once and cached.
     "--words",
     "with_words",
     is_flag=True,
-    help="Mark the words of helpful examples that carry the score: what it loses without each.",
+    help="Mark the words of helpful examples, and of the query, that carry their scores: what the "
+    "scores lose without each.",
 )
 @click.option(
     "--html", "html_file", type=click.Path(path_type=Path), help="Write the answer as a page."
@@ -336,6 +337,7 @@ def _answer(
 ) -> dict[str, Any]:
     """Returns all that is shown, as JSON; see docs/trace.md."""
     from tdabench.report import traced
+    from tdabench.run.trace import as_behaviour
 
     def shown(e: Query) -> dict[str, str]:
         return {"id": e.id, "prompt": e.prompt, "response": e.response, "task": e.task}
@@ -365,6 +367,9 @@ def _answer(
             if groups is not None and f.by_source is not None:
                 told["sources"] = traced.source_rows(sources, groups.sizes.tolist(),
                                                      f.by_source[q], k)  # fmt: skip
+            if q in f.query_words:
+                (own, *_), _ = as_behaviour(query).sides
+                told["query_words"] = traced.words(own, f.query_words[q])["words"]
             methods[f.label] = told
         pairs = traced.agreements(found, q, traced.SPARE * k, len(suite.train))
         rows.append(
@@ -432,6 +437,10 @@ def _print(answer: dict[str, Any]) -> None:
         head.append(_clean(query["response"], 400), "bold cyan")
         out.print(head)
         working = [(m, told) for m, told in query["methods"].items() if "error" not in told]
+        for label, told in working:
+            if told.get("query_words"):
+                line = Text(f"{_clean(label, 60)}, words of the query: ", "dim")
+                out.print(_marked(line, told["query_words"]))
         for a in range(0, len(working), per_row):
             part = working[a : a + per_row]
             for n, (side, (title, style)) in enumerate(zip(("helpful", "harmful"), SIDES)):
@@ -496,14 +505,7 @@ def _example(e: dict[str, Any], style: str) -> Any:
 
     text = Text(f"{e['score']:+.3g} ", style)
     if "words" in e:
-        strong = max((w["score"] for w in e["words"]), default=0.0) / 2
-        for w in e["words"]:
-            style = "reverse" if w["score"] >= strong > 0 else ""
-            text.append("→ " if w.get("first") else "", "dim")
-            text.append(
-                _clean(w["word"], 40), f"bold {style}" if w["side"] == "response" else style
-            )
-            text.append(" ")
+        _marked(text, e["words"])
     else:
         text.append(_clean(e["prompt"], 160))
         text.append(" → ", "dim")
@@ -512,6 +514,17 @@ def _example(e: dict[str, Any], style: str) -> Any:
                 "dim")  # fmt: skip
     if e["copies"]:
         text.append(f" · and {len(e['copies'])} nearly the same", "dim")
+    return text
+
+
+def _marked(text: Any, words: Sequence[Mapping[str, Any]]) -> Any:
+    """Appends words to a text, those with at least half of the highest score reversed."""
+    strong = max((w["score"] for w in words), default=0.0) / 2
+    for w in words:
+        style = "reverse" if w["score"] >= strong > 0 else ""
+        text.append("→ " if w.get("first") else "", "dim")
+        text.append(_clean(w["word"], 40), f"bold {style}" if w["side"] == "response" else style)
+        text.append(" ")
     return text
 
 

@@ -177,6 +177,9 @@ def page(data: Mapping[str, Any]) -> str:
             if "error" in found:
                 parts.append(f"<p class=note>{_e(found['error'])}</p></section>")
                 continue
+            if found.get("query_words"):
+                marked = _texts({"words": found["query_words"]})
+                parts.append(f"<p><span class=note>Words of the query:</span> {marked}</p>")
             for side, heading, style in HEADINGS:
                 parts.append(_side(found, side, heading, style))
             if found.get("sources"):

@@ -53,6 +53,7 @@ class Traced:
     totals: np.ndarray | None = None  # [query, 2]: sums of all positive and all negative scores
     by_source: np.ndarray | None = None  # [query, source]: group scores, if sources were asked for
     words: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # by (query, index)
+    query_words: dict[int, np.ndarray] = field(default_factory=dict)  # by query
 
 
 def trace(
@@ -68,9 +69,9 @@ def trace(
     """Returns one answer per method of `plan`, in its order.
 
     With `sources`, groups of training examples, an answer has their group scores as well; with
-    `words`, the word scores of so many helpful examples, where the method can tell. `runs` are run
-    folders whose indices can be used. A method that fails gives an answer with its reason, and the
-    others continue.
+    `words`, the word scores of so many helpful examples, and those of the query for all of their
+    scores, where the method can tell. `runs` are run folders whose indices can be used. A method
+    that fails gives an answer with its reason, and the others continue.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index
@@ -105,15 +106,19 @@ def _traced(
         if not np.isfinite(summed).all():
             raise MethodError("NaN or infinite group scores")
     told: dict[tuple[int, int], np.ndarray] = {}
+    asked: dict[int, np.ndarray] = {}
     for q, query in enumerate(queries if words else ()):
         shown = [int(i) for i, s in zip(found[0][q], found[1][q]) if s > 0][:words]
         of_each = index.score_words(as_behaviour(query), [plan.suite.train[i] for i in shown])
         for i, scores in zip(shown, of_each or ()):
             told[q, i] = scores
+        of_query = index.score_query_words(as_behaviour(query), shown)
+        if of_query is not None:
+            asked[q] = of_query
     seconds = time.perf_counter() - start
     return Traced(
         job.method.label, spent, seconds, *found, totals=totals, by_source=summed,
-        words=told,
+        words=told, query_words=asked,
     )  # fmt: skip
 
 

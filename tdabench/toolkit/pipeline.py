@@ -134,6 +134,10 @@ class PipelineIndex(Index):
         """Asks the last stage, whose scores the best examples have."""
         return self.stages[-1].score_words(behaviour, examples)
 
+    def score_query_words(self, behaviour: Behaviour, indices: Sequence[int]) -> np.ndarray | None:
+        """Asks the last stage, too."""
+        return self.stages[-1].score_query_words(behaviour, indices)
+
     def _refined(self, scores: np.ndarray, candidates: np.ndarray, found: np.ndarray) -> np.ndarray:
         """Returns scores after a stage: its own for candidates, and the rule for the rest."""
         if self.rest == "zero":

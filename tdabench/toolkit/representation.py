@@ -25,7 +25,7 @@ from tdabench.rows import Rows, check_rows, dots, is_sparse, row_blocks
 from tdabench.toolkit.scan import ScanResult, scan, stream_groups
 from tdabench.toolkit.sharded import SCHEMA, Run, Shards, build_shards, in_turn
 from tdabench.toolkit.store import FeatureStore
-from tdabench.toolkit.words import word_scores
+from tdabench.toolkit.words import query_word_scores, word_scores
 
 Role = Literal["train", "query"]
 SCORES_BYTES = 256 << 20  # of example scores held to pool groups
@@ -177,6 +177,12 @@ class RepresentationIndex(Index):
             return (weights @ dots(q, rows))[0]
 
         return word_scores(examples, score)
+
+    def score_query_words(self, behaviour: Behaviour, indices: Sequence[int]) -> np.ndarray | None:
+        """Encodes the query without each of its words: what the scores lose, [word]."""
+        if type(self).score is not RepresentationIndex.score:
+            return None
+        return query_word_scores(self, behaviour, indices)
 
     def top_k(self, queries: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Streams over the rows: holds [query, block], never [query, train]."""

@@ -1,4 +1,4 @@
-"""Which words of a training example carry its score: what the score loses without each."""
+"""Which words of a training example, or of a query, carry a score: what it loses without each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Example
+from tdabench.method import Index
 
 FILLER = "_"  # stands for the only word of a response, which a loss needs
 
@@ -50,3 +52,23 @@ def word_scores(
     found = np.asarray(score(flat), dtype=np.float64)
     ends = np.cumsum([len(part) for part in variants])[:-1]
     return [part[0] - part[1:] for part in np.split(found, ends)]
+
+
+def query_word_scores(
+    index: Index, behaviour: Behaviour, indices: Sequence[int]
+) -> np.ndarray | None:
+    """Returns a score for each word of a query, float64 [word]: what the scores of the training
+    examples at `indices` lose together without it.
+
+    In a contrast the words are those of the response that is explained, and the other response
+    stays. None for a set of queries, and where there are no examples.
+    """
+    own, _ = behaviour.sides
+    if len(own) != 1 or not len(indices):
+        return None
+    weight = max(behaviour.weights)
+    variants = [own[0], *occluded(own[0])]
+    candidates = np.tile(np.asarray(indices, dtype=np.int64), (len(variants), 1))
+    scores = np.asarray(index.score_some(variants, candidates), dtype=np.float64)
+    found = weight * scores.sum(axis=1)
+    return found[0] - found[1:]

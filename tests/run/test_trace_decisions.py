@@ -121,6 +121,7 @@ def test_a_contrast_a_set_and_sources_in_json_and_as_a_page(files, capsys):
     first = told["helpful"][0]
     assert {w["side"] for w in first["words"]} == {"prompt", "response"}
     assert sum(w["score"] for w in first["words"]) != 0
+    assert "query_words" not in told  # a set of examples has no words of its own
     page = Path("page.html").read_text()
     assert page.startswith("<!doctype html>")
     assert "By source" in page
@@ -131,6 +132,18 @@ def test_a_contrast_a_set_and_sources_in_json_and_as_a_page(files, capsys):
     found = json.loads(capsys.readouterr().out)["queries"]
     assert [q["id"] for q in found] == ["one", "two"]
     assert found[0]["response"] == "amber, not: no"
+
+
+def test_words_of_the_answer_are_in_json_and_on_the_page(files, capsys):
+    asked = ["trace", *files, "--words", "Copy: amber", "--response", "amber"]
+    assert main([*asked, "--json", "--html", "page.html"]) == 0
+    (query,) = json.loads(capsys.readouterr().out)["queries"]
+    for told in query["methods"].values():
+        assert [w["word"] for w in told["query_words"]] == ["Copy:", "amber", "amber"]
+        assert [w["side"] for w in told["query_words"]] == ["prompt", "prompt", "response"]
+        assert max(w["score"] for w in told["query_words"]) > 0
+    page = Path("page.html").read_text()
+    assert page.count("Words of the query:") == 2
 
 
 def test_sources_in_a_pipe(files, capsys):

@@ -10,6 +10,7 @@ from tdabench.data.examples import Corpus, Example
 from tdabench.registry import registry
 from tdabench.report.traced import words
 from tdabench.testing import tiny_world
+from tdabench.toolkit.pipeline import PipelineIndex
 from tdabench.toolkit.words import FILLER, occluded, word_scores, words_of
 
 E = Example("e", "which  bird sings", "the heron", "t")
@@ -78,8 +79,42 @@ def test_word_scores_are_differences_of_the_methods_own_scores(tmp_path, name: s
     assert np.abs(np.concatenate(found)).max() > 0
 
 
+def test_the_word_of_a_query_that_examples_share_is_found(tmp_path):
+    """Only one word of the query is in the example: without it nothing is left of its score."""
+    train = Corpus([E, Example("f", "what plant grows", "a cedar")], "t")
+    for n, name in enumerate(("tfidf", "bm25")):
+        (tmp_path / str(n)).mkdir()
+        index, _ = index_of(name, tmp_path / str(n), train)
+        query = Example("q", "name some wader", "grey heron")
+        found = index.score_query_words(Behaviour.of("q", [query]), [0])
+        whole = index.score([query])[0, 0]
+        assert words_of(query)[int(np.argmax(found))] == "heron"
+        assert found.max() == pytest.approx(whole, rel=1e-4)
+        assert index.score_query_words(Behaviour.of("s", [query, E]), [0]) is None
+        assert index.score_query_words(Behaviour.of("q", [query]), []) is None
+
+
+@pytest.mark.parametrize("name", ["graddot", "logra", "ekfac", "hidden", "bm25>graddot"])
+def test_query_words_are_differences_of_the_methods_own_scores(tmp_path, name: str):
+    first, _, second = name.partition(">")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    index, world = index_of(first, tmp_path / "a")
+    if second:
+        index = PipelineIndex([index, index_of(second, tmp_path / "b")[0]], [5])
+    a, b = world.queries[0], world.queries[1]
+    last = index.stages[-1] if second else index
+    wanted = [last.score([v])[0, [0, 3]].sum() for v in [a, *occluded(a)]]
+    contrast = Behaviour("c", (a, b), (1.0, -1.0))  # the other response stays
+    for asked in (Behaviour.of("q", [a]), contrast):
+        found = index.score_query_words(asked, [0, 3])
+        np.testing.assert_allclose(found, wanted[0] - np.array(wanted[1:]), rtol=1e-3, atol=1e-4)
+    assert np.abs(found).max() > 0
+
+
 def test_methods_that_cannot_tell_say_so(tmp_path):
     index, world = index_of("random", tmp_path)
+    assert index.score_query_words(Behaviour.of("q", [world.queries[0]]), [0]) is None
     assert index.score_words(Behaviour.of("q", [world.queries[0]]), [E]) is None
 
 
