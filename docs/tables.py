@@ -291,7 +291,8 @@ FACTBOOK = "suites-factbook.md"
 ASIDE = {  # further columns of factbook's board: benchmark -> metric -> header
     "classification": {"accuracy": "kind first", "accuracy_source": "country first"},
     "tracing": {"mrr": "mrr"},
-    "loo": {"loo": "without a country"},
+    "sources": {"sources": "without a country"},
+    "removal": {"removal": "QLD"},
 }
 
 
@@ -305,7 +306,7 @@ def factbook(folders: list[Path]) -> list[str]:
     aside = {b: records(folders, b) for b in ASIDE}
     rows = good(records(folders, "lds"), "small", "lds")
     if not rows:
-        return _labels_only(aside)
+        return []
     ranks = letters(rows, "lds")
 
     def cells(record: Record) -> list[str]:
@@ -318,13 +319,15 @@ def factbook(folders: list[Path]) -> list[str]:
         each = 1e3 * cost["query"]["cpu_seconds"] / max(1, cost["query"]["queries"])
         return [
             f"`{label}`", interval(metrics["lds"]), ranks.get(label, ""),
-            f"{share['value']:.0%}" if share else "", *more,
+            f"{share['value']:.0%}" if share else "",
+            f"{metrics['lds_beyond']['value']:.2f}" if "lds_beyond" in metrics else "", *more,
             f"{cost['build']['cpu_seconds']:.3g} s", f"{each:.3g} ms",
         ]  # fmt: skip
 
     heads = [h for shown in ASIDE.values() for h in shown.values()]
-    header = " | ".join(["method", "LDS [95%]", "rank", "of ceiling", *heads, "build", "a query"])
-    lines = markdown(header, map(cells, rows), len(heads) + 3)
+    heads = ["of ceiling", "beyond", *heads, "build", "per query"]
+    header = " | ".join(["method", "LDS [95%]", "rank", *heads])
+    lines = markdown(header, map(cells, rows), len(heads))
     ceiling = next((r["metrics"]["ceiling"] for r in rows if "ceiling" in r["metrics"]), None)
     if ceiling:
         lines.append(f"Noise ceiling {interval(ceiling, 2)}.")
@@ -337,16 +340,17 @@ def factbook(folders: list[Path]) -> list[str]:
             f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
             f"`{MAIN}` have a Spearman correlation of {rho:.2f}."
         )
-    return lines
+    real = _labels_only(aside, "smollm2")
+    return [*lines, "", "### SmolLM2-135M, without a truth", "", *real] if real else lines
 
 
-def _labels_only(aside: dict[str, Records]) -> list[str]:
-    """What labels and facts say of methods on factbook's small target, while it has no truth."""
-    rows = good(aside["classification"], "small", "accuracy")
+def _labels_only(aside: dict[str, Records], target: str) -> list[str]:
+    """What labels and facts say of methods on a target of factbook that has no truth."""
+    rows = good(aside["classification"], target, "accuracy")
     cells = []
     for r in rows:
         label, m, cost = r["method"]["label"], r["metrics"], r["cost"]
-        traced = aside["tracing"].get(("small", label), {}).get("metrics", {})
+        traced = aside["tracing"].get((target, label), {}).get("metrics", {})
         cells.append([
             f"`{label}`", interval(m["accuracy"]), interval(m.get("accuracy_source")),
             interval(traced.get("mrr")), f"{cost['build']['cpu_seconds']:.2g} s",
