@@ -113,6 +113,44 @@ def test_removals_have_a_table_per_target() -> None:
     assert "| `a` | 0.300 |  |  |  |" in text
 
 
+def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script()
+    cells, page = tmp_path / "cells", tmp_path / "methods" / "fidelity.md"
+    cells.mkdir()
+    page.parent.mkdir()
+    page.write_text("### instruct\n\n" + "".join(
+        f"| `{m}` | defaults | {v} [0, 1] |\n" for m, v in (("a", 0.2), ("b", 0.4), ("c", 0.6))
+    ))  # fmt: skip
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+
+    def keep(target: str, benchmark: str, label: str, **values: float) -> None:
+        r = record(label, values.get("lds", 0.0))
+        metrics = {k: {"value": v, "low": None, "high": None} for k, v in values.items()}
+        if benchmark == "lds":
+            metrics |= {"lds_beyond": {"value": 0.05}, **r["metrics"]}
+        r |= {"benchmark": {"name": benchmark}, "target": {"label": target}, "metrics": metrics}
+        (cells / f"{target}-{benchmark}-{label}.json").write_text(json.dumps(r))
+
+    assert module.factbook([tmp_path]) == []
+    for label, lds in (("a", 0.3), ("b", 0.5), ("c", 0.1)):
+        keep("small", "lds", label, lds=lds)
+    keep("small", "classification", "a", accuracy=1.0, accuracy_source=0.25)
+    keep("small", "sources", "a", sources=0.125)
+    text = module.factbook([tmp_path])
+    assert text[0].startswith("| method | LDS [95%] | rank | of ceiling | beyond | kind first |")
+    assert text[2].startswith("| `b` | 0.500 [0.400, 0.600] |  | 62% | 0.05 |  |")
+    assert "| 37% | 0.05 | 1.00 | 0.25 |  | 0.12 |  | 1.5 s | 2 ms |" in text[3]
+    assert text[-1].startswith("Over the 3 methods that are on both boards")
+    assert text[-1].endswith("correlation of -0.50.")
+    keep("smollm2", "classification", "a", accuracy=0.5, chance=0.1, chance_source=0.01)
+    text = module.factbook([tmp_path])
+    assert "### SmolLM2-135M, without a truth" in text
+    assert "| `a` | 0.500 |  |  | 1.5 s |" in text
+    assert text[-1].startswith("| chance | 0.100 | 0.010 |")
+
+
 def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
