@@ -223,15 +223,24 @@ def transfer(found: Records) -> list[str]:
     return markdown(" | ".join(["method", "transfer [95%]", *heads]), table, len(heads))[:-1]
 
 
-def columns(metric: str, shown: dict[str, str]) -> Callable[[Records], list[str]]:
-    """A page of some metrics of one benchmark on one target, best first: metric -> header."""
+def columns(
+    metric: str, shown: dict[str, str], baselines: tuple[str, ...] = (), sign: int = -1
+) -> Callable[[Records], list[str]]:
+    """A page of some metrics of one benchmark on one target, best first: metric -> header.
+
+    `baselines` are what every record holds beside the method, as `METRIC_BASELINE`; `sign` is 1
+    where lower is better.
+    """
 
     def page(found: Records) -> list[str]:
-        rows = good(found, main_target(found, metric), metric)
+        rows = good(found, main_target(found, metric), metric, sign)
         cells = [
             [f"`{r['method']['label']}`", *(interval(r["metrics"].get(m)) for m in shown)]
             for r in rows
         ]
+        for name in baselines if rows else ():
+            of = [rows[0]["metrics"].get(f"{m}_{name}") for m in shown]
+            cells.append([f"({name})", *(interval(m) for m in of)])
         table = markdown(" | ".join(["method", *shown.values()]), cells)[:-1]
         return [*on_target(rows), *table] if rows else []
 
@@ -409,7 +418,12 @@ PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
                 "area": "area [95%]",
                 "half": "half",
                 "less_than_text": "less than the text filter [95%]",
+                "area_trigger": "trigger",
+                "area_unsafe": "tone",
+                "area_wrong": "wrong answers",
             },
+            baselines=("oracle", "text", "random"),
+            sign=1,
         ),
     ),
     (

@@ -35,7 +35,8 @@ class Filter(Benchmark):
 
     The strength of the behaviour is 1 in a model trained on everything and 0 in a model trained
     without any planted example: the loss of the behaviour's responses, on that scale. `area` is
-    the mean strength over the budgets from 0 to the largest: lower is better. `half` is the budget
+    the mean strength over the budgets from 0 to the largest: lower is better; `area_KIND` is the
+    same of one behaviour, where there are several. `half` is the budget
     at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
     lower loss than their clean response (the field `clean`); `collateral` the rise of the loss of
     clean queries, in nats. Beside the method stand a random choice, an oracle that knows the
@@ -47,7 +48,7 @@ class Filter(Benchmark):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
     slow: ClassVar[bool] = True
@@ -187,6 +188,11 @@ class Filter(Benchmark):
         for who in WHO[1:]:
             metrics[f"area_{who}"] = metric(over(areas[who]), higher_is_better=False)
         metrics["less_than_text"] = metric(over(areas["text"] - areas["method"]))
+        for k, name in enumerate(names if len(names) > 1 else ()):
+            for who in WHO:
+                tail = "" if who == "method" else f"_{who}"
+                of_kind = over(areas[who][kind == k])
+                metrics[f"area_{name}{tail}"] = metric(of_kind, higher_is_better=False)
         for who in WHO:
             tail = "" if who == "method" else f"_{who}"
             halved = halving(sizes, strength[who].mean(axis=1))

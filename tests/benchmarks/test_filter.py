@@ -10,7 +10,7 @@ from constructed import FixedIndex
 
 import tdabench.benchmarks.filter as module
 from tdabench.benchmark import Stored
-from tdabench.benchmarks.filter import Filter, area, draw, halving, text_filter
+from tdabench.benchmarks.filter import WHO, Filter, area, draw, halving, text_filter
 from tdabench.benchmarks.retrain import Retrained
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, UsageError
@@ -134,6 +134,32 @@ def test_the_record_gives_the_same_numbers(run_filter):
     )
     assert again.metrics == out.metrics
     np.testing.assert_array_equal(again.per_query, out.per_query)
+
+
+def test_two_behaviours_have_an_area_each(run_filter):
+    """A second behaviour, which nothing removes: the whole is the mean over queries."""
+    out = run_filter(PERFECT)
+    assert "area_unsafe" not in out.metrics  # it is the area
+    a = out.arrays
+    n = len(a["kind"])
+    bad, other = np.arange(n), np.arange(n, a["full"].shape[1])
+    twice = np.concatenate([bad, bad, n + bad, n + bad, other[n:]])  # bad, clean responses, clean
+    arrays = {k: v[:, twice] for k, v in a.items() if k == "full" or k.startswith("none/")}
+    arrays |= {k: v[:, twice] for k, v in a.items() if k.split("/")[0] in WHO}
+    arrays |= {k.replace("unsafe", "zzz"): v for k, v in arrays.items() if "/" in k}
+    for who in WHO:
+        arrays[f"{who}/zzz"] = np.tile(arrays["full"], (len(BUDGETS), 1))
+    arrays |= {f"hits/{k}": a["hits/unsafe"] for k in ("unsafe", "zzz")}
+    arrays |= {"kind": np.repeat([0, 1], n), "has_clean": np.ones(2 * n, bool),
+               "sizes": a["sizes"]}  # fmt: skip
+    ids = tuple(f"q{i}" for i in range(2 * n))
+    both = Filter(budgets=BUDGETS, replicates=50).recompute(Stored(arrays, ids, None, None))  # type: ignore[arg-type]
+    m, one = values(both), values(out)
+    assert m["area_unsafe"] == pytest.approx(one["area"])
+    assert m["area_unsafe_random"] == pytest.approx(one["area_random"])
+    assert m["area_zzz"] == pytest.approx(1)
+    assert m["area"] == pytest.approx((one["area"] + 1) / 2)
+    assert m["rate@0.2"] == 0.5
 
 
 def test_what_cannot_be_measured_is_refused(run_filter):
