@@ -34,6 +34,7 @@ from tdabench.report.examples import Texts, load_texts
 from tdabench.report.export import plain_cells
 from tdabench.report.terminal import context_line, default_columns, footnotes, title
 from tdabench.report.text import clean
+from tdabench.report.words import Key, WordScores
 
 MAX_BYTES = 18 << 20
 MARK = '<meta name="generator" content="tdabench report">'  # in the page's template
@@ -60,11 +61,19 @@ class Level:
 
 
 def write_report(
-    board: Board, path: Path, *, suite: str | None = None, max_bytes: int = MAX_BYTES
+    board: Board,
+    path: Path,
+    *,
+    suite: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    words: Mapping[Key, Mapping[str, WordScores]] | None = None,
 ) -> list[str]:
-    """Writes the report and returns what was left out to stay within `max_bytes`."""
+    """Writes the report and returns what was left out to stay within `max_bytes`.
+
+    `words` are word scores by (target, method) and query (`tdabench.report.words`).
+    """
     check_place(path)
-    source = Source(board, [load_texts(run, suite) for run in board.runs])
+    source = Source(board, [load_texts(run, suite) for run in board.runs], words)
     page = ""
     notes: list[str] = []
     for numbers in LEVELS:
@@ -95,8 +104,13 @@ def check_place(path: Path) -> None:
 class Source:
     """The contents of the page, read from the records once."""
 
-    def __init__(self, board: Board, texts: Sequence[Texts]) -> None:
-        self.board, self.texts = board, texts
+    def __init__(
+        self,
+        board: Board,
+        texts: Sequence[Texts],
+        words: Mapping[Key, Mapping[str, WordScores]] | None = None,
+    ) -> None:
+        self.board, self.texts, self.words = board, texts, words or {}
         self.tasks = {i: task for t in texts for i, task in t.tasks.items()}
         self._values: dict[tuple[int, str, str], figures.Values | None] = {}
         self._tables = [self._table(i) for i in range(len(board.tables))]
@@ -401,6 +415,7 @@ def _explorer(
             scales = _pack(blobs, f"{key}s", score)
             places = pool.examples(top.corpus, index)
             entry[side] = {"blob": key, "k": index.shape[1], "scale": scales, "places": places}
+        entry["words"] = _words(source.words.get((table.target, top.label), {}), top, pool, chosen)
         if (stored := top.arrays["top_index"].shape[1]) > level.k:
             note = f"{table.target}: {level.k} of {stored} examples a side"
             notes += [note] if note not in notes else []
@@ -413,6 +428,23 @@ def _explorer(
             entry[side]["bytes"] = 4 if wide else 2
     out = {"queries": [pool.query(q) for q in chosen], "values": numbers, "tops": tops}
     return dict(plain(out))
+
+
+def _words(
+    found: Mapping[str, WordScores], top: Top, pool: CarriedTexts, chosen: Sequence[str]
+) -> dict[str, Any]:
+    """Returns word scores by place of the query in the explorer; examples by place in `train`."""
+    return {
+        str(n): {
+            "query": found[q].query,
+            "examples": {
+                str(int(pool.examples(top.corpus, np.array([i]))[0])): shares
+                for i, shares in found[q].examples.items()
+            },
+        }
+        for n, q in enumerate(chosen)
+        if q in found
+    }
 
 
 def _thin(ids: Sequence[str], limit: int) -> list[str]:

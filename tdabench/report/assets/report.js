@@ -464,13 +464,23 @@
 
   // ------------------------------------------------------------------ the explorer
 
-  function exampleItem(place, score, also) {
+  function exampleItem(place, score, also, words) {
     const e = data.train[place];
     return h("li", null, h("span", { class: "badge" }, score >= 0 ? `+${score.toPrecision(3)}` : score.toPrecision(3)), e.task ? h("span", { class: "badge" }, said(e.task)) : null,
-      also.length ? h("span", { class: "badge same" }, "also: ", said(also.join(", "))) : null, h("span", { class: "soft id" }, said(e.id)), text(e));
+      also.length ? h("span", { class: "badge same" }, "also: ", said(also.join(", "))) : null, h("span", { class: "soft id" }, said(e.id)), text(e, words));
   }
-  function text(e) {
+  // Words, each shaded by its share of the highest score.
+  function shaded(value, shares) {
+    let n = -1;
+    return value.split(/(\s+)/).map((part) => {
+      if (!part || /^\s+$/.test(part)) return part;
+      const share = shares[++n] || 0;
+      return share > 0.05 ? h("mark", { style: { background: `rgba(0, 140, 100, ${0.6 * share})`, color: "inherit" }, title: `${share.toFixed(2)} of the highest` }, part) : part;
+    });
+  }
+  function text(e, words) {
     if (e.prompt === undefined) return h("div", { class: "soft" }, "text not available");
+    if (words) return h("div", { class: "text", dir: "auto" }, shaded(e.prompt, words.prompt), "\n→ ", shaded(e.response, words.response));
     return h("div", { class: "text", tabindex: e.prompt.length + e.response.length > 700 ? "0" : null, dir: "auto" }, `${e.prompt}\n→ ${e.response}`);
   }
   function explorer(table) {
@@ -517,19 +527,20 @@
       const columns = table.columns.filter((c) => ex.values.some((v) => v.column === c.name));
       const methods = table.rows.map((r) => r.label).filter((l) => ex.values.some((v) => v.method === l));
       const rows = methods.map((m) => [m, ...columns.map((c) => { const v = ex.values.find((x) => x.column === c.name && x.method === m); return v ? fixed(share(v.blob, i, v.scale)) : "–"; })]);
-      const tops = ex.tops.filter((t) => state.chosen.has(t.method)).map((t) => ({ method: t.method, top: entries(t, "top"), bottom: entries(t, "bottom") }));
+      const tops = ex.tops.filter((t) => state.chosen.has(t.method)).map((t) => ({ method: t.method, words: t.words[i] || { query: null, examples: {} }, top: entries(t, "top"), bottom: entries(t, "bottom") }));
       const shared = (side, index, method) => tops.filter((t) => t.method !== method && t[side].some((x) => x.index === index)).map((t) => t.method);
       // A method without negative scores names no harmful examples.
       const lowest = (t) => (t.bottom.length && t.bottom.every((x) => x.score >= 0) ? "Lowest scores (none negative)" : "Most harmful");
       const rows_of = (t, side) => { const harmful = t.bottom.filter((x) => x.score < 0); return side === "bottom" && harmful.length ? harmful : t[side]; };
-      const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, rows_of(t, side).map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method))))];
+      const part = (t, side, title) => [h("h4", { class: "soft" }, title), h("ol", null, rows_of(t, side).map((x) => exampleItem(x.index, x.score, shared(side, x.index, t.method), side === "top" ? t.words.examples[x.index] : null)))];
+      const asked = (t) => (t.words.query ? [h("h4", { class: "soft" }, "Words of the query that carry the scores below"), text(e, t.words.query)] : []);
       shown.replaceChildren(
         h("div", { class: "card" }, h("h3", null, "Query ", said(e.id), " ", e.task ? h("span", { class: "badge" }, said(e.task)) : null), text(e)),
         h("details", null, h("summary", null, "Every method on this query"), h("div", { class: "scroll", tabindex: "0" }, h("table", null,
           h("thead", null, h("tr", null, ["method", ...columns.map((c) => c.title)].map((t) => h("th", { scope: "col" }, said(t))))),
           h("tbody", null, rows.map((r) => h("tr", null, r.map((c, j) => h(j ? "td" : "th", j ? { class: "num" } : { scope: "row" }, said(c))))))))),
         ex.tops.length
-          ? h("div", { class: "sides" }, tops.map((t) => h("div", { class: "card" }, h("h3", null, said(t.method)), part(t, "top", "Most helpful"), part(t, "bottom", lowest(t)))))
+          ? h("div", { class: "sides" }, tops.map((t) => h("div", { class: "card" }, h("h3", null, said(t.method)), asked(t), part(t, "top", "Most helpful"), part(t, "bottom", lowest(t)))))
           : h("p", { class: "soft" }, "These records contain no top examples, so only values are shown."));
     }
     const choices = ex.tops.length ? h("fieldset", { class: "choices" }, h("legend", null, "Methods side by side"), ex.tops.map((t) => {
