@@ -341,14 +341,15 @@ def factbook(folders: list[Path]) -> list[str]:
     if ceiling:
         lines.append(f"Noise ceiling {interval(ceiling, 2)}.")
     here = {r["method"]["label"]: r["metrics"]["lds"]["value"] for r in rows}
-    there = _published_lds(DOCS / "methods" / "fidelity.md")
-    both = sorted(set(here) & set(there))
-    if len(both) > 2:
-        rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
-        lines.append(
-            f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
-            f"`{MAIN}` have a Spearman correlation of {rho:.2f}."
-        )
+    for target in dict.fromkeys((MAIN, "instruct")):
+        there = _published_lds(DOCS / "methods" / "fidelity.md", target)
+        both = sorted(set(here) & set(there))
+        if len(both) > 2:
+            rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
+            lines.append(
+                f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
+                f"`{target}` have a Spearman correlation of {rho:.2f}."
+            )
     real = _labels_only(aside, "smollm2")
     return [*lines, "", "### SmolLM2-135M, without a truth", "", *real] if real else lines
 
@@ -374,9 +375,9 @@ def _labels_only(aside: dict[str, Records], target: str) -> list[str]:
     return markdown(header, cells)[:-1]
 
 
-def _published_lds(page: Path) -> dict[str, float]:
-    """The LDS of methods in the first table of a page: method -> value."""
-    first = page.read_text(encoding="utf-8").partition(f"### {MAIN}")[2].partition("###")[0]
+def _published_lds(page: Path, target: str) -> dict[str, float]:
+    """The LDS of methods in the table of a target: method -> value."""
+    first = page.read_text(encoding="utf-8").partition(f"### {target} ")[2].partition("###")[0]
     found = re.findall(r"^\| `([^`]+)` \| [^|]* \| (-?[\d.]+)", first, re.M)
     return {m: float(v) for m, v in found}
 

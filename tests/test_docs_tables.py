@@ -120,7 +120,7 @@ def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
     cells, page = tmp_path / "cells", tmp_path / "methods" / "fidelity.md"
     cells.mkdir()
     page.parent.mkdir()
-    page.write_text("### instruct\n\n" + "".join(
+    page.write_text("### instruct (noise ceiling 0.9)\n\n" + "".join(
         f"| `{m}` | defaults | {v} [0, 1] |\n" for m, v in (("a", 0.2), ("b", 0.4), ("c", 0.6))
     ))  # fmt: skip
     monkeypatch.setattr(module, "DOCS", tmp_path)
