@@ -11,7 +11,6 @@ import numpy as np
 from tdabench.data.examples import Example
 from tdabench.errors import TdabenchError
 from tdabench.report.records import Run
-from tdabench.toolkit.words import words_of
 
 SHOWN = 3  # most helpful examples per query and method whose words are shaded
 
@@ -31,7 +30,7 @@ def shares(e: Example, scores: np.ndarray) -> Shares:
     """Returns what of the highest word score each word has, 0 for a negative one: scores [word]."""
     top = float(np.max(scores, initial=0.0))
     found = np.round(np.maximum(scores, 0.0) / top, 2) if top > 0 else np.zeros(len(scores))
-    n = len(words_of(Example(e.id, e.prompt, "")))
+    n = len(e.prompt.split())
     return {"prompt": found[:n].tolist(), "response": found[n:].tolist()}
 
 
