@@ -5,10 +5,11 @@
 
 Each type is built with two layers and random weights from a small configuration, with scalings and
 caps of logits enabled. The reference is a loop over single examples: the model's own logits,
-cross-entropy, and gradients of the weights by autograd. tdabench's losses and per-example gradients
-are computed in one batch with padding on the right, as in all of tdabench. With padding on the
-left, losses are compared with the model's own forward of that batch. One process, one thread,
-30 seconds of processor time.
+cross-entropy, and gradients of weights and biases by autograd. tdabench's losses and per-example
+gradients are computed in one batch with padding on the right, as in all of tdabench. With padding
+on the left and in bfloat16, losses are compared with the model's own forward of the same batch. The
+comparison is repeated with the output matrix tied to the embedding, or untied if the default
+configuration ties it. One process, one thread, about a minute of processor time.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tdabench.toolkit.gradients import GradientEngine
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 MARK = "<!-- the rest of this page is written by benchmarks/model_sweep.py -->\n"
 WITHIN = 1e-4  # the largest relative error of losses and gradients that counts as right
+WITHIN_HALF = 1e-2  # the same in bfloat16, which rounds to 3 digits
 MOST_WEIGHTS = 4_000_000
 
 SMALL: dict[str, Any] = {
@@ -114,6 +116,9 @@ class Found:
     left: float = float("nan")
     left_alone: float = float("nan")  # the model's own left-padded losses against single examples
     share: float = float("nan")
+    tied: bool = False  # whether the output matrix is the embedding
+    other_head: float = float("nan")  # the larger of both errors with the output matrix (un)tied
+    half: float = float("nan")  # error of the losses in bfloat16
 
 
 def types() -> list[str]:
@@ -123,19 +128,25 @@ def types() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny_config(kind: str) -> Any:
-    """Returns the configuration of a type with small values for all parameters of `SMALL`."""
+def tiny_config(kind: str, tied: bool | None = None) -> Any:
+    """Returns the configuration of a type with small values for all parameters of `SMALL`.
+
+    `tied` ties the output matrix to the embedding or unties it; None keeps the default.
+    """
     from transformers import CONFIG_MAPPING
 
     cls = CONFIG_MAPPING[kind]
-    values = _small(cls()) | CHANGES.get(kind, {})
+    small = SMALL if tied is None else SMALL | {"tie_word_embeddings": tied}
+    values = _small(cls(), small) | CHANGES.get(kind, {})
+    if tied is not None:
+        values["tie_word_embeddings"] = tied
     return cls(**{k: v for k, v in values.items() if v is not ...})
 
 
-def _small(config: Any) -> dict[str, Any]:
+def _small(config: Any, small: dict[str, Any]) -> dict[str, Any]:
     values = config.to_dict()
     changes = {}
-    for key, value in SMALL.items():
+    for key, value in small.items():
         if key in values and not isinstance(values[key], dict):
             optional = key in ("q_lora_rank", "sliding_window") and values[key] is None
             if not optional:
@@ -143,11 +154,11 @@ def _small(config: Any) -> dict[str, Any]:
     for key in getattr(config, "sub_configs", {}):
         inner = getattr(config, key, None)
         if inner is not None:
-            changes[key] = {"model_type": inner.model_type, **_small(inner)}
+            changes[key] = {"model_type": inner.model_type, **_small(inner, small)}
     return changes
 
 
-def tiny_model(kind: str) -> Any:
+def tiny_model(kind: str, tied: bool | None = None) -> Any:
     """Builds a random model of a type, with weights large enough for a nonlinear function.
 
     Raises ValueError if the model is still large, and the error of the model's own forward if the
@@ -156,13 +167,15 @@ def tiny_model(kind: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind, tied), dtype=torch.float32)
     size = sum(p.numel() for p in model.parameters())
     if size > MOST_WEIGHTS:
         raise ValueError(f"{size / 1e6:,.0f}M weights with the small configuration")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(
+            tiny_config(kind, tied), dtype=torch.float32
+        ).eval()
         for p in model.parameters():
             if not bool(torch.isfinite(p).all()):
                 torch.nn.init.normal_(p, std=0.02)
@@ -227,19 +240,68 @@ def loop(model: Any, engine: GradientEngine, tokens: list[Tokens]) -> tuple[Any,
         for layer in engine.layers:
             if layer.weight:
                 owner = layer.name.removesuffix(f".{layer.weight}.{layer.expert}")
-                g = parameters[f"{owner}.{layer.weight}"].grad
-                g = None if g is None else g[layer.expert]
-                turned = layer.module.is_transposed
+                name, turned = f"{owner}.{layer.weight}", layer.module.is_transposed
+                names = [name, f"{name}_bias"]
             else:
-                g, turned = parameters[f"{layer.name}.weight"].grad, layer.conv1d
-            if g is None:
-                g = torch.zeros(layer.d_out, layer.d_in)
-            elif turned:
-                g = g.T
-            row.append(g.reshape(-1))
+                names, turned = [f"{layer.name}.weight", f"{layer.name}.bias"], layer.conv1d
+            columns = []
+            for p in [parameters[n] for n in names[: 1 + layer.bias]]:
+                g = torch.zeros_like(p) if p.grad is None else p.grad
+                g = g[layer.expert] if layer.weight else g
+                columns.append(g[:, None] if g.dim() == 1 else g.T if turned else g)
+            row.append(torch.cat(columns, 1).reshape(-1))
         rows.append(torch.cat(row))
     model.requires_grad_(False)
     return np.array(losses), torch.stack(rows).numpy()
+
+
+def compare(model: Any) -> tuple[float, float]:
+    """Returns the largest relative errors of losses and of gradients with biases.
+
+    Raises TdabenchError for a model that tdabench refuses.
+    """
+    engine = GradientEngine(model, bias=True)
+    tokens = sequences(model)
+    batch = pad(tokens, np.arange(len(tokens)), 1)
+    with torch.no_grad():
+        losses = example_losses(model, batch).numpy()
+    gradients = engine.gradients(batch).numpy()
+    want, grads = loop(model, engine, tokens)
+    norms = np.linalg.norm(grads, axis=1)
+    far = np.linalg.norm(gradients - grads, axis=1) / np.where(norms > 0, norms, 1)
+    return float(np.abs(losses / want - 1).max()), float(far.max())
+
+
+def batch_error(model: Any, batch: Batch) -> tuple[float, np.ndarray]:
+    """Returns the largest relative error against the model's own losses of a batch, and those [b].
+
+    The error is nan if the model's own forward does not accept the batch.
+    """
+    with torch.no_grad():
+        try:
+            theirs = own_losses(model, batch).float().numpy()
+        except Exception:
+            return float("nan"), np.full(len(batch.input_ids), np.nan)
+        ours = example_losses(model, batch).float().numpy()
+    return float(np.abs(ours / theirs - 1).max()), theirs
+
+
+def is_tied(model: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    weights = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    return weights[0] is not None and weights[0] is weights[1]
+
+
+def other_head_error(kind: str, tied: bool) -> float:
+    """Returns the larger error with the output matrix untied if `tied`, else tied.
+
+    It is nan if the type has no such choice.
+    """
+    try:
+        model = tiny_model(kind, not tied)
+    except Exception:
+        return float("nan")
+    return max(compare(model)) if is_tied(model) is not tied else float("nan")
 
 
 def measure(kind: str) -> Found:
@@ -248,38 +310,32 @@ def measure(kind: str) -> Found:
         model = tiny_model(kind)
     except Exception as e:
         return Found(kind, "not built", _line(e))
-    name = type(model).__name__
+    name, tied = type(model).__name__, is_tied(model)
     try:
         way = way_of(model)
-        engine = GradientEngine(model)
-        tokens = sequences(model)
-        right = pad(tokens, np.arange(len(tokens)), 1)
-        with torch.no_grad():
-            losses = example_losses(model, right).numpy()
-        gradients = engine.gradients(right).numpy()
+        off, far = compare(model)
+        other = other_head_error(kind, tied)
     except TdabenchError as e:
         return Found(kind, "refused", str(e), name)
     except Exception as e:
         return Found(kind, "wrong", f"{type(e).__name__}: {_line(e)}", name)
-    want, grads = loop(model, engine, tokens)
-    off = float(np.abs(losses / want - 1).max())
-    norms = np.linalg.norm(grads, axis=1)
-    far = float((np.linalg.norm(gradients - grads, axis=1) / np.where(norms > 0, norms, 1)).max())
-    left = left_padded(right)
+    tokens = sequences(model)
+    right = pad(tokens, np.arange(len(tokens)), 1)
+    share = GradientEngine(model).coverage.share
     try:
-        with torch.no_grad():
-            theirs = own_losses(model, left).numpy()
-            ours = example_losses(model, left).numpy()
-        on_left = float(np.abs(ours / theirs - 1).max())
-        alone = float(np.abs(theirs / want - 1).max())
-    except Exception:
-        on_left = alone = float(
-            "nan"
-        )  # the model's own forward does not accept padding on the left
-    good = off <= WITHIN and far <= WITHIN and not on_left > WITHIN
+        alone = np.concatenate(
+            [batch_error(model, pad(tokens, np.array([i]), 1))[1] for i in range(len(tokens))]
+        )
+        on_left, theirs = batch_error(model, left_padded(right))
+        left_alone = float(np.abs(theirs / alone - 1).max())
+        half, _ = batch_error(model.bfloat16(), right)
+    except Exception as e:
+        return Found(kind, "wrong", f"{type(e).__name__}: {_line(e)}", name)
+    good = max(off, far) <= WITHIN
+    good = good and not (on_left > WITHIN or other > WITHIN or half > WITHIN_HALF)  # false for nan
     return Found(
-        kind, "right" if good else "wrong", "", name, way, off, far, on_left, alone,
-        engine.coverage.share,
+        kind, "right" if good else "wrong", "", name, way, off, far, on_left, left_alone, share,
+        tied, other, half,
     )  # fmt: skip
 
 
@@ -299,21 +355,30 @@ def table(found: list[Found]) -> str:
         f"could be built with a small configuration: {counts['right']} right, "
         f"{counts['refused']} refused with the reason, {counts['wrong']} wrong.",
         "",
-        "| type | result | way | loss error | gradient error | padding left | weights covered |",
-        "|-|-|-|-|-|-|-|",
+        "| type | result | way | losses | gradients | padding left | other head | bfloat16 | "
+        "covered |",
+        "|-|-|-|-|-|-|-|-|-|",
     ]
     for f in found:
         if f.outcome in ("right", "wrong") and f.way:
             left = "not accepted" if np.isnan(f.left) else f"{f.left:.0e}"
             if f.left_alone > WITHIN:
                 left += " *"
+            head = "" if np.isnan(f.other_head) else f"{f.other_head:.0e}"
+            half = "not accepted" if np.isnan(f.half) else f"{f.half:.0e}"
             lines.append(
                 f"| {f.kind} | {f.outcome} | {f.way} | {f.losses:.0e} | {f.gradients:.0e} | "
-                f"{left} | {100 * f.share:.0f}% |"
+                f"{left} | {head} | {half} | {100 * f.share:.0f}% |"
             )
     lines += [
         "",
-        "\\* With padding on the left the model's own losses differ from those of single examples.",
+        "Columns: the largest relative errors of losses; of gradients, biases included; of losses "
+        "with padding on the left; of losses and gradients with the output matrix tied to the "
+        "embedding, or untied if it is tied by default (empty: the type has no choice); of losses "
+        "in bfloat16; the share of the weights that gradients cover.",
+        "",
+        "\\* With padding on the left the model's own losses differ from the losses of single "
+        "examples.",
         "",
     ]
     for outcome in ("refused", "wrong", "not built"):
@@ -341,7 +406,8 @@ def main() -> None:
         found.append(f)
         print(
             f"{f.kind:28} {f.outcome:9} {f.way:6} {f.losses:8.0e} {f.gradients:8.0e} {f.left:8.0e}"
-            f" {f.share:6.2f}  {f.reason}", file=sys.stderr, flush=True,
+            f" {f.other_head:8.0e} {f.half:8.0e} {f.share:6.2f}  {f.reason}",
+            file=sys.stderr, flush=True,
         )  # fmt: skip
     if args.json:
         write_text(args.json, json.dumps([asdict(f) for f in found], indent=1))

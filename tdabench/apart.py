@@ -1,4 +1,4 @@
-"""Says whether third-party plugins stay out of this process. The command line sets it.
+"""Keeps third-party plugins out of this process; the command line turns it on.
 
 A plugin that is not tdabench's own may quit, hang or print when it is imported. With `keeper` set,
 discovery (`tdabench.registry`) has such plugins described by other processes and holds stand-ins
@@ -16,7 +16,7 @@ class Keeper(Protocol):
     """Holds the processes that import third-party plugins; see tdabench.run.third_party."""
 
     def describe(self, plugins: list[tuple[str, str]]) -> list[Mapping[str, Any] | str]:
-        """Describes plugins, given as (name, module); a string is the reason of a failure."""
+        """Describes plugins, given as (name, module); for a failed one the result is the reason."""
 
     def construct(self, plugin: str, kind: str, name: str, params: Mapping[str, Any]) -> Any:
         """Returns the resolved parameters of a class. Raises UsageError if it refuses them."""

@@ -2,8 +2,8 @@
 
     value = limited("tdabench.data.tables:to_lines", {"path": "x.parquet"}, what="x.parquet")
 
-A file that hangs or crashes its reader, or makes it request all memory, causes a one-line error,
-and the parent continues. Arguments and result are JSON; large data goes through files. Limits are
+If a file hangs or crashes its reader, or makes it request all memory, the error is one line and
+the parent continues. Arguments and result are JSON; large data goes through files. Limits are
 TDABENCH_LOAD_SECONDS (1800) and TDABENCH_LOAD_MEMORY (90% of free memory, such as 8G);
 TDABENCH_LOAD_SECONDS=0 means no limit.
 """

@@ -1,6 +1,6 @@
 """The contestant: the process of a method, which holds nothing that the method must not know.
 
-It is given a training corpus without labels, a target and assets, and then answers: `prepare`,
+It receives a training corpus without labels, a target and assets, and then answers `prepare`,
 `build`, `save`, `load`, `score`, `score_groups`, `top_k`. Queries and groups arrive when they are
 scored. It reports how long imports and the loading of models took; the judge measures all other
 figures. The checks here (models and generators unchanged, no files written outside) help authors
@@ -168,7 +168,7 @@ class Contestant:
             raise MissingAsset(name, answer["provided"])
         raise kind(answer["error"], answer.get("remedy", ""))
 
-    # ------------------------------------------------------------------ what it is asked
+    # ------------------------------------------------------------------ requests
 
     def do_start(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         """Imports the method's plugin (no other plugin) and constructs the method."""
@@ -292,7 +292,7 @@ class Contestant:
         return {**gradient_coverage(), "notes": notes}, {}
 
     def do_check(self, message: dict[str, Any], arrays: Arrays) -> Reply:
-        """Raises MethodError if the method has left traces since the last check."""
+        """Raises MethodError if the method changed what it must not since the last check."""
         who, events = message["who"], self.events
         self.events = []
         self.randomness.check(who)

@@ -101,7 +101,7 @@ def multiplies_bfloat16() -> bool:
 
 @functools.cache
 def knows_bfloat16() -> bool | None:
-    """Tells whether the processor has instructions for bfloat16; None where it does not say."""
+    """Tells whether the processor has instructions for bfloat16; None if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -31,7 +31,7 @@ from tdabench.standins import uses_models
 POLL_SECONDS = 0.05
 AGAIN = 3.0  # seconds after a Ctrl-C that skips, in which another one stops the run
 STOOD_STILL = 2.0  # seconds between two looks: a longer gap means that the machine was suspended
-MOST_PRINTED = 256 << 20  # bytes of a worker's log: a plugin that prints for ever fills no disk
+MOST_PRINTED = 256 << 20  # bytes of a worker's log: endless printing must not fill the disk
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Options:
     `timeout`: maximum seconds per phase (build, load, one benchmark); `memory`: maximum bytes of a
     worker process and its children. 0 means no limit. `isolation`: "strict" refuses to run
     if methods cannot be confined, "auto" continues and records it, "off" confines none.
-    `interactive`: a single Ctrl-C skips what is in hand, two in a row stop the run.
+    `interactive`: one Ctrl-C skips the running cells, two in a row stop the run.
     """
 
     jobs: int = 1
@@ -79,7 +79,7 @@ class _Running:
     log: Path
     phase: str = "start"
     cell: str = ""
-    spent: float = 0.0  # seconds of this phase in which the machine was at work
+    spent: float = 0.0  # seconds of this phase without those of a suspended machine
     unread: bytes = b""
     nurseries: set[int] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
@@ -120,7 +120,7 @@ class Executor:
         self.running: list[_Running] = []
         self.records: dict[str, Record] = {}
         self.interrupts = 0
-        self.skip, self.asked = False, -AGAIN  # whether to skip what runs; when that was asked
+        self.skip, self.asked = False, -AGAIN  # to skip the running cells; when requested
         self.log = EventLog(folder.path / "log.jsonl", *filter(None, [options.log_file]))
         self.landlock = sandbox.abi() if options.isolation != "off" else 0
         self._looked = time.monotonic()
@@ -230,7 +230,7 @@ class Executor:
             raise
 
     def _skip(self) -> None:
-        """Ends what runs and records it as skipped; the other cells of a method go on."""
+        """Ends the running cells and records them as skipped; other cells of a method continue."""
         self.skip = False
         skipped, self.running = self.running, []
         for worker in skipped:
@@ -246,7 +246,8 @@ class Executor:
     def _signals(self) -> Iterator[None]:
         """Handles Ctrl-C: once kills and records what runs, twice exits at once.
 
-        In an interactive run one Ctrl-C skips what runs, and these two follow within AGAIN seconds.
+        In an interactive run the first Ctrl-C skips the running cells, and these two count within
+        AGAIN seconds after it.
         """
 
         def on_signal(number: int, frame: object) -> None:
@@ -466,7 +467,7 @@ class Executor:
         """Records the cells of a worker that has ended; cells that it never reached run again."""
         worker.process.wait()
         self._hear(worker)
-        worker.unread += kill(worker.process)  # and what it started
+        worker.unread += kill(worker.process)  # and its children
         self._hear(worker)
         status, reason = worker.verdict or ("", "")
         self._log(
@@ -548,7 +549,7 @@ class Executor:
 
 
 def coming(queue: Sequence[Job], interactive: bool) -> str:
-    """Describes in one line what a run measures, in the order in which it does."""
+    """Lists in one line the benchmarks of a run in their order."""
     benchmarks = list(dict.fromkeys(c.benchmark.name for job in queue for c in job.cells))
     labels = list(dict.fromkeys(job.method.label for job in queue))
     shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
@@ -629,7 +630,7 @@ def tree_bytes(pid: int, nurseries: Collection[int] = ()) -> int:
     return total
 
 
-# --------------------------------------------------------------------------- what methods get
+# --------------------------------------------------------------------------- hidden files
 
 
 def hidden_from_methods(run: Path) -> list[str]:

@@ -226,7 +226,7 @@ class Stage:
             self.ledger.scored(spent.seconds, spent.cpu)
         self.used_torch |= bool(reply.get("torch"))
         self.gpu_peak = max(self.gpu_peak, int(_numbers([reply.get("gpu_peak_bytes", 0)], 1)[0]))
-        # The judge's own clock runs on by what the contestant took, and by nothing else.
+        # The judge's clock advances only by the time that the contestant took.
         passed = time.perf_counter() - entered[0]
         self.clock.setup.seconds += max(0.0, passed - spent.seconds)
         self.clock.setup.cpu += time.process_time() - entered[1] - spent.cpu
@@ -274,7 +274,7 @@ class Stage:
         """Stops the contestant until the next request; kills the processes that it left running."""
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGSTOP)
-        for _ in range(100):  # one that forks as fast as it is killed has its parent stopped
+        for _ in range(100):  # children may fork while they are killed; their parent is stopped
             others = [p for p in below(self.nursery.pid) if p != self.pid and is_alive(p)]
             if not others:
                 break
@@ -292,7 +292,7 @@ class Stage:
         self.ledger.add(phase or "query", spent.seconds, spent.cpu)
 
     def _autopsy(self, phase: str) -> Died:
-        """Returns the reason for which the contestant ended."""
+        """Returns why the contestant ended."""
         doing = phase if phase not in ("query", "warm-up") else "scoring"
         peak = self.nursery.tree.peak
         found = self.nursery.death(self.pid, 1.0)
@@ -323,7 +323,7 @@ class Stage:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Keeps the time within off `clock`."""
+        """Excludes the time within the context from `clock`."""
         wall, cpu = self.clock.setup.now()
         try:
             yield
@@ -336,7 +336,7 @@ class Stage:
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[dict[str, Any]]:
-        """Fills a dict with peak memory of the contestant (and what it started) when it ends."""
+        """Fills a dict with the peak memory of the contestant and its children at the end."""
         tree = self.nursery.tree
         cost: dict[str, Any] = {}
         pid = self.pid
@@ -346,7 +346,7 @@ class Stage:
         try:
             yield cost
         finally:
-            if pid != self.pid:  # a contestant that started later: its whole life counts
+            if pid != self.pid:  # started within the context: it counts from its start
                 cost["base_bytes"], exact = 0, False
             cost["peak_bytes"] = tree.highest(self.pid) or int(self._own[1])
             cost["peak_measured"] = "phase" if exact else "process"
@@ -417,10 +417,10 @@ class RemoteIndex(Index):
         self._warm = False
 
     def warm_up(self) -> None:
-        """Loads the index and scores one query, so that no loading counts in query times.
+        """Loads the index and scores one query, so that query times contain no loading.
 
-        The first call after loading does so, in its own phase. An index that scores groups only
-        refuses, and is left as it is.
+        Only the first call after loading has an effect, in its own phase. An index that scores
+        only groups refuses the query, which is ignored.
         """
         self.open()
         if self._warm:
@@ -514,7 +514,7 @@ class Judge:
     train: Corpus
     assets: Inputs
     stage: Stage
-    loading: Ledger  # of what came before the first benchmark
+    loading: Ledger  # time before the first benchmark
 
     def __init__(self, job: Mapping[str, Any], nurseries: Sequence[Nursery], events: int) -> None:
         self.job, self.nursery, self.events = job, nurseries[0], events
@@ -534,7 +534,7 @@ class Judge:
             for i, (stage, held) in enumerate(zip(stages, nurseries, strict=bool(stages)))
         ] or [self]  # fmt: skip
         if stages:
-            # What the parts compute is the work of one method: one clock runs on by it.
+            # All parts count as the work of one method, on one clock.
             self.clock = Meter()
             self.clock.watch_imports()
 
@@ -582,7 +582,7 @@ class Judge:
             self.train = self.suite.train
             for part in self.parts:
                 part.enter(self)
-            # What a benchmark reads; a single method's own reads are noted in the same place.
+            # Files that a benchmark reads; a single method's own reads are recorded here, too.
             self.assets = self.parts[0].assets if self.parts == [self] else self._assets()
         except BaseException as e:
             self.fail(cells, e, {})
@@ -684,7 +684,7 @@ class Judge:
             "device": job["device"],
             "assets": [a for a in self.assets if a not in job["withheld"]],
         }
-        # Where stages share a job, each has folders of its own.
+        # Stages that share a job have separate folders.
         for name in ("cwd", "given", "tmp", "scratch", "judge"):
             (self.work / name).mkdir(parents=True, exist_ok=True)
         place = {
@@ -728,9 +728,9 @@ class Judge:
     def _places_in_parameters(self, answers: Sequence[str]) -> list[Path]:
         """Lists files and folders that the method's parameters name (such as an encoder).
 
-        The user or the suite must have set the parameter: a plugin's default opens nothing. Nor
-        does a place among records, the cache or an installed suite, or above these, the suite's
-        folder or a truth.
+        Only parameters that the user or the suite set count, not a plugin's defaults. Excluded
+        are paths inside records, the cache or an installed suite, and folders that contain one
+        of these, the suite's folder or a truth.
         """
         closed = [Path(os.path.realpath(h)) for h in self.job["hidden"]]
         kept = [Path(os.path.realpath(p)) for p in (*answers, str(self.suite.folder))]
@@ -745,7 +745,7 @@ class Judge:
         return found
 
     def _parameter_values(self, names: Container[str] | None = None) -> list[Any]:
-        """Lists the values of the method's parameters (all by default), those in lists singly."""
+        """Lists the values of the named parameters (by default all), lists flattened."""
         params = self.job["method"]["params"]
         values = [v for k, v in params.items() if names is None or k in names]
         return [v for value in values for v in (value if isinstance(value, list) else [value])]
@@ -784,7 +784,7 @@ class Judge:
             return {"error": e.message, "remedy": e.remedy, "kind": ""}
 
     def settle(self, who: str, *places: Path) -> None:
-        """Raises Refused when the method left traces that it must not leave."""
+        """Raises Refused if the method changed models, random generators or files of others."""
         message = {"do": "check", "who": who, "places": [str(p) for p in places]}
         self.stage.ask(message, phase="checks")
 
@@ -1066,7 +1066,7 @@ class Judge:
         for ledger in all_ledgers:
             phases = joined(phases, rounded(ledger.phases))
         built = {k: v for k, v in cost.items() if k not in ("left_running", "remarks")}
-        if "stages" in built:  # the scoring of each; what is left of `query` is the composition's
+        if "stages" in built:  # per stage; the rest of `query` is composition
             built["stages"] = [
                 {**s, "query": {"seconds": round(of.scoring[0], 6),
                                 "cpu_seconds": round(of.scoring[1], 6)}}
@@ -1103,7 +1103,7 @@ class Judge:
     def _top_examples(
         self, cell: Mapping[str, Any], index: MeteredIndex, queries: Corpus, seconds: float
     ) -> dict[str, np.ndarray]:
-        """The extremes of every query, which are the same in every cell of a job."""
+        """Returns the top examples of every query, which are the same in all cells of a job."""
         if self.shown is None:
             known = index.memory is not None and index.memory.get(queries) is not None
             one = 0.0 if known else index.seconds / max(1, index.queries)
@@ -1207,7 +1207,7 @@ def follow_parent() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1):
                 pass
-        os._exit(1)  # the nurseries see it, and ends what is below
+        os._exit(1)  # the nurseries notice and end the processes below them
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -1215,12 +1215,12 @@ def follow_parent() -> None:
 def main(argv: list[str]) -> int:
     with contextlib.suppress(AttributeError, ValueError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-    # Before anything is read that a method must not know; one for each stage of a pipeline.
+    # Forked before the judge reads anything that a method must not know; one per stage.
     nurseries: list[Nursery] = []
     for _ in range(int(argv[1]) if len(argv) > 1 else 1):
         nurseries.append(Nursery(nurseries))
     events = os.dup(1)
-    os.dup2(2, 1)  # what a benchmark prints goes to the log
+    os.dup2(2, 1)  # printed text of a benchmark goes to the log
     follow_parent()
     job = read_json(Path(argv[0]))
     configure(**job["benchmark_plugins"])

@@ -171,7 +171,7 @@ def _nurse(control: socket.socket, printed: int, hold_stdout: bool) -> None:
     os.setsid()  # a signal to the judge's group must not end this process before it has cleaned up
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    life = os.dup(1 if hold_stdout else null)  # the judge's parent waits for its end
+    life = os.dup(1 if hold_stdout else null)  # the judge's parent reads it to its end
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -307,7 +307,7 @@ def preload(folder: Path | None) -> None:
             __import__(f"{transformers.__name__}.models.{kind}.modeling_{kind}")
 
 
-# --------------------------------------------------------------------------- what processes take
+# --------------------------------------------------------------------------- times and memory
 
 
 @contextlib.contextmanager
@@ -370,13 +370,13 @@ class Tree:
                 continue
             total += own + (int(fields[13]) + int(fields[14])) / TICKS
             self._seen[pid, int(fields[19])] = own
-        # A process may have its children's accounts thrown away (by ignoring SIGCHLD): then
-        # what was last seen of each is the better bound.
+        # A process that ignores SIGCHLD loses the times of its children: the last values seen
+        # of each are then the better bound.
         self._most = max(self._most, total, sum(self._seen.values()))
         return self._most
 
     def memory(self, main: int) -> int:
-        """Returns resident bytes: all of `main`, and of other processes all but mapped files."""
+        """Returns resident bytes of `main`, and of the other processes without mapped files."""
         total = 0
         for pid in below(self.root):
             facts = status(pid)

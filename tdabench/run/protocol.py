@@ -20,7 +20,7 @@ import numpy as np
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import MethodError
 
-CHANNEL_FD = 3  # where a contestant finds its end
+CHANNEL_FD = 3  # descriptor of the contestant's end
 MOST_HEAD = 1 << 30  # bytes of JSON: a batch of queries may be long documents
 KINDS = "fiub"  # kinds of numpy types that may cross
 
@@ -39,7 +39,7 @@ class Channel:
         self._lock = threading.Lock()
 
     def send(self, message: Mapping[str, Any], arrays: Mapping[str, np.ndarray] = {}) -> None:
-        """Sends one frame. Raises Hangup when nobody listens."""
+        """Sends one frame. Raises Hangup if the other side is closed."""
         held = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
         about = [[k, a.dtype.str, list(a.shape)] for k, a in held.items()]
         head = json.dumps({"message": message, "arrays": about}, default=str).encode()

@@ -1,7 +1,7 @@
-"""Third-party plugins in processes of their own: described, asked and told, never imported here.
+"""Third-party plugins in separate processes, never imported in this one.
 
 One process per plugin, a child of a nursery and confined as a contestant is, imports the plugin
-and answers in JSON. A plugin that quits, hangs, prints or answers nonsense is a reason in words.
+and answers in JSON. If it quits, hangs, prints or answers nonsense, the answer is a message.
 An observer (`tdabench_record`) has its own process, which is not confined: it writes where it
 wants to.
 """
@@ -31,7 +31,7 @@ from tdabench.run.nursery import Nursery, below, lines
 from tdabench.run.protocol import CHANNEL_FD, Channel, Hangup
 
 MOST_SAID = 16 << 20  # bytes of an answer
-MOST_PRINTED = 1 << 20  # bytes that plugins may print to stderr before the rest is dropped
+MOST_PRINTED = 1 << 20  # bytes that plugins may print to stderr; the rest is dropped
 
 
 class Processes:
@@ -45,7 +45,7 @@ class Processes:
         self._open: dict[str, tuple[int, Channel]] = {}
         self._observers: dict[str, tuple[int, Channel]] = {}
 
-    # ------------------------------------------------------------------ what is asked
+    # ------------------------------------------------------------------ requests
 
     def describe(self, plugins: list[tuple[str, str]]) -> list[Mapping[str, Any] | str]:
         """Describes plugins, given as (name, module), in parallel; failures are texts.
@@ -77,7 +77,7 @@ class Processes:
                 self._end(*process)
         kept = {pid for pid, _ in self._open.values()}
         for pid in below(self._nursery.pid) if self._nursery is not None else ():
-            if pid not in kept:  # what a plugin has started
+            if pid not in kept:  # the plugin's children
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         if not self._open:
