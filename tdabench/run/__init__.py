@@ -52,7 +52,7 @@ class RunResult:
 
     @property
     def not_started(self) -> list[Cell]:
-        """Cells of the plan that an interrupted run never came to."""
+        """Cells of the plan that an interrupted run did not reach."""
         known = {r["key"] for r in self.records}
         return [c for c in self.plan.cells if c.key not in known]
 

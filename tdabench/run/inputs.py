@@ -44,7 +44,7 @@ class Inputs(Mapping[str, Path]):
 
 
 class OtherTruths:
-    """Opens the truths of another target of the suite, for queries of one split."""
+    """Opens truths of the suite's other targets, for queries of one split."""
 
     def __init__(self, suite: Suite, declared: SuiteTarget, split: str) -> None:
         self.suite, self.declared, self.split = suite, declared, split

@@ -1,4 +1,4 @@
-"""What a suite needs from elsewhere, and which of it is on this machine. Nothing is fetched."""
+"""Files that a suite needs from elsewhere, and whether they are here. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Need:
     `role` is what it is for, `target` the label of the target that it belongs to (or ""). `place`
     is the name that it would have under --data-dir, `bytes` its size, or the approximate size that
     the suite states (0: not known). `state` is "here", "missing", or "not built" for a truth that
-    the suite's plan builds; `problem` says why. Without an `optional` one, only some methods skip.
+    the suite's plan builds; `problem` says why. Without an `optional`
+    one only some methods are skipped.
     """
 
     role: str

@@ -285,7 +285,7 @@ class UnitCost:
 
 
 TIMED = 5  # steps, after a warm-up
-TIMED_SECONDS = 20.0  # about as long do they take
+TIMED_SECONDS = 20.0  # about how long the timed steps take together
 
 
 def unit_cost(
@@ -312,7 +312,7 @@ def unit_cost(
     asked = target.tokenize(queries.subset(range(min(64, len(queries)))))
     from transformers import AutoModelForCausalLM  # noqa: F401  imported before the clock starts
 
-    with one_thread():  # as every retraining on a processor runs
+    with one_thread():  # like every retraining on a CPU
         start = time.perf_counter()
         model = target.fresh_model("base").to(device)  # type: ignore[arg-type]
         load = time.perf_counter() - start

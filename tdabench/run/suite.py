@@ -2,7 +2,6 @@
 
 `suite_file` reads and writes the file, `sources` fetches the files that it names. See
 docs/suites.md.
-docs/suites.md.
 """
 
 from __future__ import annotations

@@ -444,7 +444,7 @@ def _plan_spec(t: _Table, target: Target) -> PlanSpec:
     )
     t.done()
     if leave_out and {"fraction", "groups_of"} & set(t.data):
-        raise t.error("leave_out", "defines the groups: leave fraction and groups_of away")
+        raise t.error("leave_out", "defines the groups: leave out fraction and groups_of")
     if leave_out and spec.groups == 1:
         raise t.error("groups", "must be at least 2: one source that is left out ranks nothing")
     if spec.order not in ("own", "pool"):

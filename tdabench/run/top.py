@@ -1,7 +1,7 @@
 """Example scores kept with a record: the highest and lowest per query, and all if they are few.
 
-A report shows the former, which are stored with every record. From the latter, stored with the LDS
-record, `tdabench verify` recomputes group scores. Neither is part of a metric, and both are
+Reports show the extremes, stored with every record. `tdabench verify` recomputes group scores from
+the full scores, stored with the LDS record. Neither is part of a metric, and both are
 computed outside the cost meter, since the harness needs them and not the method.
 """
 
@@ -16,14 +16,14 @@ from tdabench.rows import top_k_of
 KEPT = 10
 ALL = 1 << 20  # number of example scores up to which all are kept
 BLOCK = 16 << 20  # number of scores held at a time
-SECONDS = 600.0  # spent on them although the cell itself took less
+SECONDS = 600.0  # allowed even if the cell itself took less
 
 
 def top_examples(index: Index, queries: Corpus) -> dict[str, np.ndarray]:
     """Returns `top_index`, `top_score`, `bottom_index`, `bottom_score`: [query, k], extremes first.
 
     With at most ALL scores also `example_scores`, float32 [query, train]. Empty if the method
-    cannot score single examples: a display must not fail a measurement.
+    cannot score single examples: a display must not make a measurement fail.
     """
     n_train = int(index.n_train)
     if n_train == 0 or len(queries) == 0:
@@ -54,6 +54,6 @@ def top_examples(index: Index, queries: Corpus) -> dict[str, np.ndarray]:
 def too_long(expected: float, cell: float, timeout: float) -> bool:
     """Tells whether scoring for `expected` seconds costs too much beside a cell of `cell` seconds.
 
-    `timeout` (0: none) limits every phase of a cell: a display must not lose a measurement.
+    `timeout` (0: none) limits every phase of a cell: a display must not cost a measurement.
     """
     return expected > max(SECONDS, cell) or bool(timeout and expected > 0.9 * timeout)

@@ -138,7 +138,7 @@ def _open(
     ]
     index, spent = opened[0][0], sum(seconds for _, seconds in opened)
     if job.method.stages:
-        # For every rule of a run: a person is shown only what the last stage scored.
+        # `rest` applies to runs only: a person sees only examples that the last stage scored.
         index = PipelineIndex([i for i, _ in opened], job.method.params["keep"], "zero")
     return index, spent
 
