@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -181,6 +181,11 @@ class InverseMethod(StreamingMethod):
             for layer in index.engine.layers
         }
 
+    @property
+    def what(self) -> str:
+        """The matrix to invert, for messages."""
+        return f"{self.name}: the {self.curvature} at damping {self.damping}"
+
     @abstractmethod
     def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
         """Solves (C + lam I) x = v for each row of v [query, dim], with C from `index.product`."""
@@ -247,30 +252,57 @@ class ConjugateGradient(InverseMethod):
             raise UsageError(f"{self.name}: iterations and tolerance must be positive")
 
     def solve(self, index: InverseIndex, v: torch.Tensor, lam: float) -> torch.Tensor:
-        import torch
+        return conjugate_gradient(
+            lambda p: index.product(p) + lam * p, v, self.iterations, self.tolerance, self.what
+        )
 
-        # In float64: with float32 rounding the directions lose conjugacy within a few steps.
-        r = v.to(torch.float64, copy=True)
-        x, p = torch.zeros_like(r), r.clone()
-        rr = r.square().sum(1)  # [query]
-        goal = rr * self.tolerance**2
-        for _ in range(self.iterations):
-            left = rr > goal
-            if not bool(left.any()):
-                break
-            cp = index.product(p) + lam * p
-            curve = (p * cp).sum(1)  # p^T (C + lam I) p
-            if bool((curve[left] <= 0).any()):
-                raise MethodError(
-                    f"{self.name}: the {self.curvature} is not positive at damping {self.damping}",
-                    "Raise the damping, or use curvature=fisher or gauss-newton",
-                )
-            step = torch.where(left, rr / curve.clamp_min(1e-300), 0.0)[:, None]
-            x += step * p
-            r -= step * cp
-            before, rr = rr, r.square().sum(1)
-            p = r + (rr / before.clamp_min(1e-300))[:, None] * p
-        return x.to(v.dtype)
+
+def conjugate_gradient(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    b: torch.Tensor,
+    iterations: int,
+    tolerance: float,
+    what: str,
+    precondition: Callable[[torch.Tensor], torch.Tensor] = lambda r: r,
+    start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Solves A x = b for each row of b [query, dim] by preconditioned conjugate gradient.
+
+    `apply` computes A x and `precondition` M^-1 x of each row; the iteration begins at `start`
+    (None: zero). A row stops once its residual r has r^T M^-1 r <= tolerance^2 b^T M^-1 b. Raises
+    MethodError naming `what` if A is not positive.
+    """
+    import torch
+
+    # In float64: with float32 rounding the directions lose conjugacy within a few steps.
+    right = b.to(torch.float64, copy=True)
+    if start is None:
+        x, r = torch.zeros_like(right), right.clone()
+    elif iterations:
+        x, r = start.clone(), right - apply(start)
+    else:
+        return start.to(b.dtype)
+    z = precondition(r)
+    p, rz = z.clone(), (r * z).sum(1)  # [query]
+    goal = (right * precondition(right)).sum(1) * tolerance**2
+    for _ in range(iterations):
+        left = rz > goal
+        if not bool(left.any()):
+            break
+        ap = apply(p)
+        curve = (p * ap).sum(1)  # p^T A p
+        if bool((curve[left] <= 0).any()):
+            raise MethodError(
+                f"{what} is not positive",
+                "Raise the damping, or use another curvature: gauss-newton is never negative",
+            )
+        step = torch.where(left, rz / curve.clamp_min(1e-300), 0.0)[:, None]
+        x += step * p
+        r -= step * ap
+        z = precondition(r)
+        before, rz = rz, (r * z).sum(1)
+        p = z + (rz / before.clamp_min(1e-300))[:, None] * p
+    return x.to(b.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tdabench.api import Context, Example, MethodError, UsageError
-from tdabench_influence.inverse import InverseIndex, InverseMethod
+from tdabench.api import Context, Example, UsageError
+from tdabench_influence.inverse import InverseIndex, InverseMethod, conjugate_gradient
 from tdabench_influence.source import _GaussNewton
 from tdabench_influence.streaming import State
 
@@ -79,31 +79,16 @@ class EKFACCG(InverseMethod):
 
         if lam == 0:  # no gradients: no scores
             return torch.zeros_like(v)
-        chosen = self._chosen(index)
-        b = v.double()
-        x = self._inverse(index, b, lam)
-        r = b - index.product(x, chosen) - lam * x if self.iterations else b
-        z = self._inverse(index, r, lam)
-        p, rz = z.clone(), (r * z).sum(1)  # [query]
-        goal = (b * self._inverse(index, b, lam)).sum(1) * self.tolerance**2
-        for _ in range(self.iterations):
-            left = rz > goal
-            if not bool(left.any()):
-                break
-            cp = index.product(p, chosen) + lam * p
-            curve = (p * cp).sum(1)
-            if bool((curve[left] <= 0).any()):
-                raise MethodError(
-                    f"{self.name}: the {self.curvature} is not positive at damping {self.damping}",
-                    "Raise the damping, or use curvature=gauss-newton",
-                )
-            step = torch.where(left, rz / curve.clamp_min(1e-300), 0.0)[:, None]
-            x += step * p
-            r -= step * cp
-            z = self._inverse(index, r, lam)
-            before, rz = rz, (r * z).sum(1)
-            p = z + (rz / before.clamp_min(1e-300))[:, None] * p
-        return x.to(v.dtype)
+        chosen, v64 = self._chosen(index), v.double()
+        return conjugate_gradient(
+            lambda p: index.product(p, chosen) + lam * p,
+            v64,
+            self.iterations,
+            self.tolerance,
+            self.what,
+            precondition=lambda r: self._inverse(index, r, lam),
+            start=self._inverse(index, v64, lam),
+        ).to(v.dtype)
 
     def _chosen(self, index: InverseIndex) -> np.ndarray | None:
         """Draws the examples of C by id, so that the order of the corpus does not matter."""

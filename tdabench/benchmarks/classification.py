@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, score_blocks, tasks_of
+from tdabench.benchmark import BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blocks, tasks_of
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
-class Classification(Benchmark):
+class Classification(FromArrays):
     """Source classification (AirRep, arXiv 2505.18513).
 
     The query's predicted task is the task of its highest-scoring training example (`accuracy`), or
@@ -31,6 +31,7 @@ class Classification(Benchmark):
     version: ClassVar[int] = 2
     summary: ClassVar[str] = "whether the highest-scoring training examples have the query's task"
     source: ClassVar[str] = "Sun et al. 2025, arXiv 2505.18513"
+    kept: ClassVar[str] = "wanted|votes|task$"
 
     k: int = 10
     replicates: int = 1000
@@ -73,14 +74,9 @@ class Classification(Benchmark):
         if strange:
             notes.append(f"{strange} queries have a task without training examples: wrong")
         clusters, few = tasks_of(queries)
-        return self._outcome({**arrays, **clusters}, tuple(queries.ids), (*notes, *few))
+        return self.outcome({**arrays, **clusters}, tuple(queries.ids), (*notes, *few))
 
-    def recompute(self, stored: Stored) -> Outcome:
-        kept = ("wanted", "votes", "task")
-        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
-        return self._outcome(arrays, stored.query_ids)
-
-    def _outcome(
+    def outcome(
         self,
         arrays: Mapping[str, np.ndarray],
         query_ids: tuple[str, ...],
@@ -110,15 +106,7 @@ class Classification(Benchmark):
                 metrics[name] = metric(again, share=True)
             guess = np.repeat(arrays["votes_source_chance"], len(of), axis=0)
             metrics["chance_source"] = Metric(float(np.mean(share_of(guess, of))))
-        return Outcome(
-            primary="accuracy",
-            metrics=metrics,
-            per_query=top1,
-            query_ids=query_ids,
-            replicates=boot.both,
-            arrays={**arrays, "per_query_knn": knn, **boot.arrays()},
-            notes=notes,
-        )
+        return outcome_of(metrics, top1, boot, {**arrays, "per_query_knn": knn}, query_ids, notes)
 
 
 def _sources(examples: Sequence[Example]) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import BenchmarkContext, Metric
+from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
 from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, MethodError
@@ -21,6 +23,49 @@ if TYPE_CHECKING:
     from tdabench.truth.store import Truth
 
 BLOCK = 16 << 20  # number of scores held at a time
+
+
+class FromArrays(Benchmark):
+    """A benchmark whose outcome follows from arrays that its record stores.
+
+    `run` measures the arrays and passes them to `outcome`. `kept` matches their names from the
+    beginning; other arrays of a record are computed from these.
+    """
+
+    kept: ClassVar[str]
+
+    @abstractmethod
+    def outcome(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        query_ids: tuple[str, ...],
+        notes: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Computes metrics and per-query values from the measured arrays."""
+
+    def recompute(self, stored: Stored) -> Outcome:
+        arrays = {k: v for k, v in stored.arrays.items() if re.match(self.kept, k)}
+        return self.outcome(arrays, stored.query_ids)
+
+
+def outcome_of(
+    metrics: Mapping[str, Metric],
+    per_query: np.ndarray,
+    boot: Bootstrap,
+    arrays: Mapping[str, np.ndarray],
+    query_ids: tuple[str, ...],
+    notes: Sequence[str],
+) -> Outcome:
+    """Makes an Outcome: the first metric is primary, and `boot` has its replicates."""
+    return Outcome(
+        primary=next(iter(metrics)),
+        metrics=metrics,
+        per_query=per_query,
+        query_ids=query_ids,
+        replicates=boot.both,
+        arrays={**arrays, **boot.arrays()},
+        notes=tuple(notes),
+    )
 
 
 def score_blocks(index: Index, queries: Corpus, n_train: int) -> Iterator[tuple[slice, np.ndarray]]:

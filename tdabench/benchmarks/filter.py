@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import checked_scores, metric
+from tdabench.benchmark import BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import FromArrays, checked_scores, metric, outcome_of
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.data.behaviours import Behaviour
@@ -25,7 +25,7 @@ WHO = ("method", "random", "oracle", "text")
 
 
 @dataclass(frozen=True)
-class Filter(Benchmark):
+class Filter(FromArrays):
     """Forensics that end in a retraining.
 
     Some training examples teach a planted behaviour (the field `planted` names it). The method is
@@ -51,6 +51,7 @@ class Filter(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
+    kept: ClassVar[str] = ".*/|(full|kind|has_clean|sizes)$"
     slow: ClassVar[bool] = True
 
     asset: str = "filter"
@@ -142,14 +143,9 @@ class Filter(Benchmark):
             f"{len(kinds)} behaviours ({', '.join(kinds)}), {len(bad)} queries measured, "
             f"{trainer.done} models trained here",
         )
-        return self._outcome(arrays, tuple(map(id_of, bad)), notes)
+        return self.outcome(arrays, tuple(map(id_of, bad)), notes)
 
-    def recompute(self, stored: Stored) -> Outcome:
-        kept = {k: v for k, v in stored.arrays.items()
-                if "/" in k or k in ("full", "kind", "has_clean", "sizes")}  # fmt: skip
-        return self._outcome(kept, stored.query_ids)
-
-    def _outcome(
+    def outcome(
         self,
         arrays: Mapping[str, np.ndarray],
         query_ids: tuple[str, ...],
@@ -219,15 +215,7 @@ class Filter(Benchmark):
         for name in names:
             hits = arrays[f"hits/{name}"][0]
             metrics[f"found_{name}@{sizes[-1]:.3g}"] = Metric(float(hits[-1]))
-        return Outcome(
-            primary="area",
-            metrics=metrics,
-            per_query=areas["method"],
-            query_ids=query_ids,
-            replicates=boot.both,
-            arrays={**arrays, **boot.arrays()},
-            notes=tuple(said),
-        )
+        return outcome_of(metrics, areas["method"], boot, arrays, query_ids, said)
 
 
 def taught(kind: str, none: np.ndarray, full: np.ndarray) -> float:

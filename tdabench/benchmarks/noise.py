@@ -8,14 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, pack, score_blocks, tasks_of, unpack
+from tdabench.benchmark import BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import (
+    FromArrays,
+    metric,
+    outcome_of,
+    pack,
+    score_blocks,
+    tasks_of,
+    unpack,
+)
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.errors import DataError
 
 
 @dataclass(frozen=True)
-class Noise(Benchmark):
+class Noise(FromArrays):
     """Finding planted examples, by average precision (DATE-LM, arXiv 2507.09424).
 
     The field `planted` of a training example names a kind of defect, or is empty. Queries have it,
@@ -36,6 +44,7 @@ class Noise(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "average precision in finding planted wrong and unsafe examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424"
+    kept: ClassVar[str] = r"places|among|is\[|task$"
 
     asset: str = "noise"
     replicates: int = 1000
@@ -80,14 +89,9 @@ class Noise(Benchmark):
         left = len(queries) - len(ids)
         notes = [f"{left} queries have no planted examples to find"] if left else []
         asked = tuple(id_of(queries[place[i]]) for i in ids)
-        return self._outcome(arrays, asked, (*notes, *few))
+        return self.outcome(arrays, asked, (*notes, *few))
 
-    def recompute(self, stored: Stored) -> Outcome:
-        kept = ("places", "among", "is[", "task")
-        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
-        return self._outcome(arrays, stored.query_ids)
-
-    def _outcome(
+    def outcome(
         self,
         arrays: Mapping[str, np.ndarray],
         query_ids: tuple[str, ...],
@@ -120,12 +124,4 @@ class Noise(Benchmark):
             of = None if tasks is None else tasks[asked.astype(bool)]
             part = stats.bootstrap_queries(aps, self.replicates, tasks=of)
             metrics[f"average_precision_{name}"] = metric(part, clip=(0.0, 1.0))
-        return Outcome(
-            primary="average_precision",
-            metrics=metrics,
-            per_query=values,
-            query_ids=query_ids,
-            replicates=boot.both,
-            arrays={**arrays, **boot.arrays()},
-            notes=notes,
-        )
+        return outcome_of(metrics, values, boot, arrays, query_ids, notes)

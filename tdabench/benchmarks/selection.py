@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import metric, score_blocks
+from tdabench.benchmark import BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blocks
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
 from tdabench.data.alike import overlap, trigrams
 from tdabench.data.examples import Corpus
@@ -21,7 +21,7 @@ MEASURES = ("loss", "exact_match", "f1")
 
 
 @dataclass(frozen=True)
-class Selection(Benchmark):
+class Selection(FromArrays):
     """Targeted data selection (LESS, arXiv 2402.04333; AirRep, arXiv 2505.18513).
 
     For each task, `dev` queries guide the selection of k training examples; the target is
@@ -48,6 +48,7 @@ class Selection(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "quality of a model fine-tuned on the examples that a method selects"
     source: ClassVar[str] = "Xia et al. 2024, arXiv 2402.04333; Sun et al. 2025, arXiv 2505.18513"
+    kept: ClassVar[str] = ".*@|task$|picked$"
     slow: ClassVar[bool] = True
 
     k: tuple[int, ...] = (100,)
@@ -128,13 +129,9 @@ class Selection(Benchmark):
             "task": np.unique(tasks, return_inverse=True)[1],
             **{f"{who}@{k}": v.astype(np.float32) for (who, k), v in quality.items()},
         }
-        return self._outcome(arrays, tuple(unseen_all.ids), tuple(notes))
+        return self.outcome(arrays, tuple(unseen_all.ids), tuple(notes))
 
-    def recompute(self, stored: Stored) -> Outcome:
-        kept = {k: v for k, v in stored.arrays.items() if "@" in k or k in ("task", "picked")}
-        return self._outcome(kept, stored.query_ids)
-
-    def _outcome(
+    def outcome(
         self,
         arrays: Mapping[str, np.ndarray],
         query_ids: tuple[str, ...],
@@ -182,15 +179,7 @@ class Selection(Benchmark):
                 metrics[label] = Metric(
                     mean, higher_is_better=not worse, unit="nats" if worse else ""
                 )
-        return Outcome(
-            primary=self.measure,
-            metrics=metrics,
-            per_query=per_query,
-            query_ids=query_ids,
-            replicates=boot.both,
-            arrays={**arrays, **boot.arrays()},
-            notes=notes,
-        )
+        return outcome_of(metrics, per_query, boot, arrays, query_ids, notes)
 
 
 def measure(run: Retrained, queries: Corpus) -> np.ndarray:

@@ -8,8 +8,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.benchmarks.common import blocks_of, metric, pack, tasks_of, unpack
+from tdabench.benchmark import BenchmarkContext, Metric, Outcome
+from tdabench.benchmarks.common import (
+    FromArrays,
+    blocks_of,
+    metric,
+    outcome_of,
+    pack,
+    tasks_of,
+    unpack,
+)
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.data.behaviours import Behaviour, behaviours_of
 from tdabench.data.examples import Corpus, Example
@@ -17,7 +25,7 @@ from tdabench.errors import DataError
 
 
 @dataclass(frozen=True)
-class Tracing(Benchmark):
+class Tracing(FromArrays):
     """Fact tracing (arXiv 2205.11482; tail-patch: TrackStar, arXiv 2410.17413).
 
     The field `fact` of training examples and queries holds one or more fact names, separated by
@@ -42,6 +50,7 @@ class Tracing(Benchmark):
     version: ClassVar[int] = 3
     summary: ClassVar[str] = "rank of the examples that state the fact a query asks for"
     source: ClassVar[str] = "Akyürek et al. 2022, arXiv 2205.11482; arXiv 2410.17413"
+    kept: ClassVar[str] = "places|among|decoyed|tail_patch|task$"
 
     asset: str = "tracing"
     k: tuple[int, ...] = (10, 50)
@@ -115,14 +124,9 @@ class Tracing(Benchmark):
         notes = [f"{left} queries ask for unstated facts: left out"] if left else []
         if sets:
             notes.append(f"queries of the same {self.behaviours!r} are asked together")
-        return self._outcome(arrays, tuple(map(id_of, chosen)), (*notes, *few))
+        return self.outcome(arrays, tuple(map(id_of, chosen)), (*notes, *few))
 
-    def recompute(self, stored: Stored) -> Outcome:
-        kept = ("places", "among", "decoyed", "tail_patch", "task")
-        arrays = {k: v for k, v in stored.arrays.items() if k.startswith(kept)}
-        return self._outcome(arrays, stored.query_ids)
-
-    def _outcome(
+    def outcome(
         self,
         arrays: Mapping[str, np.ndarray],
         query_ids: tuple[str, ...],
@@ -160,15 +164,7 @@ class Tracing(Benchmark):
             metrics["decoy_rate"] = metric(rate, higher_is_better=False, share=True)
         if "tail_patch" in arrays:
             metrics["tail_patch"] = metric(again(arrays["tail_patch"]), unit="nats")
-        return Outcome(
-            primary="mrr",
-            metrics=metrics,
-            per_query=rr,
-            query_ids=query_ids,
-            replicates=boot.both,
-            arrays={**arrays, **boot.arrays()},
-            notes=notes,
-        )
+        return outcome_of(metrics, rr, boot, arrays, query_ids, notes)
 
     def _tail_patch(
         self, context: BenchmarkContext, train: Corpus, queries: Corpus, best: list[np.ndarray]

@@ -37,7 +37,7 @@ from tdabench.report.text import clean
 from tdabench.report.words import Key, WordScores
 
 MAX_BYTES = 18 << 20
-MARK = '<meta name="generator" content="tdabench report">'  # in the page's template
+MARK = '<meta name="generator" content="tdabench report">'  # in the page's head
 TOP = ("top_index", "top_score", "bottom_index", "bottom_score")
 # Reductions of a report that would be too large, in order: (examples per side, characters per
 # text, queries in the explorer).
@@ -212,22 +212,29 @@ def _page(heading: str, data: Any, blobs: Mapping[str, str], fallback: str) -> s
         ),
         "FALLBACK": fallback,
     }
-    return filled("report", parts)
+    return filled("report", "tdabench report", parts)
 
 
-def filled(name: str, parts: Mapping[str, str]) -> str:
-    """Returns the template `name`.html with `parts`, the style and the script `name`.js.
+def filled(name: str, generator: str, parts: Mapping[str, str]) -> str:
+    """Returns a page: `name`.html in the frame page.html, with `parts`, style and `name`.js.
 
-    A content security policy admits this style and this script alone, and no request.
+    `generator` names the program in the page's head. A content security policy admits this style
+    and this script alone, and no request.
     """
     style, script = _asset("report.css"), _asset(f"{name}.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    parts = {**parts, "POLICY": html.escape(policy), "STYLE": style, "SCRIPT": script}
+    parts = {
+        **parts,
+        "GENERATOR": generator,
+        "POLICY": html.escape(policy),
+        "STYLE": style,
+        "SCRIPT": script,
+    }
     # One pass over the template, so that inserted text is not searched for placeholders.
-    out, rest = [], _asset(f"{name}.html")
+    out, rest = [], _asset("page.html").replace("{{BODY}}", _asset(f"{name}.html"))
     while "{{" in rest:
         before, _, rest = rest.partition("{{")
         key, _, rest = rest.partition("}}")

@@ -119,7 +119,7 @@ def render(results: Results, name: str = "Results", cache: bool = True) -> str:
         "DATA": json_text(plain(data)),
         "FALLBACK": "".join(fallback),
     }
-    return filled("site", parts)
+    return filled("site", "tdabench board", parts)
 
 
 def _newest(

@@ -113,7 +113,7 @@ def test_the_fingerprint_is_that_of_the_contents(tmp_path: Path):
         (
             "[targets.assets]",
             '[targets.plans.lds]\nleave_out = "task"\nseeds = 1\nfraction = 0.5\n[targets.assets]',
-            "defines the groups: leave fraction and groups_of away",
+            "defines the groups: leave out fraction and groups_of",
         ),
         (
             "[targets.assets]",
