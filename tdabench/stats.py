@@ -188,7 +188,7 @@ class Bootstrap:
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
-        """What the statistic can speak of."""
+        """The populations of queries that intervals can be given for."""
         return ("these tasks",) if self.tasks is None else ("new tasks", "these tasks")
 
     def replicates(self) -> dict[str, np.ndarray]:

@@ -269,8 +269,9 @@ def model_folder(init: str) -> Path | None:
                 name, revision=revision or None, allow_patterns=MODEL_FILES, etag_timeout=5
             )
         except Exception as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise UsageError(
-                f"the model {name!r} is not available from the hub: {str(e).splitlines()[0]}",
+                f"the model {name!r} is not available from the hub: {reason}",
                 "Download it on another machine and give its folder, or start from target:base",
             ) from e
         return Path(found)

@@ -23,10 +23,10 @@ class Behaviours(Benchmark):
 
     Queries with the same value of the field `by` are one behaviour, whose loss is their mean loss;
     those with the field `side` = "against" count negatively (answers that do not match, rejected
-    responses). The truth is that of `lds`, added up over the queries of a behaviour, and the method
-    is asked for scores of behaviours. Beside the sets stand contrasts of each set with the next in
-    the order of names: the loss of one minus the loss of the other, in which what groups do to
-    both cancels.
+    responses). The truth of `lds` is summed over the queries of a behaviour, and the method is
+    asked for scores of behaviours. Further rows are contrasts of each set with the next in the
+    order of names: the loss of one minus the loss of the other, without the effects of groups on
+    both.
     """
 
     name: ClassVar[str] = "behaviours"

@@ -1,4 +1,4 @@
-"""What an LDS owes to the task and to common strings, and what is left beyond them."""
+"""The part of an LDS that tasks and common strings explain, and the rest."""
 
 from __future__ import annotations
 

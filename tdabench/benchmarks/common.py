@@ -176,7 +176,7 @@ def tasks_of(queries: Corpus) -> tuple[dict[str, np.ndarray], list[str]]:
     few = stats.effective_tasks(codes) < stats.MIN_TASKS
     n = len(np.unique(codes))
     note = (
-        f"too few tasks ({n}, or as good as fewer than {stats.MIN_TASKS}) to speak of new ones: "
+        f"too few tasks ({n}, effectively fewer than {stats.MIN_TASKS}) for claims on new tasks: "
         "intervals and tests hold for other queries of these tasks"
     )
     return {"task": codes}, [note] if few else []

@@ -1,4 +1,4 @@
-"""Filter: whether a behaviour goes away when what a method blames is taken out of training."""
+"""Filter: whether a behaviour disappears when the examples that a method blames are removed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHO = ("method", "random", "oracle", "text")
 
 @dataclass(frozen=True)
 class Filter(FromArrays):
-    """Forensics that end in a retraining.
+    """Removal of the examples behind a planted behaviour, tested by retraining.
 
     Some training examples teach a planted behaviour (the field `planted` names it). The method is
     shown examples of the behaviour, half of the queries that have it (one behaviour: their mean
@@ -39,8 +39,8 @@ class Filter(FromArrays):
     same of one behaviour, where there are several. `half` is the budget
     at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
     lower loss than their clean response (the field `clean`); `collateral` the rise of the loss of
-    clean queries, in nats. Beside the method stand a random choice, an oracle that knows the
-    planted examples, and a text filter: naive Bayes on words, trained on the shown examples
+    clean queries, in nats. The method is compared with a random choice, an oracle that knows
+    the planted examples, and a text filter: naive Bayes on words, trained on the shown examples
     against the corpus, which needs no model.
 
     All models start from the same weights and see the kept examples in the same order. Intervals
@@ -49,7 +49,7 @@ class Filter(FromArrays):
 
     name: ClassVar[str] = "filter"
     version: ClassVar[int] = 3
-    summary: ClassVar[str] = "what is left of a planted behaviour after removing what is blamed"
+    summary: ClassVar[str] = "strength of a planted behaviour after removing the blamed examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
     kept: ClassVar[str] = ".*/|(full|kind|has_clean|sizes)$"
     slow: ClassVar[bool] = True
@@ -113,12 +113,12 @@ class Filter(FromArrays):
 
         tie = draw("ties", n)
         found: dict[str, np.ndarray] = {"full": losses([])[None]}
-        for kind in kinds:  # first: what training does not teach needs no sweep
+        for kind in kinds:  # first: a behaviour that is not learned needs no sweep
             none = found[f"none/{kind}"] = losses(np.flatnonzero(planted_as == kind))[None]
             own_queries = [i for i, (k, _) in enumerate(measured) if k == kind]
             taught(kind, none[0, own_queries], found["full"][0, own_queries])
         for k, kind in enumerate(kinds):
-            context.progress("retraining without what is blamed", k, len(kinds))
+            context.progress("retraining without blamed examples", k, len(kinds))
             mine = np.flatnonzero(planted_as == kind)
             orders = {
                 "method": [np.lexsort((tie, -scores[k]))],
@@ -259,8 +259,8 @@ def text_filter(shown: Sequence[Example], train: Sequence[Example]) -> np.ndarra
     """Scores training examples by naive Bayes on words: float64 [train].
 
     The mean log-odds of an example's words (single and in pairs, prompt and response apart)
-    between the shown examples and the training corpus, each with add-one smoothing. This is what
-    one would write without a model: a filter by vocabulary.
+    between the shown examples and the training corpus, each with add-one smoothing. The filter
+    that a person would write without a model.
     """
     own = [words(e) for e in shown]
     corpus = [words(e) for e in train]

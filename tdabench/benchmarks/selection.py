@@ -26,9 +26,9 @@ class Selection(FromArrays):
 
     For each task, `dev` queries guide the selection of k training examples; the target is
     fine-tuned on them from `start` and measured on the task's other queries: loss, exact match
-    and unigram F1 of greedy responses. Beside the method stand random choices of k (`random_seeds`
-    of them), a random k of the task's own examples (oracle), the whole pool, and the model as it
-    is, which no selection has trained (zeroshot).
+    and unigram F1 of greedy responses. The method is compared with random choices of k
+    (`random_seeds` of them), a random k of the task's own examples (oracle), the whole pool (full),
+    and the model without this training (zeroshot).
 
     Scoring and picking are separate: the method gives scores [dev query, train], and `rule` picks.
     "min-rank" takes the examples whose best rank over the dev queries is lowest, "top" those with

@@ -40,14 +40,14 @@ class Sources(Benchmark):
     - `elsewhere`: the value over sources other than the query's own, where the topic does not
       answer the question.
     - `behaviour`: the value for sets of queries: the mean loss over the queries of each source.
-    - `copies_worth`: what a source is worth in the eyes of the method after each of its examples
-      has been duplicated, relative to the source alone, for queries of that source: 2 if copies
-      are counted twice, 1 if they are recognised. `copies_worth_true` is the same of retraining,
-      where the suite has the asset (with intervals over the sources that were duplicated).
+    - `copies_worth`: the method's score of a source after each of its examples has been duplicated,
+      relative to its score without duplicates, for queries of that source: 2 if copies are counted
+      twice, 1 if they are recognised. `copies_worth_true` is the same for retraining, if the suite
+      has the asset (with intervals over the sources that were duplicated).
 
     `by` names the field with an example's source ("task", or a further field; by default `source`
     if examples have it, otherwise the task). `copies` is the number of sources to duplicate, drawn
-    by a named seed; 0 leaves the test out, which builds a second index.
+    by a named seed; 0 skips this test, which builds a second index.
     """
 
     name: ClassVar[str] = "sources"

@@ -107,7 +107,7 @@ class Tracing(FromArrays):
                 "no query asks for a fact in the training examples", "See docs/benchmarks/tracing"
             )
         chosen = queries.subset(asked)
-        if sets:  # stand-ins: what is left to do needs ids and tasks
+        if sets:  # examples in their place: the rest needs ids and tasks
             chosen = Corpus([Example(sets[i].id, sets[i].prompt, sets[i].response, sets[i].task)
                              for i in asked], "behaviours")  # fmt: skip
         tasks, few = tasks_of(chosen)

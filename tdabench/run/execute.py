@@ -554,7 +554,7 @@ def coming(queue: Sequence[Job], interactive: bool) -> str:
     labels = list(dict.fromkeys(job.method.label for job in queue))
     shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     text = f"measuring {shown}, one after the other: {', then '.join(benchmarks)}"
-    return f"{text}. Ctrl-C skips the one in hand, twice stops the run" if interactive else text
+    return f"{text}. Ctrl-C skips the current one, twice stops the run" if interactive else text
 
 
 # --------------------------------------------------------------------------- guards

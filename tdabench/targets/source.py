@@ -248,7 +248,7 @@ def _check_weights(folder: Path) -> None:
 # --------------------------------------------------------------------------- vetting
 
 VET_SECONDS = 300.0
-# What makes a splitting expression with nested repeats take for ever, besides plain text.
+# Texts on which a splitting expression with nested repeats takes forever, besides plain text.
 PROBES = (
     "Which of the two was it, then? It's 3.14 (or 42)!", "a" * 4000, " " * 4000, "1" * 4000,
     "ab " * 1500 + "!", "aA" * 2000 + "!", "\n" * 1000 + "x", "é" * 1000 + "?", "-" * 3000 + "x",

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import DataError, UsageError, first_line
 from tdabench.groups import Groups
 from tdabench.io import open_input, open_own, read_json, sha256_file, write_text
 from tdabench.truth.numbers import SUFFIXES, read_one
@@ -253,7 +253,7 @@ def _lists(path: Path) -> list[Any]:
             with open_input(path) as f:
                 value = yaml.load(f, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except (yaml.YAMLError, ValueError, RecursionError) as e:
-            raise DataError(f"{path} is not valid YAML: {str(e).splitlines()[0]}") from e
+            raise DataError(f"{path} is not valid YAML: {first_line(e)}") from e
     if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         raise DataError(f"{path} is not a list of lists of training indices")
     return value

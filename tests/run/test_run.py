@@ -359,7 +359,7 @@ def test_a_single_interrupt_in_a_terminal_skips_what_is_in_hand(toy_suite, toys,
     code, board, err = terminal.ended()
     assert code == 0, err
     assert "measuring hangs, toy, one after the other: lds" in err
-    assert "Ctrl-C skips the one in hand, twice stops the run" in err
+    assert "Ctrl-C skips the current one, twice stops the run" in err
     assert "skipping hangs on tiny" in err
     assert "skipped with Ctrl-C: the same command measures it" in board
     statuses = {r["method"]["label"]: r["status"] for r in RunFolder(out).records()}
