@@ -145,10 +145,10 @@ def labels(
     collect_only: bool,
     **source: Any,
 ) -> None:
-    """Retrain the target on subsets and store the dev losses as labels.
+    """Retrain the target on subsets; their losses are labels.
 
-    After an interruption the same command resumes. `OUT/labels.safetensors` is updated after every
-    instance.
+    Labels are losses of dev examples. After an interruption the same command resumes.
+    `OUT/labels.safetensors` is updated after every instance.
     """
     import torch
 
@@ -248,7 +248,7 @@ def teacher(
     seed: int,
     **source: Any,
 ) -> None:
-    """Score the dev examples against the pool with another method, as a distillation teacher."""
+    """Score dev examples by another method, for distillation."""
     import torch
 
     from tdabench_airrep.teacher import make_teacher
@@ -319,7 +319,10 @@ def train(
     recipe: str,
     **config: Any,
 ) -> None:
-    """Train an encoder on labels, after distillation from a teacher if one is given."""
+    """Train an encoder on labels.
+
+    If a teacher is given, distillation from it comes first.
+    """
     import torch
 
     from tdabench_airrep import pipeline
@@ -363,7 +366,10 @@ def train(
 @click.option("--workers", default=1, show_default=True)
 @resumable()
 def rebuild(encoder: Path | None, work: Path, out: Path, workers: int, **source: Any) -> None:
-    """Rebuild an encoder from its record: labels, teacher, every training stage."""
+    """Rebuild an encoder from its record.
+
+    Repeats labels, teacher and every training stage.
+    """
     import torch
 
     from tdabench.api import read_json
@@ -432,10 +438,10 @@ def variants(
     work: Path,
     workers: int,
 ) -> None:
-    """Train variants of a recipe, each without one part, as rows of a suite.
+    """Train variants of a recipe, as rows of a suite.
 
-    Writes WORK/suite.toml, a copy of the suite whose methods are the encoders. They are measured,
-    tuned and compared like any other method:
+    Each variant lacks one part of the recipe. Writes WORK/suite.toml, a copy of the suite whose
+    methods are the encoders. They are measured, tuned and compared like any other method:
 
     \b
       tdabench tune airrep-full --suite WORK/suite.toml --grid pooling=… --write

@@ -27,6 +27,10 @@ class Behaviours(Benchmark):
     asked for scores of behaviours. Further rows are contrasts of each set with the next in the
     order of names: the loss of one minus the loss of the other, without the effects of groups on
     both.
+
+    truth       name of the suite's truth
+    by          field whose values name the behaviours: task, or a further field of the queries
+    replicates  bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "behaviours"

@@ -25,6 +25,9 @@ class Classification(FromArrays):
     a field `source` (a country, a document), the same is measured for it: `accuracy_source`,
     `accuracy_source_knn` and `chance_source`. Labels describe what a query is about, not what its
     loss depends on: a faithful method may score low here.
+
+    k           number of highest-scoring examples that vote (`accuracy_knn`)
+    replicates  bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "classification"

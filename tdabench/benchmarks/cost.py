@@ -30,6 +30,10 @@ class Cost(Benchmark):
     slope of log cost over log size: 1 is linear. `*_at_1e6` and `*_at_1e9` are extrapolations, not
     measurements (see `Growth.at`), for this machine and this target. The work that a method does
     before any corpus is in each record's cost, not here.
+
+    fractions  parts of the corpus to build on, as shares
+    queries    number of queries of a timed call
+    repeats    calls of which the fastest counts
     """
 
     name: ClassVar[str] = "cost"

@@ -45,6 +45,16 @@ class Filter(FromArrays):
 
     All models start from the same weights and see the kept examples in the same order. Intervals
     draw the queries of the behaviours, which share their retrainings.
+
+    asset         name of the suite's asset with the examples, unless its corpus has the field
+                  `planted`
+    kinds         behaviours to measure; if empty, all with at least two queries
+    budgets       shares of the corpus to remove
+    seeds         trainings per removal, of which the mean counts
+    random_seeds  random choices per budget
+    start         checkpoint of the target from which models are trained
+    recipe        changes to the target's recipe, such as "epochs=4,batch_size=16"
+    replicates    bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "filter"

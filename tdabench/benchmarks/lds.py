@@ -32,6 +32,10 @@ class RanksGroups(Benchmark):
 
     A further truth (such as groups of another size) adds `name[truth]` and its own ceiling without
     changing the headline value; one that the target lacks is noted.
+
+    truth       name of the suite's truth
+    also        names of further truths, such as groups of another size
+    replicates  bootstrap replicates behind each interval
     """
 
     truth: str = ""

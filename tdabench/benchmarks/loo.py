@@ -24,6 +24,8 @@ class LOO(RanksGroups):
     methods the two rank alike, but a removal of one in thousands is lost in the rounding of the
     kept sum. The loss of the whole pool is a constant per query and changes no rank. `also` names
     further truths (another k), as in LDS.
+
+    score  group whose score is compared: "removed" or "kept"
     """
 
     name: ClassVar[str] = "loo"

@@ -38,6 +38,10 @@ class Noise(FromArrays):
 
     The value is average precision per query, with ties by expectation, averaged over queries.
     `chance` is the value of constant scores.
+
+    asset       name of the suite's asset with the examples, unless its corpus has the field
+                `planted`
+    replicates  bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "noise"

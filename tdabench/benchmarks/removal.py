@@ -37,6 +37,17 @@ class Removal(Benchmark):
     All models start from the same weights and see the kept examples in the same order at the same
     steps (removed examples have weight zero), so that differences come from the examples alone.
     Training follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16").
+
+    n             number of queries
+    k             numbers of examples to remove
+    fraction      share of the corpus that models are trained on
+    seeds         trainings per removal, of which the mean counts
+    random_seeds  random removals of each size
+    matched       random removals of each size per query that match the removed examples; 0: none
+    opponents     also remove the lowest-scoring examples
+    start         checkpoint of the target from which models are trained
+    recipe        changes to the target's recipe, such as "epochs=4,batch_size=16"
+    replicates    bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "removal"

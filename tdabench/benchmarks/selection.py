@@ -42,6 +42,18 @@ class Selection(FromArrays):
     afterwards. A target too small to answer correctly is better judged by "loss". Training
     follows the target's recipe; `recipe` says what differs ("epochs=4,batch_size=16": a selection
     may be smaller than a batch).
+
+    k               numbers of examples to select
+    rule            min-rank, top, softmax or diverse
+    measure         measure of the headline: f1, exact_match or loss
+    dev             queries of each task that guide the selection
+    tasks           number of tasks; 0: all
+    seeds           trainings per selection, of which the mean counts
+    random_seeds    random selections of each size
+    start           checkpoint of the target from which models are trained
+    recipe          changes to the target's recipe, such as "epochs=4,batch_size=16"
+    max_new_tokens  longest response to generate
+    replicates      bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "selection"

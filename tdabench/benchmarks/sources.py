@@ -48,6 +48,12 @@ class Sources(Benchmark):
     `by` names the field with an example's source ("task", or a further field; by default `source`
     if examples have it, otherwise the task). `copies` is the number of sources to duplicate, drawn
     by a named seed; 0 skips this test, which builds a second index.
+
+    truth       name of the suite's truth
+    by          field with the source of an example; if empty, `source`, or the task without it
+    copies      sources to duplicate; 0: none
+    asset       name of the suite's asset with the retrainings of duplicated sources
+    replicates  bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "sources"

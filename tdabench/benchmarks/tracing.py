@@ -44,6 +44,16 @@ class Tracing(FromArrays):
     decoy that contains the fact's answer names the fact in `answers`. It is left out of the ranking
     of that query, since finding it is not clearly wrong. `mrr_with_answers` counts it as
     irrelevant, and `mrr_without_decoys` leaves out all decoys.
+
+    asset         name of the suite's asset with the examples, unless its corpus has the field
+                  `fact`
+    k             numbers of best examples for `recall@k`
+    tail_k        examples of a tail-patch
+    tail_queries  queries with a tail-patch; 0: none
+    behaviours    field of queries that are asked together; if empty, each query is asked alone
+    start         checkpoint of the target for tail-patches
+    lr            learning rate of tail-patches
+    replicates    bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "tracing"

@@ -40,6 +40,10 @@ class Transfer(Benchmark):
     truth. `agnostic[label]` estimates the LDS of their common part by the formula for one common
     factor: the square root of r(T, A) r(T, B) / r(A, B), numerator and denominator summed over
     pairs A, B of other targets (Spearman 1904); with one other target, the square root of r(T, A).
+
+    truth       name of the suite's truth
+    targets     labels of the targets to compare with; if empty, all
+    replicates  bootstrap replicates behind each interval
     """
 
     name: ClassVar[str] = "transfer"

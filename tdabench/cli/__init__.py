@@ -7,8 +7,10 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +48,45 @@ COMMANDS = {
     "doctor": ("doctor", "Check this machine for problems."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
+
+
+class HelpFormatter(click.HelpFormatter):
+    """Wraps lines of examples, which click leaves as they are, between words."""
+
+    def write_text(self, text: str) -> None:
+        before = len(self.buffer)
+        super().write_text(text)
+        lines = "".join(self.buffer[before:]).split("\n")
+        self.buffer[before:] = ["\n".join(_narrowed(line, self.width) for line in lines)]
+
+
+def _narrowed(line: str, width: int) -> str:
+    """Wraps a line of a command, with backslashes, or of a term and its description."""
+    if len(line) <= width:
+        return line
+    two = re.match(r"( *\S.*? {3,})(\S.*)", line)
+    if two:
+        column = len(two[1])
+        if width - column >= 25:
+            return textwrap.fill(two[2], width, initial_indent=two[1],
+                                 subsequent_indent=" " * column)  # fmt: skip
+        more = " " * (len(line) - len(line.lstrip()) + 4)
+        rest = textwrap.fill(two[2], width, initial_indent=more, subsequent_indent=more)
+        return f"{two[1].rstrip()}\n{rest}"
+    indent = " " * (len(line) - len(line.lstrip()))
+    if not line.strip().startswith("tdabench "):
+        return textwrap.fill(line.strip(), width, initial_indent=indent, subsequent_indent=indent)
+    out = [indent]
+    argument = r"\"[^\"]*\"|'[^']*'|\S+"
+    for word in re.findall(rf"--?[\w-]+ (?!-)(?:{argument})|{argument}", line):
+        if out[-1].strip() and len(out[-1]) + len(word) > width - 3:  # room for " \"
+            out[-1] += "\\"
+            out.append(f"{indent}    ")
+        out[-1] += f"{word} "
+    return "\n".join(x.rstrip() for x in out)
+
+
+click.Context.formatter_class = HelpFormatter  # of every command, those of plugins included
 
 
 class LazyGroup(click.Group):

@@ -118,9 +118,10 @@ def check(
 @click.option("--target", help="Target label (default: the only one).")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def badge(run: Path, method: str, benchmark: str, target: str | None, out: Path) -> None:
-    """Draw a method's value with its interval as an SVG, for the README of its repository.
+    """Draw a method's value with its interval as an SVG.
 
-    Exits with 1 if the method failed, with a badge that says so.
+    For the README of the method's repository. Exits with 1 if the method failed, with a badge that
+    says so.
 
     \b
     Example:

@@ -185,10 +185,11 @@ def search(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Find the training examples in FOLDER with the highest scores for a prompt or a file.
+    """Find the examples in FOLDER with the highest scores for a prompt.
 
-    Exact by default: every row is read once for all queries, and the score of the whole corpus as
-    one group comes with the JSON. In a pipe there is one tab-separated line per example.
+    Or for every row of a file. Exact by default: every row is read once for all queries, and the
+    score of the whole corpus as one group comes with the JSON. In a pipe there is one
+    tab-separated line per example.
     """
     from tdabench.cli.trace import asked
     from tdabench.run.corpus_index import CorpusIndex, runner

@@ -106,6 +106,18 @@ def descriptions(cls: Any) -> dict[str, str]:
     return found
 
 
+def without_parameters(shown: dict[str, Any]) -> str:
+    """Returns a description without its `name  text` lines, which the list of parameters has."""
+    names = {p["name"] for p in shown["parameters"]}
+    kept, inside = [], False
+    for line in shown["description"].splitlines():
+        match = re.match(r"(\w+)  +\S", line)
+        inside = bool(match and match[1] in names) or (inside and line.startswith("  "))
+        if not inside:
+            kept.append(line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+
+
 def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(str(a) for a in typing.get_args(hint))
@@ -156,24 +168,22 @@ def print_described(kind: str, shown: dict[str, Any]) -> None:
         lines.append(shown["summary"])
     if shown["source"]:
         lines.append(f"source: {shown['source']}")
-    lines += [f"plugin: {shown['plugin']} ({shown['distribution']})", "", shown["description"], ""]
-    inherited = [
-        p
-        for p in shown["parameters"]
-        if p["description"] and not re.search(rf"(?m)^{p['name']}  ", shown["description"])
-    ]
-    if inherited:
-        wide = max(len(p["name"]) for p in inherited)
-        lines += [*(f"{p['name']:{wide}}  {p['description']}" for p in inherited), ""]
+    lines += [f"plugin: {shown['plugin']} ({shown['distribution']})", ""]
+    lines += [without_parameters(shown), ""]
     out.print("\n".join(fitted(x, out.width) for x in lines), markup=False, soft_wrap=True)
     if shown["parameters"]:
-        print_table(
-            ["parameter", "type", "default"],
-            [
-                (p["name"], p["type"], "required" if p["required"] else repr(p["default"]))
-                for p in shown["parameters"]
-            ],
-        )
+        out.print("Parameters:", markup=False)
+    for p in shown["parameters"]:
+        default = "required" if p["required"] else f"default: {p['default']!r}"
+        head = f"{p['name']}  {p['type']}  [{default}]"
+        text = textwrap.fill(
+            p["description"], max(20, out.width - 4), break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+        out.print(head, textwrap.indent(text, "    "), sep="\n", markup=False, soft_wrap=True)
+    name = shown["name"]
     if kind == "method":
-        text = f"\nRun it: tdabench run --methods {shown['name']}{example(shown)}"
-        out.print(text, markup=False, soft_wrap=True)
+        text = f"\nRun it: tdabench run --methods {name}{example(shown)}"
+    else:
+        text = f"\nRun it: tdabench run --benchmarks {name} --set {name}.PARAMETER=VALUE"
+    out.print(text, markup=False, soft_wrap=True)

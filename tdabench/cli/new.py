@@ -87,7 +87,10 @@ def benchmark(name: str, folder: Path | None, licence: str, author: str) -> None
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Where to write it.  [default: NAME]")  # fmt: skip
 def results(name: str, folder: Path | None) -> None:
-    """Write a results repository NAME, with workflows that check and publish it."""
+    """Write a results repository NAME.
+
+    It has workflows that check submissions and publish the board.
+    """
     check_name(name, "results repository")
     folder = folder or Path(name)
     write_files(folder, RESULTS, {"name": name})

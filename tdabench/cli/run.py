@@ -89,8 +89,8 @@ Finished cells are never measured twice: run the same command again to resume.
     "--set",
     "sets",
     multiple=True,
-    metavar="METHOD.PARAM=VALUE",
-    help="Set a parameter; repeatable.",
+    metavar="NAME.PARAM=VALUE",
+    help="Set a parameter of a method or a benchmark; repeatable.",
 )
 @click.option(
     "--seed",

@@ -57,7 +57,9 @@ def plan(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    """Show what a build would retrain: groups, seeds, recipe, number of retrainings.
+    """Show what a build would retrain.
+
+    Groups, seeds, recipe and the number of retrainings.
 
     \b
     Example:
@@ -141,12 +143,12 @@ def build(
     gpus: float,
     memory: float,
 ) -> None:
-    """Run the missing retrainings; write the truth once all are finished.
+    """Run the missing retrainings of a truth.
 
-    A build can be stopped at any time: finished retrainings are kept, and the same command
-    resumes. To spread a build over machines, give each a --shard and copy the work folders
-    together, or let several build in one shared folder, or use a Ray cluster. Exits with 1 if a
-    retraining failed repeatedly; the next build retries it.
+    The truth is written once all are finished. A build can be stopped at any time: finished
+    retrainings are kept, and the same command resumes. To spread a build over machines, give each
+    a --shard and copy the work folders together, or let several build in one shared folder, or use
+    a Ray cluster. Exits with 1 if a retraining failed repeatedly; the next build retries it.
 
     \b
     Examples:
@@ -383,7 +385,7 @@ def duration(seconds: float) -> str:
 def status(
     suite: str, targets: tuple[str, ...], truths: tuple[str, ...], as_json: bool, work: Path
 ) -> None:
-    """Show which truths exist, how noisy they are, and the progress of builds.
+    """Show which truths exist and the progress of builds.
 
     For a build in progress it lists finished, damaged and failed units, the latter with reasons.
     """
@@ -476,7 +478,7 @@ def describe(
     save: bool,
     device: str,
 ) -> None:
-    """Show how smooth the recipe behind each truth is, and how noisy the truth.
+    """Show how smooth the recipe of a truth is, and how noisy.
 
     Seed agreement is the Spearman correlation of two seeds over groups, averaged over queries.
     Noise ceiling is the LDS of a perfect predictor, additive ceiling of the best that adds up
@@ -656,7 +658,7 @@ def verify(
     seed: int,
     tolerance: float,
 ) -> None:
-    """Retrain a random sample of a shipped truth and report how well it agrees.
+    """Retrain a random sample of a truth and compare.
 
     On the type of machine that built the truth the losses are identical to the bit. Elsewhere they
     differ by rounding, which training amplifies. The reference is the difference between seeds.
@@ -696,9 +698,10 @@ def verify(
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON lines file.")
 def export(file: Path, out: Path) -> None:
-    """Write a truth as JSON lines: `train_subset` and `test_loss` (mean over seeds) per group.
+    """Write a truth as JSON lines.
 
-    AirRep's authors publish their truth in this layout.
+    A line has `train_subset` and `test_loss` (mean over seeds) of a group. AirRep's
+    authors publish their truth in this layout.
     """
     from tdabench.truth.exchange import export_lds
 
@@ -745,12 +748,10 @@ def import_(
 
     \b
     Examples:
-      tdabench truth import lds.jsonl --train train.jsonl --queries test.jsonl --out t.safetensors
-      tdabench truth import losses.pt --masks masks.pt --train train.jsonl --queries test.jsonl
-        --out t.safetensors
-      tdabench truth import losses/ --masks index.jsonl --split 0 --train data.jsonl
-        --corpora corpora --out t.safetensors
-    """
+      tdabench truth import lds.jsonl --train a.jsonl --queries q.jsonl --out t.safetensors
+      tdabench truth import losses.pt --masks m.pt --train a.jsonl --queries q.jsonl --out t.safetensors
+      tdabench truth import losses/ --masks m.jsonl --split 0 --train a.jsonl --corpora c --out t.safetensors
+    """  # noqa: E501
     from tdabench.data.files import read_corpus, write_jsonl
     from tdabench.data.layouts import Reading
     from tdabench.truth.exchange import import_bank, import_truth

@@ -228,11 +228,12 @@ class Plan:
 def check_names(suite: Suite, request: Request) -> None:
     """Raises UsageError for an unknown method, parameter or benchmark of a request."""
     chosen = _methods(suite, request.methods)
-    overrides = _overrides(request.sets, chosen)
+    names = _benchmarks(suite, request.benchmarks)
+    overrides, measured = _overrides(request.sets, chosen, names)
     for variant in chosen:
         _method(suite, variant, suite.targets[0], overrides.get(variant.label, {}))
-    for name in _benchmarks(suite, request.benchmarks):
-        _benchmark(suite, name)
+    for name in names:
+        _benchmark(suite, name, measured.get(name, {}))
 
 
 def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
@@ -241,9 +242,7 @@ def make_plan(request: Request, data_dir: Path | None = None) -> Plan:
     Hub files of the suite are searched in `data_dir` first. Raises UsageError or DataError, naming
     the first error.
     """
-    plan = plan_indices(request, data_dir)
-    names = _benchmarks(plan.suite, request.benchmarks)
-    benchmarks = [_benchmark(plan.suite, name) for name in names]
+    plan, benchmarks = _plan(request, data_dir, measures=True)
     plan.corpora["queries"] = plan.suite.queries(request.split).fingerprint
     truths: dict[Path, str] = {}
     seen: dict[tuple[str, str], str] = {}
@@ -265,10 +264,19 @@ def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
 
     Asks the suite for neither queries nor benchmarks. Raises as `make_plan`.
     """
+    return _plan(request, data_dir, measures=False)[0]
+
+
+def _plan(
+    request: Request, data_dir: Path | None, measures: bool
+) -> tuple[Plan, list[BenchmarkSpec]]:
+    """Returns a plan without cells, and the benchmarks if it `measures` anything."""
     suite = load_suite(request.suite, data_dir, _opened(request))
     targets = _targets(suite, request.targets)
     chosen = _methods(suite, request.methods)
-    overrides = _overrides(request.sets, chosen)
+    names = _benchmarks(suite, request.benchmarks) if measures else []
+    overrides, measured = _overrides(request.sets, chosen, names)
+    benchmarks = [_benchmark(suite, name, measured.get(name, {})) for name in names]
     seeds = request.seeds if request.seeds is not None else suite.seeds
     specs = {(v.label, t.label): _spec(suite, v, t, overrides) for v in chosen for t in targets}
     corpora = {"train": suite.train.fingerprint}
@@ -281,7 +289,7 @@ def plan_indices(request: Request, data_dir: Path | None = None) -> Plan:
             for seed in seeds:
                 spec = specs[variant.label, target.label]
                 plan.builds.append(plan.job(spec, target, seed))
-    return plan
+    return plan, benchmarks
 
 
 def _cell(
@@ -394,29 +402,36 @@ def _variant(suite: Suite, label: str) -> Variant:
     return Variant(label, label)
 
 
-def _overrides(sets: Sequence[str], chosen: Sequence[Variant]) -> dict[str, dict[str, str]]:
-    """Parses `--set NAME.PARAM=VALUE` by label; NAME is a label, or a method (all its labels).
+def _overrides(
+    sets: Sequence[str], chosen: Sequence[Variant], benchmarks: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]]:
+    """Parses `--set NAME.PARAM=VALUE`: parameters by label of a method, and by benchmark.
 
-    A method that runs only as a stage of pipelines can be named, too.
+    NAME is a label, a method (all its labels), or a benchmark. A method that runs only as a stage
+    of pipelines can be named, too.
     """
     staged = {stage for v in chosen if v.pipeline for stage in v.pipeline.stages}
-    out: dict[str, dict[str, str]] = {}
+    methods: dict[str, dict[str, str]] = {}
+    measured: dict[str, dict[str, str]] = {}
     for text in sets:
         left, equals, value = text.partition("=")
         name, dot, param = left.strip().rpartition(".")
         if not (equals and dot and name and param):
-            raise UsageError(f"--set {text!r} does not have the form METHOD.PARAMETER=VALUE")
+            raise UsageError(f"--set {text!r} does not have the form NAME.PARAMETER=VALUE")
         labels = [v.label for v in chosen if v.label == name] or [
             v.label for v in chosen if v.method == name
         ]
         if name in staged:
             labels.append(name)
-        if not labels:
-            known = [*staged, *(v.label for v in chosen), *(v.method for v in chosen)]
-            raise unknown("method in --set", name, set(known), "It must be one of those that run")
+        if not labels and name in benchmarks:
+            measured.setdefault(name, {})[param] = value
+        elif not labels:
+            known = {*staged, *(v.label for v in chosen), *(v.method for v in chosen), *benchmarks}
+            what = "method or benchmark in --set" if benchmarks else "method in --set"
+            raise unknown(what, name, known, "It must be one of those that run")
         for label in dict.fromkeys(labels):
-            out.setdefault(label, {})[param] = _whole_path(value)
-    return out
+            methods.setdefault(label, {})[param] = _whole_path(value)
+    return methods, measured
 
 
 def _whole_path(value: Any, near: Path | None = None) -> Any:
@@ -517,9 +532,9 @@ def _short(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _benchmark(suite: Suite, name: str) -> BenchmarkSpec:
+def _benchmark(suite: Suite, name: str, given: Mapping[str, str]) -> BenchmarkSpec:
     cls = registry().benchmark(name).cls
-    benchmark = cls.from_params(suite.benchmark_params.get(name, {}))
+    benchmark = cls.from_params({**suite.benchmark_params.get(name, {}), **given})
     params = {f.name: getattr(benchmark, f.name) for f in dataclasses.fields(cls)}
     # The parameter `truth` of a benchmark may name another truth of its kind.
     truth = params.get("truth", cls.truth_kind) if cls.truth_kind else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -91,7 +93,10 @@ def test_help_gives_examples(command: str, capsys):
         (["run", "--target", "instrukt"], "unknown target of suite pocket 'instrukt'"),
         (["run", "--methods", "tfidf", "--set", "tfidf.poling=sum"], "Did you mean 'pooling'?"),
         (["run", "--methods", "tfidf", "--set", "tfidf.temperature=hot"], "not of the type float"),
-        (["run", "--methods", "tfidf", "--set", "bm25.k1=1"], "unknown method in --set 'bm25'"),
+        (
+            ["run", "--methods", "tfidf", "--set", "bm25.k1=1"],
+            "unknown method or benchmark in --set 'bm25'",
+        ),
         (["run", "--from", "nowhere.json"], "nowhere.json is missing"),
         (["methods", "tfid"], "unknown method 'tfid'. Did you mean 'tfidf'"),
         (["benchmarks", "ld"], "unknown benchmark 'ld'. Did you mean 'lds'"),
@@ -173,6 +178,15 @@ def test_every_parameter_of_trak_is_described(capsys):
     out = capsys.readouterr().out
     assert out.count("checkpoint of the target at which gradients are computed") == 1
     assert out.count("sketch dimension") == 1
+    assert "proj_dim  int  [default: 2048]\n    sketch dimension\n" in out
+
+
+@pytest.mark.parametrize("kind", ["methods", "benchmarks"])
+def test_every_parameter_is_described(capsys, kind):
+    assert main([kind, "--json"]) == 0
+    for shown in json.loads(capsys.readouterr().out):
+        lacking = [p["name"] for p in shown["parameters"] if not p["description"]]
+        assert not lacking, shown["name"]
 
 
 def test_a_description_is_wrapped_between_words(capsys, monkeypatch):
@@ -340,3 +354,29 @@ def test_json_is_valid_whatever_stdout_can_encode(encoding, monkeypatch):
     assert json.loads(text) == value
     assert "\x1b" not in text
     assert ("数学" in text) == (encoding == "utf-8")
+
+
+def commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(command line, help at 80 columns) of a command and all commands below it."""
+    context = click.Context(command, info_name=path[-1], terminal_width=80, max_content_width=100)
+    yield " ".join(path), command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below
+            yield from commands(below, (*path, name))
+
+
+def test_help_fits_a_terminal_of_80_columns_without_cut_sentences():
+    for name, text in commands(cli, ("tdabench",)):
+        assert max(map(len, text.splitlines())) <= 80, name
+        assert not re.search(r"(?m)^  \w.*\.\.\.$", text), name  # a list of commands
+
+
+def test_examples_of_help_stay_commands_when_wrapped():
+    texts = dict(commands(cli, ("tdabench",)))
+    assert (
+        "    tdabench run --model org/name --train train.jsonl --queries q.jsonl \\\n"
+        "        --truth-groups 50\n"
+    ) in texts["tdabench run"]
+    assert "run every default method; resumes\n" + " " * 43 + "after" in texts["tdabench"]

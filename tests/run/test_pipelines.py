@@ -73,7 +73,7 @@ def test_a_suite_may_name_a_pipeline(make_suite, toys: str):
         (("bm25>tfidf@0",), (), "does not name a pipeline"),
         (("bm25>tfidf@9",), ("bm25>tfidf@9.keep=3",), "unknown parameter of bm25>tfidf@9 'keep'"),
         (("bm25>tfidf@9",), ("bm25>tfidf@9.rest=no",), "rest = 'no'"),
-        (("bm25>tfidf@9",), ("ngram.n=3",), "unknown method in --set"),
+        (("bm25>tfidf@9",), ("ngram.n=3",), "unknown method or benchmark in --set"),
     ],
 )
 def test_mistakes_are_named(toy_suite: Path, toys: str, methods, sets, message: str):

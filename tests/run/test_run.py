@@ -567,15 +567,34 @@ def test_two_labels_of_one_measurement_are_measured_once(make_suite, toys):
     [
         ("toy.size=big", "toy.size = 'big' is not of the type int"),
         ("toy.siz=4", "unknown parameter of toy 'siz'"),
-        ("tyo.size=4", "unknown method in --set 'tyo'"),
-        ("toy.size", "does not have the form METHOD.PARAMETER=VALUE"),
-        ("size=4", "does not have the form METHOD.PARAMETER=VALUE"),
+        ("tyo.size=4", "unknown method or benchmark in --set 'tyo'"),
+        ("toy.size", "does not have the form NAME.PARAMETER=VALUE"),
+        ("size=4", "does not have the form NAME.PARAMETER=VALUE"),
     ],
 )
 def test_a_wrong_set_is_one_clear_line(toy_suite, toys, sets: str, message: str):
     with pytest.raises(UsageError) as e:
         keys(toy_suite, "toy", sets=(sets,))
     assert message in str(e.value)
+
+
+def test_a_parameter_of_a_benchmark_is_set_in_the_same_way(toy_suite, toys):
+    plan = make_plan(Request(str(toy_suite), ("toy",), sets=("lds.replicates=77", "toy.size=4")))
+    (cell,) = plan.cells
+    assert cell.benchmark.params["replicates"] == 77
+    assert cell.method.label == "toy[size=4]"
+    assert keys(toy_suite, "toy", sets=("lds.replicates=77",)) != keys(toy_suite, "toy")
+    assert keys(toy_suite, "toy", sets=("lds.replicates=50",)) == keys(toy_suite, "toy")
+    for sets, message in (
+        ("lds.replicats=77", "unknown parameter of lds 'replicats'. Did you mean 'replicates'"),
+        ("lds.replicates=x", "lds.replicates = 'x' is not of the type int"),
+        ("cost.repeats=3", "unknown method or benchmark in --set 'cost'"),  # it does not run
+    ):
+        with pytest.raises(UsageError) as e:
+            keys(toy_suite, "toy", sets=(sets,))
+        assert message in str(e.value)
+    with pytest.raises(UsageError, match="unknown method in --set 'lds'"):  # nothing is measured
+        plan_indices(Request(str(toy_suite), ("toy",), sets=("lds.replicates=77",)))
 
 
 def test_unknown_names_are_named(toy_suite, toys):
