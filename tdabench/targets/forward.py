@@ -37,7 +37,8 @@ PROBE_ROWS, PROBE_TOKENS, PROBE_SHARED = 3, 11, 6  # rows share their first toke
 _LOUD = 10.0  # standard deviation of logits in the comparison: a cap of 30 then shows
 _CLOSE = {"torch.float64": 1e-8, "torch.float32": 1e-4, "torch.float16": 1e-2}  # of the largest
 
-_of_models: weakref.WeakKeyDictionary[Any, Way] = weakref.WeakKeyDictionary()
+# With the dtype: a model that is converted after loading is compared again.
+_of_models: weakref.WeakKeyDictionary[Any, tuple[Any, Way]] = weakref.WeakKeyDictionary()
 _of_configs: dict[str, Way] = {}
 
 
@@ -107,12 +108,14 @@ def way_of(model: PreTrainedModel) -> Way:
 
     Raises DataError for a model that is not causal or whose forward pass fails on plain tokens.
     """
-    if model not in _of_models:
+    dtype, way = _of_models.get(model, (None, None))
+    if way is None or dtype != model.dtype:
         key = configuration_key(model)
         if key not in _of_configs:
             _of_configs[key] = _measured(model)
-        _of_models[model] = _of_configs[key]
-    return _of_models[model]
+        way = _of_configs[key]
+        _of_models[model] = model.dtype, way
+    return way
 
 
 def configuration_key(model: PreTrainedModel) -> str:
@@ -248,7 +251,7 @@ def _compared(model: PreTrainedModel) -> Way:
 
 def _by(model: PreTrainedModel, way: Way, inputs: dict[str, Tensor], places: Tensor) -> Tensor:
     before = _of_models.get(model)
-    _of_models[model] = way
+    _of_models[model] = model.dtype, way
     try:
         return logits_at(model, inputs["input_ids"], inputs["attention_mask"], places)
     finally:

@@ -325,3 +325,30 @@ def test_bad_encoders_are_named(tmp_path: Path, tiny_target) -> None:
         AirRep().build(context, [])
     with pytest.raises(UsageError, match="dtype"):
         AirRep(dtype="int4")
+
+
+def test_an_untrained_encoder_has_the_recipes_body_and_whitened_states(tmp_path: Path) -> None:
+    """The row that shows what training adds: the same states, without labels."""
+    from tdabench.run.sources import load_suite
+
+    suite = load_suite("pocket")
+    declared = suite.target("smooth")
+    train, queries = list(suite.train)[:120], list(suite.queries())[:6]
+    context = Context(target=declared.target, scratch=tmp_path, assets=suite.assets_for(declared))
+    method = AirRep(encoder="airrep:untrained")
+    index = method.build(context, train)
+    scores = index.score(queries)
+    index.save(tmp_path / "index")
+    np.testing.assert_array_equal(method.load(context, tmp_path / "index").score(queries), scores)
+    again = method.build(context, train[::-1])  # in another order
+    np.testing.assert_allclose(again.score(queries)[:, ::-1], scores, rtol=1e-4, atol=1e-5)
+    rows = np.asarray(index.rows[:])
+    trained = AirRep()
+    assert rows.shape[1] == np.asarray(trained.build(context, train[:2]).rows[:]).shape[1]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-4)  # length not learned
+    assert np.linalg.norm(rows.mean(axis=0)) < 0.2  # centred
+    assert method.prepare_cost(context) is None
+    assert (trained.prepare_cost(context) or {})["retrainings"] > 0
+    bare = Context(target=declared.target, scratch=tmp_path)
+    with pytest.raises(UsageError, match="provides no asset 'airrep'"):
+        method.build(bare, train)

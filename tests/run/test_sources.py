@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -806,6 +807,29 @@ def test_a_wrong_name_is_found_before_anything_is_timed(
 
 
 POCKET = Path(tdabench.__file__).parent / "suites" / "pocket"
+
+
+@pytest.mark.parametrize("inside", ["", "/targets/v1.5"])
+def test_a_targets_folder_may_lie_on_the_hub(tmp_path, inside):
+    """As a repository, or a folder in one."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = tmp_path / "hub" / "models--org--tiny"
+    folder = kept / "snapshots" / commit / inside.lstrip("/")
+    shutil.copytree(POCKET / "targets" / "instruct", folder)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    Path("mine.toml").write_text(
+        f'[suite]\nname = "mine"\n[corpus]\nfile = "{POCKET}/corpus.jsonl.gz"\n'
+        'train = "pool"\nqueries = "test"\n'
+        f'[[targets]]\nlabel = "t"\nfolder = "hub:org/tiny{inside}"\nmax_length = 128\n'
+    )
+    suite = load_suite("./mine.toml")
+    assert suite.targets[0].target.folder == folder
+    assert suite.sources == {f"hub:org/tiny{inside}": f"hub:org/tiny{inside}@{commit}"}
+    suite.targets[0].target.model("base")
+    Path("mine.toml").write_text(Path("mine.toml").read_text().replace("org/tiny", "org/tiny/no"))
+    with pytest.raises(UsageError, match="not on this machine"):
+        load_suite("./mine.toml")
 
 
 def test_a_targets_folder_may_lie_in_a_package(tmp_path, monkeypatch):

@@ -206,7 +206,7 @@ def response(status: int):
         ("RepositoryNotFoundError", "no folder org/x here and no model org/x on the hub"),
         ("RevisionNotFoundError", "has no revision 'v9'"),
         ("LocalEntryNotFoundError", "the hub cannot be reached.*hf download org/x"),
-        ("EntryNotFoundError", "has no file 'f.json'"),
+        ("EntryNotFoundError", "has no file or folder 'f.json'"),
         ("HfHubHTTPError", "cannot fetch the model org/x at v9.*network"),
         ("OfflineModeIsEnabled", "cannot fetch the model org/x"),
     ],

@@ -56,6 +56,8 @@ def test_losses_and_gradients_are_the_models_own(
     assert found.way == way
     assert max(found.losses, found.gradients) < 1e-5
     assert not found.left > 1e-5
+    assert not found.other_head > 1e-5
+    assert found.half < 1e-3
     assert found.share > share
 
 
@@ -98,7 +100,7 @@ def test_a_scale_that_is_one_now_is_found_all_the_same(sweep: Any) -> None:
     assert way_of(LlamaForCausalLM(sweep.tiny_config("llama")).eval()) == "short"
 
 
-@pytest.mark.parametrize("kind", ["granite", "gemma2"])
+@pytest.mark.parametrize("kind", ["granite", "gemma2", "mamba"])
 def test_bfloat16_and_double_precision(sweep: Any, kind: str) -> None:
     model = sweep.tiny_model(kind)
     tokens = sweep.sequences(model)
