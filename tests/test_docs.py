@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 def commands(page: Path) -> list[str]:
     """Every `tdabench …` in a code block or in backticks."""
-    text = page.read_text()
+    text = re.sub(r"\\\n\s*", " ", page.read_text())  # continued lines
     blocks = re.findall(r"^(?:    |\t)(?:\$ )?(tdabench .*)$", text, re.M)
     for fenced in re.findall(r"^```.*?$(.*?)^```", text, re.M | re.S):
         blocks += re.findall(r"^\s*(?:\$ )?(tdabench .*)$", fenced, re.M)
@@ -53,7 +53,7 @@ def test_a_documented_command_exists_with_its_options(page, line):
 
 
 # Names that stand for the reader's own in examples.
-YOURS = {"demo", "FOLDER", "my-method", "mymethod", "mine", "METHOD", "NAME", "$m", "all", "main"}
+YOURS = {"demo", "FOLDER", "LABEL", "my-method", "mymethod", "mine", "METHOD", "NAME", "$m", "all", "main"}
 
 
 def values(line: str, option: str) -> list[str]:
@@ -61,6 +61,23 @@ def values(line: str, option: str) -> list[str]:
     words = shlex.split(line)
     found = [b for a, b in itertools.pairwise(words) if a == option]
     return [v for text in found for v in text.split(",") if v not in YOURS]
+
+
+def parameters(name: str) -> set[str]:
+    """Parameters of a method or a benchmark."""
+    known = registry().benchmarks if name in registry().benchmarks else registry().methods
+    return {f.name for f in fields(known[name].cls)}
+
+
+SET = re.compile(r"`--set ([\w-]+)\.(\w+)=")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_setting_in_the_text_names_a_parameter(page):
+    for name, parameter in SET.findall(page.read_text()):
+        if name in YOURS:
+            continue
+        assert parameter in parameters(name), f"{page.name}: --set {name}.{parameter}"
 
 
 @pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{p.name}: {c}" for p, c in ALL])
@@ -73,7 +90,7 @@ def test_what_a_documented_command_names_is_there(page, line):
     for name in values(line, "--methods"):
         pipeline = PipelineName.parse(name)
         for stage in pipeline.stages if pipeline else [name]:
-            assert stage in registry().methods
+            assert stage in {*registry().methods, *suite.variants}
     for name in [*values(line, "--benchmarks"), *values(line, "--benchmark")]:
         assert name in {*registry().benchmarks, "overall", "shortcuts"}
     for name in values(line, "--kind"):
@@ -87,7 +104,7 @@ def test_what_a_documented_command_names_is_there(page, line):
         if PipelineName.parse(name) is not None:
             assert parameter == "rest"
         elif name and name not in YOURS:
-            assert parameter in {f.name for f in fields(registry().method(name).cls)}
+            assert parameter in parameters(name)
     words = [w for w in shlex.split(line)[1:] if not w.startswith("-")]
     if (
         len(words) == 2
