@@ -23,6 +23,7 @@ from tdabench.errors import DataError as DataError
 from tdabench.errors import GuardError as GuardError
 from tdabench.errors import MethodError as MethodError
 from tdabench.errors import MissingExtra as MissingExtra
+from tdabench.errors import NotApplicable as NotApplicable
 from tdabench.errors import TdabenchError as TdabenchError
 from tdabench.errors import UsageError as UsageError
 from tdabench.errors import resumable as resumable

@@ -67,6 +67,10 @@ class DataError(TdabenchError):
     exit_code = 2
 
 
+class NotApplicable(DataError):
+    """A suite lacks what a benchmark needs, such as labels: the cell is skipped, not failed."""
+
+
 class GuardError(TdabenchError):
     """Continuing would give a flattering number: leaked truth, mixed corpora (exit code 2)."""
 

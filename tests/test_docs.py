@@ -53,7 +53,19 @@ def test_a_documented_command_exists_with_its_options(page, line):
 
 
 # Names that stand for the reader's own in examples.
-YOURS = {"demo", "FOLDER", "LABEL", "my-method", "mymethod", "mine", "METHOD", "NAME", "$m", "all", "main"}
+YOURS = {
+    "demo",
+    "FOLDER",
+    "LABEL",
+    "my-method",
+    "mymethod",
+    "mine",
+    "METHOD",
+    "NAME",
+    "$m",
+    "all",
+    "main",
+}
 
 
 def values(line: str, option: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
 from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blocks, tasks_of
 from tdabench.data.examples import Example
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import NotApplicable, UsageError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Classification(FromArrays):
         sources = _sources(context.train)
         if not labelled or not tasks:
             what = "queries" if tasks else "training examples"
-            raise DataError(f"the {what} have no task labels", "Classification needs them")
+            raise NotApplicable(f"the {what} have no task labels", "Classification needs them")
         queries = context.queries.subset(labelled)
         # By what examples are labelled: the end of array names, labels of train and of queries.
         labels = {"": _numbered(context.train.tasks, queries.tasks)}

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import Benchmark, BenchmarkContext, Metric, Outcome, Stored
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import NotApplicable, UsageError
 from tdabench.seeds import named_seed
 
 EXTRAPOLATED = (10**6, 10**9)
@@ -57,7 +57,7 @@ class Cost(Benchmark):
         n = len(context.train)
         sizes = sorted({max(1, round(f * n)) for f in self.fractions})
         if len(sizes) < 2:
-            raise DataError(f"{n} training examples are too few to measure growth")
+            raise NotApplicable(f"{n} training examples are too few to measure growth")
         order = np.random.default_rng(named_seed(0, "cost")).permutation(n)
         queries = context.queries[: self.queries]
 

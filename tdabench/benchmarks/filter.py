@@ -17,7 +17,7 @@ from tdabench.benchmarks.planted import id_of, planted
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus, Example
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import DataError, NotApplicable, UsageError
 from tdabench.seeds import named_seed
 from tdabench.targets.recipe import Recipe
 
@@ -89,14 +89,14 @@ class Filter(FromArrays):
         kinds = self.kinds or tuple(k for k, of in asked.items() if len(of) > 1)
         for kind in kinds:
             if len(asked.get(kind, ())) < 2 or not (planted_as == kind).any():
-                raise DataError(f"no behaviour {kind!r} with two queries is planted",
+                raise NotApplicable(f"no behaviour {kind!r} with two queries is planted",
                                 "See docs/benchmarks/filter.md")  # fmt: skip
         if not kinds:
-            raise DataError("no query has a planted behaviour to explain",
+            raise NotApplicable("no query has a planted behaviour to explain",
                             "See docs/benchmarks/filter.md")  # fmt: skip
         clean = [q for q in queries if not q.meta.get("planted")]
         if not clean:
-            raise DataError("there are no clean queries to measure the damage on")
+            raise NotApplicable("there are no clean queries to measure the damage on")
 
         shown = {k: asked[k][0::2] for k in kinds}
         measured = [(k, q) for k in kinds for q in asked[k][1::2]]
@@ -106,7 +106,7 @@ class Filter(FromArrays):
 
         sizes = sorted({max(1, round(b * n)) for b in self.budgets})
         if sizes[-1] >= n:
-            raise DataError(f"removing {sizes[-1]} of {n} examples leaves none to train on")
+            raise NotApplicable(f"removing {sizes[-1]} of {n} examples leaves none to train on")
         bad = [q for _, q in measured]
         other = [Example(q.id + "+clean", q.prompt, q.meta["clean"], q.task)
                  for q in bad if q.meta.get("clean")]  # fmt: skip

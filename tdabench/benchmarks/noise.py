@@ -19,7 +19,7 @@ from tdabench.benchmarks.common import (
     unpack,
 )
 from tdabench.benchmarks.planted import id_of, planted
-from tdabench.errors import DataError
+from tdabench.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Noise(FromArrays):
                 names.append(of or "harmful")
                 ids.append(q.id)
         if not ids:
-            raise DataError("no query has a planted example to find", "See docs/benchmarks/noise")
+            raise NotApplicable(
+                "no query has a planted example to find", "See docs/benchmarks/noise"
+            )
         place = {q: i for i, q in enumerate(queries.ids)}
         tasks, few = tasks_of(queries.subset([place[i] for i in ids]))
         arrays = {**pack("places", found), "among": np.array(among_of), **tasks}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus, Example
 from tdabench.data.files import read_jsonl
-from tdabench.errors import DataError
+from tdabench.errors import NotApplicable
 from tdabench.method import Index
 
 
@@ -57,7 +57,7 @@ def _check(train: Corpus, queries: Corpus, mark: str, where: str) -> None:
     from tdabench.truth.plan import check_disjoint
 
     if not any(e.meta.get(mark) for e in train):
-        raise DataError(
+        raise NotApplicable(
             f"{where} has no training example with the field {mark!r}",
             "Give the suite an asset, or mark examples of its corpus (docs/benchmarks)",
         )

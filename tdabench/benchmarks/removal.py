@@ -13,7 +13,7 @@ from tdabench.benchmarks.common import blocks_of, metric, tasks_of
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.data.behaviours import Behaviour, behaviours_of, parts_of
 from tdabench.data.examples import Corpus, Example
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import NotApplicable, UsageError
 from tdabench.seeds import named_seed
 from tdabench.targets.recipe import Recipe
 
@@ -84,7 +84,7 @@ class Removal(Benchmark):
         pool = np.sort(_draw("pool", n_train, max(1, round(self.fraction * n_train))))
         ks = sorted(set(self.k))
         if ks[-1] >= len(pool):
-            raise DataError(
+            raise NotApplicable(
                 f"removing {ks[-1]} of {len(pool)} examples leaves no training examples",
                 "Lower removal.k or raise removal.fraction",
             )

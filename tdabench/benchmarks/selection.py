@@ -13,7 +13,7 @@ from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blo
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
 from tdabench.data.alike import overlap, trigrams
 from tdabench.data.examples import Corpus
-from tdabench.errors import DataError, UsageError
+from tdabench.errors import NotApplicable, UsageError
 from tdabench.seeds import named_seed
 from tdabench.targets.recipe import Recipe
 
@@ -221,7 +221,7 @@ def split_tasks(
     if len(parts) < len(tasks):
         notes.append(f"{len(tasks) - len(parts)} tasks have at most {dev} queries and are left out")
     if not parts:
-        raise DataError(
+        raise NotApplicable(
             f"no task has more than {dev} queries", "Selection needs task labels, or a lower dev"
         )
     if 0 < limit < len(parts):

@@ -21,7 +21,7 @@ from tdabench.benchmarks.common import (
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.data.behaviours import Behaviour, behaviours_of
 from tdabench.data.examples import Corpus, Example
-from tdabench.errors import DataError
+from tdabench.errors import NotApplicable
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Tracing(FromArrays):
                 decoyed.append(float((decoys & top).sum() / top.sum()))
                 best.append(np.argsort(-s, kind="stable")[: self.tail_k])
         if not asked:
-            raise DataError(
+            raise NotApplicable(
                 "no query asks for a fact in the training examples", "See docs/benchmarks/tracing"
             )
         chosen = queries.subset(asked)

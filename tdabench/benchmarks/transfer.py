@@ -18,7 +18,7 @@ from tdabench.benchmarks.common import (
     tasks_of,
 )
 from tdabench.benchmarks.lds import usable
-from tdabench.errors import DataError, TdabenchError, UsageError, unknown
+from tdabench.errors import NotApplicable, TdabenchError, UsageError, unknown
 from tdabench.io import sha256_bytes
 from tdabench.truth.store import Truth
 
@@ -126,7 +126,7 @@ class Transfer(Benchmark):
                 boots.append(boot)
                 ceilings += [ceiling.value] if ceiling is not None else []
         if not boots:
-            raise DataError(
+            raise NotApplicable(
                 f"the suite has no other target with a truth {self.truth!r}",
                 "Transfer needs at least two targets with truths on the same corpus",
             )

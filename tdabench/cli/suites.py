@@ -199,6 +199,8 @@ def truth_shape(path: Path) -> dict[str, Any]:
 
 
 def print_suite(s: dict[str, Any]) -> None:
+    n = s["hashed_files"]
+    hashed = f"{n} hashed file{'s' * (n > 1)}, all verified" if n else "no hashes declared"
     lines = [
         f"{s['name']} · version {s['version']} · {s['summary']}",
         f"{s['train']['examples']:,} training examples of {s['tasks']} tasks, "
@@ -206,9 +208,11 @@ def print_suite(s: dict[str, Any]) -> None:
         f"methods: {', '.join(s['methods']) or 'all'}",
         *([f"variants: {', '.join(s['variants'])}"] if s["variants"] else []),
         f"benchmarks: {', '.join(s['benchmarks'])}",
-        f"file: {relative(s['path'])} ({s['hashed_files']} hashed files, all verified; "
-        f"{s['folder_bytes'] / 1e6:.1f} MB)",
-        *(f"{name}: {pinned}" for name, pinned in s["sources"].items()),
+        f"file: {relative(s['path'])} ({hashed}; {s['folder_bytes'] / 1e6:.1f} MB)",
+        *(
+            pinned if pinned.startswith(name) else f"{name}: {pinned}"
+            for name, pinned in s["sources"].items()
+        ),
         *(f"{t['label']}: {t['source']}" for t in s["targets"] if t["source"]),
         *([f"published rows: {len(s['published'])}"] if s["published"] else []),
         "",

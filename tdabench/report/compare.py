@@ -319,6 +319,11 @@ def print_comparison(found: Sequence[Difference], console: Console) -> None:
         hang(console, Text(), Text("p-values are Holm-adjusted over all lines.", "dim"))
 
 
+def times(ratio: float) -> str:
+    """Formats a ratio: `0.35x`, `2.1x`, `168x`."""
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2g}x"
+
+
 def _costs(found: Sequence[Difference]) -> list[str]:
     out = {}
     for d in found:
@@ -334,7 +339,7 @@ def _costs(found: Sequence[Difference]) -> list[str]:
         parts = []
         for what, said in (("build", seconds), ("query", milliseconds)):
             if (x := a.of(what)) is not None and (y := b.of(what)) is not None:
-                ratio = f" ({y / x:.2g}x)" if x > 0 else ""
+                ratio = f" ({times(y / x)})" if x > 0 else ""
                 parts.append(f"{what} {said(x)} → {said(y)}{ratio}")
         if parts:
             out[d.a, d.b] = f"{clean(d.a, 60)} → {clean(d.b, 60)}: {', '.join(parts)}"

@@ -399,6 +399,8 @@ def hang(console: Console, prefix: Text, body: Text, indent: int = 2) -> None:
     lines = body.wrap(console, max(10, first))
     head = lines[0] if lines else Text()
     emit(console, prefix + head)
+    for line in lines:
+        line.rstrip()  # the space at which it was broken
     rest = Text(" ").join(lines[1:]) if len(lines) > 1 else Text()
     if rest:
         for line in rest.wrap(console, max(10, room - indent)):

@@ -79,7 +79,8 @@ def bibtex(sources: Mapping[str, Sequence[str]]) -> str:
     """Returns BibTeX: tdabench itself, and one entry per paper, with what it is cited for."""
     out = [
         "@software{tdabench,\n"
-        "  title   = {tdabench: benchmarks for training-data attribution on language models},\n"
+        "  title   = {tdabench: benchmarks for training-data attribution on language\n"
+        "             models},\n"
         "  author  = {{The tdabench maintainers}},\n"
         f"  version = {{{_version()}}},\n"
         "  year    = {2026}\n}"

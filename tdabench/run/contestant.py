@@ -29,6 +29,7 @@ from tdabench.errors import (
     MethodError,
     MissingAsset,
     MissingExtra,
+    NotApplicable,
     TdabenchError,
     brief,
 )
@@ -393,7 +394,8 @@ def target_notes(target: Target, *corpora: Sequence[Example]) -> list[str]:
 def explain(error: BaseException) -> tuple[str, str]:
     """Returns status and reason of a failure, and the origin of a bug in a plugin."""
     if isinstance(error, TdabenchError):
-        return ("skipped" if isinstance(error, MissingExtra) else "failed"), str(error)
+        lacking = isinstance(error, MissingExtra | NotApplicable)
+        return ("skipped" if lacking else "failed"), str(error)
     reason = brief(error)
     memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     if memory or "can't allocate memory" in str(error) or "not enough memory" in str(error):

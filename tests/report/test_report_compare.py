@@ -14,7 +14,7 @@ from tdabench import stats
 from tdabench.benchmarks.cost import crossover_interval
 from tdabench.cli.compare import command
 from tdabench.errors import DataError, UsageError
-from tdabench.report.compare import compare, print_comparison
+from tdabench.report.compare import compare, print_comparison, times
 from tdabench.report.records import read_run
 
 
@@ -212,3 +212,9 @@ def test_a_crossover_measured_more_than_once_has_an_interval(make_run):
         f"{2460 / 0.003:,.0f} examples (95% interval {low:,.0f} to {high:,.0f}, over 3 and 3 "
         "measurements; extrapolated)."
     )
+
+
+def test_ratios_of_times_have_no_exponent():
+    assert [times(r) for r in (0.352, 2.13, 9.96, 168.4, 12345.6)] == [
+        "0.35x", "2.1x", "10x", "168x", "12,346x",
+    ]  # fmt: skip

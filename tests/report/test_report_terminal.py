@@ -8,11 +8,12 @@ import re
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from tdabench.errors import UsageError
 from tdabench.report.board import Board
 from tdabench.report.compare import compare, print_comparison
-from tdabench.report.terminal import print_board, title
+from tdabench.report.terminal import hang, print_board, title
 from tdabench.report.text import clean, count, milliseconds, number, seconds
 
 HOSTILE = "evil[bold red]\x1b[31m\x1b]0;title\x07\u202egnp.exe\u200b\r\nrank 1 \u009b2J<script>"
@@ -238,3 +239,16 @@ def test_a_column_names_its_unit(make_run):
     folder = make_run("r", {"a": 1.0, "b": 0.1}, benchmarks=("removal",), change=with_unit)
     (column,) = Board.from_runs([folder]).table().columns
     assert title(column) == "removal (nats)"
+
+
+def test_a_hanging_paragraph_has_single_spaces():
+    """Where a line is broken first at one width, then at another."""
+    text = "the suite's corpus has no training example with the field 'fact'. Give it an asset, "
+    text = f"tfidf, hidden and random on tracing: failed: {text}or mark its own (docs/benchmarks)."
+    for width in range(40, 90):
+        out = io.StringIO()
+        console = Console(file=out, width=width, force_terminal=True, color_system=None)
+        hang(console, Text(), Text(text))
+        lines = out.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert " ".join(line.strip() for line in lines) == text

@@ -108,6 +108,16 @@ def test_a_missing_extra_is_skipped_with_its_remedy(faults):
     assert "pip install sentence-transformers" in faults[1]["lacks"]["reason"]
 
 
+def test_a_benchmark_that_the_suite_has_no_data_for_is_skipped(toy_suite, toys, tmp_path):
+    request = Request(str(toy_suite), ("toy",), benchmarks=("noise", "transfer"))
+    result = run(request, tmp_path)
+    assert not result.failed
+    found = {r["benchmark"]["name"]: r for r in result.records}
+    assert {r["status"] for r in found.values()} == {"skipped"}
+    assert "no training example with the field 'planted'. Give" in found["noise"]["reason"]
+    assert "no other target with a truth 'lds'" in found["transfer"]["reason"]
+
+
 def test_prints_land_in_the_log(faults):
     log = (faults[0] / "logs" / "prints-tiny-0.log").read_text()
     assert "noise on stdout" in log
