@@ -400,7 +400,8 @@ def say_cost(
     one = (
         f"one retraining on {size:,} examples takes about {seconds(cost.seconds)} on this machine "
         f"in one thread ({span}{cost.steps} step{'s' * (cost.steps > 1)}; training "
-        f"{seconds(cost.train_seconds)}, losses of the queries {seconds(cost.query_seconds)})"
+        f"{seconds(cost.train_seconds)}, losses of the queries {seconds(cost.query_seconds)}, "
+        f"loading {seconds(cost.load_seconds)})"
     )
     if cost.load > 1.2:
         one += f"; other work slows it down ({cost.load:.1f} processes per core)"
@@ -416,7 +417,8 @@ def say_progress(done: int, total: int, left: float) -> None:
     """Prints how far the truth is."""
     from tdabench.report.text import seconds
 
-    say(f"truth: {done} of {total} retrainings, {seconds(left)} left")
+    rest = f", {seconds(left)} left" if done < total else ""
+    say(f"truth: {done} of {total} retrainings{rest}")
 
 
 def silent(done: int, total: int, left: float) -> None:

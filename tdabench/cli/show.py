@@ -169,7 +169,7 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
     )
     line(
         f"corpus {r['corpus']['train']}, queries {r['corpus']['queries']}, target "
-        f"{r['target']['fingerprint']}, truth {r['truth'] or 'none'}"
+        f"{r['target']['fingerprint']}" + (f", truth {r['truth']}" if r["truth"] else "")
     )
     line(f"isolation: {r.get('isolation') or 'none'}")
     line(f"record: {folder / 'cells' / r['key']}.json")

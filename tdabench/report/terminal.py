@@ -8,7 +8,7 @@ the same text.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -136,7 +136,7 @@ def _print_table(
         if cell.status not in ("absent", "skipped"):
             body.append(f" (tdabench show {_typed(row.label)})", "dim")
         hang(console, prefix, body, indent=6)
-    for note in footnotes(table, wide or plain):
+    for note in footnotes(table, wide or plain, {c.key for c in shown}):
         hang(console, Text(), Text(clean(note), "dim"))
     if hidden:
         names = listing(clean(h) for h in hidden)
@@ -169,8 +169,13 @@ def context_line(table: Table) -> Text:
     return Text(" · ".join(clean(p, 80) for p in parts if p), "bold")
 
 
-def footnotes(table: Table, everything: bool = True) -> list[str]:
-    """Lists prepare phases, the meaning of ties, failures in other columns, and notes of rows."""
+def footnotes(
+    table: Table, everything: bool = True, shown: Collection[str] | None = None
+) -> list[str]:
+    """Lists prepare phases, the meaning of ties, failures in other columns, and notes of rows.
+
+    `shown` names the columns to explain, None all.
+    """
     out = []
     for row in table.rows:
         cost = row.cost
@@ -190,9 +195,10 @@ def footnotes(table: Table, everything: bool = True) -> list[str]:
                 f"{clean(row.label, 60)}: over {cell.seeds} seeds of the method, {name} varies by "
                 f"{number(cell.spread, 3)} (standard deviation)."
             )
-    if any(not c.higher_is_better for c in table.columns):
+    seen = [c for c in table.columns if shown is None or c.name in shown]
+    if any(not c.higher_is_better for c in seen):
         out.append("↓: lower is better.")
-    if rule_of_overall := rule(table):
+    if OVERALL in (c.name for c in seen) and (rule_of_overall := rule(table)):
         out.append(rule_of_overall)
     if free := [row.label for row in table.rows if row.unconfined]:
         out.append(

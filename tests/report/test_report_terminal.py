@@ -66,6 +66,15 @@ def test_80_columns_show_cost_beside_fidelity(board):
         assert word in header
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_what_a_column_means_is_said_where_it_is_shown(board, width):
+    lines = plain(printed(board, width)).splitlines()
+    header = next(line for line in lines if "method" in line)
+    notes = " ".join(lines[lines.index(header) :])
+    assert ("overall" in header) == ("overall: mean rank" in notes)
+    assert ("↓" in header) == ("↓: lower is better" in notes)
+
+
 def test_140_columns_show_everything(board):
     text = plain(printed(board, 140))
     header = next(line for line in text.splitlines() if "method" in line)
