@@ -291,7 +291,8 @@ def _latex(table: Table, columns: Sequence[str]) -> str:
                 figure += rf" {{\scriptsize {span.replace('-', '$-$')}}}"
             cells.append(figure)
         lines.append(" & ".join(cells) + r" \\")
-    notes = [clean(n, 600) for n in footnotes(table)]
+    # One paragraph: every note is a sentence.
+    notes = [f"{n.rstrip('.')}." for n in (clean(n, 600) for n in footnotes(table))]
     failed = [
         f"{clean(r.label, 60)}: {c.status}, {clean(c.reason, 200)}."
         for r in table.rows

@@ -85,6 +85,8 @@ def test_latex_prints_notes_and_has_one_minus_sign(make_run):
     assert [x for x in text.splitlines() if x.startswith("%")] == [r"% needs \usepackage{booktabs}"]
     assert "airrep's prepare phase: 4,800 retrainings" in text
     assert "demo: failed, returned NaN." in text
+    said = text.split("footnotesize")[1]
+    assert not re.search(r"\w (?:demo|airrep|rank|b): ", said)  # sentences end
     (row,) = [x for x in text.splitlines() if x.startswith(tuple("123456789")) and " & b & " in x]
     assert row.count("$-$") == 4  # value, interval, share
     assert "-" not in row.replace("$-$", "").replace("--", "")
