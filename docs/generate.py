@@ -90,7 +90,8 @@ SECTIONS: dict[str, str] = {
     "Suites": "Suite load_suite derive_suite registry",
     "Files and seeds": "read_arrays write_arrays read_json write_json write_bytes check_free "
     "check_replaceable sha256_file fingerprint named_seed",
-    "Errors": "TdabenchError UsageError DataError GuardError MethodError MissingExtra resumable",
+    "Errors": "TdabenchError UsageError DataError GuardError MethodError MissingExtra "
+    "NotApplicable resumable",
 }
 HEAD = """# API reference
 

@@ -79,7 +79,7 @@ class _Running:
     log: Path
     phase: str = "start"
     cell: str = ""
-    spent: float = 0.0  # seconds of this phase without those of a suspended machine
+    spent: float = 0.0  # seconds of this phase, suspensions of the machine left out
     unread: bytes = b""
     nurseries: set[int] = field(default_factory=set)
     done: set[str] = field(default_factory=set)

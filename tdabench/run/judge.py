@@ -323,7 +323,7 @@ class Stage:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Excludes the time within the context from `clock`."""
+        """Drops the time within the context from `clock`."""
         wall, cpu = self.clock.setup.now()
         try:
             yield
