@@ -45,6 +45,7 @@ class Removal(Benchmark):
     random_seeds  random removals of each size
     matched       random removals of each size per query that match the removed examples; 0: none
     opponents     also remove the lowest-scoring examples
+    behaviours    field of queries that are one behaviour; if empty, each query is asked alone
     start         checkpoint of the target from which models are trained
     recipe        changes to the target's recipe, such as "epochs=4,batch_size=16"
     replicates    bootstrap replicates behind each interval
@@ -89,7 +90,7 @@ class Removal(Benchmark):
                 "Lower removal.k or raise removal.fraction",
             )
         sets = self._asked(context.queries)
-        # Scores are of behaviours, models are evaluated on what they consist of.
+        # Scores are of behaviours; models are evaluated on their queries.
         queries, weights = parts_of(sets)
         found = blocks_of(context.index, sets if self.behaviours else (), queries, n_train)
         scores = np.concatenate([s for _, s in found])
@@ -133,7 +134,7 @@ class Removal(Benchmark):
                     of = rises.setdefault("opponents", np.zeros((len(ks), len(sets))))
                     of[j, q] = losses(order[q, -k:], q)[0] - before[q]
 
-        # Stand-ins with the ids and tasks of behaviours.
+        # Examples with the ids and tasks of behaviours.
         asked = Corpus([Example(b.id, b.prompt, b.response, b.task) for b in sets], "asked")
         tasks, few = tasks_of(asked)
         what = f"behaviours (by {self.behaviours!r})" if self.behaviours else "queries"
