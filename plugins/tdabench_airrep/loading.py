@@ -246,24 +246,6 @@ def initial_encoder(
     return encoder.float().requires_grad_(True)
 
 
-def untrained(folder: Path, target: Target, device: str, dtype: str) -> Encoder:
-    """Makes the encoder that the training of the encoder in `folder` began with, frozen.
-
-    Its projection is random. Raises DataError if the folder does not record how it was trained.
-    """
-    from tdabench_airrep.pipeline import stages_of
-
-    try:
-        first = stages_of(read_json(Path(folder) / "airrep.json"))[0]
-    except (KeyError, TypeError) as e:
-        raise DataError(
-            f"the encoder in {folder} does not record how it was trained: {e!r}",
-            "Give an encoder of tdabench airrep train",
-        ) from e
-    encoder = first.body.encoder(target, first.config.seed)
-    return encoder.to(device=device, dtype=getattr(torch, dtype)).requires_grad_(False)
-
-
 def model_folder(init: str) -> Path | None:
     """Returns the folder of the model behind `init`; None unless a folder, "minilm" or "hub:…".
 

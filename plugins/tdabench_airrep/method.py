@@ -90,10 +90,12 @@ class AirRep(RepresentationMethod):
         """Opens the encoder with this method's text parameters."""
         from dataclasses import replace
 
-        from tdabench_airrep.loading import load_encoder, untrained
+        from tdabench_airrep.loading import load_encoder
 
         folder = self.folder(context)
         if self.encoder.endswith(UNTRAINED):
+            from tdabench_airrep.pipeline import untrained
+
             encoder = untrained(folder, context.target, context.device, self.dtype)
         else:
             encoder = load_encoder(folder, context.device, self.dtype, context.target)

@@ -219,6 +219,22 @@ def stages_of(record: Mapping[str, Any]) -> list[Stage]:
     return [*(stages_of(earlier) if earlier is not None else []), here]
 
 
+def untrained(folder: Path, target: Target, device: str, dtype: str) -> Encoder:
+    """Makes the encoder that the training of the encoder in `folder` began with, frozen.
+
+    Its projection is random. Raises DataError if the folder does not record how it was trained.
+    """
+    try:
+        first = stages_of(read_json(Path(folder) / "airrep.json"))[0]
+    except (KeyError, TypeError) as e:
+        raise DataError(
+            f"the encoder in {folder} does not record how it was trained: {e!r}",
+            "Give an encoder of tdabench airrep train",
+        ) from e
+    encoder = first.body.encoder(target, first.config.seed)
+    return encoder.to(device=device, dtype=getattr(torch, dtype)).requires_grad_(False)
+
+
 def limited(stages: Sequence[Stage], steps: int, distil_steps: int) -> list[Stage]:
     """Returns `stages` with limited steps of ranking and of distillation (0: no limit)."""
 
