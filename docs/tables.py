@@ -104,14 +104,49 @@ def fidelity(found: Records) -> list[str]:
         ]
         if rest:
             lines += [f"Without a result in these runs: {', '.join(sorted(rest))}.", ""]
+    if pairs := contrasts(found):
+        lines += ["### Differences", "", *pairs, ""]
     return lines[:-1]
 
 
-def letters(rows: list[Record], metric: str) -> dict[str, str]:
-    """Rank as an interval and letters of each method; nothing for one without replicates."""
+# Differences on docs/methods/fidelity.md: (method, the method that it is compared with).
+PAIRS = (
+    ("source-fitted", "source"), ("source-fitted", "ekfac"), ("source", "ekfac"), ("kfac", "ekfac"),
+    ("ekfac", "logra"), ("ekfac", "identity"), ("explicit", "ekfac"), ("airrep", "ngram"),
+    ("airrep", "logra"), ("airrep", "hidden"), ("kfac", "ngram"), ("logra", "ngram"),
+    ("trak", "ngram"), ("trackstar", "logra"), ("less", "logra"), ("hiddengrad", "logra"),
+    ("lorif", "logra"), ("datainf", "identity"), ("gradcos", "graddot"), ("trak", "traker"),
+    ("ngram", "sametask"),
+)  # fmt: skip
+
+
+def contrasts(found: Records) -> list[str]:
+    """Paired differences of LDS of PAIRS for new tasks, a column per target."""
+    from tdabench.stats import compare
+
+    targets = ordered(found)
+    boots = {t: replicates(good(found, t, "lds"), "lds") for t in targets}
+    rows = []
+    for a, b in PAIRS:
+        cells = []
+        for t in targets:
+            if a not in boots[t] or b not in boots[t]:
+                cells.append("")
+                continue
+            c = compare(boots[t][a], boots[t][b])
+            p = "< 0.001" if c.p < 0.001 else f"{c.p:.2g}"
+            cells.append(f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}], {p}")
+        if any(cells):
+            rows.append([f"`{a}` - `{b}`", *cells])
+    heads = [f"{t}: difference [95%], p" for t in targets]
+    return markdown(" | ".join(["methods", *heads]), rows)[:-1] if rows else []
+
+
+def replicates(rows: list[Record], metric: str) -> dict[str, Any]:
+    """The bootstraps of records, by method; nothing for one that stored none."""
     from tdabench.errors import TdabenchError
     from tdabench.io import read_arrays
-    from tdabench.stats import Bootstrap, rank_methods
+    from tdabench.stats import Bootstrap
 
     drawn = {}
     for r in rows:
@@ -121,6 +156,14 @@ def letters(rows: list[Record], metric: str) -> dict[str, str]:
             drawn[r["method"]["label"]] = Bootstrap.of_record(value, arrays["per_query"], arrays)
         except (TdabenchError, KeyError):
             continue
+    return drawn
+
+
+def letters(rows: list[Record], metric: str) -> dict[str, str]:
+    """Rank as an interval and letters of each method; nothing for one without replicates."""
+    from tdabench.stats import rank_methods
+
+    drawn = replicates(rows, metric)
     found = rank_methods(drawn) if len(drawn) > 1 else None
     if found is None:
         return {}

@@ -183,3 +183,30 @@ def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
     monkeypatch.setattr("sys.argv", ["tables.py", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit, match="no records"):
         module.main()
+
+
+def test_differences_are_paired_and_a_pair_without_both_methods_is_left_out(
+    tmp_path: Path,
+) -> None:
+    import numpy as np
+
+    from tdabench.io import write_arrays
+
+    module = script()
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.05, 400)
+    found = {}
+    for label, value in (("kfac", 0.4), ("ekfac", 0.35), ("logra", 0.2)):
+        path = tmp_path / f"{label}.json"
+        own = value + noise + rng.normal(0, 0.001, 400)
+        arrays = {"per_query": np.full(30, value), "replicates": own, "replicates_groups": own}
+        write_arrays(path.with_suffix(".safetensors"), arrays, {})
+        found["smooth", label] = record(label, value) | {"path": path}
+        found["smooth", label]["target"] = {"label": "smooth"}
+    text = module.contrasts(found)
+    assert text[0] == "| methods | smooth: difference [95%], p |"
+    rows = dict(x.strip("| ").split(" | ") for x in text[2:])
+    assert list(rows) == ["`kfac` - `ekfac`", "`ekfac` - `logra`"]  # no row without ngram
+    assert rows["`kfac` - `ekfac`"].startswith("+0.050 [+0.04")
+    assert rows["`kfac` - `ekfac`"].endswith("], < 0.001")
+    assert module.contrasts({}) == []
