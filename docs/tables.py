@@ -113,7 +113,8 @@ def fidelity(found: Records) -> list[str]:
 PAIRS = (
     ("source-fitted", "source"), ("source-fitted", "ekfac"), ("source", "ekfac"), ("kfac", "ekfac"),
     ("ekfac", "logra"), ("ekfac", "identity"), ("explicit", "ekfac"), ("airrep", "ngram"),
-    ("airrep", "logra"), ("airrep", "hidden"), ("kfac", "ngram"), ("logra", "ngram"),
+    ("airrep", "logra"), ("airrep", "trak"), ("airrep", "hiddengrad"), ("airrep", "hidden"),
+    ("airrep", "tfidf"), ("kfac", "ngram"), ("logra", "ngram"),
     ("trak", "ngram"), ("trackstar", "logra"), ("less", "logra"), ("hiddengrad", "logra"),
     ("lorif", "logra"), ("datainf", "identity"), ("gradcos", "graddot"), ("trak", "traker"),
     ("ngram", "sametask"),
