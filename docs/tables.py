@@ -86,14 +86,19 @@ def fidelity(found: Records) -> list[str]:
     lines = []
     for target in ordered(found):
         rows = good(found, target, "lds")
-        ceiling = next(
-            (r["metrics"]["ceiling"]["value"] for r in rows if "ceiling" in r["metrics"]), None
-        )
+        ceilings = [
+            f"{title} {of['value']:.2f}"
+            for title, name in (
+                ("noise ceiling", "ceiling"),
+                ("additive ceiling", "additive_ceiling"),
+            )
+            if (of := next((r["metrics"][name] for r in rows if name in r["metrics"]), None))
+        ]
         header = (
             "method | tuned settings | LDS [95%] | rank | beyond | of ceiling | build | a query "
             "| bytes/ex"
         )
-        said = f" (noise ceiling {ceiling:.2f})" if ceiling is not None else ""
+        said = f" ({', '.join(ceilings)})" if ceilings else ""
         lines += [f"### {target}{said}", ""]
         ranks = letters(rows, "lds")
         lines += markdown(header, (_fidelity_row(r, ranks) for r in rows), 5)
