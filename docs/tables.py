@@ -330,7 +330,14 @@ def removal(found: Records) -> list[str]:
 
     header = "method | removal [95%] | rise@5 | rise@20"
     rows = good(found, main_target(found, "removal"), "removal")
-    return [*on_target(rows), *markdown(header, map(row, rows))[:-1]] if rows else []
+    if not rows:
+        return []
+    random = [rows[0]["metrics"].get(f"rise_random@{k}") for k in (5, 20)]
+    more = []
+    if all(random):
+        said = [f"{m['value']:+.2f}" for m in random if m]
+        more = ["", f"Leaving out 5 random examples moves the loss by {said[0]}, 20 by {said[1]}."]
+    return [*on_target(rows), *markdown(header, map(row, rows))[:-1], *more]
 
 
 def selection(found: Records) -> list[str]:
@@ -342,7 +349,18 @@ def selection(found: Records) -> list[str]:
 
     header = "method | loss [95%] | reduction from random examples [95%] | k = 20 | k = 60"
     rows = good(found, main_target(found, "loss"), "loss", sign=1)
-    return [*on_target(rows), *markdown(header, map(row, rows))[:-1]] if rows else []
+    if not rows:
+        return []
+    m = rows[0]["metrics"]
+    known = {
+        "random choices": m.get("loss_random"),
+        "the oracle": m.get("loss_oracle"),
+        "the whole pool": next((v for k, v in m.items() if k.startswith("loss_full@")), None),
+        "no training": m.get("loss_zeroshot@0"),
+    }
+    said = [f"{k} {v['value']:.2f}" for k, v in known.items() if v]
+    more = ["", f"Losses without attribution: {', '.join(said)}."] if said else []
+    return [*on_target(rows), *markdown(header, map(row, rows))[:-1], *more]
 
 
 FACTBOOK = "suites-factbook.md"
@@ -474,6 +492,18 @@ PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
             },
             baselines=("oracle", "text", "random"),
             sign=1,
+        ),
+    ),
+    (
+        "benchmarks/classification.md",
+        "classification",
+        columns(
+            "accuracy",
+            {
+                "accuracy": "accuracy [95%]",
+                "accuracy_knn": "vote of the nearest",
+                "chance": "chance",
+            },
         ),
     ),
     (
