@@ -61,6 +61,7 @@ YOURS = {
     "mymethod",
     "mine",
     "METHOD",
+    "BENCHMARK",
     "NAME",
     "$m",
     "all",
