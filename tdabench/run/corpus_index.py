@@ -47,13 +47,14 @@ Done = Callable[[int, int], None]  # (finished shards, all shards)
 def runner(workers: int, ray: str | None = None, gpus: float = 0, done: Done | None = None) -> Run:
     """Returns the runner of shards: this process, `workers` processes, or Ray.
 
-    `ray` is the address of a cluster ("auto" finds it); `gpus` is the number per task.
-    Each process finds the plugins of this one.
+    `ray` is the address of a cluster ("auto" finds it, "" starts one on this machine); `gpus` is
+    the number per task. Each process finds the plugins of this one.
     """
-    if ray is not None:
-        return on_ray(ray or None, gpus=gpus)
     prepare = partial(_find_plugins, configuration())
-    return in_processes(workers, prepare, *([done] if done else []))
+    more = {"done": done} if done else {}
+    if ray is not None:
+        return on_ray(ray or None, gpus=gpus, prepare=prepare, **more)
+    return in_processes(workers, prepare, **more)
 
 
 def _find_plugins(configured: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ path. Scores of a shard equal those of one index over all rows: products of the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -97,12 +98,19 @@ def _threads_for(workers: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
+def on_ray(
+    address: str | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    prepare: Callable[[], None] | None = None,
+    done: Callable[[int, int], None] = lambda finished, total: None,
+) -> Run:
     """Runs tasks on a Ray cluster (extra `ray`), spread over its nodes.
 
     `address` is the address of a running cluster ("auto" finds it); None uses the existing
     connection, or starts a cluster on this machine. A task takes `cpus` cores and `gpus`
-    accelerators.
+    accelerators. Each process of the cluster calls `prepare` first; `done` receives the numbers of
+    finished and of all tasks.
     """
     try:
         import ray
@@ -110,7 +118,12 @@ def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
         raise MissingExtra("Ray", "ray") from e
     if not ray.is_initialized():
         try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (ConnectionError, RuntimeError) as e:
             raise TdabenchError(
                 f"no Ray cluster at {address}: {e}", "Start one with: ray start --head"
@@ -122,7 +135,12 @@ def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
         )
         shared = ray.put(task)  # methods and queries are sent once per node, not per task
         try:
-            return ray.get([remote.remote(shared, item) for item in items])
+            refs = left = [remote.remote(shared, item, prepare) for item in items]
+            while left:
+                ready, left = ray.wait(left)
+                ray.get(ready)  # an error ends the run, the first one of all
+                done(len(refs) - len(left), len(refs))
+            return ray.get(refs)
         except ray.exceptions.RayTaskError as e:
             # A user error in a task is reported as it would be in this process.
             if isinstance(e.cause, TdabenchError):
@@ -132,7 +150,13 @@ def on_ray(address: str | None = None, cpus: float = 1, gpus: float = 0) -> Run:
     return run
 
 
-def _one(task: Callable[[Any], Any], item: Any) -> Any:
+_prepared: set[str] = set()  # in a process of the cluster
+
+
+def _one(task: Callable[[Any], Any], item: Any, prepare: Callable[[], None] | None) -> Any:
+    if prepare is not None and repr(prepare) not in _prepared:
+        prepare()
+        _prepared.add(repr(prepare))
     return task(item)
 
 

@@ -148,3 +148,44 @@ def test_a_search_says_what_is_wrong(built, tmp_path: Path, ask):
     (tmp_path / "mine.txt").write_text("mine")
     _, err = ask("index", "build", tmp_path, "--method", "hidden", code=2)
     assert "holds 'mine.txt'. Give an empty or new folder" in err
+
+
+PLUGIN = """
+import numpy as np
+from tdabench.api import RepresentationMethod, hookimpl
+
+class Letters(RepresentationMethod):
+    name = "letters"
+    version = 1
+    def encode(self, context, examples, role):
+        rows = [[e.text.count(c) for c in "abcdefgh"] for e in examples]
+        return np.array(rows, dtype=np.float32).reshape(len(examples), 8)
+
+@hookimpl
+def tdabench_methods():
+    return [Letters]
+"""
+
+
+def test_ray_builds_the_same_index(toy_suite, queries, tmp_path: Path):
+    """On a cluster that the command starts on this machine; its processes find the plugin, too."""
+    pytest.importorskip("ray", reason="ray is not installed (pip install 'tdabench[ray]')")
+    plugin = tmp_path / "letters.py"
+    plugin.write_text(PLUGIN)
+    words = ["--method", "letters", "--suite", toy_suite, "--shard-rows", 16, "--device", "cpu"]
+    words += ["--plugin", plugin]
+    _, err = tdabench("index", "build", tmp_path / "ray", *words, "--ray", "")
+    assert "4 of 4 shards" in err
+    assert "INFO" not in err
+    tdabench("index", "build", tmp_path / "one", *words)
+    ends = {}
+    for name in ("ray", "one"):
+        files = sorted(p for p in (tmp_path / name / "rows").rglob("*") if p.is_file())
+        ends[name] = [(p.relative_to(tmp_path / name), p.read_bytes()) for p in files]
+    assert ends["ray"] == ends["one"]
+    found = [
+        tdabench("index", "search", tmp_path / "ray", "--queries", queries, "--json", *more)[0]
+        for more in (["--plugin", plugin], ["--plugin", plugin, "--ray", ""])
+    ]
+    shown = [[q["examples"] for q in json.loads(f)["queries"]] for f in found]
+    assert shown[0] == shown[1]
