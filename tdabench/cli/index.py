@@ -32,7 +32,8 @@ WORKERS = (
     click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
                  help="Processes on this machine that share the shards."),
     click.option("--ray", metavar="ADDRESS",
-                 help="A Ray cluster instead (extra ray): auto finds a running one, \"\" starts one here."),
+                 help="A Ray cluster instead (extra ray): auto finds a running one, \"\" starts "
+                      "one here."),
     click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True,
                  help="Ray: GPUs per shard; with 0.25 four share one."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 …"),

@@ -44,17 +44,20 @@ APPROXIMATE = "approximate.faiss"
 Done = Callable[[int, int], None]  # (finished shards, all shards)
 
 
-def runner(workers: int, ray: str | None = None, gpus: float = 0, done: Done | None = None) -> Run:
+def _silent(finished: int, total: int) -> None:
+    """Discards progress."""
+
+
+def runner(workers: int, ray: str | None = None, gpus: float = 0, done: Done = _silent) -> Run:
     """Returns the runner of shards: this process, `workers` processes, or Ray.
 
     `ray` is the address of a cluster ("auto" finds it, "" starts one on this machine); `gpus` is
     the number per task. Each process finds the plugins of this one.
     """
     prepare = partial(_find_plugins, configuration())
-    more = {"done": done} if done else {}
     if ray is not None:
-        return on_ray(ray or None, gpus=gpus, prepare=prepare, **more)
-    return in_processes(workers, prepare, **more)
+        return on_ray(ray or None, gpus=gpus, prepare=prepare, done=done)
+    return in_processes(workers, prepare, done)
 
 
 def _find_plugins(configured: Mapping[str, Any]) -> None:
