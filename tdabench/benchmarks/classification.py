@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blocks, tasks_of
+from tdabench.benchmarks.common import (
+    Arrays,
+    FromArrays,
+    Texts,
+    metric,
+    outcome_of,
+    score_blocks,
+    tasks_of,
+)
 from tdabench.data.examples import Example
 from tdabench.errors import NotApplicable, UsageError
 
@@ -79,12 +87,7 @@ class Classification(FromArrays):
         clusters, few = tasks_of(queries)
         return self.outcome({**arrays, **clusters}, tuple(queries.ids), (*notes, *few))
 
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         from tdabench import stats
 
         wanted = arrays["wanted"]

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tdabench.stats import Bootstrap, Ceiling, Scope
     from tdabench.truth.store import Truth
 
+Arrays = Mapping[str, np.ndarray]  # by name
+Texts = tuple[str, ...]
+
 BLOCK = 16 << 20  # number of scores held at a time
 
 
@@ -35,12 +38,7 @@ class FromArrays(Benchmark):
     kept: ClassVar[str]
 
     @abstractmethod
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         """Computes metrics and per-query values from the measured arrays."""
 
     def recompute(self, stored: Stored) -> Outcome:

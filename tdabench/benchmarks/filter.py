@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import FromArrays, checked_scores, metric, outcome_of
+from tdabench.benchmarks.common import Arrays, FromArrays, Texts, checked_scores, metric, outcome_of
 from tdabench.benchmarks.planted import id_of, planted
 from tdabench.benchmarks.retrain import Retrainer
 from tdabench.data.behaviours import Behaviour
@@ -155,12 +155,7 @@ class Filter(FromArrays):
         )
         return self.outcome(arrays, tuple(map(id_of, bad)), notes)
 
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         from tdabench import stats
 
         kind, sizes = arrays["kind"], arrays["sizes"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,9 @@ import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
 from tdabench.benchmarks.common import (
+    Arrays,
     FromArrays,
+    Texts,
     metric,
     outcome_of,
     pack,
@@ -97,12 +98,7 @@ class Noise(FromArrays):
         asked = tuple(id_of(queries[place[i]]) for i in ids)
         return self.outcome(arrays, asked, (*notes, *few))
 
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         from tdabench import stats
 
         found = unpack("places", arrays)

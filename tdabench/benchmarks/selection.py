@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
-from tdabench.benchmarks.common import FromArrays, metric, outcome_of, score_blocks
+from tdabench.benchmarks.common import Arrays, FromArrays, Texts, metric, outcome_of, score_blocks
 from tdabench.benchmarks.retrain import Retrained, Retrainer, exact_match, unigram_f1
 from tdabench.data.alike import overlap, trigrams
 from tdabench.data.examples import Corpus
@@ -143,12 +143,7 @@ class Selection(FromArrays):
         }
         return self.outcome(arrays, tuple(unseen_all.ids), tuple(notes))
 
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         from tdabench import stats
 
         quality: dict[tuple[str, int], np.ndarray] = {}

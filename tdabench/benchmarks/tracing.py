@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,9 @@ import numpy as np
 
 from tdabench.benchmark import BenchmarkContext, Metric, Outcome
 from tdabench.benchmarks.common import (
+    Arrays,
     FromArrays,
+    Texts,
     blocks_of,
     metric,
     outcome_of,
@@ -136,12 +137,7 @@ class Tracing(FromArrays):
             notes.append(f"queries of the same {self.behaviours!r} are asked together")
         return self.outcome(arrays, tuple(map(id_of, chosen)), (*notes, *few))
 
-    def outcome(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        query_ids: tuple[str, ...],
-        notes: tuple[str, ...] = (),
-    ) -> Outcome:
+    def outcome(self, arrays: Arrays, query_ids: Texts, notes: Texts = ()) -> Outcome:
         from tdabench import stats
 
         found, tasks = unpack("places", arrays), arrays.get("task")
