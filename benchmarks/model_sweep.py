@@ -1,6 +1,7 @@
 """Compares losses and gradients of every causal model type of transformers with its own forward.
 
     python benchmarks/model_sweep.py                 # all types, writes the table of docs/models.md
+    python benchmarks/model_sweep.py --json FILE     # the same; a later call continues it
     python benchmarks/model_sweep.py llama mixtral   # prints the table of these types
 
 Each type is built with two layers and random weights from a small configuration, with scalings and
@@ -15,7 +16,6 @@ configuration ties it. One process, one thread, about a minute of processor time
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from tdabench.errors import TdabenchError
-from tdabench.io import write_text
+from tdabench.io import fingerprint, read_json, sha256_file, write_json, write_text
 from tdabench.targets.batches import Batch, Tokens, pad
 from tdabench.targets.forward import plain_ids, way_of
 from tdabench.targets.target import example_losses
@@ -393,24 +393,30 @@ def table(found: list[Found]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types (all of them, and the page, if none)")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="keep results there; a later call continues them")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    of = fingerprint([transformers.__version__, sha256_file(Path(__file__))])
+    kept: dict[str, Any] = {}
+    if args.json and args.json.exists() and read_json(args.json)["of"] == of:
+        kept = read_json(args.json)["types"]
     found = []
     for kind in args.types or types():
-        f = measure(kind)
+        f = Found(**kept[kind]) if kind in kept else measure(kind)
         found.append(f)
+        kept[kind] = {k: v for k, v in asdict(f).items() if v == v}  # without nan
+        if args.json:
+            write_json(args.json, {"of": of, "types": kept})
         print(
             f"{f.kind:28} {f.outcome:9} {f.way:6} {f.losses:8.0e} {f.gradients:8.0e} {f.left:8.0e}"
             f" {f.other_head:8.0e} {f.half:8.0e} {f.share:6.2f}  {f.reason}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    if args.json:
-        write_text(args.json, json.dumps([asdict(f) for f in found], indent=1))
     if args.types:
         print(table(found))
     else:
