@@ -54,7 +54,7 @@ class RanksGroups(Benchmark):
                 truths[name], more = usable(context.truth(name), context.queries)
                 notes += [f"{name}: {n}" for n in more]
             except UsageError as e:
-                notes.append(f"not measured: {e.message}")
+                notes.append(f"{name}: not measured ({e.message})")
         scores = scores_of_all(
             lambda groups: self.group_scores(context, groups),
             {name: t.groups for name, t in truths.items()},
