@@ -109,8 +109,8 @@ def on_ray(
 
     `address` is the address of a running cluster ("auto" finds it); None uses the existing
     connection, or starts a cluster on this machine. A task takes `cpus` cores and `gpus`
-    accelerators. Each process of the cluster calls `prepare` first; `done` receives the numbers of
-    finished and of all tasks.
+    accelerators. On a new connection each process of the cluster calls `prepare` first; `done`
+    receives the numbers of finished and of all tasks.
     """
     try:
         import ray
@@ -122,7 +122,9 @@ def on_ray(
                 address=address,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,
+                # Runs before a process receives a task, whose arguments it may need to import.
+                runtime_env={"worker_process_setup_hook": prepare} if prepare else None,
             )
         except (ConnectionError, RuntimeError) as e:
             raise TdabenchError(
@@ -135,7 +137,7 @@ def on_ray(
         )
         shared = ray.put(task)  # methods and queries are sent once per node, not per task
         try:
-            refs = left = [remote.remote(shared, item, prepare) for item in items]
+            refs = left = [remote.remote(shared, item) for item in items]
             while left:
                 ready, left = ray.wait(left)
                 ray.get(ready)  # an error ends the run, the first one of all
@@ -150,13 +152,7 @@ def on_ray(
     return run
 
 
-_prepared: set[str] = set()  # in a process of the cluster
-
-
-def _one(task: Callable[[Any], Any], item: Any, prepare: Callable[[], None] | None) -> Any:
-    if prepare is not None and repr(prepare) not in _prepared:
-        prepare()
-        _prepared.add(repr(prepare))
+def _one(task: Callable[[Any], Any], item: Any) -> Any:
     return task(item)
 
 
