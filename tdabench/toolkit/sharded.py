@@ -109,8 +109,8 @@ def on_ray(
 
     `address` is the address of a running cluster ("auto" finds it); None uses the existing
     connection, or starts a cluster on this machine. A task takes `cpus` cores and `gpus`
-    accelerators. On a new connection each process of the cluster calls `prepare` first; `done`
-    receives the numbers of finished and of all tasks.
+    accelerators. Each process of the cluster calls `prepare` first; `done` receives the numbers of
+    finished and of all tasks.
     """
     try:
         import ray
@@ -123,8 +123,6 @@ def on_ray(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                # Runs before a process receives a task, whose arguments it may need to import.
-                runtime_env={"worker_process_setup_hook": prepare} if prepare else None,
             )
         except (ConnectionError, RuntimeError) as e:
             raise TdabenchError(
@@ -135,7 +133,8 @@ def on_ray(
         remote = ray.remote(_one).options(
             num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD", max_retries=2
         )
-        shared = ray.put(task)  # methods and queries are sent once per node, not per task
+        # Methods and queries are sent once per node, not per task.
+        shared = ray.put((_First(prepare), task))
         try:
             refs = left = [remote.remote(shared, item) for item in items]
             while left:
@@ -152,8 +151,32 @@ def on_ray(
     return run
 
 
-def _one(task: Callable[[Any], Any], item: Any) -> Any:
-    return task(item)
+class _First:
+    """Calls `prepare` in a process of the cluster that receives it, once.
+
+    In a tuple it comes first: by the time that Ray restores what follows, modules that this process
+    found by itself, such as a plugin's file, can be imported there.
+    """
+
+    def __init__(self, prepare: Callable[[], None] | None) -> None:
+        self.prepare = prepare
+
+    def __reduce__(self) -> Any:
+        return _prepared, (self.prepare,)
+
+
+_done: set[str] = set()
+
+
+def _prepared(prepare: Callable[[], None] | None) -> _First:
+    if prepare is not None and repr(prepare) not in _done:
+        prepare()
+        _done.add(repr(prepare))
+    return _First(prepare)
+
+
+def _one(shared: tuple[_First, Callable[[Any], Any]], item: Any) -> Any:
+    return shared[1](item)
 
 
 # --------------------------------------------------------------------------- rows in shards

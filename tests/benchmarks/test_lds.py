@@ -188,8 +188,6 @@ def test_further_truths_are_shown_beside_and_do_not_enter_the_headline(make_cont
     assert out.metrics["lds"].value == pytest.approx(1)
     assert out.metrics["lds[half]"].value == pytest.approx(-1)
     assert "absent: not measured (the suite declares no truth 'absent')" in out.notes
-        "absent: not measured (the suite declares no truth 'absent')" in n for n in out.notes
-    )
     np.testing.assert_array_equal(out.per_query, alone.per_query)
 
     stored = Stored(out.arrays, out.query_ids, lambda name: truths[name], lambda *a: None)
