@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -202,6 +204,27 @@ def test_an_index_in_shards_resumes_and_says_what_it_cannot_hold(tmp_path: Path,
 
 
 # --------------------------------------------------------------------------- Ray
+
+
+def test_a_process_is_prepared_before_it_restores_a_task(tmp_path: Path) -> None:
+    """As on a cluster, whose processes have not imported a plugin's file."""
+    (tmp_path / "far.py").write_text("def double(x):\n    return 2 * x\n")
+    code = (
+        "import pickle, sys; from functools import partial; "
+        "from tdabench.toolkit.sharded import _First; {path}"
+        "sys.stdout.buffer.write(pickle.dumps((_First(partial(sys.path.append, {folder!r})), "
+        "__import__('far').double)))"
+    )
+    folder = str(tmp_path)
+    code = code.format(path=f"sys.path.append({folder!r}); ", folder=folder)
+    sent = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    code = (
+        "import pickle, sys; from tdabench.toolkit.sharded import _one; "
+        "print(_one(pickle.loads(sys.stdin.buffer.read()), 21))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True)
+    assert done.stdout == b"42\n", done.stderr.decode()
+
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed"
