@@ -210,9 +210,9 @@ def test_a_process_is_prepared_before_it_restores_a_task(tmp_path: Path) -> None
     """As on a cluster, whose processes have not imported a plugin's file."""
     (tmp_path / "far.py").write_text("def double(x):\n    return 2 * x\n")
     code = (
-        "import pickle, sys; from functools import partial; "
+        "import pickle, site, sys; from functools import partial; "
         "from tdabench.toolkit.sharded import _First; {path}"
-        "sys.stdout.buffer.write(pickle.dumps((_First(partial(sys.path.append, {folder!r})), "
+        "sys.stdout.buffer.write(pickle.dumps((_First(partial(site.addsitedir, {folder!r})), "
         "__import__('far').double)))"
     )
     folder = str(tmp_path)
