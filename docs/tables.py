@@ -1,11 +1,11 @@
-"""Writes the tables of results in README.md and docs/ from the records of runs.
+"""Writes the tables and the figure of results in README.md and docs/ from the records of runs.
 
 python docs/tables.py RUN [RUN …]
 
-Pages: those of PAGES below, and the board of README.md. If several good records exist for one
-method, target and benchmark, the record from the last folder is used, and within a folder the
-latest. Times are processor times, which other work on the machine distorts least. A page whose
-benchmark is in none of the runs stays as it is.
+Pages: those of PAGES below, the figure of LDS against cost, and the board of README.md. If several
+good records exist for one method, target and benchmark, the record from the last folder is used,
+and within a folder the latest. Times are processor times, which other work on the machine distorts
+least. A page whose benchmark is in none of the runs stays as it is.
 """
 
 from __future__ import annotations
@@ -558,6 +558,49 @@ def board(folders: list[Path]) -> str:
     return "".join(x for x in out.getvalue().splitlines(True) if not x.startswith(notes))
 
 
+FIGURE = "methods/fidelity-cost.svg"
+FIGURE_TARGETS = ("smooth", "instruct")  # the first of them in the runs is drawn
+
+
+def cost_figure(folders: list[Path]) -> bytes | None:
+    """LDS against the processor time of preparation, build and all queries, as SVG.
+
+    None if the runs have no LDS record of FIGURE_TARGETS.
+    """
+    from tdabench.report import figures, plots
+
+    found = records(folders, "lds")
+    target = next((t for t in FIGURE_TARGETS if good(found, t, "lds")), None)
+    if target is None:
+        return None
+    rows = good(found, target, "lds")
+    points = []
+    for r in rows:
+        cost, lds = r["cost"], r["metrics"]["lds"]
+        seconds = (cost.get("prepare") or {}).get("seconds") or 0.0
+        seconds += cost["build"]["cpu_seconds"] + cost["query"]["cpu_seconds"]
+        low, high = lds.get("low"), lds.get("high")
+        family = r["method"].get("family") or "other"
+        points.append(
+            figures.Point(r["method"]["label"], family, seconds, lds["value"], low, high, False)
+        )
+    first = rows[0]["metrics"]
+    lines = {
+        name: first[key]["value"]
+        for key, name in (("ceiling", "noise ceiling"), ("additive_ceiling", "additive ceiling"))
+        if key in first
+    }
+    queries = rows[0]["cost"]["query"]["queries"]
+    figure = plots.scatter(
+        figures.with_front([p for p in points if p.x > 0]),
+        f"preparation + build + {queries} queries, seconds of one core",
+        "LDS on the test truth",
+        f"pocket · {target}",
+        lines,
+    )
+    return plots.figure_bytes(figure, "svg")
+
+
 def main() -> None:
     folders = [Path(a) for a in sys.argv[1:]]
     written = 0
@@ -579,6 +622,8 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
         written += 1
+    if drawn := cost_figure(folders):
+        (DOCS / FIGURE).write_bytes(drawn)
     if README.exists() and (shown := board(folders)):
         text = README.read_text(encoding="utf-8")
         README.write_text(BOARD.sub(lambda m: m[1] + shown + m[2], text), encoding="utf-8")

@@ -43,6 +43,7 @@ from tdabench.io import write_json as write_json
 from tdabench.method import Context as Context
 from tdabench.method import Index as Index
 from tdabench.method import TDAMethod as TDAMethod
+from tdabench.params import read_settings as read_settings
 from tdabench.registry import registry as registry
 from tdabench.rows import Rows as Rows
 from tdabench.rows import row_blocks as row_blocks
@@ -57,6 +58,7 @@ from tdabench.targets.batches import Tokens as Tokens
 from tdabench.targets.batches import batch_places as batch_places
 from tdabench.targets.batches import over_batches as over_batches
 from tdabench.targets.batches import pad as pad
+from tdabench.targets.forward import last_states as last_states
 from tdabench.targets.recipe import Recipe as Recipe
 from tdabench.targets.target import Target as Target
 from tdabench.targets.target import example_losses as example_losses

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from tdabench.errors import UsageError, unknown
@@ -28,6 +29,24 @@ def construct(cls: Any, params: Mapping[str, Any]) -> Any:
         return cls(**values)
     except (ValueError, TypeError) as e:
         raise UsageError(f"{cls.name}: {e}") from e
+
+
+def read_settings(text: str | Iterable[str], what: str, example: str) -> dict[str, str]:
+    """Reads `"lr=1e-4,epochs=1"`, or a list of `"lr=1e-4"`, as values by name.
+
+    A comma within a value (`lora_targets=q_proj,v_proj`) does not begin a name. Raises UsageError
+    for a part that is not `NAME=VALUE`, in the name of `what`, with the `example`.
+    """
+    parts = re.split(r",(?=\s*\w+\s*=)", text) if isinstance(text, str) else text
+    values = {}
+    for part in filter(None, (p.strip() for p in parts)):
+        name, equals, value = (x.strip() for x in part.partition("="))
+        if not (name and equals and value):
+            raise UsageError(
+                f"{what}: {part!r} does not have the form NAME=VALUE", f"Give {example}"
+            )
+        values[name] = value
+    return values
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:

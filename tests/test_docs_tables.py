@@ -102,6 +102,51 @@ def test_pages_of_families_sizes_and_other_targets() -> None:
     assert moved[-1] == "| knowing no model |  |  | 0.650 |"
 
 
+def test_the_figure_shows_every_method_at_its_whole_cost(tmp_path: Path) -> None:
+    from tdabench.report import figures, plots
+
+    module = script()
+    cells = tmp_path / "cells"
+    cells.mkdir()
+    made = [
+        record("costly", 0.5, family="learned") | {"target": {"label": "instruct"}},
+        record("cheap", 0.3, family="text") | {"target": {"label": "instruct"}},
+        record("elsewhere", 0.6, family="text"),  # of another target
+    ]
+    made[0]["cost"]["prepare"] = {"seconds": 300.0}
+    made[0]["metrics"]["additive_ceiling"] = {"value": 0.7}
+    for i, r in enumerate(made):
+        (cells / f"{i}.json").write_text(json.dumps(r))
+    text = (module.cost_figure([tmp_path]) or b"").decode()
+    for label in (
+        "costly",
+        "cheap",
+        "noise ceiling",
+        "additive ceiling",
+        "100 queries",
+        "instruct",
+    ):
+        assert label in text, label
+    assert "elsewhere" not in text
+    assert module.cost_figure([tmp_path]) == text.encode()  # the same records, the same file
+    seen: list[figures.Point] = []
+    real = plots.scatter
+
+    def spy(points: Any, *rest: Any) -> Any:
+        seen.extend(points)
+        return real(points, *rest)
+
+    plots.scatter = spy
+    try:
+        module.cost_figure([tmp_path])
+    finally:
+        plots.scatter = real
+    assert {p.label: (p.x, p.y, p.front) for p in seen} == {
+        "costly": (301.7, 0.5, True), "cheap": (1.7, 0.3, True)
+    }  # fmt: skip
+    assert module.cost_figure([tmp_path / "nothing"]) is None
+
+
 def test_removals_have_a_table_per_target() -> None:
     module = script()
     found = {}

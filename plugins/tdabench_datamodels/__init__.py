@@ -1,4 +1,4 @@
-"""Datamodels: regression of retraining outcomes on membership in the training set.
+"""Datamodels: regression of outcomes of (simulated) retrainings on membership.
 
 Importing this package loads no torch.
 """
@@ -6,8 +6,9 @@ Importing this package loads no torch.
 from tdabench.api import TDAMethod, hookimpl
 from tdabench_datamodels.hybrid import Hybrid
 from tdabench_datamodels.method import Datamodels
+from tdabench_datamodels.stride import STRIDE
 
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [Datamodels, Hybrid]
+    return [Datamodels, Hybrid, STRIDE]

@@ -22,6 +22,7 @@ from tdabench.api import (
     pooled_hidden_states,
     random_groups,
     read_arrays,
+    read_settings,
     registry,
     retrained,
     write_arrays,
@@ -97,14 +98,7 @@ class Hybrid(TDAMethod):
         """Returns the base method. Raises UsageError for an unknown one or for `hybrid` itself."""
         if self.base == self.name:
             raise UsageError(f"{self.name}: the base must be another method")
-        parts = [p.partition("=") for p in self.settings.split(",") if p.strip()]
-        bad = [key for key, equals, _ in parts if not equals]
-        if bad:
-            raise UsageError(
-                f"{self.name}: {bad[0]!r} does not have the form NAME=VALUE",
-                "Give settings=damping=0.001,checkpoint=base",
-            )
-        given = {key.strip(): value.strip() for key, _, value in parts}
+        given = read_settings(self.settings, self.name, "settings=damping=0.001,checkpoint=base")
         return registry().method(self.base).cls.from_params(given)
 
     # ------------------------------------------------------------------ building

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +67,21 @@ def largest_penalty(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs((x - x.mean(0)).T @ (y - y.mean(0))).max(0) / max(1, len(x))
 
 
-def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarray]:
-    """Returns weights [q, n] at each penalty LASSO * top, each started from the previous one.
+def sparse(x: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
+    """Minimises |y - x w|^2 / 2 + lambda |w|_1 for each of y [m, q], without intercept: [q, n].
+
+    lambda is `share` of each outcome's smallest lambda at which every weight is zero. It is
+    approached from above, each solution started from the previous one.
+    """
+    top = np.abs(x.T @ y).max(0) / max(1, len(x))  # [q]; lasso_path divides by m
+    shares = np.geomspace(1.0, share, 1 + max(1, round(-4 * np.log10(share)))) if share < 1 else [1]
+    return lasso_path(x, y, top, shares[1:] if share < 1 else shares)[-1]
+
+
+def lasso_path(
+    xc: np.ndarray, yc: np.ndarray, top: np.ndarray, shares: Sequence[float] = LASSO
+) -> list[np.ndarray]:
+    """Returns weights [q, n] at each penalty shares * top, each started from the previous one.
 
     Uses accelerated proximal gradient (FISTA with restarts) for all outcomes at once.
     """
@@ -76,7 +90,7 @@ def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarr
     gram_y = xc.T @ yc / m  # [n, q]
     w = np.zeros((n, yc.shape[1]))
     out = []
-    for share in LASSO:
+    for share in shares:
         z, t = w, 1.0
         for _ in range(500):
             slope = xc.T @ (xc @ z) / m - gram_y

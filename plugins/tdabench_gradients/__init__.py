@@ -8,6 +8,7 @@ from tdabench_gradients.dda import DDA
 from tdabench_gradients.dsdm import DsDm
 from tdabench_gradients.forvalue import ForValue
 from tdabench_gradients.graddot import GradCos, GradDot
+from tdabench_gradients.grasp import GRASP
 from tdabench_gradients.grass import FactGraSS
 from tdabench_gradients.hiddengrad import HiddenGrad
 from tdabench_gradients.less import LESS
@@ -35,5 +36,6 @@ def tdabench_methods() -> list[type[TDAMethod]]:
         LESS,
         TrackStar,
         FactGraSS,
+        GRASP,
         LoRIF,
     ]

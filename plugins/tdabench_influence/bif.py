@@ -11,7 +11,6 @@ import numpy as np
 from tdabench.api import (
     Context,
     Example,
-    Index,
     MethodError,
     TDAMethod,
     UsageError,
@@ -19,10 +18,9 @@ from tdabench.api import (
     check_room,
     losses_of,
     pad,
-    read_arrays,
     weights_of,
-    write_arrays,
 )
+from tdabench_influence.covariance import CovarianceIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +90,14 @@ class BIF(TDAMethod):
         if not self.step > 0 or self.localisation < 0 or self.beta < 0:
             raise UsageError(f"{self.name}: step > 0, localisation and beta >= 0")
 
-    def build(self, context: Context, train: Sequence[Example]) -> BIFIndex:
+    def build(self, context: Context, train: Sequence[Example]) -> CovarianceIndex:
         models = self.sample(context, train)
         losses = losses_of(context, models, train)
         if not np.isfinite(losses).all():
             raise MethodError(
                 f"{self.name}: the chain diverged", "Lower step, or raise localisation"
             )
-        return BIFIndex(self, context, models, losses)
+        return CovarianceIndex(self, context, models, losses, self.chains)
 
     def sample(self, context: Context, train: Sequence[Example]) -> np.ndarray:
         """Returns the weights of the samples, float16 [chain * draw, parameter]."""
@@ -144,42 +142,5 @@ class BIF(TDAMethod):
             context.progress("chains", chain + 1, self.chains)
         return np.stack(out)
 
-    def load(self, context: Context, path: Path) -> BIFIndex:
-        arrays, meta = read_arrays(path / "samples.safetensors")
-        self.check_saved(path, meta)
-        return BIFIndex(self, context, arrays["models"], arrays["losses"])
-
-
-class BIFIndex(Index):
-    """Weights `models` [sample, parameter] and `losses` [sample, train]."""
-
-    def __init__(
-        self, method: BIF, context: Context, models: np.ndarray, losses: np.ndarray
-    ) -> None:
-        self.method, self.context, self.models, self.losses = method, context, models, losses
-        self.n_train = losses.shape[1]
-        self.pooling, self.temperature = method.pooling, method.temperature
-
-    def score(self, queries: Sequence[Example]) -> np.ndarray:
-        found = losses_of(self.context, self.models, queries)
-        if not np.isfinite(found).all():
-            raise MethodError(
-                f"{self.method.name}: the loss of a query is not finite", "Lower step"
-            )
-        a, b = self._centred(found), self._centred(self.losses)
-        return (a.T @ b / (len(a) - self.method.chains or 1)).astype(np.float32)
-
-    def _centred(self, losses: np.ndarray) -> np.ndarray:
-        """Subtracts each chain's mean: chains may sit in different places."""
-        chains, n = self.method.chains, losses.shape[1]
-        per_chain = losses.astype(np.float64).reshape(chains, len(losses) // chains, n)
-        if per_chain.shape[1] == 1:  # one sample per chain: their common mean
-            return (per_chain - per_chain.mean(0))[:, 0]
-        return (per_chain - per_chain.mean(1, keepdims=True)).reshape(losses.shape)
-
-    def save(self, path: Path) -> None:
-        write_arrays(
-            path / "samples.safetensors",
-            {"models": self.models, "losses": self.losses},
-            {"method": self.method.name, "version": self.method.version},
-        )
+    def load(self, context: Context, path: Path) -> CovarianceIndex:
+        return CovarianceIndex.load(self, context, path, self.chains)

@@ -16,8 +16,8 @@ from tdabench.errors import notice
     "kinds",
     multiple=True,
     metavar="KIND",
-    help="fidelity-build, fidelity-query, fidelity-storage, tasks, transfer, curves, scaling or "
-    "budget; may be repeated. Default: all that the records allow.",
+    help="fidelity-build, fidelity-query, fidelity-total, fidelity-storage, tasks, transfer, "
+    "curves, scaling or budget; may be repeated. Default: all that the records allow.",
 )
 @click.option(
     "--out",

@@ -100,6 +100,7 @@ class Cost:
     retrainings: float | None = None
     build_seconds: float | None = None
     query_ms: float | None = None
+    query_seconds: float | None = None  # of all queries together
     bytes_per_example: float | None = None
     index_bytes: float | None = None
     build_peak_bytes: float | None = None
@@ -585,6 +586,7 @@ def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[st
         retrainings=mean("prepare", "retrainings"),
         build_seconds=mean("build", "seconds"),
         query_ms=sum(per_query) / len(per_query) if per_query else None,
+        query_seconds=mean("query", "seconds"),
         bytes_per_example=mean("bytes_per_example"),
         index_bytes=mean("index_bytes"),
         build_peak_bytes=mean("build", "peak_bytes"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from tdabench.run.record import Record, machine_of
 COST_LABELS = {
     "build": "prepare + build (s)",  # all that a method needs before its first score
     "query": "query (ms per query)",
+    "total": "prepare + build + all queries (s)",
     "bytes": "storage (bytes per example)",
     "prepare": "prepare (s)",
 }
@@ -51,29 +52,32 @@ def pareto(costs: Sequence[float], values: Sequence[float], higher: bool = True)
 
 
 def cost_points(table: Table, cost: str, column: str | None = None) -> list[Point]:
-    """Returns value against `cost` (build, query, bytes, prepare) of every method with both.
+    """Returns value against `cost` (build, query, total, bytes, prepare) of methods with both.
 
-    The cost `build` includes a preparation that is done once, such as AirRep's retrainings.
+    The costs `build` and `total` include a preparation that is done once, such as AirRep's
+    retrainings.
     """
+    of = {"build": before_scores, "total": whole}
     name = column or table.primary
     found = [
-        (row, cell, x)
-        for row in table.rows
-        if (cell := row.cells.get(name)) is not None
-        and cell.ok
-        and (x := before_scores(row.cost) if cost == "build" else row.cost.of(cost)) is not None
-    ]
-    higher = table.column(name).higher_is_better
-    rivals = [(row.label, x, c.value or 0.0) for row, c, x in found if row.family != CONTROL]
-    marks = pareto([x for _, x, _ in rivals], [value for _, _, value in rivals], higher)
-    front = {label for (label, _, _), on in zip(rivals, marks, strict=True) if on}
-    return [
         Point(
-            row.label, row.family, x, c.value or 0.0, c.low, c.high, row.label in front,
+            row.label, row.family, x, c.value or 0.0, c.low, c.high, False,
             row.name if row.family == PIPELINE else "",
         )
-        for row, c, x in found
+        for row in table.rows
+        if (c := row.cells.get(name)) is not None
+        and c.ok
+        and (x := of[cost](row.cost) if cost in of else row.cost.of(cost)) is not None
     ]  # fmt: skip
+    return with_front(found, table.column(name).higher_is_better)
+
+
+def with_front(points: Sequence[Point], higher: bool = True) -> list[Point]:
+    """Returns the points with `front` set on the Pareto front, which no control is part of."""
+    rivals = [p for p in points if p.family != CONTROL]
+    marks = pareto([p.x for p in rivals], [p.y for p in rivals], higher)
+    front = {p.label for p, on in zip(rivals, marks, strict=True) if on}
+    return [replace(p, front=p.label in front) for p in points]
 
 
 def frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -89,6 +93,12 @@ def frontiers(points: Sequence[Point]) -> dict[str, list[Point]]:
 def before_scores(cost: Cost) -> float | None:
     """Returns the seconds that a method needs before its first score: preparation and build."""
     return None if cost.build_seconds is None else cost.build_seconds + (cost.prepare_seconds or 0)
+
+
+def whole(cost: Cost) -> float | None:
+    """Returns the seconds of everything that a run measured: preparation, build and all queries."""
+    before = before_scores(cost)
+    return None if before is None or cost.query_seconds is None else before + cost.query_seconds
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def draw(
                 continue
             name = kind if len(tables) == 1 else f"{kind}-{_file_name(table.target)}"
             path = folder / f"{name}.{form}"
-            write_bytes(path, _bytes(figure, form))
+            write_bytes(path, figure_bytes(figure, form))
             written.append(path)
     return written, missing
 
@@ -74,7 +74,8 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in clean(text, 80)).strip(".")
 
 
-def _bytes(figure: Figure, form: str) -> bytes:
+def figure_bytes(figure: Figure, form: str) -> bytes:
+    """Returns a figure as a file of the format `form`; equal figures give equal bytes."""
     import matplotlib
 
     out = io.BytesIO()
@@ -160,72 +161,89 @@ def _pareto(cost: str) -> Callable[[Board, Table, Mapping[str, str]], Figure]:
         points = [p for p in figures.cost_points(table, cost) if p.x > 0]
         if not points:
             raise DataError(f"no method has both a value and a {cost} cost")
-        figure = _blank(4.8, 4.6)  # narrow: letters stay readable at 400 pixels
-        axes = _axes(figure)
-        axes.tick_params(labelsize=8)
-        families = _families(points)
-        handles: list[Any] = []
-        for family, i in families.items():
-            own = [p for p in points if p.family == family]
-            errors = [
-                [p.y - p.low if p.low is not None else 0.0 for p in own],
-                [p.high - p.y if p.high is not None else 0.0 for p in own],
-            ]
-            bars = axes.errorbar(
-                [p.x for p in own],
-                [p.y for p in own],
-                yerr=np.maximum(errors, 0.0),
-                fmt=MARKERS[i % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)],
-                label=_text(family) or "other",
-                markersize=5,
-                elinewidth=0.8,
-                alpha=0.9,
-            )
-            handles.append(bars)
-        for name, path in figures.frontiers(points).items():
-            handles += axes.plot(
-                [p.x for p in path],
-                [p.y for p in path],
-                color=COLOURS[families[figures.PIPELINE] % len(COLOURS)],
-                linewidth=1.2,
-                zorder=1,
-                label=_text(f"{name} over k", 30),
-            )
-        front = sorted((p for p in points if p.front), key=lambda p: p.x)
-        if front:
-            handles += axes.plot(
-                [p.x for p in front],
-                [p.y for p in front],
-                color="#888888",
-                linewidth=1,
-                linestyle="--",
-                zorder=1,
-                label="Pareto front",
-            )
         column = table.column(table.primary)
+        lines = {}
         if column.ceiling is not None and column.higher_is_better:
-            axes.axhline(column.ceiling, color="#444444", linewidth=0.8, linestyle=":")
-            axes.annotate(
-                "noise ceiling",
-                (1, column.ceiling),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=7,
-            )
-        axes.margins(x=0.15)
-        _log_x(axes, [p.x for p in points])
-        axes.set_xlabel(figures.COST_LABELS[cost], fontsize=9)
-        axes.set_ylabel(_text(title(column)), fontsize=9)
-        axes.set_title(_heading(table), fontsize=9, loc="left")
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8,
-                      frameon=False, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
-        _name_points(figure, axes, points)
-        return figure
+            lines["noise ceiling"] = column.ceiling
+        return scatter(
+            points, figures.COST_LABELS[cost], _text(title(column)), _heading(table), lines
+        )
 
     return draw_one
+
+
+def scatter(
+    points: Sequence[figures.Point], across: str, up: str, heading: str, lines: Mapping[str, float]
+) -> Figure:
+    """Draws values against costs above 0, with intervals, the Pareto front and every label.
+
+    `lines` are horizontal references by name, such as ceilings. With more than 20 points the figure
+    is larger.
+    """
+    # Small: letters stay readable at 400 pixels. Many labels need more room.
+    figure = _blank(4.8, 4.6) if len(points) <= 20 else _blank(8.4, 6.4)
+    axes = _axes(figure)
+    axes.tick_params(labelsize=8)
+    families = _families(points)
+    handles: list[Any] = []
+    for family, i in families.items():
+        own = [p for p in points if p.family == family]
+        errors = [
+            [p.y - p.low if p.low is not None else 0.0 for p in own],
+            [p.high - p.y if p.high is not None else 0.0 for p in own],
+        ]
+        bars = axes.errorbar(
+            [p.x for p in own],
+            [p.y for p in own],
+            yerr=np.maximum(errors, 0.0),
+            fmt=MARKERS[i % len(MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            label=_text(family) or "other",
+            markersize=5,
+            elinewidth=0.8,
+            alpha=0.9,
+        )
+        handles.append(bars)
+    for name, path in figures.frontiers(points).items():
+        handles += axes.plot(
+            [p.x for p in path],
+            [p.y for p in path],
+            color=COLOURS[families[figures.PIPELINE] % len(COLOURS)],
+            linewidth=1.2,
+            zorder=1,
+            label=_text(f"{name} over k", 30),
+        )
+    front = sorted((p for p in points if p.front), key=lambda p: p.x)
+    if front:
+        handles += axes.plot(
+            [p.x for p in front],
+            [p.y for p in front],
+            color="#888888",
+            linewidth=1,
+            linestyle="--",
+            zorder=1,
+            label="Pareto front",
+        )
+    for name, value in lines.items():
+        axes.axhline(value, color="#444444", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            name,
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+        )
+    axes.margins(x=0.15)
+    _log_x(axes, [p.x for p in points])
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
+    axes.set_title(heading, fontsize=9, loc="left")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8,
+                  frameon=False, columnspacing=1.2, handletextpad=0.4)  # fmt: skip
+    _name_points(figure, axes, points)
+    return figure
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[figures.Point]) -> None:
@@ -400,6 +418,7 @@ def _budget(board: Board, table: Table, tasks: Mapping[str, str]) -> Figure:
 KINDS: dict[str, Callable[[Board, Table, Mapping[str, str]], Any]] = {
     "fidelity-build": _pareto("build"),
     "fidelity-query": _pareto("query"),
+    "fidelity-total": _pareto("total"),
     "fidelity-storage": _pareto("bytes"),
     "tasks": _tasks,
     "transfer": _transfer,

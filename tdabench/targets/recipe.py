@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from tdabench.errors import UsageError, unknown
-from tdabench.params import convert
+from tdabench.params import convert, read_settings
 
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "sgd")
@@ -96,17 +95,7 @@ class Recipe:
 
         Raises UsageError like `of`, and for a part that is not `NAME=VALUE`.
         """
-        # A comma within a value (lora_targets=q_proj,v_proj) does not begin a field.
-        parts = re.split(r",(?=\s*\w+\s*=)", text) if isinstance(text, str) else text
-        values: dict[str, Any] = {}
-        for part in filter(None, (p.strip() for p in parts)):
-            name, equals, value = part.partition("=")
-            if not (name and equals and value):
-                raise UsageError(
-                    f"recipe: {part!r} does not have the form NAME=VALUE", "Give lr=1e-4"
-                )
-            values[name.strip()] = value.strip()
-        return Recipe.of(values, self)
+        return Recipe.of(read_settings(text, "recipe", "lr=1e-4"), self)
 
     def differs_from(self, other: Recipe) -> str:
         """Lists the fields in which two recipes differ, `"lr 0.001 (0.002), …"`; "" if none does.

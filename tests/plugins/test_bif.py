@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tdabench_influence.bif import BIF, BIFIndex
+from tdabench_influence.bif import BIF
+from tdabench_influence.covariance import CovarianceIndex
 
 from tdabench.data.examples import Corpus
 from tdabench.errors import MethodError, UsageError
@@ -73,11 +74,11 @@ def test_the_loss_pulls_samples_to_where_it_is_low(
 def test_covariances_are_within_chains(tiny_context: Context) -> None:
     rng = np.random.default_rng(0)
     losses = rng.normal(size=(6, 4)) + np.repeat([[0.0], [50.0]], 3, axis=0)  # chains of 3
-    index = BIFIndex(BIF(draws=3, chains=2), tiny_context, np.zeros((6, 1)), losses)
+    index = CovarianceIndex(BIF(), tiny_context, np.zeros((6, 1)), losses, chains=2)
     want = np.mean([np.cov(losses[:3].T), np.cov(losses[3:].T)], axis=0)
     a = index._centred(losses)
     np.testing.assert_allclose(a.T @ a / 4, want)
-    single = BIFIndex(BIF(draws=1, chains=6), tiny_context, np.zeros((6, 1)), losses)
+    single = CovarianceIndex(BIF(), tiny_context, np.zeros((6, 1)), losses, chains=6)
     np.testing.assert_allclose(single._centred(losses), losses - losses.mean(0))
 
 

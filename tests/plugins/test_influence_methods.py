@@ -58,6 +58,7 @@ FOLLOWING = (
     "source",
     "source-adam",
     "bif",
+    "daunce",
 )  # they train: their own tests ask some of the laws
 
 

@@ -222,6 +222,7 @@ def test_formats(board, tmp_path, form, magic):
     assert {p.stem for p in written} == {
         "fidelity-build",
         "fidelity-query",
+        "fidelity-total",
         "fidelity-storage",
         "tasks",
         "transfer",
@@ -334,3 +335,6 @@ def test_the_cost_of_building_includes_the_preparation(make_run):
     assert points["airrep"].x == cost["airrep"].build_seconds + 348.0
     assert points["logra"].x == cost["logra"].build_seconds + (cost["logra"].prepare_seconds or 0)
     assert figures.COST_LABELS["build"] == "prepare + build (s)"
+    total = {p.label: p.x for p in figures.cost_points(table, "total")}
+    for label, of in cost.items():
+        assert total[label] == points[label].x + of.query_seconds
