@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/trak_ensemble.py --target smooth --models 8
 
-Trains the models of `trak.ensemble`, each on a random half of the corpus, and computes every model's
-sketches once. The damping and the pooling are chosen on the tuning truth, for each number of
+Trains the models of `trak.ensemble`, each on a random half of the corpus, and computes the sketches
+of each once. The damping and the pooling are chosen on the tuning truth, for each number of
 checkpoints; the LDS on the test truth is printed with its interval, beside that of the base
 checkpoint. Models and features are kept under `--work`, so that an interrupted run resumes.
 """
@@ -30,8 +30,9 @@ from tdabench.truth import Truth
 
 
 def main() -> None:
-    from tdabench.api import random_groups, retrained
     from tdabench_gradients.trak import TRAK
+
+    from tdabench.api import random_groups, retrained
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", default="instruct")

@@ -83,7 +83,8 @@ class TDAMethod(ABC):
     which are tried on an index that is built once).
     Examples come without task labels and further fields unless `reads_labels` says that the method
     is a control that looks at them.
-    `expected_failures` maps a law of the conformance kit that the method breaks to the reason.
+    `expected_failures` maps a law of the conformance kit that the method breaks to the reason, and
+    `check_settings` are parameters for `tdabench check` where the defaults would take minutes.
     """
 
     name: ClassVar[str]
@@ -92,6 +93,7 @@ class TDAMethod(ABC):
     source: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    check_settings: ClassVar[Mapping[str, Any]] = {}
     grid: ClassVar[Mapping[str, tuple]] = {}
     query_time: ClassVar[tuple[str, ...]] = ()
     reads_labels: ClassVar[bool] = False

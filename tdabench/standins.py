@@ -27,7 +27,8 @@ PLAIN = {"bool": bool, "int": int, "float": float, "str": str, "None": type(None
 DECLARED: dict[str, dict[str, Any]] = {
     "method": {
         "name": str, "version": int, "family": str, "source": str, "summary": str,
-        "expected_failures": dict, "grid": dict, "query_time": tuple, "reads_labels": bool,
+        "expected_failures": dict, "check_settings": dict, "grid": dict, "query_time": tuple,
+        "reads_labels": bool,
     },
     "benchmark": {
         "name": str, "version": int, "source": str, "summary": str, "title": str,

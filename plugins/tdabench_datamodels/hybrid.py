@@ -68,6 +68,7 @@ class Hybrid(TDAMethod):
     summary = "few retrainings correct another method's scores (Bayesian datamodel)"
     grid = {"noise": (0.2, 0.4, 0.6), "floor": (0.1, 0.3)}
     query_time = ("agreement", "spread", "noise", "floor")
+    check_settings = {"retrainings": 12}
 
     base: str = "ekfac"
     settings: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +73,13 @@ def sparse(x: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
     approached from above, each solution started from the previous one.
     """
     top = np.abs(x.T @ y).max(0) / max(1, len(x))  # [q]; lasso_path divides by m
-    shares = np.geomspace(1.0, share, 1 + max(1, round(-4 * np.log10(share)))) if share < 1 else [1]
-    return lasso_path(x, y, top, shares[1:] if share < 1 else shares)[-1]
+    steps = max(1, round(-4 * np.log10(share)))
+    shares = np.geomspace(1.0, share, 1 + steps)[1:]  # at 1 there is nothing yet
+    return lasso_path(x, y, top, shares)[-1]
 
 
 def lasso_path(
-    xc: np.ndarray, yc: np.ndarray, top: np.ndarray, shares: Sequence[float] = LASSO
+    xc: np.ndarray, yc: np.ndarray, top: np.ndarray, shares: np.ndarray = LASSO
 ) -> list[np.ndarray]:
     """Returns weights [q, n] at each penalty shares * top, each started from the previous one.
 

@@ -79,6 +79,7 @@ class STRIDE(TDAMethod):
     expected_failures = {
         "a-copy-outranks-others": "a copy is in its own random subsets, like every example"
     }
+    check_settings = {"subsets": 20, "per_example": 3}
 
     pooling: str = "sum"
     temperature: float = 1.0

@@ -66,6 +66,7 @@ class BIF(TDAMethod):
     expected_failures = {
         "a-copy-outranks-others": "all losses move together, and few samples are noisy"
     }
+    check_settings = {"draws": 6, "chains": 2, "every": 2, "burn_in": 8}
 
     pooling: str = "sum"
     temperature: float = 1.0

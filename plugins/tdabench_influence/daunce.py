@@ -56,6 +56,7 @@ class Daunce(TDAMethod):
     expected_failures = {
         "a-copy-outranks-others": "all losses move together, and few models are noisy"
     }
+    check_settings = {"models": 6, "steps": 3, "batch": 8}
 
     pooling: str = "sum"
     temperature: float = 1.0

@@ -133,8 +133,9 @@ class Hidden(_Dense):
 class Embedding(_Dense):
     """Cosine of sentence embeddings.
 
-    encoder        an asset of the suite, a folder in the Hugging Face layout, or "minilm" for the
-                   optional package that contains all-MiniLM-L6-v2
+    encoder        an asset of the suite, a folder in the layout of Hugging Face or Model2Vec
+                   (static embeddings), the import name of an installed package that holds one as
+                   `model`, or "minilm" for the optional package that contains all-MiniLM-L6-v2
     token_pooling  how states of tokens become one vector; "auto" follows the folder's
                    sentence-transformers files and is "mean" if there are none
     max_length     tokens read per text
@@ -154,11 +155,18 @@ class Embedding(_Dense):
     train_prefix: str = ""
 
     def width(self, context: Context) -> int:
-        model, _ = _load(encoder_folder(self.encoder, context), context.device)
+        folder = encoder_folder(self.encoder, context)
+        if (static := static_encoder(folder)) is not None:
+            return static.rows.shape[1]
+        model, _ = _load(folder, context.device)
         return int(model.config.hidden_size)
 
     def vectors(self, context: Context, examples: Sequence[Example], role: Role) -> np.ndarray:
         folder = encoder_folder(self.encoder, context)
+        if (static := static_encoder(folder)) is not None:
+            prefix = self.query_prefix if role == "query" else self.train_prefix
+            texts = [prefix + text for text in self.texts(examples, role)]
+            return static.encode(texts, self.max_length)
         model, tokenizer = _load(folder, context.device)
         pooling, limit = sentence_settings(folder)
         prefix = self.query_prefix if role == "query" else self.train_prefix
@@ -176,19 +184,84 @@ def encoder_folder(encoder: str, context: Context) -> Path:
     """Returns the encoder's folder; raises MissingExtra without the package, else UsageError."""
     if encoder in context.assets:
         return context.asset(encoder)
-    if encoder == "minilm":
-        spec = find_spec(MINILM)
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingExtra("the MiniLM sentence encoder", "embedding")
-        return Path(next(iter(spec.submodule_search_locations))) / "model"
-    folder = Path(encoder).expanduser()
+    name = MINILM if encoder == "minilm" else encoder
+    spec = find_spec(name) if name.isidentifier() else None
+    inside = spec.submodule_search_locations if spec else None
+    if encoder == "minilm" and not inside:
+        raise MissingExtra("the MiniLM sentence encoder", "embedding")
+    folder = Path(next(iter(inside))) / "model" if inside else Path(encoder).expanduser()
     if not (folder / "config.json").exists():
         raise UsageError(
             f"embedding: no encoder at {encoder!r}",
-            "Give 'minilm', an asset of the suite, or a folder with config.json, "
-            "model.safetensors and a tokenizer",
+            "Give 'minilm', an asset of the suite, a package that holds an encoder, or a folder "
+            "with config.json, model.safetensors and a tokenizer",
         )
     return folder
+
+
+@dataclass(frozen=True)
+class StaticEncoder:
+    """Static embeddings in the layout of Model2Vec: a row per token, and no model.
+
+    `rows` [row, dim]; `mapping` [token id] gives each token's row and `weights` [token id] its
+    weight in the mean over a text's tokens (both may be absent: one row per token, equal weights).
+    """
+
+    tokenizer: Any
+    rows: np.ndarray
+    mapping: np.ndarray | None
+    weights: np.ndarray | None
+
+    def encode(self, texts: Sequence[str], max_length: int = 0) -> np.ndarray:
+        """Returns the weighted mean of token rows, float32 [text, dim]; 0 without known tokens."""
+        out = np.zeros((len(texts), self.rows.shape[1]), dtype=np.float32)
+        unknown = {self.tokenizer.token_to_id(t) for t in ("<unk>", "[UNK]")}
+        for i, found in enumerate(self.tokenizer.encode_batch(texts, add_special_tokens=False)):
+            ids = np.array([t for t in found.ids if t not in unknown], dtype=np.int64)
+            ids = ids[:max_length] if max_length else ids
+            if len(ids):
+                rows = self.rows[ids if self.mapping is None else self.mapping[ids]]
+                weight = 1.0 if self.weights is None else self.weights[ids, None]
+                out[i] = (rows.astype(np.float32) * weight).mean(axis=0)
+        return out
+
+
+@lru_cache(maxsize=1)
+def static_encoder(folder: Path) -> StaticEncoder | None:
+    """Reads static embeddings; None for any other folder. Raises DataError for damaged ones."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as f:
+            names = set(f.keys())
+            if "embeddings" not in names or names - {"embeddings", "mapping", "weights"}:
+                return None
+            arrays = {name: f.get_tensor(name) for name in names}
+    except (OSError, ValueError, SafetensorError) as e:
+        raise DataError(f"the encoder at {folder} has damaged weights: {e}") from e
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:  # the library raises plain Exception
+        raise DataError(f"cannot load the tokenizer of the encoder at {folder}: {e}") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    rows, mapping, weights = (arrays.get(k) for k in ("embeddings", "mapping", "weights"))
+    top = int(mapping.max()) + 1 if mapping is not None else 0
+    if (
+        rows.ndim != 2
+        or top > len(rows)
+        or any(
+            part is not None and len(part) < tokenizer.get_vocab_size()
+            for part in (mapping, weights)
+        )
+    ):
+        raise DataError(f"the encoder at {folder} is damaged: tokens without a row or a weight")
+    return StaticEncoder(tokenizer, rows, mapping, weights)
 
 
 def sentence_settings(folder: Path) -> tuple[str, int | None]:

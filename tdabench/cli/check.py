@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def command(
 ) -> None:
     """Check that methods meet the interface's contract, on a tiny model generated on the fly.
 
-    The exit code is 1 if a law is broken, and 2 if a method could not be checked.
+    Methods whose defaults would take minutes are checked in lighter settings, which are printed;
+    --set overrides them. The exit code is 1 if a law is broken, and 2 if a method could not be
+    checked.
     """
     if list_laws:
         return print_laws(as_json)
@@ -79,7 +82,12 @@ def command(
     if (code := elsewhere.carried_out(names, what="the check")) is not None:
         sys.exit(code)
     classes = {n: registry.method(n).cls for n in names}
-    methods = {n: classes[n].from_params(given(n, names, settings)) for n in names}
+    asked = {n: given(n, names, settings) for n in names}
+    lighter = {
+        n: {k: v for k, v in c.check_settings.items() if k not in asked[n]}
+        for n, c in classes.items()
+    }
+    methods = {n: c.from_params(lighter[n] | asked[n]) for n, c in classes.items()}
     provided = {k: Path(v).resolve() for k, v in (pair(a, "--asset NAME=PATH") for a in assets)}
 
     from tdabench.testing import check_method, find_law
@@ -93,12 +101,18 @@ def command(
             results.append(result)
             elsewhere.step()
             if not as_json:
-                print_result(result, first=len(results) == 1, traceback=traceback)
+                first = _words(name, lighter[name]) if len(results) == 1 else ""
+                print_result(result, first, traceback=traceback)
         found += results
         if not as_json:
             print_summary(name, results)
     if as_json:
-        emit_json([{**r.__dict__, "seconds": round(r.seconds, 4)} for r in found])
+        emit_json(
+            [
+                {**r.__dict__, "seconds": round(r.seconds, 4), "settings": lighter[r.method]}
+                for r in found
+            ]
+        )
     if not all(r.ok for r in found):
         sys.exit(1)
     missing = next((r for r in found if r.missing), None)
@@ -128,12 +142,19 @@ def pair(text: str, form: str) -> tuple[str, str]:
     return key, value
 
 
-def print_result(result: Any, first: bool, traceback: bool) -> None:
+def _words(name: str, lighter: Mapping[str, Any]) -> str:
+    """Returns a method's name, with the settings in which it is checked if not its defaults."""
+    told = ", ".join(f"{k}={v}" for k, v in lighter.items())
+    return f"{name} ({told})" if told else name
+
+
+def print_result(result: Any, first: str, traceback: bool) -> None:
+    """Prints one line per result, under the heading `first` if there is one."""
     from rich.text import Text
 
     out = console()
     if first:
-        out.print(Text(result.method, style="bold"))
+        out.print(Text(first, style="bold"))
     sign, style = MARKS[result.status]
     line = Text.assemble((f"  {sign} ", style), f"{result.law:<36}")
     if result.status != "passed":

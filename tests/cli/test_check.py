@@ -62,6 +62,24 @@ def test_json_and_parameters(noisy, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_a_method_may_ask_for_lighter_settings(noisy, tmp_path, capsys):
+    path = tmp_path / "lighter.py"
+    path.write_text(
+        BROKEN.replace('"noisy"', '"lighter"').replace(
+            "    width: int = 8\n",
+            '    check_settings = {"width": 3}\n    width: int = 8\n',
+        )
+    )
+    args = ["check", "lighter", "--plugin", str(path), "--law", "prints-nothing"]
+    assert main(args) == 0
+    assert "lighter (width=3)" in capsys.readouterr().out
+    assert main([*args, "--set", "width=4"]) == 0
+    assert "width=3" not in capsys.readouterr().out
+    assert main([*args, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["settings"] == {"width": 3}
+
+
 def test_nothing_checked_is_exit_code_2(capsys):
     assert main(["check", "airrep", "--law", "prints-nothing"]) == 2
     captured = capsys.readouterr()

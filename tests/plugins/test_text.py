@@ -26,7 +26,7 @@ from tdabench_text import (
 )
 from tdabench_text.lexical import count_rows, term_hash, words
 
-from tdabench.api import Context, Corpus, Example, MissingExtra, UsageError, encode_texts
+from tdabench.api import Context, Corpus, DataError, Example, MissingExtra, UsageError, encode_texts
 from tdabench.groups import Groups
 
 DOCS = ["the cat sat", "the dog sat on the mat", "a bird", "cat cat dog", ""]
@@ -334,6 +334,47 @@ def test_any_encoder_folder_and_asset(encoder, tiny_context, tiny_corpus, tiny_q
     with_asset = replace(tiny_context, assets={"mine": encoder})
     by_asset = Embedding(encoder="mine", train_prefix="passage: ").build(with_asset, tiny_corpus)
     np.testing.assert_array_equal(by_asset.score(tiny_queries), index.score(tiny_queries))
+
+
+def test_static_embeddings_are_weighted_means_of_token_rows(
+    encoder, tiny_context, tiny_corpus, tiny_queries, tmp_path, monkeypatch
+):
+    """The layout of Model2Vec, as a folder and as an installed package."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer
+
+    package = tmp_path / "site" / "tiny_static_encoder"
+    folder = package / "model"
+    folder.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(encoder / "tokenizer.json", folder)
+    (folder / "config.json").write_text('{"normalize": true}')
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rng = np.random.default_rng(0)
+    n = tokenizer.get_vocab_size()
+    rows = rng.integers(-100, 100, (7, 5)).astype(np.int8)  # quantised: several tokens per row
+    mapping, weights = rng.integers(0, 7, n), rng.random(n).astype("f4")
+    save_file({"embeddings": rows, "mapping": mapping, "weights": weights},
+              folder / "model.safetensors")  # fmt: skip
+
+    def vector(text):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        v = np.mean([weights[t] * rows[mapping[t]].astype("f8") for t in ids], axis=0)
+        return v / np.linalg.norm(v)
+
+    method = Embedding(encoder=str(folder), train_text="response", query_text="response")
+    index = method.build(tiny_context, tiny_corpus)
+    got = index.score(tiny_queries)
+    want = [[vector(q.response) @ vector(z.response) for z in tiny_corpus] for q in tiny_queries]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    by_name = Embedding(encoder="tiny_static_encoder", train_text="response", query_text="response")
+    np.testing.assert_array_equal(by_name.build(tiny_context, tiny_corpus).score(tiny_queries), got)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    save_file({"embeddings": rows, "mapping": mapping + 7}, damaged / "model.safetensors")
+    with pytest.raises(DataError, match="tokens without a row"):
+        Embedding(encoder=str(damaged)).build(tiny_context, tiny_corpus)
 
 
 def test_sentence_transformers_settings_are_followed(encoder, tiny_context, tiny_corpus, tmp_path):
