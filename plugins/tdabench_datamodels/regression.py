@@ -70,18 +70,34 @@ def sparse(x: np.ndarray, y: np.ndarray, share: float) -> np.ndarray:
     """Minimises |y - x w|^2 / 2 + lambda |w|_1 for each of y [m, q], without intercept: [q, n].
 
     lambda is `share` of each outcome's smallest lambda at which every weight is zero. It is
-    approached from above, each solution started from the previous one.
+    approached from above, each solution started from the previous one. As in `lasso_path`, but
+    every outcome has its own momentum and end, so that none depends on the others.
     """
-    top = np.abs(x.T @ y).max(0) / max(1, len(x))  # [q]; lasso_path divides by m
+    n, q = x.shape[1], y.shape[1]
+    size = max(np.linalg.norm(x, 2) ** 2, 1e-30) if x.size else 1.0
+    goal = x.T @ y  # [n, q]
+    top = np.abs(goal).max(0, initial=0.0)  # [q]
+    w = np.zeros((n, q))
     steps = max(1, round(-4 * np.log10(share)))
-    shares = np.geomspace(1.0, share, 1 + steps)[1:]  # at 1 there is nothing yet
-    return lasso_path(x, y, top, shares)[-1]
+    for part in np.geomspace(1.0, share, 1 + steps)[1:]:  # at 1 there is nothing yet
+        z, t, left = w.copy(), np.ones(q), np.arange(q)
+        for _ in range(1000):
+            at = z[:, left]
+            after = at - (x.T @ (x @ at) - goal[:, left]) / size
+            after = np.sign(after) * np.maximum(np.abs(after) - part * top[left] / size, 0.0)
+            change = after - w[:, left]
+            now = np.where(((at - after) * change).sum(0) > 0, 1.0, t[left])  # overshot: restart
+            faster = (1 + np.sqrt(1 + 4 * now**2)) / 2
+            z[:, left], w[:, left], t[left] = after + (now - 1) / faster * change, after, faster
+            largest = np.abs(after).max(0, initial=1e-30)
+            left = left[np.abs(change).max(0, initial=0.0) > 1e-6 * largest]
+            if not len(left):
+                break
+    return w.T
 
 
-def lasso_path(
-    xc: np.ndarray, yc: np.ndarray, top: np.ndarray, shares: np.ndarray = LASSO
-) -> list[np.ndarray]:
-    """Returns weights [q, n] at each penalty shares * top, each started from the previous one.
+def lasso_path(xc: np.ndarray, yc: np.ndarray, top: np.ndarray) -> list[np.ndarray]:
+    """Returns weights [q, n] at each penalty LASSO * top, each started from the previous one.
 
     Uses accelerated proximal gradient (FISTA with restarts) for all outcomes at once.
     """
@@ -90,7 +106,7 @@ def lasso_path(
     gram_y = xc.T @ yc / m  # [n, q]
     w = np.zeros((n, yc.shape[1]))
     out = []
-    for share in shares:
+    for share in LASSO:
         z, t = w, 1.0
         for _ in range(500):
             slope = xc.T @ (xc @ z) / m - gram_y

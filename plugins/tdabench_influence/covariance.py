@@ -14,7 +14,7 @@ from tdabench.api import Context, Example, Index, MethodError, losses_of, read_a
 class CovarianceIndex(Index):
     """score(q, z) = Cov(loss_q, loss_z) over models, within chains of equally many.
 
-    `models` [model, parameter] are weights, and `losses` [model, train] those of the corpus under
+    `models` [model, parameter] are weights, and `losses` [model, train] the corpus's losses under
     each; a query takes one forward pass per model.
     """
 
