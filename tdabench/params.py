@@ -34,10 +34,11 @@ def construct(cls: Any, params: Mapping[str, Any]) -> Any:
 def read_settings(text: str | Iterable[str], what: str, example: str) -> dict[str, str]:
     """Reads `"lr=1e-4,epochs=1"`, or a list of `"lr=1e-4"`, as values by name.
 
-    A comma within a value (`lora_targets=q_proj,v_proj`) does not begin a name. Raises UsageError
-    for a part that is not `NAME=VALUE`, in the name of `what`, with the `example`.
+    A comma within a value (`lora_targets=q_proj,v_proj`) does not begin a name, and a value in
+    parentheses may itself hold settings (`settings=(share=0.25,time=100)`). Raises UsageError for a
+    part that is not `NAME=VALUE`, in the name of `what`, with the `example`.
     """
-    parts = re.split(r",(?=\s*\w+\s*=)", text) if isinstance(text, str) else text
+    parts = _split(text) if isinstance(text, str) else text
     values = {}
     for part in filter(None, (p.strip() for p in parts)):
         name, equals, value = (x.strip() for x in part.partition("="))
@@ -45,8 +46,20 @@ def read_settings(text: str | Iterable[str], what: str, example: str) -> dict[st
             raise UsageError(
                 f"{what}: {part!r} does not have the form NAME=VALUE", f"Give {example}"
             )
-        values[name] = value
+        values[name] = value[1:-1] if value[0] == "(" and value[-1] == ")" else value
     return values
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas before `NAME=` that are in no parentheses."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(r"[()]|,(?=\s*\w+\s*=)", text):
+        if found[0] in "()":
+            depth += 1 if found[0] == "(" else -1
+        elif depth == 0:
+            parts.append(text[start : found.start()])
+            start = found.end()
+    return [*parts, text[start:]]
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:

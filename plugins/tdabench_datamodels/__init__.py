@@ -4,6 +4,7 @@ Importing this package loads no torch.
 """
 
 from tdabench.api import TDAMethod, hookimpl
+from tdabench_datamodels.ensemble import Ensemble
 from tdabench_datamodels.hybrid import Hybrid
 from tdabench_datamodels.method import Datamodels
 from tdabench_datamodels.stride import STRIDE
@@ -11,4 +12,4 @@ from tdabench_datamodels.stride import STRIDE
 
 @hookimpl
 def tdabench_methods() -> list[type[TDAMethod]]:
-    return [Datamodels, Hybrid, STRIDE]
+    return [Datamodels, Hybrid, Ensemble, STRIDE]
