@@ -53,7 +53,7 @@ class Ensemble(TDAMethod):
         self.parts()
 
     def parts(self) -> list[tuple[float, TDAMethod]]:
-        """Returns the members with their weights. Raises UsageError for a member that is none."""
+        """Returns the members with their weights. Raises UsageError for an invalid member."""
         out = []
         for text in filter(None, (p.strip() for p in self.members.split(";"))):
             head, _, given = text.partition(":")

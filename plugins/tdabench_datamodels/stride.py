@@ -139,7 +139,7 @@ class STRIDE(TDAMethod):
     def learn(
         self, context: Context, train: Sequence[Example], member: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Learns B [width, rank] and a [subset, rank, vocabulary], float32."""
+        """Trains B [width, rank] and a [subset, rank, vocabulary]: float32."""
         import torch
 
         frozen = _Frozen(self, context, train)
