@@ -223,7 +223,7 @@ class _Frozen:
     def __init__(self, method: STRIDE, context: Context, examples: Sequence[Example]) -> None:
         target = context.target
         self.context, self.pad_id = context, target.pad_id
-        self.model = target.model(method.checkpoint, context.device)  # type: ignore[arg-type]
+        self.model = target.model(method.checkpoint, context.device)
         self.vocabulary, self.width = map(int, self.model.get_output_embeddings().weight.shape)
         layers = int(self.model.config.num_hidden_layers)
         depth = max(1, round(method.depth * layers))

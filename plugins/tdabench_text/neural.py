@@ -250,7 +250,7 @@ def static_encoder(folder: Path) -> StaticEncoder | None:
         raise DataError(f"cannot load the tokenizer of the encoder at {folder}: {e}") from e
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    rows, mapping, weights = (arrays.get(k) for k in ("embeddings", "mapping", "weights"))
+    rows, mapping, weights = arrays["embeddings"], arrays.get("mapping"), arrays.get("weights")
     top = int(mapping.max()) + 1 if mapping is not None else 0
     if (
         rows.ndim != 2
