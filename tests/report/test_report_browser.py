@@ -16,6 +16,7 @@ import pytest
 from tdabench.report.board import Board
 from tdabench.report.html import write_report
 from tdabench.report.records import read_run
+from tdabench.report.words import WordScores
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import report_opening
@@ -279,6 +280,41 @@ def test_explorer_shows_what_the_record_stores(opened):
             assert f"t{index}" in item.text
             assert f"prompt {index}" in item.text
     assert "query number 2" in css(browser, "#explorer .card")[0].text
+
+
+def test_explorer_shades_words(opened, tmp_path):
+    """Words have the strength of their share; hostile texts stay text; the policy allows it."""
+    browser, folder = opened
+    board = Board.from_runs([folder])
+    record = next(
+        r for r in board.runs[0].records if (r.label, r.benchmark_name) == ("logra", "lds")
+    )
+    first = int(record.arrays()[0]["top_index"][0, 0])
+    n = len(EVIL.split()) if first < 50 else 2
+    scores = WordScores(
+        {"prompt": [0.0, 1.0, 0.5], "response": [0.0] * len(EVIL.split())},
+        {first: {"prompt": [1.0, 0.0], "response": [0.25] * n}},
+    )
+    path = tmp_path / "shaded.html"
+    words = {(board.tables[0].target, "logra"): {"q000": scores}}
+    write_report(board, path, words=words)
+    show(browser, path)
+    card = next(c for c in css(browser, "#explorer .sides .card") if c.text.startswith("logra"))
+    assert "Words of the query that carry the scores below" in card.text
+    asked, example = card.find_elements("css selector", ".text")[:2]
+    marks = asked.find_elements("css selector", "mark")
+    assert [m.text for m in marks] == ["number", "0"]
+    alpha = [float(m.value_of_css_property("background-color")[:-1].split(",")[3]) for m in marks]
+    assert alpha == pytest.approx([0.6, 0.3], abs=0.01)
+    marks = example.find_elements("css selector", "mark")
+    assert marks[0].text == "prompt"
+    assert len(marks) == 1 + n
+    others = [c for c in css(browser, "#explorer .sides .card") if c.id != card.id]
+    assert not any(c.find_elements("css selector", "mark") for c in others)
+    click(browser, next(b for b in css(browser, "#explorer button") if b.text == "Next"))
+    assert css(browser, "#explorer mark") == []  # scores of the first query only
+    assert css(browser, "main img, main script") == []
+    assert logs(browser)[0] == []
 
 
 def test_explorer_finds_and_chooses(opened):
