@@ -3,7 +3,7 @@
     python -m tools.factbook.make_tuned [--target small] [METHOD …]
 
 The grids are smaller than the methods' own (`tools.pocket.make_tuned`), so that all of it takes
-minutes of one core: gradients at the base only, the two dampings that pocket's targets chose most
+minutes of one core: gradients at the base only, the damping that pocket's targets chose most
 often, and every pooling. The test queries and the test truth are not opened.
 """
 
@@ -37,7 +37,7 @@ GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
     "gradcos": {},
     "hiddengrad": {"whiten": (True,), "normalise": (True,)},
     "logra": {"damping": (0.1, 1.0)},
-    "trak": {"damping": (1.0, 10.0)},
+    "trak": {"damping": (1.0,)},
     "trackstar": {"damping": (1.0,)},
     "less": {},
     "dsdm": {"damping": (1.0,)},
@@ -46,8 +46,8 @@ GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
     "tracin": {},
     "identity": {},
     "datainf": {"damping": (0.01,)},
-    "kfac": {"damping": (0.001, 0.1)},
-    "ekfac": {"damping": (0.001, 0.1)},
+    "kfac": {"damping": (0.001,)},
+    "ekfac": {"damping": (0.001,)},
 }
 
 
