@@ -61,15 +61,16 @@ def figures(text: str) -> str:
         cells = [c.strip() for c in line.strip("|").split("|")]
         if head := re.match(r"### (\S+) \(noise ceiling", line):
             target = head[1]
+        elif line.startswith("### "):
+            break  # the tables behind are not of single methods
         elif cells[0] == "method":
             columns = cells
         elif cells[0].startswith("`"):
             row = dict(zip(columns, cells, strict=True))
             lds, share = row["LDS [95%]"].split()[0], row["of ceiling"].rstrip("%")
             method = out.setdefault(target, {}).setdefault(cells[0].strip("`"), {})
-            query = row.get("per query") or row["a query"]
             method |= {"lds": float(lds), "share": float(share) / 100}
-            method |= {"build": row["build"], "query": query}
+            method |= {"build": row["build"], "query": row["per query"]}
     return json.dumps(out, indent=1) + "\n"
 
 

@@ -95,7 +95,7 @@ def fidelity(found: Records) -> list[str]:
             if (of := next((r["metrics"][name] for r in rows if name in r["metrics"]), None))
         ]
         header = (
-            "method | tuned settings | LDS [95%] | rank | beyond | of ceiling | build | a query "
+            "method | tuned settings | LDS [95%] | rank | beyond | of ceiling | build | per query "
             "| bytes/ex"
         )
         said = f" ({', '.join(ceilings)})" if ceilings else ""

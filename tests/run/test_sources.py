@@ -640,7 +640,7 @@ def test_trace_says_whose_answer_it_explains_and_how_far_to_trust_it(own, capsys
     assert captured.err == ""  # a given response is nobody's answer
     trust = json.loads(captured.out)["trust"]
     assert trust["tfidf"]["here"] is False
-    assert trust["tfidf"]["where"] == "pocket instruct"
+    assert trust["tfidf"]["where"] == "pocket smooth"
     assert 0 < trust["tfidf"]["share_of_ceiling"] < 1
     assert main([*asked, *own[:4], "--retrain", "--response", "3"]) == 2
     assert "--retrain chooses the model that answers" in capsys.readouterr().err
@@ -669,7 +669,7 @@ def test_trust_is_read_from_records_of_the_same_corpus_target_and_parameters(tmp
     assert not found["random"].here
     line, shipped = sentences(found, ["tfidf", "random"])
     assert "tfidf 33% (run mine)" in line
-    assert "figures shipped for pocket instruct" in shipped
+    assert "figures shipped for pocket smooth" in shipped
     assert sentences({}, ["tfidf"]) == ["never measured: tfidf (tdabench run)"]
     for change in (
         {"status": "failed"},
