@@ -26,13 +26,16 @@ Record = dict[str, Any]
 Records = dict[tuple[str, str], Record]  # (target, method)
 
 
-def records(folders: list[Path], benchmark: str) -> Records:
+def records(folders: list[Path], benchmark: str, suite: str = "pocket") -> Records:
+    """Reads the records of a benchmark on a suite (a record that names none is of any)."""
     found: Records = {}
     ranks: dict[tuple[str, str], tuple[bool, int, str]] = {}
     places = ((i, p) for i, folder in enumerate(folders) for p in folder.glob("cells/*.json"))
     for i, path in places:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["benchmark"]["name"] != benchmark or record["method"]["passed"]:
+            continue
+        if record.get("suite", {}).get("name", suite) != suite:
             continue
         key = record["target"]["label"], record["method"]["label"]
         rank = (record["status"] == "ok", i, record["started"])
@@ -379,8 +382,8 @@ def factbook(folders: list[Path]) -> list[str]:
     """
     from scipy.stats import spearmanr
 
-    aside = {b: records(folders, b) for b in ASIDE}
-    rows = good(records(folders, "lds"), "small", "lds")
+    aside = {b: records(folders, b, "factbook") for b in ASIDE}
+    rows = good(records(folders, "lds", "factbook"), "small", "lds")
     if not rows:
         return []
     ranks = letters(rows, "lds")

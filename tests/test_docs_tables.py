@@ -176,9 +176,13 @@ def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
         if benchmark == "lds":
             metrics |= {"lds_beyond": {"value": 0.05}, **r["metrics"]}
         r |= {"benchmark": {"name": benchmark}, "target": {"label": target}, "metrics": metrics}
+        r |= {"suite": {"name": "factbook"}}
         (cells / f"{target}-{benchmark}-{label}.json").write_text(json.dumps(r))
 
     assert module.factbook([tmp_path]) == []
+    keep("small", "lds", "a", lds=0.3)
+    assert list(module.records([tmp_path], "lds", "factbook")) == [("small", "a")]
+    assert module.records([tmp_path], "lds") == {}  # those of pocket's pages
     for label, lds in (("a", 0.3), ("b", 0.5), ("c", 0.1)):
         keep("small", "lds", label, lds=lds)
     keep("small", "classification", "a", accuracy=1.0, accuracy_source=0.25)
