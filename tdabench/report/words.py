@@ -81,5 +81,5 @@ def words_of_run(
 
 
 def merged(found: Sequence[dict[Key, dict[str, WordScores]]]) -> dict[Key, dict[str, WordScores]]:
-    """Joins the word scores of several runs; those of a later run count."""
+    """Joins the word scores of several runs; later runs take precedence."""
     return {key: of for one in found for key, of in one.items()}

@@ -69,8 +69,8 @@ def trace(
     """Returns one answer per method of `plan`, in its order.
 
     With `sources`, groups of training examples, an answer has their group scores as well; with
-    `words`, the word scores of so many helpful examples, and those of the query for all of their
-    scores, where the method can tell. `runs` are run folders whose indices can be used. A method
+    `words`, the word scores of so many helpful examples, and the query's word scores for all of
+    their scores, where the method has any. `runs` are run folders whose indices can be used. A method
     that fails gives an answer with its reason, and the others continue.
     """
     done: set[str] = set()

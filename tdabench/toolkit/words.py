@@ -57,11 +57,10 @@ def word_scores(
 def query_word_scores(
     index: Index, behaviour: Behaviour, indices: Sequence[int]
 ) -> np.ndarray | None:
-    """Returns a score for each word of a query, float64 [word]: what the scores of the training
-    examples at `indices` lose together without it.
+    """Returns a score for each word of a query, float64 [word].
 
-    In a contrast the words are those of the response that is explained, and the other response
-    stays. None for a set of queries, and where there are no examples.
+    It is the decrease of the sum of the scores of the training examples at `indices` without the
+    word. In a contrast only words of the explained response are left out, not of the other one. None for a set of queries, and where there are no examples.
     """
     own, _ = behaviour.sides
     if len(own) != 1 or not len(indices):
