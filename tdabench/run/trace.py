@@ -70,8 +70,8 @@ def trace(
 
     With `sources`, groups of training examples, an answer has their group scores as well; with
     `words`, the word scores of so many helpful examples, and the query's word scores for all of
-    their scores, where the method has any. `runs` are run folders whose indices can be used. A method
-    that fails gives an answer with its reason, and the others continue.
+    their scores, where the method has any. `runs` are run folders whose indices can be used. A
+    method that fails gives an answer with its reason, and the others continue.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index

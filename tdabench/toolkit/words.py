@@ -60,7 +60,8 @@ def query_word_scores(
     """Returns a score for each word of a query, float64 [word].
 
     It is the decrease of the sum of the scores of the training examples at `indices` without the
-    word. In a contrast only words of the explained response are left out, not of the other one. None for a set of queries, and where there are no examples.
+    word. In a contrast only words of the explained response are left out, not of the other one.
+    None for a set of queries, and where there are no examples.
     """
     own, _ = behaviour.sides
     if len(own) != 1 or not len(indices):
