@@ -104,9 +104,12 @@ def _writable(folder: Path) -> Path:
     return other
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical(value: Any) -> str:
     """Returns JSON with one spelling per value, for fingerprints and cell keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def fingerprint(value: Any) -> str:
@@ -384,6 +387,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise DataError(f"{path} is truncated or not a safetensors file: {e}") from e
     if "sha256" in header and header["sha256"] != _digest(arrays):
         raise DataError(f"{path} is corrupt: its contents do not match the hash in its header")
+    if carried_hash(path) != header.get("sha256", ""):
+        raise DataError(f"{path} is corrupt: its header has two hashes")
     try:
         metadata = json.loads(header.get("tdabench", "{}"))
         if not isinstance(metadata, dict):
@@ -400,6 +405,29 @@ def carried(path: Path) -> dict[str, str]:
     """Returns the metadata in the header of a safetensors file. Raises DataError."""
     found = read_header(path).get("__metadata__", {})
     return found if isinstance(found, dict) else {}
+
+
+_HASH_FIRST = b'{"__metadata__":{"sha256":"'
+
+
+def carried_hash(path: Path) -> str:
+    """Returns the hash of the contents in the header of a file of `write_arrays`, or "".
+
+    Reads the first bytes only, where `write_arrays` puts it, and the whole header of a file by
+    another writer. Raises DataError.
+    """
+    try:
+        with open_input(path) as f:
+            start = f.read(8 + len(_HASH_FIRST) + 65)[8:]
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
+    except OSError as e:
+        raise DataError(f"cannot read {path}: {e.strerror}") from e
+    if start.startswith(_HASH_FIRST) and start.endswith(b'"'):
+        found = start[len(_HASH_FIRST) : -1].decode("ascii", "replace")
+        if len(found) == 64 and found.isalnum():
+            return found
+    return str(carried(path).get("sha256", ""))
 
 
 def array_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -104,8 +104,9 @@ def _third_party(methods: Iterable[str], benchmarks: Iterable[str]) -> bool:
 def _watched(what: str) -> int:
     from tdabench.limited import allowed_memory, seconds_limit
     from tdabench.run.execute import tree_bytes
-    from tdabench.run.nursery import adopting_orphans, end_all
+    from tdabench.run.nursery import adopting_orphans, below, end_all
 
+    spared = below(os.getpid())  # processes of plugins; in Python, whatever else was started
     seconds, memory = seconds_limit(SECONDS), allowed_memory()
     reading, writing = os.pipe()
     paths = [os.path.abspath(p) for p in sys.path]
@@ -145,7 +146,7 @@ def _watched(what: str) -> int:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            end_all(set())
+            end_all(set(), spared)
             with contextlib.suppress(BlockingIOError):
                 said = (said + os.read(reading, 1 << 16))[-64:]
             os.close(reading)

@@ -491,13 +491,13 @@ def print_result(result: Any) -> None:
     """Prints the board of this run's cells, from their records, and the cells without one."""
     from tdabench.report.board import Board
     from tdabench.report.published import print_published
+    from tdabench.report.records import read_run
     from tdabench.report.terminal import print_board
     from tdabench.report.trust import print_left_out
 
-    labels = list(dict.fromkeys(r["method"]["label"] for r in result.records))
-    targets = list(dict.fromkeys(r["target"]["label"] for r in result.records))
     if result.records:
-        board = Board.from_runs([result.folder], methods=labels, targets=targets)
+        run = read_run(result.folder, [r["key"] for r in result.records])
+        board = Board.of_runs([run])
         print_board(board, console())
         print_left_out(board, console())
         print_published(board, console())

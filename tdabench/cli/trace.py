@@ -163,6 +163,10 @@ def command(
         raise UsageError("--against belongs to a prompt", "In a file it is the field `against`")
     device = chosen_device(device)
     discovered()
+    if html_file is not None:
+        from tdabench.report.html import check_place
+
+        check_place(html_file, "trace")
     code = elsewhere.carried_out(
         words(methods or DEFAULT) or (),
         foreign=bool(own["model"] or own["train"]) or elsewhere.is_foreign(suite),

@@ -290,10 +290,7 @@ def _target_name(record: Record) -> str:
 
 def _table_key(record: Record) -> tuple[str, ...]:
     """Returns the key of a table: one target (weights included) and one training corpus."""
-    train = record.corpus.get("train")
-    regime = str(record.target.get("regime") or "")
-    weights = str(record.target.get("fingerprint"))
-    return (_target_name(record), weights, fingerprint([train, regime]))
+    return (_target_name(record), str(record.target.get("fingerprint")), record.data_hash)
 
 
 def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:

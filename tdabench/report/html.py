@@ -37,7 +37,7 @@ from tdabench.report.text import clean
 from tdabench.report.words import Key, WordScores
 
 MAX_BYTES = 18 << 20
-MARK = '<meta name="generator" content="tdabench report">'  # in the page's head
+MARK = '<meta name="generator" content="tdabench {}">'  # in a page's template: report, trace
 TOP = ("top_index", "top_score", "bottom_index", "bottom_score")
 # Reductions of a report that would be too large, in order: (examples per side, characters per
 # text, queries in the explorer).
@@ -86,18 +86,19 @@ def write_report(
     return notes
 
 
-def check_place(path: Path) -> None:
-    """Raises UsageError if `path` exists and is not a report."""
+def check_place(path: Path, kind: str = "report") -> None:
+    """Raises UsageError if `path` exists and is not a page of this `kind`: report or trace."""
     if not os.path.lexists(path):
         return
     try:
         with open_own(path, "rb") as f:
-            if MARK.encode() in f.read(4096):
+            if MARK.format(kind).encode() in f.read(4096):
                 return
     except (OSError, DataError):
         pass
     raise UsageError(
-        f"{path} exists and is not a report", "Remove it, or write elsewhere with --out"
+        f"{path} exists and is not a {kind} of tdabench",
+        f"Remove it, or write elsewhere with {'--out' if kind == 'report' else '--html'}",
     )
 
 

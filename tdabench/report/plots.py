@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tdabench.errors import DataError, MissingExtra, UsageError, unknown
-from tdabench.io import write_bytes
+from tdabench.io import open_own, write_bytes
 from tdabench.report import figures
 from tdabench.report.board import Board, Table
 from tdabench.report.terminal import title
@@ -65,9 +66,25 @@ def draw(
                 continue
             name = kind if len(tables) == 1 else f"{kind}-{_file_name(table.target)}"
             path = folder / f"{name}.{form}"
+            if os.path.lexists(path) and not _is_ours(path):
+                raise UsageError(
+                    f"{path} exists and is not a plot of tdabench",
+                    "Remove it, or choose another folder with --out",
+                )
             write_bytes(path, figure_bytes(figure, form))
             written.append(path)
     return written, missing
+
+
+STAMP = "tdabench plot"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open_own(path, "rb") as f:
+            return STAMP.encode() in f.read()
+    except (OSError, DataError):
+        return False
 
 
 def _file_name(text: str) -> str:
@@ -80,7 +97,11 @@ def figure_bytes(figure: Figure, form: str) -> bytes:
 
     out = io.BytesIO()
     # Text remains text in SVG and PDF; no date, so that the same records give the same file.
-    stamp: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    stamp: dict[str, Any] = {
+        "png": {"Software": STAMP},
+        "svg": {"Date": None, "Creator": STAMP},
+        "pdf": {"CreationDate": None, "Creator": STAMP},
+    }
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "tdabench"}
     ):

@@ -189,7 +189,9 @@ def page(data: Mapping[str, Any]) -> str:
     parts += [f"<p class=note>{_e(line)}</p>" for line in data.get("notes", ())]
     body = "\n".join(parts)
     return (
-        f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<title>tdabench trace: "
+        f"<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n"
+        '<meta name="generator" content="tdabench trace">\n'
+        f"<title>tdabench trace: "
         f"{_e(data['suite'])}</title>\n<style>{STYLE}</style>\n{body}\n</html>\n"
     )
 

@@ -2,6 +2,7 @@
 
 The folder:
 
+    .tdabench-index     marks the folder: what it holds under these names is the index's
     index.json          the corpus and the method: enough to open the index again
     state.safetensors   what the method learned from the corpus
     rows/               the training rows, in shards
@@ -11,7 +12,9 @@ The folder:
 
 from __future__ import annotations
 
+import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ import numpy as np
 
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, UsageError
-from tdabench.io import read_json, write_json
+from tdabench.io import read_json, remove, write_bytes, write_json
 from tdabench.method import Context
 from tdabench.registry import configuration, configure, registry
 from tdabench.run.plan import Plan, jsonable
@@ -40,7 +43,10 @@ from tdabench.toolkit.representation import (
 from tdabench.toolkit.sharded import Run, in_processes, in_turn, on_ray
 
 SCHEMA = 1
+MARK = ".tdabench-index"  # in the folder, from the beginning of its build: its files are ours
+_SCRATCH = re.compile(r"\.work-[A-Za-z0-9_]{8}")
 APPROXIMATE = "approximate.faiss"
+WRITTEN = ("index.json", "state.safetensors", "rows", "features", APPROXIMATE)
 Done = Callable[[int, int], None]  # (finished shards, all shards)
 
 
@@ -89,7 +95,7 @@ def build(
         raise UsageError(f"an index has one method and target, not {', '.join(labels)}")
     (job,) = plan.builds
     method, folder = _representation(job.method.name, job.method.params), Path(folder)
-    known = {"index.json", "state.safetensors", "rows", "features", "suite", "work", APPROXIMATE}
+    known = {*WRITTEN, "suite"}
     strange = (
         {p.name for p in folder.iterdir() if p.name[0] != "."} - known if folder.is_dir() else set()
     )
@@ -98,7 +104,9 @@ def build(
     start, train = time.perf_counter(), plan.suite.train
     if len(train) == 0:
         raise UsageError(f"suite {plan.suite.name} has no training examples to index")
-    context = _context(plan.suite, job.target, job.seed, plan.request.device, folder)
+    _claim(folder)
+    scratch = Path(tempfile.mkdtemp(prefix=".work-", dir=folder)).absolute()
+    context = _context(plan.suite, job.target, job.seed, plan.request.device, scratch)
     dtype = dtype or method.rows_dtype or "float32"
     index = build_index(method, context, train, folder, shard, dtype=dtype, run=run)
     shutil.rmtree(context.scratch, ignore_errors=True)
@@ -128,6 +136,28 @@ def build(
     }
     write_json(folder / "index.json", about)
     return about
+
+
+def _claim(folder: Path) -> None:
+    """Marks a folder as an index's, and removes what a killed build left.
+
+    Raises UsageError if it has files under the names of an index that no build wrote.
+    """
+    mark = folder / MARK
+    ours = mark.is_file() and not mark.is_symlink()
+    there = [
+        n for n in WRITTEN if (folder / n).is_symlink() or (not ours and (folder / n).exists())
+    ]
+    if there:
+        raise UsageError(
+            f"{folder} holds {there[0]!r}, which an index would overwrite and no build made",
+            "Give an empty or new folder",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(mark, b"")
+    for left in folder.iterdir():
+        if _SCRATCH.fullmatch(left.name):
+            remove(left)
 
 
 @dataclass(frozen=True)
@@ -168,7 +198,8 @@ class CorpusIndex:
                 )
         named = self.about["method"]
         method = _representation(named["name"], named["params"])
-        context = _context(self.suite, declared, self.about["seed"], device, self.folder)
+        scratch = Path(tempfile.mkdtemp(prefix="tdabench-search-"))
+        context = _context(self.suite, declared, self.about["seed"], device, scratch)
         self.index: RepresentationIndex = open_index(method, context, self.folder, run, verify)
 
     def _read(self) -> dict[str, Any]:
@@ -219,7 +250,7 @@ class CorpusIndex:
         return Hits(places, scores, time.perf_counter() - start)
 
     def close(self) -> None:
-        """Removes temporary files of searches from the folder."""
+        """Removes temporary files of searches."""
         shutil.rmtree(self.index.context.scratch, ignore_errors=True)
 
 
@@ -233,11 +264,9 @@ def _representation(name: str, params: Mapping[str, Any]) -> RepresentationMetho
     return method
 
 
-def _context(suite: Suite, target: SuiteTarget, seed: int, device: str, folder: Path) -> Context:
+def _context(suite: Suite, target: SuiteTarget, seed: int, device: str, scratch: Path) -> Context:
     assets = suite.assets_for(target)
     for path in assets.values():
         if path.exists():
             suite.verify(path)
-    scratch = folder / "work"
-    scratch.mkdir(parents=True, exist_ok=True)
-    return Context(target.target, scratch.absolute(), seed, device, assets)
+    return Context(target.target, scratch, seed, device, assets)

@@ -22,6 +22,7 @@ from tdabench.io import cache_folder, cannot_write, open_own, write_json
 from tdabench.registry import configuration, registry
 from tdabench.run import environment, sandbox
 from tdabench.run.folder import RunFolder, tail
+from tdabench.run.inputs import content_of, pointed_at
 from tdabench.run.log import EventLog
 from tdabench.run.nursery import below, status
 from tdabench.run.plan import Cell, Job, MethodSpec, Plan
@@ -99,12 +100,24 @@ def is_done(plan: Plan, folder: RunFolder, cell: Cell, retry_failed: bool) -> Re
         "truth": cell.target.truths,
         **{f"truth@{t.label}": t.truths for t in plan.suite.targets},
     }
+    pointed: dict[str, list[Path]] = {}
+    for spec in cell.method.stages or (cell.method,):
+        pointed |= pointed_at({"name": spec.name, "params": spec.params, "set": set_by(spec)})
     for used, content in record.get("inputs", {}).items():
         kind, _, name = used.partition(":")
+        if kind == "parameter":
+            if content_of(pointed.get(used, ())) != content:
+                return None
+            continue
         path = paths.get(kind, {}).get(name)
         if path is None or not path.exists() or plan.suite.content(path) != content:
             return None
     return record
+
+
+def set_by(spec: MethodSpec) -> list[str]:
+    """Lists the parameters of a method that the user or the suite has set."""
+    return sorted({*spec.suite, *spec.tuned, *spec.passed})
 
 
 class Interrupted(Exception):
@@ -383,7 +396,7 @@ class Executor:
             "method": {
                 "name": spec.name,
                 "params": dict(spec.params),
-                "set": sorted({*spec.suite, *spec.tuned, *spec.passed}),
+                "set": set_by(spec),
                 "labels": bool(entry.cls.reads_labels),
             },
             "index_key": index_key,

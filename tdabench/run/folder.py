@@ -72,8 +72,7 @@ class RunFolder:
         self.work = self.path / "work"
         self.manifest_path = self.path / "manifest.json"
         self.places_path = self.path / "places.jsonl"
-        self._known: dict[str, dict[str, None]] | None = None
-        self._read_to = 0
+        self._lines: bytes | None = None  # of places.jsonl, as far as it was read
 
     # ------------------------------------------------------------------ records
 
@@ -125,10 +124,9 @@ class RunFolder:
         Only records of that place are read, for any size of the folder.
         """
         place = fingerprint(list(slot(record)))
-        known = self._places().setdefault(place, {})
+        known = self._keys_at(place)
         if record["key"] not in known:
             append_line(self.places_path, {"place": place, "key": record["key"]})
-            known[record["key"]] = None
         for key in [k for k in known if k != record["key"]]:
             other = self.read(key)
             if other is None or slot(other) != slot(record):
@@ -141,30 +139,36 @@ class RunFolder:
                 if file.exists():
                     os.replace(file, aside / file.name)
 
-    def _places(self) -> dict[str, dict[str, None]]:
-        """Returns keys by place on the board from `places.jsonl`; reads only new lines.
+    def _keys_at(self, place: str) -> list[str]:
+        """Returns the keys ever written for a place on the board, by `places.jsonl`.
 
-        The file is made from the records once, if they are older than the file.
+        Only new lines of the file are read, and only those of the place are parsed. The file is
+        made from the records once, if they are older than the file.
         """
-        if self._known is None:
-            self._known, self._read_to = {}, 0
+        if self._lines is None:
+            self._lines = b""
             if not self.places_path.exists() and self.cells.is_dir():
                 for record in self.records():
-                    place = fingerprint(list(slot(record)))
-                    append_line(self.places_path, {"place": place, "key": record["key"]})
-        try:
-            with open_own(self.places_path, "rb") as f:
-                f.seek(self._read_to)
-                lines = f.read().split(b"\n")[:-1]
-        except (FileNotFoundError, DataError):
-            return self._known
-        for line in lines:
-            self._read_to += len(line) + 1
+                    at = fingerprint(list(slot(record)))
+                    append_line(self.places_path, {"place": at, "key": record["key"]})
+        with (
+            contextlib.suppress(FileNotFoundError, DataError),
+            open_own(self.places_path, "rb") as f,
+        ):
+            f.seek(len(self._lines))
+            self._lines += f.read()
+        found: dict[str, None] = {}
+        lines, wanted, at = self._lines, place.encode(), 0
+        while (at := lines.find(wanted, at)) >= 0:
+            end = lines.find(b"\n", at)
+            if end < 0:
+                break  # another process is writing it
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                entry = json.loads(line)
-                if re.fullmatch(_KEY, entry["key"]):
-                    self._known.setdefault(str(entry["place"]), {})[entry["key"]] = None
-        return self._known
+                entry = json.loads(lines[lines.rfind(b"\n", 0, at) + 1 : end])
+                if entry["place"] == place and re.fullmatch(_KEY, entry["key"]):
+                    found[entry["key"]] = None
+            at = end
+        return list(found)
 
     # ------------------------------------------------------------------ the folder
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tdabench.errors import unknown
+from tdabench.io import fingerprint, sha256_kept
 from tdabench.run.suite import Suite, SuiteTarget, truth_name
 from tdabench.truth.store import Truth
 
@@ -41,6 +44,34 @@ class Inputs(Mapping[str, Path]):
         """Returns the present content of the input recorded as `kind:name`."""
         path = self.paths.get(used.partition(":")[2])
         return self.suite.content(path) if path is not None and path.exists() else ""
+
+
+def pointed_at(method: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Returns the existing files and folders that a method's parameters name.
+
+    `method` has its `name`, its `params` and the names `set` by the user or the suite: a plugin's
+    default is none of theirs. The keys are "parameter:METHOD.NAME".
+    """
+    found = {}
+    for name in method.get("set", ()):
+        value = method["params"].get(name)
+        places = [
+            Path(v)
+            for v in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(v, str) and os.path.isabs(v) and os.path.exists(v)
+        ]
+        if places:
+            found[f"parameter:{method['name']}.{name}"] = places
+    return found
+
+
+def content_of(places: Iterable[Path]) -> str:
+    """Hashes the contents of files and folders, in their order: 16 hex digits."""
+    told = []
+    for place in places:
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        told.append([[p.relative_to(place).as_posix(), sha256_kept(p)] for p in files])
+    return fingerprint(told)
 
 
 class OtherTruths:

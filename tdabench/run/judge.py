@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ from tdabench.data.behaviours import Behaviour, parts_of
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import GuardError, MethodError, TdabenchError, unknown
 from tdabench.groups import Groups
-from tdabench.io import read_json, remove, write_arrays
+from tdabench.io import fingerprint, read_json, remove, write_arrays
 from tdabench.method import Index
 from tdabench.registry import configure, registry
 from tdabench.run import environment, sandbox
 from tdabench.run.contestant import explain
 from tdabench.run.folder import RunFolder, tail
-from tdabench.run.inputs import Inputs, OtherTruths
+from tdabench.run.inputs import Inputs, OtherTruths, content_of, pointed_at
 from tdabench.run.meter import Memory, Meter, MeteredIndex, checked, folder_bytes
 from tdabench.run.nursery import (
     Nursery,
@@ -241,7 +241,10 @@ class Stage:
         return str(method.get("name", "the target"))
 
     def _next(self, tree: Any) -> tuple[dict[str, Any], float]:
-        """Returns the head of the answer, and the seconds for which the machine was suspended."""
+        """Returns the head of the answer, and the seconds in which the contestant could not work.
+
+        These are seconds in which the machine was suspended or the judge looked up an asset.
+        """
         assert self.channel is not None
         end, output = self.channel.end.fileno(), self.nursery.output
         last, used, frozen = time.perf_counter(), tree.cpu(), 0.0
@@ -266,7 +269,9 @@ class Stage:
                     what, done, total = message["progress"]
                     self.on_progress(str(what)[:80], int(done), int(total))
             elif "asset" in message:
+                asked = time.perf_counter()
                 self.channel.send(self.find_asset(str(message["asset"])))
+                frozen += time.perf_counter() - asked  # the judge's own work
             else:
                 return head, frozen
 
@@ -525,6 +530,7 @@ class Judge:
         self.started = time.perf_counter()
         self.kept_apart: set[str] = set()  # truths checked against the method's checkpoints
         self.labels = bool(job["method"].get("labels"))
+        self.pointed: dict[str, str] = {}  # contents of the files that parameters name
         self.shown: dict[str, np.ndarray] | None = None  # top examples, once they are known
         self._last_progress = 0.0
         stages = job.get("stages") or ()
@@ -685,11 +691,12 @@ class Judge:
             "assets": [a for a in self.assets if a not in job["withheld"]],
         }
         # Stages that share a job have separate folders.
-        for name in ("cwd", "given", "tmp", "scratch", "judge"):
+        for name in ("cwd", "given", "lent", "tmp", "scratch", "judge"):
             (self.work / name).mkdir(parents=True, exist_ok=True)
+        rules = self._rules()
         place = {
             "landlock": job["landlock"],
-            "rules": self._rules() if job["landlock"] else [],
+            "rules": rules if job["landlock"] else [],
             "cwd": str(self.work / "cwd"),
             "fork": job["device"] == "cpu" and sys.platform == "linux",
             "environment": sandbox.private_environment(self.work / "tmp"),
@@ -702,22 +709,24 @@ class Judge:
     def _rules(self) -> list[sandbox.Rule]:
         """Returns what a contestant may read and write, for every request."""
         suite, target = self.suite, self.declared.target
-        assets = {k: v for k, v in self.assets.paths.items() if k not in self.job["withheld"]}
-        truths = {p for t in suite.targets for p in t.truths.values()} - set(assets.values())
+        truths = {p for t in suite.targets for p in t.truths.values()}
         scored = {self.declared.truths[n] for n in self._truth_names(self.job["cells"])}
         answers = [str(p) for p in truths | scored]
-        hidden = [*answers, str(suite.folder), *self.job["hidden"]]
+        shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
+        # An asset is readable once it was requested (see `_lent`), unless it contains the target.
+        asked = [str(p) for p in self.assets.paths.values()
+                 if not any(_real(s).is_relative_to(_real(p)) for s in shown)]  # fmt: skip
+        hidden = [*answers, *asked, str(suite.folder), *self.job["hidden"]]
         rules = sandbox.libraries(hidden)
         for module in self.job["plugins"]["modules"]:
             if module.endswith(".py"):
                 rules += sandbox.granted(module, ())
-        shown = [target.folder, *(target.folder / c for c in target.checkpoints.values())]
-        for path in [*shown, *assets.values()]:
-            rules += sandbox.with_links(path, answers)
+        for path in shown:
+            rules += sandbox.with_links(path, [*answers, *asked])
         for place in self._places_in_parameters(answers):
             rules += sandbox.with_links(place, [*answers, *self._corpora(), *self.job["hidden"]])
-        rules += [(str(self.work / "cwd"), "read"), (str(self.work / "tmp"), "write")]
-        return rules
+        rules += [(str(self.work / name), "read") for name in ("cwd", "lent")]
+        return [*rules, (str(self.work / "tmp"), "write")]
 
     def _corpora(self) -> list[str]:
         """Lists the suite file and the files of its corpora, which hold queries and labels."""
@@ -732,22 +741,24 @@ class Judge:
         are paths inside records, the cache or an installed suite, and folders that contain one
         of these, the suite's folder or a truth.
         """
-        closed = [Path(os.path.realpath(h)) for h in self.job["hidden"]]
-        kept = [Path(os.path.realpath(p)) for p in (*answers, str(self.suite.folder))]
+        closed = [_real(h) for h in self.job["hidden"]]
+        kept = [_real(p) for p in (*answers, self.suite.folder)]
         found = []
-        for value in self._parameter_values(self.job["method"].get("set", ())):
-            if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
-                real = Path(os.path.realpath(value))
-                inside = any(real.is_relative_to(h) for h in closed)
-                above = any(k.is_relative_to(real) for k in (*closed, *kept))
+        for name, places in pointed_at(self.job["method"]).items():
+            opened = []
+            for place in places:
+                inside = any(_real(place).is_relative_to(h) for h in closed)
+                above = any(k.is_relative_to(_real(place)) for k in (*closed, *kept))
                 if not (inside or above):
-                    found.append(Path(value))
+                    opened.append(place)
+            if opened and len(opened) == len(places):
+                self.pointed[name] = content_of(opened)
+            found += opened
         return found
 
-    def _parameter_values(self, names: Container[str] | None = None) -> list[Any]:
-        """Lists the values of the named parameters (by default all), lists flattened."""
-        params = self.job["method"]["params"]
-        values = [v for k, v in params.items() if names is None or k in names]
+    def _parameter_values(self) -> list[Any]:
+        """Lists the values of the method's parameters, lists flattened."""
+        values = self.job["method"]["params"].values()
         return [v for value in values for v in (value if isinstance(value, list) else [value])]
 
     def _truth_names(self, cells: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -777,11 +788,25 @@ class Judge:
             path = self.assets[name]
             for kind in self._truth_names(self.job["cells"]):
                 Truth.load(self.declared.truths[kind]).check_unseen(path)
-            return {"path": str(path)}
+            return {"path": str(self._lent(name, path))}
         except GuardError as e:
             return {"error": e.message, "remedy": e.remedy, "kind": "guard"}
         except TdabenchError as e:
             return {"error": e.message, "remedy": e.remedy, "kind": ""}
+
+    def _lent(self, name: str, path: Path) -> Path:
+        """Returns where a confined contestant may read an asset; unconfined, it reads the original.
+
+        No rule can be added to a process that is confined, and one that may read all assets from
+        the beginning would read them without a trace in the record. So a folder that it may read
+        receives links to the files.
+        """
+        if not self.job["landlock"]:
+            return path
+        place = self.work / "lent" / fingerprint(name) / path.name
+        if not place.exists():
+            link_files(path, place)
+        return place
 
     def settle(self, who: str, *places: Path) -> None:
         """Raises Refused if the method changed models, random generators or files of others."""
@@ -1092,6 +1117,7 @@ class Judge:
                 },
             },
             inputs={
+                **{k: v for part in self.parts for k, v in part.pointed.items()},
                 **{k: v for part in self.parts for k, v in part.assets.used.items()},
                 **self.assets.used,
                 **truths.used,
@@ -1129,6 +1155,28 @@ class KnownLosses:
 
     def losses(self, model: str, tokens: Corpus) -> np.ndarray:
         return self.known[model]
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def link_files(path: Path, place: Path) -> None:
+    """Makes a second name `place` for a file, or for every file in a folder, links followed.
+
+    Copies where the file system does not allow a hard link.
+    """
+    if path.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        for child in path.iterdir():
+            link_files(child, place / child.name)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    real = os.path.realpath(path)
+    try:
+        os.link(real, place)
+    except OSError:
+        shutil.copyfile(real, place)
 
 
 def _share(covered: Mapping[str, Any]) -> float:

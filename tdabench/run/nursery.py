@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,15 +229,28 @@ def _bury(control: socket.socket, children: set[int]) -> None:
         _send(control, {"died": pid, "status": status, "cpu": cpu})
 
 
-def end_all(children: set[int]) -> None:
-    """Kills every process below this one, orphans of orphans included."""
+def end_all(children: set[int], spared: Collection[int] = ()) -> None:
+    """Kills every process below this one, orphans of orphans included, except `spared`.
+
+    `spared` are processes that this one has for another purpose; what is below them stays as well.
+    """
     end = time.monotonic() + 5.0
     while time.monotonic() < end:
-        for pid in {*children, *below(os.getpid())}:
+        kept = {p for s in spared for p in (s, *below(s))}
+        left = {*children, *below(os.getpid())} - kept
+        for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)  # each contestant leads its own group
+        if spared:  # whoever started them waits for them
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            if not left:
+                return
+            time.sleep(0.005)
+            continue
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

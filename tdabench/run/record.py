@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tdabench.errors import DataError
-from tdabench.io import fingerprint, read_arrays, read_header
+from tdabench.io import carried_hash, fingerprint, read_arrays, read_header
 from tdabench.run import environment
 from tdabench.run.keys import SCHEMA, cell_key
 
@@ -107,7 +107,7 @@ class Record(Mapping[str, Any]):
 
     def _part(self, name: str) -> Mapping[str, Any]:
         part = self.data.get(name)
-        return part if isinstance(part, Mapping) else {}
+        return part if isinstance(part, dict) or isinstance(part, Mapping) else {}
 
     @property
     def key(self) -> str:
@@ -154,8 +154,9 @@ class Record(Mapping[str, Any]):
     def odd_values(self) -> list[str]:
         """Lists metrics outside their own interval, and shares above the noise ceiling."""
         out = []
-        for name in self.metrics:
-            m = self.metric(name)
+        for name, m in self.metrics.items():
+            if not isinstance(m, dict):
+                continue
             value, low, high = (finite(m.get(k)) for k in ("value", "low", "high"))
             if value is None or low is None or high is None:
                 continue
@@ -235,7 +236,12 @@ class Record(Mapping[str, Any]):
 
     def metric(self, name: str) -> Mapping[str, Any]:
         metric = self.metrics.get(name)
-        return metric if isinstance(metric, Mapping) else {}
+        return metric if isinstance(metric, dict) or isinstance(metric, Mapping) else {}
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Returns the hash of the training corpus and the regime of the target."""
+        return fingerprint([self.corpus.get("train"), str(self.target.get("regime") or "")])
 
     @cached_property
     def what_hash(self) -> str:
@@ -268,7 +274,10 @@ class Record(Mapping[str, Any]):
 
     def arrays_hash(self) -> str:
         """Returns the hash in the header of the file of arrays; "" if there is none."""
-        return str(self._carried.get("sha256", ""))
+        try:
+            return carried_hash(self.arrays_path)
+        except DataError:
+            return ""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each stored array, read only from the header."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tdabench import apart
 from tdabench.data.examples import Example
 from tdabench.errors import DataError, UsageError, first_line, unknown
 from tdabench.io import (
@@ -28,6 +29,7 @@ from tdabench.io import (
     write_bytes,
     write_json,
 )
+from tdabench.limited import limited
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import (
     Batch,
@@ -190,10 +192,18 @@ class Target:
         try:
             return str(read_json(place)["digest"])
         except (DataError, KeyError, TypeError):
-            digest = self._read()
+            digest = self._read_apart() if apart.keeper is not None else self._read()
         with contextlib.suppress(DataError, UsageError, OSError):  # the cache may not be writable
             write_json(place, {"digest": digest})
         return digest
+
+    def _read_apart(self) -> str:
+        """Returns `_read` from a process with limits: a stranger's tokenizer may hang or crash."""
+        about = {"name": self.name, "folder": str(self.folder), "template": self.template}
+        found = limited(
+            "tdabench.targets.target:reading_of", about, what=f"the tokenizer of {self.name!r}"
+        )
+        return str(found)
 
     def _read(self) -> str:
         settings: dict[str, Any] = {}
@@ -452,6 +462,11 @@ class Target:
         finally:
             model.train(training)
         return out
+
+
+def reading_of(name: str, folder: str, template: str) -> str:
+    """Returns how the tokenizer in `folder` reads; for a process with limits. See `_reading`."""
+    return Target(name, Path(folder), template=template)._read()
 
 
 def dtype_on(dtype: str, device: str, model: PreTrainedModel) -> torch.dtype:
