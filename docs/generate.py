@@ -81,7 +81,8 @@ SECTIONS: dict[str, str] = {
     "Examples": "Example Behaviour Corpus read_jsonl write_jsonl check_disjoint",
     "Groups and rows": "Groups POOLINGS check_pooling Rows row_blocks",
     "Targets": "Target Recipe Tokens Batch batch_places over_batches pad example_losses "
-    "token_losses response_logits last_states load_body batch_order finetune",
+    "token_losses response_logits last_states load_body check_folder "
+    "batch_order finetune",
     "Representations": "pooled_hidden_states word_scores query_word_scores encode_texts "
     "FeatureStore build_index open_index in_processes on_ray",
     "Gradients": "GradientEngine Layer Workspace example_blocks layer_sums map_batches per_example "
@@ -89,8 +90,8 @@ SECTIONS: dict[str, str] = {
     "Truth": "Truth TruthPlan build_truth finished_units unit_losses",
     "Retrained models": "random_groups retrained weights_of models_of losses_of check_room",
     "Suites": "Suite load_suite derive_suite registry read_settings",
-    "Files and seeds": "read_arrays write_arrays read_json write_json write_bytes check_free "
-    "check_replaceable sha256_file fingerprint named_seed",
+    "Files and seeds": "read_arrays array_shapes write_arrays read_json write_json write_bytes "
+    "check_free check_replaceable sha256_file fingerprint named_seed",
     "Errors": "TdabenchError UsageError DataError GuardError MethodError MissingExtra "
     "NotApplicable resumable",
 }

@@ -31,6 +31,7 @@ from tdabench.groups import POOLINGS as POOLINGS
 from tdabench.groups import Groups as Groups
 from tdabench.groups import check_pooling as check_pooling
 from tdabench.hookspecs import hookimpl as hookimpl
+from tdabench.io import array_shapes as array_shapes
 from tdabench.io import check_free as check_free
 from tdabench.io import check_replaceable as check_replaceable
 from tdabench.io import fingerprint as fingerprint
@@ -60,6 +61,7 @@ from tdabench.targets.batches import over_batches as over_batches
 from tdabench.targets.batches import pad as pad
 from tdabench.targets.forward import last_states as last_states
 from tdabench.targets.recipe import Recipe as Recipe
+from tdabench.targets.sizes import check_folder as check_folder
 from tdabench.targets.target import Target as Target
 from tdabench.targets.target import example_losses as example_losses
 from tdabench.targets.target import load_body as load_body

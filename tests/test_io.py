@@ -1,5 +1,7 @@
 """Files are whole or absent, and what was altered is noticed."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tdabench.errors import DataError, TdabenchError
 from tdabench.io import (
     cache_folder,
     canonical,
+    carried_hash,
     fingerprint,
     read_arrays,
     read_json,
@@ -35,6 +38,31 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     path.write_bytes(data)
     with pytest.raises(DataError, match="corrupt"):
         read_arrays(path)
+
+
+def test_the_hash_is_read_from_the_beginning_and_a_second_one_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, {"x": np.arange(3.0)})
+    (found,) = re.findall(rb'"sha256":"([0-9a-f]{64})"', path.read_bytes())
+    assert carried_hash(path) == found.decode()
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    head = data[8 : 8 + length]
+    for changed, said in (
+        (head.replace(b'{"sha256":"', b'{"sha256":"' + b"0" * 64 + b'","sha256":"'), "0" * 64),
+        (head.replace(b'"sha256":"', b'"a":"","sha256":"'), found.decode()),  # another writer
+        (head.replace(b"sha256", b"sha"), ""),
+    ):
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+        assert carried_hash(path) == said
+        if said == "0" * 64:
+            with pytest.raises(DataError, match="its header has two hashes"):
+                read_arrays(path)
+        else:
+            read_arrays(path)
+    path.unlink()
+    with pytest.raises(DataError, match="missing"):
+        carried_hash(path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 9, 60, -1])

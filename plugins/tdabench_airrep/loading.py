@@ -15,6 +15,8 @@ from tdabench.api import (
     Example,
     MissingExtra,
     UsageError,
+    array_shapes,
+    check_folder,
     fingerprint,
     load_body,
     named_seed,
@@ -60,6 +62,7 @@ def load_encoder(
     keys = {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()}
     pooled = Pooled(**keys)
     body_config = _body_config(kind, config, folder)
+    _check_sizes(folder / "model.safetensors", body_config, dim, bool(shared))
     body = empty_body(body_config, eager=dtype == "bfloat16")
     limit = getattr(body_config, "max_position_embeddings", None)
     if limit and text.max_tokens > limit:
@@ -79,6 +82,24 @@ def load_encoder(
         )
     torch_dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     return encoder.to(device=device, dtype=torch_dtype[dtype]).requires_grad_(False)
+
+
+def _check_sizes(path: Path, config: Any, dim: Any, shared: bool) -> None:
+    """Raises DataError if the configuration asks for more than the file holds, before it is built.
+
+    `dim` is the width of the projector, None for the body's; `shared` encoders store no body.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is missing")
+    if not shared:
+        check_folder(path, config, body=True)
+    if dim is not None:
+        sizes = {n for shape in array_shapes(path).values() for n in shape}
+        if type(dim) is not int or dim not in sizes:
+            raise DataError(
+                f"the weights in {path.parent} do not fit its configuration: projection_dim is "
+                f"{str(dim)[:40]}, and no tensor has that size"
+            )
 
 
 def _body_config(kind: str, fields: Mapping[str, Any], folder: Path) -> Any:

@@ -226,8 +226,7 @@ def third_party_apart() -> Iterator[None]:
         return Processes(configuration)
 
     before = apart.keeper
-    if not elsewhere.here():
-        apart.keeper = keeper
+    apart.keeper = None if elsewhere.imports() else keeper
     try:
         yield
     finally:

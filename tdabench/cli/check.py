@@ -79,7 +79,10 @@ def command(
     registry = discovered()
     if names == ("all",):
         names = tuple(registry.methods)
-    if (code := elsewhere.carried_out(names, what="the check")) is not None:
+    code = elsewhere.carried_out(
+        names, what="the check", imports=True, rules=lambda: readable(assets, settings)
+    )
+    if code is not None:
         sys.exit(code)
     classes = {n: registry.method(n).cls for n in names}
     asked = {n: given(n, names, settings) for n in names}
@@ -118,6 +121,24 @@ def command(
     missing = next((r for r in found if r.missing), None)
     if missing is not None and len(names) == 1:
         raise UsageError(f"{missing.method} was not checked: {missing.detail}")
+
+
+def readable(assets: tuple[str, ...], settings: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Returns what third-party methods may read in a check: what they may read in a run."""
+    from tdabench.io import cache_folder
+    from tdabench.registry import __file__ as package
+    from tdabench.registry import configuration
+    from tdabench.run import sandbox
+
+    suites = Path(package).parent / "suites"
+    hidden = [str(p) for p in (Path.cwd() / "runs", cache_folder(), suites) if p.exists()]
+    rules = sandbox.libraries(hidden, sys.path)
+    named = [pair(text, "NAME=PATH")[1] for text in (*assets, *settings) if "=" in text]
+    for place in (*named, *configuration()["modules"]):
+        real = Path(place).resolve()
+        if place and real.exists() and not any(Path(h).is_relative_to(real) for h in hidden):
+            rules += sandbox.with_links(real, hidden)
+    return [*rules, ("/proc", "read")]  # of its own processes; the rest needs more than reading
 
 
 def given(name: str, names: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:

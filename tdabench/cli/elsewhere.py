@@ -3,21 +3,25 @@
 A command that would import a third-party plugin or load a model that tdabench did not bring starts
 itself again: this process waits, and ends the other one, with all that it started, when a step
 takes longer or more memory than a cell of a run may. The other process says when a step is done.
+It imports third-party plugins only if the command cannot do without (`imports`), and is then
+confined to `rules` where the system can, if the command gives some.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
 
-from tdabench import apart
 from tdabench.errors import TdabenchError
 
 VARIABLE = "TDABENCH_WORKER"  # the descriptor that the other process reports to
@@ -25,18 +29,36 @@ SECONDS = 7200.0  # per step, as for a phase of a cell
 _POLL = 0.05
 _arguments: list[str] = []
 _report = -1
+_imports = False
 
 
 def begin(arguments: Sequence[str]) -> None:
     """Stores the arguments of this command line, and whether this is the other process."""
-    global _report
+    global _report, _imports
     _arguments[:] = arguments
     told = os.environ.pop(VARIABLE, "")
     if told:
-        _report = int(told)
+        number, _, rest = told.partition(",")
+        _report, _imports = int(number), bool(rest)
         os.set_inheritable(_report, False)
-        apart.keeper = None
         _follow_parent()
+        if rest.startswith("/"):
+            _confine(Path(rest))
+
+
+def imports() -> bool:
+    """Tells whether this process may import third-party plugins."""
+    return here() and _imports
+
+
+def _confine(given: Path) -> None:
+    """Confines this process, before any plugin is imported."""
+    from tdabench.run import sandbox
+
+    told = json.loads(given.read_text("utf-8"))
+    os.environ.update(told["environment"])
+    tempfile.tempdir = None
+    sandbox.confine([(path, access) for path, access in told["rules"]], told["landlock"])
 
 
 def here() -> bool:
@@ -65,17 +87,21 @@ def carried_out(
     benchmarks: Iterable[str] = (),
     foreign: bool = False,
     what: str = "the command",
+    imports: bool = False,
+    rules: Callable[[], list[tuple[str, str]]] | None = None,
 ) -> int | None:
     """Runs the command in another process if third-party code or models need it.
 
     `methods` and `benchmarks` are the names concerned; `foreign` tells whether a model of the
-    user's own is. Returns the exit code, or None if the command belongs in this process. Raises
+    user's own is; `imports` whether the other process has to import third-party plugins, and
+    `rules` what it may read then (see tdabench.run.sandbox), besides a temporary folder that it may
+    write. Returns the exit code, or None if the command belongs in this process. Raises
     TdabenchError if the other process hit a limit or died.
     """
     inside = here() or not _arguments  # not called by the command line
     if inside or not (foreign or _third_party(methods, benchmarks)):
         return None
-    return _watched(what)
+    return _watched(what, imports, rules)
 
 
 def is_foreign(suite: str | None) -> bool:
@@ -101,7 +127,31 @@ def _third_party(methods: Iterable[str], benchmarks: Iterable[str]) -> bool:
 # --------------------------------------------------------------------------- the watching process
 
 
-def _watched(what: str) -> int:
+@contextlib.contextmanager
+def _limits(rules: Callable[[], list[tuple[str, str]]] | None) -> Iterator[str]:
+    """Writes down what the other process may read, in a folder that it may write; its file."""
+    from tdabench.run import sandbox
+
+    if rules is None or not sandbox.abi():
+        yield "imports"
+        return
+    with tempfile.TemporaryDirectory(prefix="tdabench-") as folder:
+        place = Path(folder, "limits.json")
+        told = {
+            "rules": [*rules(), (folder, "write")],
+            "landlock": sandbox.abi(),
+            "environment": sandbox.private_environment(Path(folder)),
+        }
+        place.write_text(json.dumps(told), "utf-8")
+        yield str(place)
+
+
+def _watched(what: str, imports: bool, rules: Callable[[], list[tuple[str, str]]] | None) -> int:
+    with _limits(rules) if imports else contextlib.nullcontext("") as told:
+        return _wait_for(what, told)
+
+
+def _wait_for(what: str, told: str) -> int:
     from tdabench.limited import allowed_memory, seconds_limit
     from tdabench.run.execute import tree_bytes
     from tdabench.run.nursery import adopting_orphans, below, end_all
@@ -110,7 +160,7 @@ def _watched(what: str) -> int:
     seconds, memory = seconds_limit(SECONDS), allowed_memory()
     reading, writing = os.pipe()
     paths = [os.path.abspath(p) for p in sys.path]
-    env = {**os.environ, VARIABLE: str(writing), "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**os.environ, VARIABLE: f"{writing},{told}", "PYTHONPATH": os.pathsep.join(paths)}
     sys.stdout.flush()
     sys.stderr.flush()
     ours = _passed_through()

@@ -115,7 +115,7 @@ def build(
     device = chosen_device(device)
     discovered()
     code = elsewhere.carried_out(
-        [method], what="the index build",
+        [method], what="the index build", imports=True,
         foreign=bool(own["model"] or own["train"]) or elsewhere.is_foreign(suite),
     )  # fmt: skip
     if code is not None:
@@ -208,7 +208,7 @@ def search(
     name = method.get("name") if isinstance(method, dict) else ""
     code = elsewhere.carried_out(
         [str(name)], foreign=elsewhere.is_foreign(str(named.get("suite"))),
-        what="the index search",
+        what="the index search", imports=True,
     )  # fmt: skip
     if code is not None:
         sys.exit(code)

@@ -198,21 +198,25 @@ def command(
         raise UsageError(
             "--retrain chooses the model that answers", "Leave out --checkpoint, or the response"
         )
-    queries = asked(plan.suite, plan.targets[0], prompt, response, file, own,
-                    checkpoint, retrain, device)  # fmt: skip
     from tdabench.report.records import runs_in
     from tdabench.report.trust import sentences, trust
+    from tdabench.run.contestants import Contestants
 
-    runs = runs_in(Path("runs"))
-    indices = [f for f in runs if (f / "indices").is_dir()]
-    asked_for = queries_to_explain(queries, against, behaviour_file)
-    sources, groups = _sources(plan.suite.train, by)
-    most = min(len(plan.suite.train), SPARE * k)
-    found = []
-    words_of = 2 * k if with_words else 0
-    for one in trace(plan, asked_for, most, indices, notice, _silent, groups, words_of):
-        found.append(one)
-        elsewhere.step()
+    stages = [s.name for job in plan.builds for s in job.method.stages or (job.method,)]
+    with Contestants(stages) as contestants:  # before a model answers
+        queries = asked(plan.suite, plan.targets[0], prompt, response, file, own,
+                        checkpoint, retrain, device)  # fmt: skip
+        runs = runs_in(Path("runs"))
+        indices = [f for f in runs if (f / "indices").is_dir()]
+        asked_for = queries_to_explain(queries, against, behaviour_file)
+        sources, groups = _sources(plan.suite.train, by)
+        most = min(len(plan.suite.train), SPARE * k)
+        found = []
+        words_of = 2 * k if with_words else 0
+        for one in trace(plan, asked_for, most, indices, notice, _silent, groups, words_of,
+                         contestants):  # fmt: skip
+            found.append(one)
+            elsewhere.step()
     known = trust(plan, plan.builds, runs)
     answer = _answer(plan.suite, asked_for, found, known, k, sources, groups)
     told = sentences(known, [f.label for f in found if not f.reason])

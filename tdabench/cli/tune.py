@@ -52,6 +52,7 @@ def command(
       tdabench tune airrep-full --suite runs/variants/suite.toml --write
     """
     from tdabench.io import write_text
+    from tdabench.run.contestants import Contestants
     from tdabench.run.sources import load_suite
     from tdabench.run.tune import Trial, default_grid, method_of, tune, with_tuned
 
@@ -79,7 +80,10 @@ def command(
         elsewhere.step()
         notice(f"{_words(trial.params)}: {trial.error or f'{trial.lds:.4f}'}", "  ")
 
-    trials = tune(suite, target, method, grid, seed=seed, on_trial=told)
+    with Contestants([cls.name]) as contestants:
+        trials = tune(
+            suite, target, method, grid, seed=seed, on_trial=told, contestants=contestants
+        )
     label = target or loaded.main_targets[0].label
     best = trials[0]
     if as_json:

@@ -47,7 +47,7 @@ def command(
 
     runs = [read_run(f) for f in find_runs(folders)]
     benchmarks = {str(r.benchmark.get("name")) for run in runs for r in run.records}
-    code = elsewhere.carried_out(benchmarks=benchmarks, what="the verification")
+    code = elsewhere.carried_out(benchmarks=benchmarks, what="the verification", imports=True)
     if code is not None:
         sys.exit(code)
     checks = verify_runs(runs, truths, suite)

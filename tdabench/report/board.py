@@ -308,27 +308,30 @@ def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
                     "records; the latest is shown"
                 )
             kept[place] = record
+    if len(runs) == 1:
+        return [(r, r.label) for r in kept.values()], sorted(set(warnings))
     keys: dict[tuple[Any, ...], set[str]] = {}
     identity: dict[str, set[str]] = {}
-    for record in kept.values():
-        keys.setdefault(_place(record), set()).add(record.key)
+    worked: dict[tuple[Any, ...], Record] = {}
+    for (_, *at), record in kept.items():
+        place = tuple(at)
+        keys.setdefault(place, set()).add(record.key)
         identity.setdefault(record.label, set()).add(_identity(record))
+        if record.ok:
+            worked.setdefault(place, record)
     clashing = {place[3] for place, found in keys.items() if len(found) > 1}
     clashing |= {label for label, found in identity.items() if len(found) > 1}
     seen: set[tuple[Any, ...]] = set()
     out = []
-    for record in kept.values():
+    for (_, *at), record in kept.items():
+        place = tuple(at)
         label = f"{record.label} ({record.run})" if record.label in clashing else record.label
-        place = (label, *_place(record))
-        if place in seen:  # the same cell, computed or copied twice
+        if (label, place) in seen:  # the same cell, computed or copied twice
             continue
         if record.label not in clashing and not record.ok:
-            twin = [r for r in kept.values() if _place(r) == _place(record) and r.ok]
-            record = twin[0] if twin else record
-        seen.add(place)
+            record = worked.get(place, record)
+        seen.add((label, place))
         out.append((record, label))
-    if len(runs) == 1:
-        return [(r, r.label) for r in kept.values()], sorted(set(warnings))
     return out, sorted(set(warnings))
 
 

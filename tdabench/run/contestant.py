@@ -267,6 +267,9 @@ class Contestant:
 
     def do_score_groups(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         assert self.index is not None
+        if "pooling" in message:
+            self.index.pooling = str(message["pooling"])
+            self.index.temperature = float(message["temperature"])
         groups = Groups(arrays["indptr"], arrays["indices"], message["n_train"])
         return _answer("scores", self.index.score_groups(self._queries(message), groups))
 

@@ -27,6 +27,7 @@ from tdabench.run.log import EventLog
 from tdabench.run.nursery import below, status
 from tdabench.run.plan import Cell, Job, MethodSpec, Plan
 from tdabench.run.record import Record
+from tdabench.run.suite import Suite
 from tdabench.standins import uses_models
 
 POLL_SECONDS = 0.05
@@ -360,7 +361,7 @@ class Executor:
             "benchmark_plugins": {**found, "only": sorted(judges)},
             "landlock": self.landlock,
             "hidden": hidden_from_methods(self.folder.path),
-            "withheld": withheld_assets(self.plan),
+            "withheld": withheld_assets(self.plan.suite),
             "most_printed": MOST_PRINTED,
             "fingerprint": self.plan.fingerprints[job.target.label],
             "folder": str(self.folder.path.absolute()),
@@ -671,10 +672,10 @@ def data_of(folder: Path) -> list[Path]:
     return [p for p in inside if p.suffix != ".py" and not (p / "__init__.py").exists()]
 
 
-def withheld_assets(plan: Plan) -> list[str]:
+def withheld_assets(suite: Suite) -> list[str]:
     """Lists assets that hold the answers of a benchmark (its parameter `asset` names them)."""
     named = set()
     for name, entry in registry().benchmarks.items():
-        given = plan.suite.benchmark_params.get(name, {})
+        given = suite.benchmark_params.get(name, {})
         named.add(given.get("asset", getattr(entry.cls, "asset", "")))
     return sorted(n for n in named if isinstance(n, str) and n)

@@ -387,6 +387,7 @@ class RemoteIndex(Index):
         self.scratch: Path | None = None  # the build's scratch folder, if loading needs it
         self.scratch_bytes = 0
         self._warm = False
+        self._loaded: tuple[str, float] | None = None  # pooling and temperature, as loaded
         weakref.finalize(self, _leave, judge.stage)
 
     def save(self, path: Path) -> None:
@@ -415,7 +416,9 @@ class RemoteIndex(Index):
                 f"{stage.who}.load gave an index of {reply.get('n_train')} examples, "
                 f"not {self.n_train}",
             )
-        self.pooling, self.temperature = str(reply["pooling"]), float(reply["temperature"])
+        if not self._loaded:  # else it is loaded again, and both may have been changed
+            self.pooling, self.temperature = str(reply["pooling"]), float(reply["temperature"])
+        self._loaded = str(reply["pooling"]), float(reply["temperature"])
         self.pools = str(reply["pools"])
         self.own_behaviours = bool(reply.get("own_behaviours"))
         stage.holder = weakref.ref(self)
@@ -479,6 +482,9 @@ class RemoteIndex(Index):
     def score_groups(self, queries: Sequence[Example], groups: Groups) -> Any:
         most = 8 * len(queries) * len(groups) + (1 << 20)
         message = {"do": "score_groups", **self._rows(queries), "n_train": groups.n_train}
+        self.open()
+        if self._loaded != (self.pooling, self.temperature):
+            message |= {"pooling": self.pooling, "temperature": self.temperature}
         arrays = {"indptr": groups.indptr, "indices": groups.indices}
         return _array(*self._ask(message, arrays, most), "scores")
 

@@ -107,7 +107,7 @@ class Record(Mapping[str, Any]):
 
     def _part(self, name: str) -> Mapping[str, Any]:
         part = self.data.get(name)
-        return part if isinstance(part, dict) or isinstance(part, Mapping) else {}
+        return part if isinstance(part, Mapping) else {}
 
     @property
     def key(self) -> str:
@@ -157,7 +157,10 @@ class Record(Mapping[str, Any]):
         for name, m in self.metrics.items():
             if not isinstance(m, dict):
                 continue
-            value, low, high = (finite(m.get(k)) for k in ("value", "low", "high"))
+            value, low, high = m.get("value"), m.get("low"), m.get("high")
+            if low is None or high is None:
+                continue
+            value, low, high = finite(value), finite(low), finite(high)
             if value is None or low is None or high is None:
                 continue
             if not low - 1e-9 <= value <= high + 1e-9:
@@ -180,43 +183,43 @@ class Record(Mapping[str, Any]):
     def reason(self) -> str:
         return str(self.data.get("reason") or "")
 
-    @property
+    @cached_property
     def method(self) -> Mapping[str, Any]:
         return self._part("method")
 
-    @property
+    @cached_property
     def label(self) -> str:
         return str(self.method.get("label") or self.method.get("name") or "?")
 
-    @property
+    @cached_property
     def target(self) -> Mapping[str, Any]:
         return self._part("target")
 
-    @property
+    @cached_property
     def benchmark(self) -> Mapping[str, Any]:
         return self._part("benchmark")
 
-    @property
+    @cached_property
     def benchmark_name(self) -> str:
         return str(self.benchmark.get("label") or self.benchmark.get("name") or "?")
 
-    @property
+    @cached_property
     def corpus(self) -> Mapping[str, Any]:
         return self._part("corpus")
 
-    @property
+    @cached_property
     def cost(self) -> Mapping[str, Any]:
         return self._part("cost")
 
-    @property
+    @cached_property
     def hardware(self) -> Mapping[str, Any]:
         return self._part("hardware")
 
-    @property
+    @cached_property
     def versions(self) -> Mapping[str, Any]:
         return self._part("versions")
 
-    @property
+    @cached_property
     def metrics(self) -> Mapping[str, Any]:
         return self._part("metrics")
 
@@ -236,7 +239,7 @@ class Record(Mapping[str, Any]):
 
     def metric(self, name: str) -> Mapping[str, Any]:
         metric = self.metrics.get(name)
-        return metric if isinstance(metric, dict) or isinstance(metric, Mapping) else {}
+        return metric if isinstance(metric, Mapping) else {}
 
     @cached_property
     def data_hash(self) -> str:
@@ -274,6 +277,10 @@ class Record(Mapping[str, Any]):
 
     def arrays_hash(self) -> str:
         """Returns the hash in the header of the file of arrays; "" if there is none."""
+        return self._arrays_hash
+
+    @cached_property
+    def _arrays_hash(self) -> str:
         try:
             return carried_hash(self.arrays_path)
         except DataError:
@@ -343,6 +350,8 @@ def slot(record: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
 
 def finite(value: Any) -> float | None:
     """Returns `value` as a finite float, or None, since records are untrusted."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -23,8 +23,11 @@ from tdabench.io import cache_folder, fingerprint, remove
 from tdabench.method import Context, Index
 from tdabench.registry import registry
 from tdabench.rows import dots, is_sparse, row_blocks, top_k_of
+from tdabench.run.contestants import Contestants, checked, lives_apart
+from tdabench.run.execute import set_by
 from tdabench.run.folder import keep_index, kept_index, new_index
 from tdabench.run.inputs import Inputs
+from tdabench.run.judge import RemoteIndex
 from tdabench.run.plan import Job, MethodSpec, Plan
 from tdabench.run.suite import SuiteTarget
 from tdabench.targets.target import Target
@@ -65,13 +68,15 @@ def trace(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     sources: Groups | None = None,
     words: int = 0,
+    contestants: Contestants | None = None,
 ) -> Iterator[Traced]:
     """Returns one answer per method of `plan`, in its order.
 
     With `sources`, groups of training examples, an answer has their group scores as well; with
     `words`, the word scores of so many helpful examples, and the query's word scores for all of
     their scores, where the method has any. `runs` are run folders whose indices can be used. A
-    method that fails gives an answer with its reason, and the others continue.
+    method that fails gives an answer with its reason, and the others continue. Third-party
+    methods that this process must not import run in `contestants`.
     """
     done: set[str] = set()
     for job in plan.builds:  # one of each label, and of each index
@@ -80,12 +85,15 @@ def trace(
         done |= {job.method.label, job.index_key}
         try:
             with tempfile.TemporaryDirectory(prefix="tdabench-trace-") as scratch:
-                opened = _open(plan, job, runs, say, progress, Path(scratch))
+                opened = _open(plan, job, runs, say, progress, Path(scratch), contestants)
                 yield _traced(plan, job, *opened, queries, k, sources, words)
         except TdabenchError as e:
             yield Traced(job.method.label, reason=str(e))
         except Exception as e:  # a plugin may raise anything
             yield Traced(job.method.label, reason=brief(e))
+        finally:
+            if contestants is not None:
+                contestants.release()
 
 
 def _traced(
@@ -129,17 +137,20 @@ def _open(
     say: Say,
     progress: Callable[[str, int, int], None],
     scratch: Path,
+    contestants: Contestants | None,
 ) -> tuple[Index, float]:
     """Returns the index of a method or a pipeline, and the seconds of building what was missing."""
     specs = list(zip(job.method.stages or (job.method,), job.kept_keys, strict=True))
     opened = [
-        open_index(plan, job, spec, key, runs, say, progress, scratch / str(i))
+        open_index(plan, job, spec, key, runs, say, progress, scratch / str(i), contestants)
         for i, (spec, key) in enumerate(specs)
     ]
     index, spent = opened[0][0], sum(seconds for _, seconds in opened)
     if job.method.stages:
         # `rest` applies to runs only: a person sees only examples that the last stage scored.
         index = PipelineIndex([i for i, _ in opened], job.method.params["keep"], "zero")
+    if any(isinstance(i, RemoteIndex) for i, _ in opened):
+        index = checked(index, job.method.label)
     return index, spent
 
 
@@ -152,12 +163,23 @@ def open_index(
     say: Say,
     progress: Callable[[str, int, int], None],
     scratch: Path,
+    contestants: Contestants | None = None,
 ) -> tuple[Index, float]:
     """Returns the index of a method, or of a stage of a pipeline, and the seconds of building it.
 
     `key` names the index on disk; 0 seconds if it was there.
     """
     suite = plan.suite
+
+    def tell() -> None:
+        examples = f"{len(suite.train):,} examples"
+        say(f"{spec.label}: building its index on {examples} (kept for later)")
+
+    if contestants is not None and lives_apart(spec.name):
+        return contestants.index(
+            spec.name, spec.params, set_by(spec), key, suite, job.target, seed=job.seed,
+            device=plan.request.device, places=runs, on_build=tell,
+        )  # fmt: skip
     scratch.mkdir(parents=True, exist_ok=True)
     assets = Inputs(suite, suite.assets_for(job.target), "asset")
     context = Context(
@@ -174,7 +196,7 @@ def open_index(
     places = [*(run / "indices" for run in runs), kept]
     folder = next((p / key for p in places if _serves(p, key, assets)), None)
     if folder is None:
-        say(f"{spec.label}: building its index on {len(suite.train):,} examples (kept for later)")
+        tell()
         build(method, context, suite.train, kept, key, assets)
         folder, spent = kept / key, time.perf_counter() - start
     return method.load(context, folder / "index"), spent

@@ -19,8 +19,11 @@ import numpy as np
 
 from tdabench.errors import GuardError, TdabenchError, UsageError, unknown
 from tdabench.groups import pool_scores
+from tdabench.io import fingerprint
 from tdabench.method import Context, Index, TDAMethod
 from tdabench.registry import registry
+from tdabench.run.contestants import Contestants, checked, lives_apart
+from tdabench.run.meter import MeteredIndex
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget
 from tdabench.run.suite_file import toml_key, toml_value
@@ -53,12 +56,14 @@ def tune(
     device: str = "cpu",
     fresh: bool = False,
     on_trial: Callable[[Trial], None] = lambda trial: None,
+    contestants: Contestants | None = None,
 ) -> list[Trial]:
     """Tries every combination in `grid`; returns them best first, failed ones last with reasons.
 
     `label` is a method or a variant of the suite. `grid` maps parameters to values. For the
     softmax poolings a temperature of `"auto"` means multiples of the scores' standard
-    deviation. With `fresh` the suite's tuned values are not the starting point. Raises UsageError
+    deviation. With `fresh` the suite's tuned values are not the starting point. A third-party
+    method that this process must not import runs in `contestants`. Raises UsageError
     for an unknown parameter, for one that the variant fixes,
     or when the target has no tuning truth.
     """
@@ -102,7 +107,14 @@ def tune(
                 given = {**chosen, **later}
                 try:
                     method = cls.from_params({**base, **given})
-                    if path.exists():  # the same index, read by a method with other parameters
+                    if contestants is not None and lives_apart(cls.name):
+                        contestants.release()
+                        remote, _ = contestants.index(
+                            cls.name, method.params, {**base, **given}, fingerprint(chosen),
+                            suite, target, seed=seed, device=device, keep=Path(scratch) / "kept",
+                        )  # fmt: skip
+                        index: Index = checked(remote, cls.name)
+                    elif path.exists():  # the same index, read by a method with other parameters
                         index = method.load(context, path)
                     else:
                         index = method.build(context, suite.train)
@@ -206,7 +218,8 @@ def _scored(
                 params: dict[str, Any] = {"pooling": pooling}
                 if value is not None:
                     params["temperature"] = float(f"{float(value):.2g}")
-                index.pooling, index.temperature = pooling, params.get("temperature", 1.0)
+                for held in (index, *([index.inner] if isinstance(index, MeteredIndex) else [])):
+                    held.pooling, held.temperature = pooling, params.get("temperature", 1.0)
                 pooled = (
                     index.score_groups(queries, truth.groups)
                     if own

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -542,7 +543,9 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         except ImportError as e:
             raise MissingExtra(f"peft, which merges adapters with {odd},", "peft") from e
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # A warning is all that peft says of weights that it draws at random.
+                warnings.filterwarnings("error", ".*missing adapter keys.*")
                 ids = probe_ids(model)
                 adapted: Any = PeftModel.from_pretrained(model, str(adapter)).eval()
                 before = adapted(input_ids=ids).logits
@@ -599,6 +602,13 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
             whole[name.replace(".modules_to_save.default", "").replace(".base_layer", "")] = value
     if not pairs and not whole:
         raise DataError(f"{file} has no adapter weights", "Train or save it again")
+    lacking = sorted(_adapted(model, config) - set(pairs))
+    if lacking and pairs:
+        raise DataError(
+            f"{file} lacks {len(lacking)} of the layers that its configuration adapts, first "
+            f"{lacking[0]}",
+            "Did the download finish? Otherwise save the adapter again",
+        )
     _untie(model, {*pairs, *(name.rpartition(".")[0] for name in whole)})
     state, modules = model.state_dict(), dict(model.named_modules())
     with torch.no_grad():
@@ -617,6 +627,12 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
             rank = _for_layer(config.get("rank_pattern"), name, config.get("r", 8))
             alpha = _for_layer(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
             scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+            if len(pair["A"]) != rank:
+                raise DataError(
+                    f"{file} adapts {name!r} with rank {len(pair['A'])}, its configuration says "
+                    f"{rank:g}",
+                    "Its scale would be wrong: save the adapter again",
+                )
             delta = scale * (pair["B"] @ pair["A"])  # [d_out, d_in]
             if config.get("fan_in_fan_out") or isinstance(modules[name], torch.nn.Embedding):
                 delta = delta.T
@@ -627,6 +643,45 @@ def add_lora(model: Any, adapter: Path, config: Mapping[str, Any]) -> None:
                     "Is this the model that the adapter was trained on?",
                 )
             weight += delta
+
+
+def _adapted(model: Any, config: Mapping[str, Any]) -> set[str]:
+    """Returns the names of layers that a LoRA configuration adapts; empty if it names none."""
+    import torch
+
+    def named(patterns: Any, name: str) -> bool:
+        if isinstance(patterns, str):
+            return re.fullmatch(patterns, name) is not None
+        return any(name == p or name.endswith(f".{p}") for p in patterns or ())
+
+    wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
+    if not isinstance(wanted, (str, list)) or not isinstance(left_out, (str, list, type(None))):
+        return set()
+    kinds = (torch.nn.Linear, torch.nn.Embedding, type_of_conv1d())
+    numbers = config.get("layers_to_transform")
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    head = model.get_output_embeddings()
+    found = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, kinds) or named(left_out, name):
+            continue
+        every = wanted == "all-linear"
+        if every and (module is head or isinstance(module, torch.nn.Embedding)):
+            continue
+        if not every and not named(wanted, name):
+            continue
+        number = re.search(r"\.(\d+)\.", f".{name}.")
+        if isinstance(numbers, list) and (number is None or int(number[1]) not in numbers):
+            continue
+        found.add(name)
+    return found
+
+
+def type_of_conv1d() -> type:
+    """Returns GPT-2's layer class, whose weights are [d_in, d_out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
 
 
 def _untie(model: Any, adapted: Collection[str]) -> None:

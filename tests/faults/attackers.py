@@ -476,6 +476,39 @@ class Points(Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Borrows(Plain):
+    """Reads an asset by its path, before and after it asks for it."""
+
+    name: ClassVar[str] = "borrows"
+
+    def building(self, context, train):
+        original = Path(self.places()["asset"])
+        found = succeeded({"an asset by its path": original.read_bytes})
+        lent = context.asset("notes")
+        assert (lent / "a" / "deep.txt").read_text() == "an asset"
+        found += succeeded(
+            {
+                "an asset by its path, after asking": (original / "a" / "deep.txt").read_bytes,
+                "writing to an asset": lambda: (lent / "a" / "deep.txt").write_text("x"),
+                "removing it": lambda: (lent / "a" / "deep.txt").unlink() is None,
+            }
+        )
+        tell(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follows(Plain):
+    """Reads a file that a parameter names."""
+
+    name: ClassVar[str] = "follows"
+
+    file: str = ""
+
+    def building(self, context, train):
+        assert Path(self.file).read_text()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Channels(Plain):
     """Leaves a word with somebody outside, by ways that are no files."""
 
@@ -546,7 +579,7 @@ class Pipes(Plain):
 
 ALL = [
     Plain, Reads, Writes, Patches, HidesTime, HidesMemory, HidesBytes, HidesInMemory, LinksBytes,
-    Daemon, Signals, Connects, HangsUp, Babbles, Floods, Labels, Points, Channels,
+    Daemon, Signals, Connects, HangsUp, Babbles, Floods, Labels, Points, Borrows, Follows, Channels,
     Locks, Pipes,
 ]  # fmt: skip
 

@@ -37,6 +37,7 @@ REFUSED = [
     "writes",
     "labels",
     "points",
+    "borrows",
     "channels",
     "pipes",
 ]  # nothing worked: their rows are as any other
@@ -59,6 +60,7 @@ def attack(
         "truth": str(suite.parent / "truth.safetensors"),
         "suite": str(suite),
         "corpus": str(suite.parent / "corpus.jsonl"),
+        "asset": str(suite.parent / "notes"),
         "run": str(out),
         "other": str(out.parent / "other"),
         "harness": str(os.getpid()),
@@ -88,7 +90,11 @@ def own_suite(
     tmp_path_factory: pytest.TempPathFactory, tiny_target, tiny_corpus, tiny_queries
 ) -> Path:
     """A suite of its own: these methods do what they can to it."""
-    return write_suite(tmp_path_factory.mktemp("suite"), tiny_target, tiny_corpus, tiny_queries)
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "notes" / "a").mkdir(parents=True)
+    (folder / "notes" / "a" / "deep.txt").write_text("an asset")
+    extra = '[assets]\nnotes = "notes"\n'
+    return write_suite(folder, tiny_target, tiny_corpus, tiny_queries, extra)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +141,35 @@ def test_no_way_leads_to_the_truth_and_none_to_what_is_anothers(found):
             assert value(records[name]) == value(records["plain"])
     assert (out.parent / "other" / "log.jsonl").read_text() == "{}\n"
     assert not (Path.home() / ".tdabench-was-here").exists()
+
+
+@confined
+def test_an_asset_is_readable_once_it_was_requested_and_then_in_the_record(found):
+    _, records = found
+    assert "asset:notes" in records["borrows"]["inputs"]
+    assert "asset:notes" not in records["plain"]["inputs"]
+
+
+@pytest.mark.parametrize("isolation", ["auto", "off"])
+def test_a_cell_is_measured_again_when_a_file_that_a_parameter_names_changes(
+    isolation, own_suite, tmp_path
+):
+    file, out = tmp_path / "words.txt", tmp_path / "run"
+    file.write_text("one")
+    plugins.configure((), [str(ATTACKERS)])
+    try:
+        request = Request(str(own_suite), ("follows",), sets=(f"follows.file={file}",))
+        options = Options(threads=1, isolation=isolation)
+        first, same = (run(request, out, options).records[0] for _ in range(2))
+        file.write_text("two")
+        changed = run(request, out, options).records[0]
+    finally:
+        plugins.configure((), ())
+    assert first["status"] == "ok", first["reason"]
+    assert same["job"] == first["job"]
+    assert changed["job"] != first["job"]
+    name = "parameter:follows.file"
+    assert first["inputs"][name] != changed["inputs"][name]
 
 
 @confined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -232,8 +233,93 @@ def test_check_trace_and_tune_load_a_strangers_plugin_in_another_process(tmp_pat
     ):
         done = tdabench(*asked, *options)
         assert done.returncode == 1, done.stdout
-        assert "stopped: its process ended with exit status 0" in done.stderr
+        assert "process ended with exit status 0" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+SPIES = """
+import socket, subprocess
+
+def worked(attempts):
+    found = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (OSError, subprocess.SubprocessError):
+            continue
+        found.append(name)
+    return found
+
+
+"""
+SPYING = """        found = worked({
+            "a truth": lambda: open("{truth}", "rb").read(1),
+            "a file of the user": lambda: open("{folder}/secret").read(),
+            "the cache": lambda: os.listdir("{folder}/cache"),
+            "a write": lambda: open("{folder}/written", "w").write("x"),
+            "a child's write": lambda: subprocess.run(
+                ["sh", "-c", "echo x > {folder}/written"], check=True, stderr=-3),
+            "a socket": socket.socket,
+        })
+        if found:
+            raise ValueError(f"worked: {found}")
+"""
+
+
+@pytest.mark.skipif(not sandbox.abi(), reason="nothing confines a plugin here")
+def test_check_trace_and_tune_confine_a_strangers_plugin(tmp_path, monkeypatch):
+    from tdabench.run.sources import load_suite
+
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "secret").write_text("the answer")
+    truth = load_suite("pocket").target("instruct").truths["tuning"]
+    spying = SPYING.replace("{folder}", str(tmp_path)).replace("{truth}", str(truth))
+    source = METHOD.replace("        rows = [[", f"{spying}        rows = [[")
+    source = source.replace("@dataclass", f"{SPIES}@dataclass", 1)
+    options = ("--plugin", plugin(tmp_path, source))
+    for asked in (
+        ("check", "mine", "--law", "same-seed-same-scores", "--law", "leaves-nothing-running"),
+        ("trace", "What is the capital of France?", "--response", "Paris", "--methods", "mine"),
+        ("trace", "What is 2 + 2?", "--response", "4", "--methods", "tfidf>mine@50"),
+        ("tune", "mine", "--grid", "width=4,8", "--grid", "pooling=sum,softmax"),
+    ):
+        done = tdabench(*asked, *options)
+        assert done.returncode == 0, (asked, done.stdout, done.stderr)
+        assert "worked" not in done.stdout + done.stderr
+    assert not (tmp_path / "written").exists()
+    asked = ("run", "--methods", "mine", "--benchmarks", "lds", "--isolation", "off")
+    done = tdabench(*asked, "--out", str(tmp_path / "out"), *options)
+    assert done.returncode == 1  # what is refused above works where nothing confines it
+    assert "a truth" in done.stdout
+    assert (tmp_path / "written").exists()
+
+
+def test_no_command_loads_a_strangers_tokenizer_in_the_process_that_plans(
+    tiny_target, make_suite, tmp_path, monkeypatch
+):
+    """Its chat template loops for ever: the limit of time ends the process that tries it."""
+    folder = shutil.copytree(tiny_target.folder, tmp_path / "target")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x"
+    config["chat_template"] = loops + "{% endfor %}" * 3
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    plan = "[targets.plans.lds]\ngroups = 4\nfraction = 0.25\nseeds = 1\n"
+    suite = make_suite(plan)
+    text = suite.read_text().replace(str(tiny_target.folder), str(folder))
+    suite.write_text(text.replace('regime = "cold"', 'template = "chat"'))
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TDABENCH_LOAD_SECONDS", "6")
+    for asked in (
+        ("truth", "plan", str(suite)),
+        ("truth", "status", str(suite)),
+        ("run", "--suite", str(suite), "--methods", "tfidf", "--dry-run"),
+        ("suites", "show", str(suite)),
+    ):
+        done = tdabench(*asked)
+        assert done.returncode == 2, (asked, done.stdout, done.stderr)
+        assert "took longer than 6 s" in done.stderr, asked
+        assert len(done.stderr.splitlines()) == 1, asked
 
 
 def test_verify_recomputes_a_third_party_benchmark_in_another_process(tmp_path):

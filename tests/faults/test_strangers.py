@@ -115,6 +115,14 @@ def test_a_gguf_tensor_without_a_place_is_refused(in_this_process, tmp_path, tin
         open_model(str(tmp_path / "m.gguf"))
 
 
+@pytest.mark.parametrize("turned", ["ffn_up", "attn_k", "token_embd"])
+def test_a_gguf_tensor_of_another_shape_is_refused(turned, in_this_process, tmp_path, tiny_target):
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "m.gguf", tiny_target.tokenizer, turned=turned)
+    with pytest.raises(DataError, match=r"shapes them otherwise|cannot be read as GGUF"):
+        open_model(str(tmp_path / "m.gguf"))
+
+
 def test_a_gguf_file_that_claims_more_than_it_holds_builds_nothing(
     in_this_process, tmp_path, tiny_target
 ):

@@ -240,6 +240,17 @@ def test_the_same_records_give_the_same_file(board, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("form", ["svg", "pdf", "png"])
+def test_a_file_of_others_is_not_written_over(board, tmp_path, form):
+    draw(board, ["fidelity-build"], tmp_path, form=form)
+    draw(board, ["fidelity-build"], tmp_path, form=form)  # its own is
+    place = tmp_path / f"fidelity-build.{form}"
+    place.write_text("mine")
+    with pytest.raises(UsageError, match="exists and is not a plot of tdabench"):
+        draw(board, ["fidelity-build"], tmp_path, form=form)
+    assert place.read_text() == "mine"
+
+
 def test_hostile_labels_are_drawn_as_text(make_run, tmp_path):
     folder = make_run("r", {"$\\frac{1}": 1.0, "<script>\x1b[2J": 0.2}, benchmarks=("lds",))
     written, _ = draw(Board.from_runs([folder]), [], tmp_path, form="svg")

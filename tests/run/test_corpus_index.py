@@ -189,3 +189,23 @@ def test_ray_builds_the_same_index(toy_suite, queries, tmp_path: Path):
     ]
     shown = [[q["examples"] for q in json.loads(f)["queries"]] for f in found]
     assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("name", ["work/thesis.tex", "features/x", "rows/x", "state.safetensors"])
+def test_a_folder_with_someones_files_is_refused_and_untouched(name, tmp_path: Path, ask):
+    folder = tmp_path / "idx"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    _, err = ask("index", "build", folder, "--method", "hidden", code=2)
+    assert f"holds {name.partition('/')[0]!r}" in err
+    assert {p.name for p in folder.rglob("*") if p.is_file()} == {Path(name).name}
+    assert (folder / name).read_text() == "mine"
+
+
+def test_a_search_leaves_what_was_put_into_its_folder(built, ask):
+    folder, _ = built
+    (folder / "work").mkdir()
+    (folder / "work" / "thesis.tex").write_text("mine")
+    ask("index", "search", folder, "Copy: amber", "--response", "amber", "-k", 3)
+    assert (folder / "work" / "thesis.tex").read_text() == "mine"
+    assert not list(folder.glob(".work-*"))

@@ -127,6 +127,12 @@ def test_a_contrast_a_set_and_sources_in_json_and_as_a_page(files, capsys):
     assert "By source" in page
     assert "rgba(" in page
     assert "<script" not in page
+    assert main([*asked, *more]) == 0  # its own page is written over, nobody else's
+    Path("page.html").write_text("my homepage")
+    capsys.readouterr()
+    assert main([*asked, *more]) == 2
+    assert "page.html exists and is not a trace of tdabench" in capsys.readouterr().err
+    assert Path("page.html").read_text() == "my homepage"
 
     assert main([*asked, "--behaviour", "two.jsonl"]) == 0
     found = json.loads(capsys.readouterr().out)["queries"]

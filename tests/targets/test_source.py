@@ -505,7 +505,18 @@ def test_adapters_of_head_and_embedding_give_pefts_logits(make_target, tmp_path,
     [
         (lambda f: (f / "adapter_model.safetensors").unlink(), "is missing"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99), "truncated"),
-        (lambda f: rename_layers(f), "which the base model lacks.*trained on"),
+        (
+            lambda f: rename_layers(f),
+            "which the base model lacks.*trained on|lacks 4 of the layers",
+        ),
+        (
+            lambda f: cut(f, "layers.1.mlp.down_proj"),
+            r"lacks 1 of the layers.*first model\.layers\.1",
+        ),
+        (lambda f: cut(f, "layers.0.self_attn.q_proj.lora_A"), "which the base model lacks"),
+        (lambda f: configured(f, r=8), "with rank 4, its configuration says 8"),
+        (lambda f: configured(f, rank_pattern={"q_proj": 2}), "with rank 4.*says 2"),
+        (lambda f: configured(f, target_modules="all-linear"), "lacks .* of the layers"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_one_line(saved, tmp_path, spoil, message):
@@ -513,6 +524,52 @@ def test_an_adapter_that_does_not_fit_is_one_line(saved, tmp_path, spoil, messag
     spoil(tmp_path / "adapter")
     with pytest.raises(DataError, match=message):
         open_model(str(saved), {"tuned": str(tmp_path / "adapter")})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": r".*\.(q_proj|down_proj)"},
+        {"target_modules": ["q_proj", "down_proj", "up_proj"], "exclude_modules": ["up_proj"]},
+    ],
+)
+def test_what_a_configuration_adapts_is_read_as_peft_does(saved, tmp_path, config):
+    write_adapter(tmp_path / "adapter", saved, **config)
+    open_model(str(saved), {"tuned": str(tmp_path / "adapter")})
+
+
+def test_layers_to_transform_adapts_only_these(saved, tmp_path):
+    write_adapter(tmp_path / "adapter", saved, layers_to_transform=[0])
+    cut(tmp_path / "adapter", "layers.1.")
+    open_model(str(saved), {"tuned": str(tmp_path / "adapter")})
+
+
+def test_weights_that_peft_would_draw_at_random_are_refused(saved, tmp_path):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        load_pretrained(saved), peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    open_model(str(saved), {"tuned": str(tmp_path / "adapter")})
+    cut(tmp_path / "adapter", "layers.1.self_attn.q_proj.lora_A")
+    with pytest.raises(DataError, match=r"does not fit its base: .*missing adapter keys"):
+        open_model(str(saved), {"tuned": str(tmp_path / "adapter")})
+
+
+def cut(folder: Path, part: str) -> None:
+    """Leaves out of an adapter's file every tensor with `part` in its name."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    kept = {k: v for k, v in tensors.items() if part not in k}
+    assert len(kept) < len(tensors)
+    save_file(kept, file, {"format": "pt"})
+
+
+def configured(folder: Path, **changed: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
 
 
 def rename_layers(folder: Path) -> None:
@@ -548,11 +605,12 @@ def test_gguf_without_its_reader(tmp_path, monkeypatch):
 
 
 def write_gguf(
-    path: Path, tokenizer, without: str = "", extra: str = "", layers: int = 1
+    path: Path, tokenizer, without: str = "", extra: str = "", layers: int = 1, turned: str = ""
 ) -> dict[str, torch.Tensor]:
     """A tiny random Llama as a GGUF file; returns its weights as transformers names them.
 
-    `without` leaves a tensor out, `extra` adds one, `layers` is what its metadata claims.
+    `without` leaves a tensor out, `turned` transposes one, `extra` adds one, `layers` is what its
+    metadata claims.
     """
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -593,6 +651,8 @@ def write_gguf(
         if parts[-2] in ("q_proj", "k_proj"):  # GGUF interleaves the halves that rotate
             heads = 4 if parts[-2] == "q_proj" else 2
             t = t.reshape(heads, 2, -1, t.shape[1]).swapaxes(1, 2).reshape(t.shape)
+        if names[parts[-2]] == turned:
+            t = t.T
         if names[parts[-2]] != without:
             w.add_tensor(f"{block}{names[parts[-2]]}.weight", np.ascontiguousarray(t))
     if extra:
