@@ -341,6 +341,24 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, Any] | None 
     write_bytes(path, safetensors_bytes(contiguous, header))
 
 
+def keep_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes arrays as `write_arrays` does, sealed: see `seal`. For results that are used again."""
+    contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    about = dict(metadata or {})
+    write_arrays(path, contiguous, {**about, "seal": seal([about, _digest(contiguous)])})
+
+
+def kept_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads what `keep_arrays` wrote. Raises DataError, also for a file that this user did not keep
+    on this machine, or that was altered since."""
+    arrays, about = read_arrays(path)
+    sealed = about.pop("seal", None)
+    # Through JSON, as it was read: a tuple is a list there.
+    if sealed != seal([about, _digest(arrays)]):
+        raise DataError(f"{path} was altered, or comes from elsewhere")
+    return arrays, about
+
+
 _DTYPES = {
     "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16",
     "|i1": "I8", "|u1": "U8", "<u2": "U16", "<u4": "U32", "<u8": "U64", "|b1": "BOOL",

@@ -13,7 +13,7 @@ from tdabench.benchmarks.common import metric
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError
 from tdabench.groups import Groups
-from tdabench.io import fingerprint, read_arrays, write_arrays
+from tdabench.io import fingerprint, keep_arrays, kept_arrays
 from tdabench.truth.store import Truth
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def known_ranks(context: BenchmarkContext, groups: Groups) -> np.ndarray:
     path = context.cache / f"beyond-{key}.safetensors" if context.cache else None
     if path is not None and path.exists():
         try:
-            return read_arrays(path)[0]["known"]
+            return kept_arrays(path)[0]["known"]
         except (DataError, KeyError):
             path.unlink(missing_ok=True)  # damaged: it is only a cache
     member = groups.membership(np.float64)  # [group, train]
@@ -46,7 +46,7 @@ def known_ranks(context: BenchmarkContext, groups: Groups) -> np.ndarray:
         features.insert(0, own_task(train, queries, member))
     known = np.stack([(2 * average_ranks(f)).astype(np.uint16) for f in features])
     if path is not None:
-        write_arrays(path, {"known": known})
+        keep_arrays(path, {"known": known})
     return known
 
 

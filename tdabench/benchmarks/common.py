@@ -15,7 +15,7 @@ from tdabench.data.behaviours import Behaviour
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, MethodError
 from tdabench.groups import Groups
-from tdabench.io import fingerprint, read_arrays, sha256_bytes, write_arrays
+from tdabench.io import fingerprint, keep_arrays, kept_arrays, sha256_bytes
 from tdabench.method import Index
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ def ceiling_of(
     path = context.cache / f"ceiling-{key}.safetensors"
     if path.exists():
         try:
-            arrays, meta = read_arrays(path)
+            arrays, meta = kept_arrays(path)
             return stats.Ceiling.of_arrays(arrays, meta) if arrays else None
         except (DataError, KeyError, TypeError):
             path.unlink(missing_ok=True)  # a damaged cache is ignored
     ceiling = stats.noise_ceiling(truth.by_seed(), replicates, tasks=tasks)
-    write_arrays(path, *(ceiling.as_arrays() if ceiling is not None else ({}, {})))
+    keep_arrays(path, *(ceiling.as_arrays() if ceiling is not None else ({}, {})))
     return ceiling
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tdabench.benchmark import BenchmarkContext
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError
-from tdabench.io import fingerprint, open_own, read_arrays, write_arrays
+from tdabench.io import fingerprint, keep_arrays, kept_arrays, open_own
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens
 from tdabench.targets.recipe import Recipe
@@ -126,7 +126,7 @@ class Retrainer:
             result = self._train(chosen, pool, queries, seed)
             self.done += 1
             responses = list(result.responses) if result.responses is not None else None
-            write_arrays(path, {"losses": result.losses}, {"responses": responses, "key": key})
+            keep_arrays(path, {"losses": result.losses}, {"responses": responses, "key": key})
             return result
 
     def _train(self, chosen: list[int], pool: list[int], queries: Corpus, seed: int) -> Retrained:
@@ -147,11 +147,12 @@ class Retrainer:
 
 
 def _read(path: Path, key: str) -> Retrained | None:
-    """What was kept under `key`, which names all that it was made of; None when it is not whole."""
+    """What was kept under `key`, which names all that it was made of; None when it is not whole, or
+    not this user's: a later method must not be measured against losses that someone else wrote."""
     if not path.exists():
         return None
     try:
-        arrays, meta = read_arrays(path)
+        arrays, meta = kept_arrays(path)
         if meta["key"] != key:
             raise DataError(f"{path} is of another retraining")
         responses = meta["responses"]

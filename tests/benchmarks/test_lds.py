@@ -12,6 +12,7 @@ from tdabench.benchmarks.beyond import trigram_overlap
 from tdabench.benchmarks.lds import LDS
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups
+from tdabench.io import read_arrays, write_arrays
 from tdabench.truth.store import Truth
 
 RNG = np.random.default_rng(0)
@@ -267,6 +268,9 @@ def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -
         second.arrays["ceiling_per_query"], plain.arrays["ceiling_per_query"]
     )
     kept.write_bytes(kept.read_bytes()[:50])  # a cache that is damaged is computed again
+    assert LDS(replicates=50).run(context).metrics == plain.metrics
+    arrays, meta = read_arrays(kept)  # and one that someone altered
+    write_arrays(kept, arrays, {**meta, "value": 0.1})
     assert LDS(replicates=50).run(context).metrics == plain.metrics
 
     # A truth without any agreement has no ceiling, and that is remembered, too.

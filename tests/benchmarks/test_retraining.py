@@ -14,6 +14,7 @@ from tdabench.benchmarks.retrain import Retrainer, exact_match, greedy, unigram_
 from tdabench.benchmarks.selection import RULES, Selection, dev_scores, pick, split_tasks
 from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, UsageError
+from tdabench.io import read_arrays, write_arrays
 from tdabench.targets.recipe import Recipe
 
 RNG = np.random.default_rng(0)
@@ -203,6 +204,19 @@ def test_the_same_choice_is_trained_once_and_a_damaged_result_again(tiny, tmp_pa
     for path in (tmp_path / "cache").iterdir():
         path.write_bytes(path.read_bytes()[:40])
     np.testing.assert_array_equal(again.run([1, 2, 3], queries, 0).losses, first.losses)
+
+
+def test_losses_that_someone_else_kept_are_not_believed(tiny, tmp_path) -> None:
+    """The file is whole and names the same retraining; only its seal tells that it was altered."""
+    context = tiny(1.0, cache=tmp_path / "cache")
+    trainer = Retrainer(context, Recipe(epochs=1, batch_size=8))
+    first = trainer.run([1, 2, 3], context.queries[:3], 0)
+    (path,) = (tmp_path / "cache").iterdir()
+    arrays, meta = read_arrays(path)
+    write_arrays(path, {"losses": arrays["losses"] - 1.0}, meta)
+    again = trainer.run([1, 2, 3], context.queries[:3], 0)
+    assert trainer.done == 2
+    np.testing.assert_array_equal(again.losses, first.losses)
 
 
 def test_models_that_share_an_order_differ_by_what_they_lack(tiny, tmp_path) -> None:
