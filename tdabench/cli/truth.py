@@ -155,7 +155,14 @@ def build(
       tdabench truth build pocket --target instruct --truth lds --workers 2
       tdabench truth build pocket --engine ray --address 10.0.0.7:6379 --gpus 0.25
     """
-    from tdabench.run.truths import draw_plan, plan_from_file, planned_truths, work_folder
+    from tdabench.run.truths import (
+        check_inside,
+        draw_plan,
+        is_inside,
+        plan_from_file,
+        planned_truths,
+        work_folder,
+    )
     from tdabench.truth import Ray, Stacked, collect, survey
     from tdabench.truth import build as build_units
 
@@ -173,7 +180,10 @@ def build(
         for s, t, name in planned_truths(suite, targets, truths):
             p = draw_plan(s, t, name)
             place = t.truths[name]
-            here = in_place or (Path(suite).is_file() and not place.exists())
+            if in_place:
+                check_inside(s, place)
+            own = Path(suite).is_file() and not place.exists()
+            here = in_place or (own and is_inside(s, place))
             jobs.append((s, t, t.plans[name].queries, p, place if here else None))
     results, broken = [], 0
     for s, t, queries, p, out in jobs:
@@ -493,7 +503,7 @@ def describe(
       tdabench truth describe pocket --directions 0
     """
     from tdabench import stats
-    from tdabench.run.truths import planned_truths
+    from tdabench.run.truths import check_inside, planned_truths
     from tdabench.truth import Truth, metasmoothness, seed_agreement
 
     if device != "cpu":
@@ -528,6 +538,7 @@ def describe(
             row["metasmoothness"] = {"value": found.value, "error": finite_or_none(found.error),
                                      "directions": directions, "step": step}  # fmt: skip
             if save and truth is not None:
+                check_inside(s, file)
                 plan = {**truth.plan, "metasmoothness": row["metasmoothness"]}
                 replace(truth, plan=plan).save(file)
         rows.append(row)

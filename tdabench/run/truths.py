@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tdabench.data.origins import most_asked, without_each
@@ -103,6 +104,24 @@ def plan_from_file(
         except TdabenchError:
             continue  # a suite without tuning queries
     raise UsageError(f"{path} was planned for queries that the suite {suite.name} does not have")
+
+
+def is_inside(suite: Suite, place: Path) -> bool:
+    """Tells whether a declared truth is a file that may be written: in the suite's folder, links
+    followed, and named as a truth. A suite may come from a stranger."""
+    real = Path(os.path.realpath(place))
+    inside = real.is_relative_to(os.path.realpath(suite.folder))
+    return inside and real.suffix == place.suffix == ".safetensors"
+
+
+def check_inside(suite: Suite, place: Path) -> None:
+    """Raises UsageError unless `is_inside`."""
+    if not is_inside(suite, place):
+        raise UsageError(
+            f"suite {suite.name} declares a truth at {place}, which is not a .safetensors file in "
+            "its folder: nothing is written there",
+            "Build it without --in-place, and copy it from the work folder",
+        )
 
 
 def work_folder(work: Path, plan: TruthPlan) -> Path:

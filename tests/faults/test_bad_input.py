@@ -173,6 +173,29 @@ def test_a_bad_request_is_one_line(arguments, message, toy_suite, tdabench):
     assert message in one_line(done, 2)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"device": "gpu0"}, "the manifest: --device 'gpu0' is not a device"),
+        ({"device": 3}, "the manifest's request has an invalid device: 3"),
+        ({"sets": ["toy.size=big"]}, "is not of the type int"),
+        ({"sets": ["toy.sise=2"]}, "unknown parameter of toy 'sise'"),
+        ({"seeds": [-1]}, "the manifest requests a negative seed"),
+        ({"seeds": ["0"]}, "the manifest's request has an invalid seeds"),
+        ({"methods": ["toy; rm -rf ~"]}, "unknown method"),
+        ({"split": "../test"}, "unknown"),
+        ({"out": "/etc"}, "the manifest requests 'out', unknown"),
+    ],
+)
+def test_a_manifests_request_is_checked_as_a_command_line_is(
+    changed, message, toy_suite, tdabench, tmp_path: Path
+):
+    request = {"suite": str(toy_suite), "methods": ["toy"], **changed}
+    (tmp_path / "manifest.json").write_text(json.dumps({"request": request}))
+    done = tdabench("run", "--from", tmp_path / "manifest.json", "--plugin", TOYS, "--dry-run")
+    assert message in one_line(done, 2)
+
+
 def test_an_unknown_suite_is_one_line(tdabench):
     assert "unknown suite 'pockett'. Did you mean 'pocket'?" in one_line(
         tdabench("run", "--suite", "pockett"), 2

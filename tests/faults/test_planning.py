@@ -363,6 +363,25 @@ def test_a_step_that_takes_too_long_or_too_much_is_ended(tmp_path, monkeypatch):
     assert "more than the 1.00 GiB of memory allowed" in done.stderr
 
 
+def test_a_command_ends_no_process_that_python_had_started_before(tmp_path, capfd):
+    """It ends all that the other process has started, and orphans, but nothing else."""
+    leaves = METHOD.replace(
+        "        rows = [[",
+        "        import subprocess\n"
+        "        subprocess.Popen(['sleep', '611'], start_new_session=True)\n        rows = [[",
+    )
+    mine = subprocess.Popen(["sleep", "612"])
+    try:
+        asked = ["check", "mine", "--law", "same-seed-same-scores"]
+        assert main([*asked, "--plugin", plugin(tmp_path, leaves)]) == 0
+        assert mine.poll() is None
+        lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+        assert not any(b"611" in line and b"sleep" in line for line in lines)
+    finally:
+        mine.kill()
+        mine.wait()
+
+
 def test_the_other_process_passes_on_exit_codes_and_output(tmp_path):
     options = ("--plugin", plugin(tmp_path, METHOD))
     done = tdabench("check", "mine", "--law", "described", "--json", *options)

@@ -90,6 +90,24 @@ def test_plan_build_status_verify(suite, tmp_path):
     assert found["between_seeds"] > 0
 
 
+def test_a_truth_is_written_into_its_suites_folder_only(suite, tmp_path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (suite.parent / "out").symlink_to(outside)
+    text = suite.read_text()
+    work = ["--work", tmp_path / "work"]
+    there = set(suite.parent.iterdir())
+    up = f"../../{outside.relative_to(tmp_path.parent.parent)}"
+    for place in (f"{up}/bashrc", f"{up}/t.safetensors", "out/t.safetensors", "bashrc"):
+        suite.write_text(text.replace('"lds.safetensors"', f'"{place}"'))
+        with pytest.raises(UsageError, match="nothing is written there"):
+            run("build", suite, "--in-place", *work)
+    (row,) = json.loads(run("build", suite, "--json", *work))  # without it: the work folder only
+    assert row["in_place"] is False
+    assert Path(row["file"]).is_relative_to(tmp_path / "work")
+    assert not list(outside.iterdir())
+    assert set(suite.parent.iterdir()) == there | {tmp_path / "work"}
+
+
 def test_verify_notices_losses_that_are_not_so(suite, tmp_path):
     run("build", suite, "--in-place", "--work", tmp_path / "work")
     path = suite.parent / "lds.safetensors"
