@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", default="1000,10000,100000")
     parser.add_argument("--methods", type=int, default=100, help="labels, at most")
+    parser.add_argument("--only-writing", action="store_true", help="measure only new records")
     parser.add_argument("--keep", type=Path, help="keep the folders here, and use them again")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,7 +65,7 @@ def main() -> None:
         source = root / "source"
         if not (source / "manifest.json").exists():
             run_one(source, "random")
-        alone = measured([*adding, str(fresh(root))])
+        alone = (0.0, 0.0, 0.0) if args.only_writing else measured([*adding, str(fresh(root))])
         for count in map(int, args.records.split(",")):
             folder = root / f"records-{count}"
             if not folder.exists():
@@ -77,6 +78,8 @@ def main() -> None:
             )  # fmt: skip
             for what, line in zip(WRITTEN, done.stdout.split("\n")):
                 show(what, *map(float, line.split()))
+            if args.only_writing:
+                continue
             cell = measured([*adding, str(folder)])
             show("run adds a cell", *cell)
             show("  beyond an empty folder", cell[0] - alone[0], cell[1] - alone[1])

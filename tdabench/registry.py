@@ -493,6 +493,12 @@ def forget() -> None:
     _registry = None
 
 
+def abandon() -> None:
+    """Drops the registry in a process that was forked: what it holds belongs to the other one."""
+    global _registry
+    _registry = apart.keeper = None
+
+
 def configuration() -> dict[str, list[str]]:
     """Returns the settings with which a worker process finds the same plugins."""
     return {"disabled": list(_disabled), "modules": list(_modules)}

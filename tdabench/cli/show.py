@@ -17,7 +17,7 @@ from tdabench.cli.common import (
     print_lines,
     print_table,
 )
-from tdabench.errors import UsageError, clean, unknown
+from tdabench.errors import DataError, UsageError, brief, clean, unknown
 
 if TYPE_CHECKING:
     from tdabench.run.record import Record
@@ -64,7 +64,7 @@ def command(
     chosen = [
         r
         for r in chosen
-        if (target is None or r["target"]["label"] == target)
+        if (target is None or _target(r) == target)
         and (benchmark is None or r["benchmark"]["name"] == benchmark)
     ]
     if not chosen:
@@ -78,17 +78,23 @@ def command(
                 (
                     r["key"],
                     r["method"]["label"],
-                    r["target"]["label"],
+                    _target(r),
                     r["benchmark"]["name"],
                     r["seed"],
-                    r["status"],
+                    r["status"] + (" [altered]" if r.altered() else ""),
                     _number(r["metrics"].get(r["primary"], {}).get("value")),
                 )
                 for r in chosen
             ],
         )
     for n, record in enumerate(chosen):
-        print_record(record, folder, first=n == 0)
+        try:
+            print_record(record, folder, first=n == 0)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise DataError(
+                f"{record.path} lacks what a record has, or has it in another form: {brief(e)}",
+                "Was it edited? A run writes it again once it is removed",
+            ) from e
 
 
 def _records(folder: Path) -> list[Record]:
@@ -98,6 +104,10 @@ def _records(folder: Path) -> list[Record]:
     if not run.cells.is_dir():
         raise UsageError(f"{folder} is not a run folder: it has no cells", "Give --run runs/NAME")
     return list(run.records())
+
+
+def _target(record: Record) -> str:
+    return str(record["target"].get("label") or record["target"]["name"])
 
 
 def _answers(record: Record, name: str) -> bool:
@@ -114,11 +124,15 @@ def print_record(r: Record, folder: Path, first: bool = True) -> None:
     if not first:
         line()
     line(
-        f"{r['method']['label']} · {r['target']['label']} · {r['benchmark']['name']} · "
+        f"{r['method']['label']} · {_target(r)} · {r['benchmark']['name']} · "
         f"seed {r['seed']} · {r['status']}"
     )
     if r["reason"]:
         line(f"reason: {r['reason']}")
+    for reason in r.altered():
+        line(f"! altered after it was written: {reason}")
+    for mark in r.odd_values():
+        line(f"! {mark}")
     for name, m in sorted(r["metrics"].items(), key=lambda kv: kv[0] != r["primary"]):
         interval = ""
         if m.get("low") is not None:

@@ -17,7 +17,7 @@ from tdabench.errors import UsageError, unknown
 from tdabench.io import cache_folder, fingerprint
 from tdabench.registry import registry
 from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
-from tdabench.report.records import Run, find_runs, read_run
+from tdabench.report.records import Run, find_runs, no_collection, read_run
 from tdabench.run.record import Record, describe_machine, finite, machine_of
 
 CEILING, SHARE, TRUTH_SEEDS = "ceiling", "share_of_ceiling", "truth_seeds"
@@ -226,8 +226,9 @@ class Board:
         `methods` and `targets` select labels. With `cache`, the result of comparing methods is
         kept in the user's cache. Raises UsageError or DataError.
         """
-        runs = tuple(read_run(f) for f in find_runs(folders))
-        return cls.of_runs(runs, methods=methods, targets=targets, cache=cache)
+        with no_collection():
+            runs = tuple(read_run(f) for f in find_runs(folders))
+            return cls.of_runs(runs, methods=methods, targets=targets, cache=cache)
 
     @classmethod
     def of_runs(

@@ -23,7 +23,7 @@ COLUMNS = (
     "suite", "suite_version", "target", "benchmark", "method", "version", "label", "seed", "status",
     "metric", "value", "low", "high", "unit", "higher_is_better", "ceiling", "build_seconds",
     "query_ms", "bytes_per_example", "device", "cpu", "gpu", "by", "started", "source", "key",
-    "reason",
+    "reason", "marks",
 )  # fmt: skip
 SHOWN = ("suite", "target", "benchmark", "label", "value", "low", "high", "status", "by")
 
@@ -88,6 +88,7 @@ def _row(
         "source": source,
         "key": record.key,
         "reason": record.reason,
+        "marks": "; ".join([*record.altered(), *record.odd_values()]) if record.ok else "",
     }
     return row, record
 

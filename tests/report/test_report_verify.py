@@ -206,6 +206,23 @@ def edited(path: Path, *where: str, to: object) -> None:
     write_json(path, data)
 
 
+def test_show_and_python_mark_what_was_altered(honest):
+    from tdabench import load_results
+    from tdabench.cli.show import command as show
+
+    folder, truth = honest
+    path = written(folder, truth)["b"]
+    edited(path, "metrics", "lds", "value", to=0.99)
+    done = CliRunner().invoke(show, ["b", "--run", str(folder)])
+    assert "! altered after it was written: its digest does not match its fields" in done.output
+    assert "! lds 0.990 lies outside its interval" in done.output
+    listed = CliRunner().invoke(show, ["--run", str(folder)]).output.splitlines()
+    assert ["[altered]" in x for x in listed[1:]] == [" b " in x for x in listed[1:]]
+    marks = {row["label"]: row["marks"] for row in load_results(folder)}
+    assert "its digest does not match its fields; lds 0.990 lies outside" in marks["b"]
+    assert marks["a"] == ""
+
+
 EDITS = [
     (("method", "label"), "airrep"),
     (("method", "params", "rank"), 4),
