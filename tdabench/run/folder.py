@@ -149,8 +149,8 @@ class RunFolder:
             self._lines = b""
             if not self.places_path.exists() and self.cells.is_dir():
                 for record in self.records():
-                    at = fingerprint(list(slot(record)))
-                    append_line(self.places_path, {"place": at, "key": record["key"]})
+                    held = fingerprint(list(slot(record)))
+                    append_line(self.places_path, {"place": held, "key": record["key"]})
         with (
             contextlib.suppress(FileNotFoundError, DataError),
             open_own(self.places_path, "rb") as f,

@@ -748,7 +748,7 @@ class Judge:
         of these, the suite's folder or a truth.
         """
         closed = [_real(h) for h in self.job["hidden"]]
-        kept = [_real(p) for p in (*answers, self.suite.folder)]
+        kept = [_real(p) for p in (*answers, str(self.suite.folder))]
         found = []
         for name, places in pointed_at(self.job["method"]).items():
             opened = []
