@@ -304,7 +304,7 @@ def test_no_command_loads_a_strangers_tokenizer_in_the_process_that_plans(
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x"
     config["chat_template"] = loops + "{% endfor %}" * 3
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    plan = "[targets.plans.lds]\ngroups = 4\nfraction = 0.25\nseeds = 1\n"
+    plan = "[targets.plans.lds]\ngroups = 4\nfraction = 0.6\nseeds = 1\n"
     suite = make_suite(plan)
     text = suite.read_text().replace(str(tiny_target.folder), str(folder))
     suite.write_text(text.replace('regime = "cold"', 'template = "chat"'))
