@@ -238,7 +238,11 @@ def test_check_trace_and_tune_load_a_strangers_plugin_in_another_process(tmp_pat
 
 
 SPIES = """
-import socket, subprocess
+import ctypes, socket, subprocess
+
+def native(path):
+    if ctypes.CDLL(None).open(path.encode(), os.O_CREAT | os.O_WRONLY, 0o600) < 0:
+        raise OSError("refused")
 
 def worked(attempts):
     found = []
@@ -256,7 +260,7 @@ SPYING = """        found = worked({
             "a truth": lambda: open("{truth}", "rb").read(1),
             "a file of the user": lambda: open("{folder}/secret").read(),
             "the cache": lambda: os.listdir("{folder}/cache"),
-            "a write": lambda: open("{folder}/written", "w").write("x"),
+            "a write": lambda: native("{folder}/written"),
             "a child's write": lambda: subprocess.run(
                 ["sh", "-c", "echo x > {folder}/written"], check=True, stderr=-3),
             "a socket": socket.socket,
