@@ -7,7 +7,7 @@ benchmark and one row per method label; failed rows stay, with their reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from tdabench.errors import UsageError, unknown
 from tdabench.io import cache_folder, fingerprint
 from tdabench.registry import registry
+from tdabench.report.checked import Checked
 from tdabench.report.ranks import Entry, Ranks, pooled, rank_column
 from tdabench.report.records import Run, find_runs, no_collection, read_run
 from tdabench.run.record import Record, describe_machine, finite, machine_of
@@ -224,7 +225,8 @@ class Board:
         """Reads run folders, or folders of runs; without any, the newest run under `runs/`.
 
         `methods` and `targets` select labels. With `cache`, the result of comparing methods is
-        kept in the user's cache. Raises UsageError or DataError.
+        kept in the user's cache, as is which records of a large folder were found unaltered.
+        Raises UsageError or DataError.
         """
         with no_collection():
             runs = tuple(read_run(f) for f in find_runs(folders))
@@ -242,7 +244,7 @@ class Board:
         """Makes the board of runs that have been read. Arguments as in `from_runs`."""
         runs = tuple(runs)
         records, warnings = _merge(runs)
-        records, marks = _marked(records)
+        records, marks = _marked(records, cache)
         warnings += marks
         if targets is not None:
             known = {_target_name(r) for r, _ in records}
@@ -336,7 +338,9 @@ def _merge(runs: Sequence[Run]) -> tuple[list[tuple[Record, str]], list[str]]:
     return out, sorted(set(warnings))
 
 
-def _marked(records: Sequence[tuple[Record, str]]) -> tuple[list[tuple[Record, str]], list[str]]:
+def _marked(
+    records: Sequence[tuple[Record, str]], cache: bool
+) -> tuple[list[tuple[Record, str]], list[str]]:
     """Marks the rows whose records show that they were edited; says which and what is odd.
 
     One altered record marks its row in every table, since a reader looks at the row.
@@ -344,9 +348,10 @@ def _marked(records: Sequence[tuple[Record, str]]) -> tuple[list[tuple[Record, s
     edited: dict[str, str] = {}
     warnings = []
     carrying = {r.run for r, _ in records if "digest" in r.data}
+    checked = Checked(r for r, _ in records if cache)
     for record, label in records:
         where = f"{label} on {record.benchmark_name}"
-        reasons = record.altered() if record.ok else []
+        reasons = checked.altered(record) if record.ok else []
         if record.ok and record.run in carrying and "digest" not in record.data:
             reasons.append("it carries no digest, unlike the others of its run")
         for reason in reasons:
@@ -354,6 +359,7 @@ def _marked(records: Sequence[tuple[Record, str]]) -> tuple[list[tuple[Record, s
             warnings.append(f"{where} was altered after it was written: {reason}")
         if record.ok:
             warnings += [f"{where}: {odd}" for odd in record.odd_values()]
+    checked.keep()
     return [(r, edited.get(label, label)) for r, label in records], warnings
 
 
@@ -461,6 +467,27 @@ def _column(name: str, record: Record, old: Column | None) -> Column:
     )
 
 
+class _Metrics(Mapping[str, Any]):
+    """Every metric of a cell, averaged over seeds; computed when the first one is asked for."""
+
+    def __init__(self, records: tuple[Record, ...]) -> None:
+        self._records = records
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        first = self._records[0].metrics
+        return {k: v for k in first if (v := pooled(self._records, k))}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 def _ranks(
     name: str,
     column: Column,
@@ -486,7 +513,7 @@ def _cell(label: str, column: Column, records: Sequence[Record], ranks: Ranks) -
         notes=notes,
         keys=tuple(r.key for r in records),
         runs=tuple(dict.fromkeys(r.run for r in records)),
-        metrics={k: v for k in records[0].metrics if (v := pooled(records, k))},
+        metrics=_Metrics(tuple(records)),
     )
     if bad:
         some = f"{len(bad)} of {len(records)} seeds: " if len(records) > 1 else ""

@@ -279,6 +279,10 @@ class Record(Mapping[str, Any]):
         """Returns the hash in the header of the file of arrays; "" if there is none."""
         return self._arrays_hash
 
+    def know_arrays_hash(self, known: str) -> None:
+        """Spares reading the hash, for a caller that read it before from the same file."""
+        self.__dict__["_arrays_hash"] = known
+
     @cached_property
     def _arrays_hash(self) -> str:
         try:
