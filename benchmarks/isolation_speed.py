@@ -50,6 +50,7 @@ ONE_PROCESS = """
 import sys, tempfile
 from pathlib import Path
 from tdabench.benchmark import BenchmarkContext
+from tdabench.errors import unknown
 from tdabench.method import Context
 from tdabench.registry import registry
 from tdabench.run.inputs import Inputs, OtherTruths
@@ -74,6 +75,8 @@ for job in plan.jobs(plan.cells):
     index = method.load(context, work / "index")
 
     def truth(kind):
+        if truth_name(kind, "test") not in declared.truths:
+            raise unknown("truth", kind, declared.truths)  # as the judge does: LDS goes on without
         path = declared.truths[truth_name(kind, "test")]
         suite.verify(path)
         found = Truth.load(path)

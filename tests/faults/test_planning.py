@@ -318,7 +318,7 @@ def test_no_command_loads_a_strangers_tokenizer_in_the_process_that_plans(
         ("truth", "plan", str(suite)),
         ("truth", "status", str(suite)),
         ("run", "--suite", str(suite), "--methods", "tfidf", "--dry-run"),
-        ("suites", "show", str(suite)),
+        ("suites", str(suite)),
     ):
         done = tdabench(*asked)
         assert done.returncode == 2, (asked, done.stdout, done.stderr)
