@@ -70,7 +70,9 @@ def command(
       tdabench leaderboard --format latex > table.tex
     """
     from tdabench.report.board import Board
+    from tdabench.report.records import no_collection
 
+    click.get_current_context().with_resource(no_collection())
     say_run(folders)
     board = Board.from_runs(folders, cache=not no_cache)
     if transfer is not None:
