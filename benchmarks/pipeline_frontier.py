@@ -1,7 +1,7 @@
 """What a pipeline finds of its second stage's best examples, and at what share of its time.
 
     python benchmarks/pipeline_frontier.py [--first bm25,airrep] [--second ekfac] [--repeat 10]
-        [--queries 8] [--keep 200,1000] [--json FILE]
+        [--queries 6] [--keep 200,400] [--json FILE]
 
 The corpus is pocket's training pool, repeated. Agreement is the share of a pipeline's 20
 highest-scoring examples whose score by the second stage is at least that stage's 20th highest (up
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--first", default="bm25,airrep")
     parser.add_argument("--second", default="ekfac")
     parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--queries", type=int, default=8)
-    parser.add_argument("--keep", default="200,1000")
+    parser.add_argument("--queries", type=int, default=6)
+    parser.add_argument("--keep", default="200,400")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     queries = plan_indices(Request("pocket", ("bm25",))).suite.queries("test")
