@@ -167,3 +167,21 @@ def test_trace_composes_the_same_index(toy_suite: Path, toys: str, tmp_path, mon
     assert (alone.reason, piped.reason) == ("", "")
     np.testing.assert_allclose(alone.top_score, piped.top_score, atol=1e-6)
     np.testing.assert_allclose(average_ranks(alone.totals), average_ranks(piped.totals))
+
+
+def test_the_frontier_counts_what_a_first_stage_holds():
+    """Of 40 examples the 20 best by the second stage stand at known places of the first."""
+    import sys
+
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    import pipeline_frontier as script
+
+    alone = np.concatenate([np.arange(20) + 100.0, np.zeros(20)])[None].astype(np.float32)
+    perfect = np.arange(40, 0, -1, dtype=np.float32)[None]
+    assert script.needed(perfect, alone) == 18
+    assert script.needed(-perfect, alone) == 38
+    assert script.needed(np.concatenate([perfect, -perfect]), np.tile(alone, (2, 1))) == 36
+    assert script.agreement(alone, alone) == 1.0
+    assert script.agreement(-alone, alone) == 0.0
+    tied = np.tile(alone, (1, 2))  # every text twice: a copy is as good
+    assert script.agreement(np.concatenate([alone, 0 * alone], axis=1), tied) == 1.0
