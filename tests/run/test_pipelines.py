@@ -183,5 +183,7 @@ def test_the_frontier_counts_what_a_first_stage_holds():
     assert script.needed(np.concatenate([perfect, -perfect]), np.tile(alone, (2, 1))) == 36
     assert script.agreement(alone, alone) == 1.0
     assert script.agreement(-alone, alone) == 0.0
-    tied = np.tile(alone, (1, 2))  # every text twice: a copy is as good
-    assert script.agreement(np.concatenate([alone, 0 * alone], axis=1), tied) == 1.0
+    tied = np.tile(alone, (1, 2))  # every text twice: the 20 best are ten texts
+    once = np.concatenate([alone, 0 * alone], axis=1)
+    assert script.agreement(once, tied) == 0.5
+    assert script.agreement(tied, tied) == 1.0
