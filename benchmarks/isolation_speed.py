@@ -61,7 +61,8 @@ from tdabench.run.top import top_examples
 from tdabench.truth.store import Truth
 
 only = tuple(sys.argv[3].split(",")) if sys.argv[3] != "all" else None
-plan = make_plan(Request(methods=(sys.argv[1],), benchmarks=only))
+target = (sys.argv[4],)
+plan = make_plan(Request(methods=(sys.argv[1],), benchmarks=only, targets=target))
 work = Path(tempfile.mkdtemp(dir=sys.argv[2]))
 for name in ("scratch", "index", "cache"):
     (work / name).mkdir()
@@ -112,7 +113,7 @@ def spent(commands: list[list[str]], folder: str) -> tuple[float, float]:
     return wall, cpu
 
 
-def measured(way: str, benchmarks: str) -> tuple[float, float]:
+def measured(way: str, benchmarks: str, target: str) -> tuple[float, float]:
     """Returns wall and processor seconds of one run with nothing cached.
 
     `way` is "auto" or "off" (the isolation), "one process", or the command of another version.
@@ -122,9 +123,10 @@ def measured(way: str, benchmarks: str) -> tuple[float, float]:
         if way == "one process":
             methods = ("airrep", "trak")
             alone = [sys.executable, "-c", ONE_PROCESS]
-            return spent([[*alone, m, out, benchmarks] for m in methods], out)
+            return spent([[*alone, m, out, benchmarks, target] for m in methods], out)
         ours = way in ("auto", "off")
         asked = [own if ours else way, "run", "--methods", "airrep,trak", "--quiet"]
+        asked += ["--target", target]
         asked += ["--out", f"{out}/run", *(["--isolation", way] if ours else [])]
         asked += ["--benchmarks", benchmarks] if benchmarks != "all" else []
         return spent([asked], out)
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--run", action="store_true", help="also measure whole runs")
     parser.add_argument("--against", help="the tdabench command of another version")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--target", default="instruct", help="of pocket [default: instruct]")
     parser.add_argument("--benchmarks", default="lds", help="A,B or all [default: lds]")
     given = parser.parse_args()
     print(f"a 400 x 2,000 score crosses in {crossing():.1f} ms (median of 21)")
@@ -144,7 +147,10 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {w: [] for w in ways}
     for n in range(given.rounds):
         for way in ways:
-            found[way].append(measured(way, given.benchmarks))
+            found[way].append(measured(way, given.benchmarks, given.target))
+            print(
+                "  {}: {:.1f} s by the clock, {:.1f} of the processor".format(way, *found[way][-1])
+            )
         print(f"after round {n + 1} of {given.rounds}:")
         show(found)
 
