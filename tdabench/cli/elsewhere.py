@@ -156,7 +156,7 @@ def _wait_for(what: str, told: str) -> int:
     from tdabench.run.execute import tree_bytes
     from tdabench.run.nursery import adopting_orphans, below, end_all
 
-    spared = below(os.getpid())  # processes of plugins; in Python, whatever else was started
+    spared = below(os.getpid())  # processes of plugins, and any that the calling program started
     seconds, memory = seconds_limit(SECONDS), allowed_memory()
     reading, writing = os.pipe()
     paths = [os.path.abspath(p) for p in sys.path]

@@ -24,7 +24,7 @@ State = list[int]  # size, times of the last write and change in nanoseconds, in
 
 
 class Checked:
-    """What is known of the records of a board, and what is learned about them."""
+    """The records of a board that were found unaltered, before and now."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         folders: dict[Path, int] = {}

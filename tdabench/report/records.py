@@ -85,7 +85,7 @@ def _cells(folder: Path, keys: Iterable[str] | None) -> list[Path]:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Suspends the search for reference cycles, which takes a third of the time to read records."""
+    """Stops the search for reference cycles, which takes a third of the time to read records."""
     enabled = gc.isenabled()
     gc.disable()
     try:

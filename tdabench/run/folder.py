@@ -142,8 +142,8 @@ class RunFolder:
     def _keys_at(self, place: str) -> list[str]:
         """Returns the keys ever written for a place on the board, by `places.jsonl`.
 
-        Only new lines of the file are read, and only those of the place are parsed. The file is
-        made from the records once, if they are older than the file.
+        Reads only new lines of the file, and parses only the lines of the place. The file is made
+        from the records once, if they are older than the file.
         """
         if self._lines is None:
             self._lines = b""

@@ -49,8 +49,8 @@ class Inputs(Mapping[str, Path]):
 def pointed_at(method: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Returns the existing files and folders that a method's parameters name.
 
-    `method` has its `name`, its `params` and the names `set` by the user or the suite: a plugin's
-    default is none of theirs. The keys are "parameter:METHOD.NAME".
+    `method` has its `name`, its `params` and the names `set` by the user or the suite, which do not
+    include a plugin's defaults. The keys are "parameter:METHOD.NAME".
     """
     found = {}
     for name in method.get("set", ()):

@@ -245,7 +245,7 @@ def end_all(children: set[int], spared: Collection[int] = ()) -> None:
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)  # each contestant leads its own group
-        if spared:  # whoever started them waits for them
+        if spared:  # they are waited for elsewhere
             for pid in left:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)

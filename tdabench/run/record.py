@@ -280,7 +280,7 @@ class Record(Mapping[str, Any]):
         return self._arrays_hash
 
     def know_arrays_hash(self, known: str) -> None:
-        """Spares reading the hash, for a caller that read it before from the same file."""
+        """Sets the hash that a caller has read from the same file before."""
         self.__dict__["_arrays_hash"] = known
 
     @cached_property

@@ -108,7 +108,7 @@ def plan_from_file(
 
 def is_inside(suite: Suite, place: Path) -> bool:
     """Tells whether a declared truth is a file that may be written: in the suite's folder, links
-    followed, and named as a truth. A suite may come from a stranger."""
+    followed, and named as a truth. A suite may be untrusted."""
     real = Path(os.path.realpath(place))
     inside = real.is_relative_to(os.path.realpath(suite.folder))
     return inside and real.suffix == place.suffix == ".safetensors"

@@ -198,7 +198,7 @@ class Target:
         return digest
 
     def _read_apart(self) -> str:
-        """Returns `_read` from a process with limits: a stranger's tokenizer may hang or crash."""
+        """Returns `_read` from a process with limits: an untrusted tokenizer may hang or crash."""
         about = {"name": self.name, "folder": str(self.folder), "template": self.template}
         found = limited(
             "tdabench.targets.target:reading_of", about, what=f"the tokenizer of {self.name!r}"
