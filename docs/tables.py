@@ -405,8 +405,11 @@ def factbook(folders: list[Path]) -> list[str]:
 
     heads = [h for shown in ASIDE.values() for h in shown.values()]
     heads = ["of ceiling", "beyond", *heads, "build", "per query"]
-    header = " | ".join(["method", "LDS [95%]", "rank", *heads])
-    lines = markdown(header, map(cells, rows), len(heads))
+    table = [cells(r) for r in rows]
+    kept = [i for i in range(len(table[0])) if i < 3 or any(row[i] for row in table)]
+    names = ["method", "LDS [95%]", "rank", *heads]
+    header = " | ".join(names[i] for i in kept)  # nothing that was not measured
+    lines = markdown(header, ([row[i] for i in kept] for row in table), len(kept) - 3)
     ceiling = next((r["metrics"]["ceiling"] for r in rows if "ceiling" in r["metrics"]), None)
     if ceiling:
         lines.append(f"Noise ceiling {interval(ceiling, 2)}.")

@@ -189,8 +189,9 @@ def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
     keep("small", "sources", "a", sources=0.125)
     text = module.factbook([tmp_path])
     assert text[0].startswith("| method | LDS [95%] | rank | of ceiling | beyond | kind first |")
+    assert "QLD" not in text[0]  # which is in no record
     assert text[2].startswith("| `b` | 0.500 [0.400, 0.600] |  | 62% | 0.05 |  |")
-    assert "| 37% | 0.05 | 1.00 | 0.25 |  | 0.12 |  | 1.5 s | 2 ms |" in text[3]
+    assert "| 37% | 0.05 | 1.00 | 0.25 | 0.12 | 1.5 s | 2 ms |" in text[3]
     assert text[-1].startswith("Over the 3 methods that are on both boards")
     assert text[-1].endswith("correlation of -0.50.")
     keep("smollm2", "classification", "a", accuracy=0.5, chance=0.1, chance_source=0.01)
