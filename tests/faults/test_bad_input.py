@@ -183,7 +183,7 @@ def test_a_bad_request_is_one_line(arguments, message, toy_suite, tdabench):
         ({"seeds": [-1]}, "the manifest requests a negative seed"),
         ({"seeds": ["0"]}, "the manifest's request has an invalid seeds"),
         ({"methods": ["toy; rm -rf ~"]}, "unknown method"),
-        ({"split": "../test"}, "unknown"),
+        ({"split": "../test"}, "suite toy declares no ../test queries"),
         ({"out": "/etc"}, "the manifest requests 'out', unknown"),
     ],
 )
