@@ -138,7 +138,8 @@ def readable(assets: tuple[str, ...], settings: tuple[str, ...]) -> list[tuple[s
         real = Path(place).resolve()
         if place and real.exists() and not any(Path(h).is_relative_to(real) for h in hidden):
             rules += sandbox.with_links(real, hidden)
-    return [*rules, ("/proc", "read")]  # of its own processes; the rest needs more than reading
+    # /proc shows it its own processes; it confines methods itself, for which it lists /dev.
+    return [*rules, ("/proc", "read"), ("/dev", "list")]
 
 
 def given(name: str, names: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:

@@ -228,7 +228,7 @@ def libraries(hidden: Iterable[str], path: Iterable[str] = ()) -> list[Rule]:
             roots.append(real)
             continue
         rules.append((real, "list"))
-        for name in sorted(os.listdir(real)):
+        for name in _names(real):
             if _is_code(os.path.join(real, name)):
                 rules += granted(os.path.join(real, name), hidden)
     roots.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
@@ -241,12 +241,19 @@ def libraries(hidden: Iterable[str], path: Iterable[str] = ()) -> list[Rule]:
     rules += [(os.path.join("/proc", name), "read") for name in _PROC]
     rules += [(os.path.join("/sys", name), "read") for name in _SYS]
     rules += [(os.path.join("/dev", name), "device") for name in _DEVICES]
-    if os.path.isdir("/dev"):
-        gpus = [n for n in sorted(os.listdir("/dev")) if n.startswith(("nvidia", "dri", "kfd"))]
-        rules += [(os.path.join("/dev", name), "device") for name in gpus]
+    gpus = [n for n in _names("/dev") if n.startswith(("nvidia", "dri", "kfd"))]
+    rules += [(os.path.join("/dev", name), "device") for name in gpus]
     for place in model_caches():
         rules += granted(place, hidden)
     return list(dict.fromkeys(rules))
+
+
+def _names(folder: str) -> list[str]:
+    """Lists a folder; nothing where it is missing, or a confined process may not list it."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _is_code(path: str) -> bool:

@@ -283,7 +283,7 @@ def test_check_trace_and_tune_confine_a_strangers_plugin(tmp_path, monkeypatch):
     source = source.replace("@dataclass", f"{SPIES}@dataclass", 1)
     options = ("--plugin", plugin(tmp_path, source))
     for asked in (
-        ("check", "mine", "--law", "same-seed-same-scores", "--law", "leaves-nothing-running"),
+        ("check", "mine", "--law", "leaves-nothing-running", "--law", "works-confined"),
         ("trace", "What is the capital of France?", "--response", "Paris", "--methods", "mine"),
         ("trace", "What is 2 + 2?", "--response", "4", "--methods", "tfidf>mine@50"),
         ("tune", "mine", "--grid", "width=4,8", "--grid", "pooling=sum,softmax"),
