@@ -397,7 +397,9 @@ def _table(
         cells.setdefault(label, {}).setdefault(name, []).append(record)
         columns[name] = _column(name, record, columns.get(name))
     first = members[0][0]
-    primary = next(iter(columns))
+    # The headline benchmark may have no result at all, such as LDS without a truth.
+    good = {n for of in cells.values() for n, found in of.items() if any(r.ok for r in found)}
+    primary = next((n for n in columns if n in good), next(iter(columns)))
     ranks = {name: _ranks(name, column, cells, cache) for name, column in columns.items()}
     machines: dict[str, str] = {}
     rows = []

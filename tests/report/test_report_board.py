@@ -122,6 +122,23 @@ def test_one_failed_seed_fails_the_method(make_run):
     assert cell.reason == "1 of 3 seeds: needed 9 GiB"
 
 
+def test_without_any_result_of_the_headline_benchmark_another_one_ranks(make_run):
+    """A target whose truth is not built has other benchmarks to show."""
+
+    def without_truth(record):
+        if record["benchmark"]["name"] == "lds":
+            record |= {"status": "skipped", "reason": "the truth is not built", "metrics": {}}
+
+    both = ("lds", "selection")
+    folder = make_run("r", {"a": 0.2, "b": 1.0}, benchmarks=both, change=without_truth)
+    t = table(folder)
+    assert t.primary == "selection"
+    assert [r.label for r in t.rows] == ["b", "a"]
+    assert rows(t)["a"].cells["lds"].reason == "the truth is not built"
+    everything = make_run("none", {"a": 1.0}, benchmarks=("lds",), change=without_truth)
+    assert table(everything).primary == "lds"
+
+
 def test_a_benchmark_where_less_is_better_ranks_the_smallest_first(make_run):
     def lower(record):
         for m in record["metrics"].values():
