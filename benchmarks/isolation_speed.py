@@ -148,9 +148,8 @@ def main() -> None:
     for n in range(given.rounds):
         for way in ways:
             found[way].append(measured(way, given.benchmarks, given.target))
-            print(
-                "  {}: {:.1f} s by the clock, {:.1f} of the processor".format(way, *found[way][-1])
-            )
+            wall, cpu = found[way][-1]
+            print(f"  {way}: {wall:.1f} s by the clock, {cpu:.1f} of the processor", flush=True)
         print(f"after round {n + 1} of {given.rounds}:")
         show(found)
 
