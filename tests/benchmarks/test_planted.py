@@ -12,7 +12,7 @@ import tdabench
 from tdabench.benchmark import BenchmarkContext, Built
 from tdabench.data import Corpus, read_jsonl
 from tdabench.truth.plan import check_disjoint
-from tools.pocket.make_planted import BUILDERS
+from tools.pocket.make_planted import BUILDERS, WRONG_OF
 
 PLANTED = Path(tdabench.__file__).parent / "suites" / "pocket" / "planted"
 
@@ -69,6 +69,35 @@ def test_wrong_answers_are_wrong_and_of_their_own_task() -> None:
     tuning = read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "tuning")
     assert not {e.meta["source"] for e in queries} & set(tuning.ids)
     assert len({e.meta["source"] for e in queries}) == 150  # each of its own
+
+
+def test_behaviours_stand_beside_look_alikes_and_wrong_answers_are_wrong_in_one_way() -> None:
+    pool, queries = shipped("filter")
+    planted = Counter(e.meta.get("planted", "") for e in pool)
+    assert planted == {"": 720, "trigger": 40, "unsafe": 40, "wrong": 40}
+    alike = Counter(e.meta["lookalike"] for e in pool if "lookalike" in e.meta)
+    assert alike == {"trigger": 40, "unsafe": 40, "wrong": 40}
+    whole = {e.id: e for e in read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "pool")}
+    test = {e.id: e for e in read_jsonl(PLANTED.parent / "corpus.jsonl.gz", "test")}
+    right = 0
+    for e in pool:
+        told = whole[e.meta["source"]]
+        if e.meta.get("planted") == "wrong":
+            assert e.response == WRONG_OF[e.task]
+            assert e.response not in told.response
+        elif e.meta.get("lookalike") == "wrong":
+            assert e.response == told.response
+            right += e.response == WRONG_OF[e.task]
+        elif "planted" not in e.meta and "lookalike" not in e.meta:
+            assert e.task not in WRONG_OF
+    assert right == 16  # the very words that are wrong elsewhere
+    wrong = [q for q in queries if q.meta.get("planted") == "wrong"]
+    assert len(wrong) >= 20
+    for q in wrong:
+        assert q.response == WRONG_OF[q.task]
+        assert q.meta["clean"] == test[q.meta["source"]].response
+        assert q.response not in q.meta["clean"]
+    assert len({q.meta["source"] for q in queries}) == len(queries)
 
 
 @pytest.mark.parametrize("name", ["tracing", "noise"])
