@@ -119,6 +119,13 @@ class TDAMethod(ABC):
                 "Build it again",
             )
 
+    def uses(self) -> Sequence[str]:
+        """Returns the names of other methods that this one builds or loads (none by default).
+
+        The process in which a method is measured imports its own plugin and the plugins of these.
+        """
+        return ()
+
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
         """Returns the cost of work done once before any corpus (labels, encoder training), if any.
 

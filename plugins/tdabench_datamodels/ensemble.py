@@ -72,6 +72,9 @@ class Ensemble(TDAMethod):
             raise UsageError(f"{self.name}: there are no members", "Give logra;0.3*ngram")
         return out
 
+    def uses(self) -> Sequence[str]:
+        return [n for _, member in self.parts() for n in (member.name, *member.uses())]
+
     def build(self, context: Context, train: Sequence[Example]) -> EnsembleIndex:
         found = [(w, m.build(context, train)) for w, m in self.parts()]
         groups = random_groups(

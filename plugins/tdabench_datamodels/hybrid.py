@@ -102,6 +102,9 @@ class Hybrid(TDAMethod):
         given = read_settings(self.settings, self.name, "settings=damping=0.001,checkpoint=base")
         return registry().method(self.base).cls.from_params(given)
 
+    def uses(self) -> Sequence[str]:
+        return (self.base, *self.based_on().uses())
+
     # ------------------------------------------------------------------ building
 
     def build(self, context: Context, train: Sequence[Example]) -> HybridIndex:

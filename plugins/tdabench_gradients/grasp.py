@@ -70,6 +70,9 @@ class GRASP(TDAMethod):
             )
         return cls.from_params(given)
 
+    def uses(self) -> Sequence[str]:
+        return (self.base, *self.based_on().uses())
+
     def build(self, context: Context, train: Sequence[Example]) -> GRASPIndex:
         inner = self.based_on().build(context, train)
         blocks = [_unit(b) for _, b in row_blocks(inner.rows)]

@@ -390,9 +390,11 @@ class Executor:
                 "rest": spec.params["rest"],
             }
         entry = registry().method(spec.name)
+        names = (spec.name, *entry.cls.from_params(spec.params).uses())
+        plugins = sorted({registry().method(n).origin.plugin for n in names})
         return {
             "label": spec.label,
-            "plugins": {**configuration(), "only": [entry.origin.plugin]},
+            "plugins": {**configuration(), "only": plugins},
             "preload": uses_models(entry.cls),
             "method": {
                 "name": spec.name,

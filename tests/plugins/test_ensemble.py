@@ -9,12 +9,13 @@ from tdabench_datamodels.hybrid import Hybrid
 from tdabench_gradients.logra import LoGra
 from tdabench_text.lexical import NGram
 
+from tdabench.cli import main
 from tdabench.data.examples import Corpus
 from tdabench.errors import UsageError
 from tdabench.groups import Groups
 from tdabench.method import Context
 from tdabench.params import read_settings
-from tdabench.testing import parametrize_with_laws
+from tdabench.testing import parametrize_with_laws, tiny_suite
 
 
 @parametrize_with_laws([Ensemble(members="logra:rank=4,damping=1;0.5*ngram:n=3")])
@@ -73,3 +74,14 @@ def test_costs_add_up_and_mistakes_are_named(tiny_context: Context) -> None:
         with pytest.raises(UsageError) as e:
             Ensemble(members=members)
         assert said in str(e.value)
+
+
+def test_methods_that_build_others_run_in_their_own_process(tmp_path, capsys) -> None:
+    """Their process imports the plugins of the methods that they use, and no others."""
+    assert Ensemble(members="hybrid:base=logra;ngram").uses() == ["hybrid", "logra", "ngram"]
+    suite = tiny_suite(tmp_path / "suite")
+    args = ["run", "--suite", str(suite), "--out", str(tmp_path / "run"), "--json"]
+    args += ["--methods", "ensemble,grasp,hybrid", "--set", "ensemble.members=bm25;0.5*ngram"]
+    args += ["--set", "grasp.base=tfidf", "--set", "grasp.settings=pooling=sum"]
+    args += ["--set", "hybrid.base=bm25", "--set", "hybrid.retrainings=2"]
+    assert main(args) == 0, capsys.readouterr().err
