@@ -43,9 +43,6 @@ class Ensemble(TDAMethod):
     family = "ensemble"
     source = "tdabench"
     summary = "weighted sum of several methods' group scores, each on its own scale"
-    expected_failures = {
-        "a-copy-outranks-others": "as many of its members as rank a copy first may be outvoted"
-    }
 
     members: str = "logra;0.3*ngram"
 
