@@ -4,8 +4,9 @@
 
 A base is a name, or name:parameter=value,…; other parameters have the suite's tuned values. The
 retrainings are those of the target's truth `datamodels`, whose groups are not those of the test
-truth. Base scores are kept under `--work`. Intervals are bootstrapped over queries and groups, and
-by tasks, for new tasks; differences are paired with the base's own sums.
+truth, or those of a truth file (`--bank`). Base scores are kept under `--work`. Intervals are
+bootstrapped over queries and groups, and by tasks, for new tasks; differences are paired with the
+base's own sums.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("bases", nargs="+")
     parser.add_argument("--target", default="instruct")
     parser.add_argument("--retrainings", type=int, nargs="+", default=[24, 48, 96, 192])
+    parser.add_argument("--bank", type=Path, help="A truth of other groups, with the test queries.")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--kernel", default="hidden")
     parser.add_argument("--work", type=Path, default=Path("runs/hybrid-curve"))
@@ -48,7 +50,7 @@ def main() -> None:
     queries = list(suite.queries("test"))[:: args.every]
     ids = [q.id for q in queries]
     test = Truth.load(target.truths["lds"]).for_queries(ids)
-    bank = Truth.load(target.truths["datamodels"]).for_queries(ids)
+    bank = Truth.load(args.bank or target.truths["datamodels"]).for_queries(ids)
     member, tasks = (
         bank.groups.membership(np.uint8).toarray(),
         stats.task_codes([q.task for q in queries]),
