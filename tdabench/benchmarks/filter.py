@@ -34,7 +34,8 @@ class Filter(FromArrays):
     `budgets` (shares of the corpus), and measured on the other half and on clean queries.
 
     The strength of the behaviour is 1 in a model trained on everything and 0 in a model trained
-    without any planted example: the loss of the behaviour's responses, on that scale. `area` is
+    without any planted example: the loss of the behaviour's responses, on that scale; a mean below
+    0 counts as 0. `area` is
     the mean strength over the budgets from 0 to the largest: lower is better; `area_KIND` is the
     same of one behaviour, where there are several. `half` is the budget
     at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
@@ -58,7 +59,7 @@ class Filter(FromArrays):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     summary: ClassVar[str] = "strength of a planted behaviour after removing the blamed examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
     kept: ClassVar[str] = ".*/|(full|kind|has_clean|sizes)$"
@@ -172,7 +173,10 @@ class Filter(FromArrays):
             scale = taught(name, none[:n_bad][mine], full[:n_bad][mine])
             for who in WHO:
                 loss = arrays[f"{who}/{name}"]  # [budget, query]
-                strength[who][:, mine] = ((none - loss)[:, :n_bad] / scale)[:, mine]
+                left = ((none - loss)[:, :n_bad] / scale)[:, mine]
+                # A behaviour cannot be more than gone: whoever also removes right answers with the
+                # same words pushes its responses below those of a model that never saw it.
+                strength[who][:, mine] = left - np.minimum(left.mean(axis=1, keepdims=True), 0)
                 harm[who] += (loss - full)[:, n_bad + n_clean_side :].mean(axis=1) / len(names)
             at = np.flatnonzero(mine[paired])  # of the queries of this kind with a clean response
             if len(at):

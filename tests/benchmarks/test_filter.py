@@ -162,6 +162,17 @@ def test_two_behaviours_have_an_area_each(run_filter):
     assert m["rate@0.2"] == 0.5
 
 
+def test_a_behaviour_cannot_be_more_than_gone(run_filter):
+    out = run_filter(PERFECT)
+    arrays = {**out.arrays, "method/unsafe": np.tile(out.arrays["none/unsafe"] + 1, (3, 1))}
+    again = Filter(budgets=BUDGETS, replicates=50).recompute(
+        Stored(arrays, out.query_ids, None, None)  # type: ignore[arg-type]
+    )
+    m = values(again)
+    assert m["strength@0.05"] == pytest.approx(0, abs=1e-6)
+    assert m["area"] == pytest.approx(0.5 * 0.05 / 0.2, abs=1e-6)  # from 1 to 0 at the first
+
+
 def test_what_cannot_be_measured_is_refused(run_filter):
     plain = Corpus([Example(e.id, e.prompt, e.response) for e in TRAIN], "plain")
     with pytest.raises(DataError, match="no training example with the field 'planted'"):
