@@ -174,8 +174,8 @@ class Filter(FromArrays):
             for who in WHO:
                 loss = arrays[f"{who}/{name}"]  # [budget, query]
                 left = ((none - loss)[:, :n_bad] / scale)[:, mine]
-                # A behaviour cannot be more than gone: whoever also removes right answers with the
-                # same words pushes its responses below those of a model that never saw it.
+                # A mean below 0 counts as 0: removing also right answers with the same words makes
+                # the behaviour's responses less likely than in a model that never saw it.
                 strength[who][:, mine] = left - np.minimum(left.mean(axis=1, keepdims=True), 0)
                 harm[who] += (loss - full)[:, n_bad + n_clean_side :].mean(axis=1) / len(names)
             at = np.flatnonzero(mine[paired])  # of the queries of this kind with a clean response
