@@ -120,7 +120,8 @@ def fidelity(found: Records) -> list[str]:
 # Differences on docs/methods/fidelity.md: (method, the method that it is compared with).
 PAIRS = (
     ("source-fitted", "source"), ("source-fitted", "ekfac"), ("source", "ekfac"), ("kfac", "ekfac"),
-    ("ekfac", "logra"), ("ekfac", "identity"), ("explicit", "ekfac"), ("airrep", "airrep-untrained"), ("airrep", "ngram"),
+    ("ekfac", "logra"), ("ekfac", "identity"), ("explicit", "ekfac"),
+    ("airrep", "airrep-untrained"), ("airrep", "ngram"),
     ("airrep", "logra"), ("airrep", "trak"), ("airrep", "hiddengrad"), ("airrep", "hidden"),
     ("airrep", "tfidf"), ("kfac", "ngram"), ("logra", "ngram"),
     ("trak", "ngram"), ("trackstar", "logra"), ("less", "logra"), ("hiddengrad", "logra"),
