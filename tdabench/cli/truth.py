@@ -181,9 +181,9 @@ def build(
             p = draw_plan(s, t, name)
             place = t.truths[name]
             if in_place:
-                check_inside(s, place)
+                check_inside(s, suite, place)
             own = Path(suite).is_file() and not place.exists()
-            here = in_place or (own and is_inside(s, place))
+            here = in_place or (own and is_inside(s, suite, place))
             jobs.append((s, t, t.plans[name].queries, p, place if here else None))
     results, broken = [], 0
     for s, t, queries, p, out in jobs:
@@ -538,7 +538,7 @@ def describe(
             row["metasmoothness"] = {"value": found.value, "error": finite_or_none(found.error),
                                      "directions": directions, "step": step}  # fmt: skip
             if save and truth is not None:
-                check_inside(s, file)
+                check_inside(s, suite, file)
                 plan = {**truth.plan, "metasmoothness": row["metasmoothness"]}
                 replace(truth, plan=plan).save(file)
         rows.append(row)

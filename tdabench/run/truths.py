@@ -106,17 +106,24 @@ def plan_from_file(
     raise UsageError(f"{path} was planned for queries that the suite {suite.name} does not have")
 
 
-def is_inside(suite: Suite, place: Path) -> bool:
+def is_inside(suite: Suite, named: str, place: Path) -> bool:
     """Tells whether a declared truth is a file that may be written: in the suite's folder, links
-    followed, and named as a truth. A suite may be untrusted."""
+    followed, and with the suffix of a truth. A suite may be untrusted.
+
+    `named` is the suite as the user named it: files of a suite with fetched parts are resolved into
+    the cache, but its truths belong beside the file that the user has.
+    """
+    given = Path(named)
+    home = given if given.is_dir() else given.parent if given.is_file() else suite.folder
     real = Path(os.path.realpath(place))
-    inside = real.is_relative_to(os.path.realpath(suite.folder))
-    return inside and real.suffix == place.suffix == ".safetensors"
+    return real.is_relative_to(os.path.realpath(home)) and (
+        real.suffix == place.suffix == ".safetensors"
+    )
 
 
-def check_inside(suite: Suite, place: Path) -> None:
+def check_inside(suite: Suite, named: str, place: Path) -> None:
     """Raises UsageError unless `is_inside`."""
-    if not is_inside(suite, place):
+    if not is_inside(suite, named, place):
         raise UsageError(
             f"suite {suite.name} declares a truth at {place}, which is not a .safetensors file in "
             "its folder: nothing is written there",
