@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tdabench.io import cache_folder, fingerprint, read_json, write_json
 from tdabench.run.record import Record
 
 LEAST = 200
-LATELY = 120 * 10**9  # nanoseconds, longer than a board takes to read
+LATELY = 120  # seconds, longer than a board takes to read
 State = list[int]  # size, times of the last write and change in nanoseconds, inode; of both files
 
 
@@ -55,7 +55,8 @@ class Checked:
             return []
         reasons = record.altered()
         # A file that changed lately may have changed after it was read.
-        if not reasons and time.time_ns() - max(state[2], state[6]) > LATELY:
+        now = datetime.now(UTC).timestamp()
+        if not reasons and now - max(state[2], state[6]) / 1e9 > LATELY:
             known[record.path.name] = (state, record.arrays_hash())
             self._new.add(record.path.parent)
         return reasons
