@@ -10,16 +10,12 @@ often, and every pooling. The test queries and the test truth are not opened.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdabench.io import write_text
-from tdabench.registry import registry
-from tdabench.run.tune import tune
 from tools.factbook import SUITE
-from tools.pocket.make_tuned import with_table
+from tools.pocket.make_tuned import choose
 
 POOLED: Mapping[str, Sequence[Any]] = {
     "pooling": ("sum", "softmax", "softmax-abs"),
@@ -59,16 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.suite / "suite.toml"
     for name in args.methods or GRIDS:
-        cls = registry().method(name).cls
-        best = tune(str(path), args.target, name, {**GRIDS[name], **POOLED}, fresh=True)[0]
-        if best.error:
-            print(f"{name}: {best.error}", file=sys.stderr, flush=True)
-            continue
-        params = cls.from_params(best.params).params
-        chosen = {k: params[k] for k in best.params}
-        print(f"{name}: {best.lds:.3f} {chosen}", file=sys.stderr, flush=True)
-        now = path.read_text(encoding="utf-8")
-        write_text(path, with_table(now, args.target, name, chosen, best.lds))
+        choose(path, args.target, name, {**GRIDS[name], **POOLED})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def with_table(text: str, target: str, method: str, params: dict[str, Any], lds:
     return text + (MARK + hashes if hashes else "")
 
 
+def choose(path: Path, target: str, name: str, grid: Mapping[str, Sequence[Any]]) -> None:
+    """Tunes a method over `grid`, prints its best parameters and writes them into suite.toml."""
+    best = tune(str(path), target, name, grid, fresh=True)[0]
+    if best.error:
+        print(f"{target} {name}: {best.error}", file=sys.stderr, flush=True)
+        return
+    params = registry().method(name).cls.from_params(best.params).params
+    chosen = {k: params[k] for k in best.params}
+    print(f"{target} {name}: {best.lds:.3f} {chosen}", file=sys.stderr, flush=True)
+    now = path.read_text(encoding="utf-8")
+    write_text(path, with_table(now, target, name, chosen, best.lds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*")
@@ -47,16 +61,7 @@ def main() -> None:
     names = args.methods or [m for m in registry().methods if m not in LEFT_ALONE]
     for target in args.target or [t.label for t in suite.targets]:
         for name in names:
-            cls = registry().method(name).cls
-            best = tune(str(path), target, name, default_grid(cls), fresh=True)[0]
-            if best.error:
-                print(f"{target} {name}: {best.error}", file=sys.stderr, flush=True)
-                continue
-            params = cls.from_params(best.params).params
-            chosen = {k: params[k] for k in best.params}
-            print(f"{target} {name}: {best.lds:.3f} {chosen}", file=sys.stderr, flush=True)
-            now = path.read_text(encoding="utf-8")
-            write_text(path, with_table(now, target, name, chosen, best.lds))
+            choose(path, target, name, default_grid(registry().method(name).cls))
 
 
 if __name__ == "__main__":
