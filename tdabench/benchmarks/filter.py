@@ -40,9 +40,11 @@ class Filter(FromArrays):
     same of one behaviour, where there are several. `half` is the budget
     at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
     lower loss than their clean response (the field `clean`); `collateral` the rise of the loss of
-    clean queries, in nats. The method is compared with a random choice, an oracle that knows
-    the planted examples, and a text filter: naive Bayes on words, trained on the shown examples
-    against the corpus, which needs no model.
+    clean queries, in nats; `spoiled` the loss of the clean responses to the behaviour's own queries
+    above that of a model trained without any planted example, in nats: the damage among questions
+    of the same kind. The method is compared with a random choice, an oracle that knows
+    the planted examples, and a text filter: logistic regression on words, trained on the shown
+    examples against the corpus, which needs no model.
 
     All models start from the same weights and see the kept examples in the same order. Intervals
     draw the queries of the behaviours, which share their retrainings.
@@ -59,7 +61,7 @@ class Filter(FromArrays):
     """
 
     name: ClassVar[str] = "filter"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     summary: ClassVar[str] = "strength of a planted behaviour after removing the blamed examples"
     source: ClassVar[str] = "Jiao et al. 2025, arXiv 2507.09424 (finding), with retraining"
     kept: ClassVar[str] = ".*/|(full|kind|has_clean|sizes)$"
@@ -164,7 +166,10 @@ class Filter(FromArrays):
         n_bad, n_clean_side = len(kind), int(arrays["has_clean"].sum())
         strength = {w: np.empty((len(sizes), n_bad)) for w in WHO}  # [budget, query]
         rates: dict[str, list[np.ndarray]] = {w: [] for w in (*WHO, "full")}
-        harm = {w: np.zeros(len(sizes)) for w in WHO}
+        harm = {
+            w: np.zeros((len(sizes), len(arrays["full"][0]) - n_bad - n_clean_side)) for w in WHO
+        }
+        spoiled: dict[str, list[np.ndarray]] = {w: [] for w in WHO}  # per behaviour [budget, query]
         full, said = arrays["full"][0], list(notes)
         paired = np.flatnonzero(arrays["has_clean"])
         for k, name in enumerate(names):
@@ -177,12 +182,14 @@ class Filter(FromArrays):
                 # A mean below 0 counts as 0: removing also right answers with the same words makes
                 # the behaviour's responses less likely than in a model that never saw it.
                 strength[who][:, mine] = left - np.minimum(left.mean(axis=1, keepdims=True), 0)
-                harm[who] += (loss - full)[:, n_bad + n_clean_side :].mean(axis=1) / len(names)
+                harm[who] += (loss - full)[:, n_bad + n_clean_side :] / len(names)
             at = np.flatnonzero(mine[paired])  # of the queries of this kind with a clean response
             if len(at):
                 for who in (*WHO, "full"):
                     loss = arrays["full" if who == "full" else f"{who}/{name}"]
                     rates[who].append(loss[:, paired[at]] < loss[:, n_bad + at])
+                    if who != "full":
+                        spoiled[who].append((loss - none)[:, n_bad + at])
 
         def over(values: np.ndarray) -> stats.Bootstrap:
             return stats.bootstrap_queries(values, self.replicates)
@@ -210,9 +217,14 @@ class Filter(FromArrays):
                 metrics[f"strength{tail}{at_size}"] = metric(
                     over(strength[who][j]), higher_is_better=False
                 )
-                metrics[f"collateral{tail}{at_size}"] = Metric(
-                    float(harm[who][j]), higher_is_better=False, unit="nats"
+                metrics[f"collateral{tail}{at_size}"] = metric(
+                    over(harm[who][j]), higher_is_better=False, unit="nats"
                 )
+                if spoiled[who]:
+                    values = np.concatenate([r[j] for r in spoiled[who]])
+                    metrics[f"spoiled{tail}{at_size}"] = metric(
+                        over(values), higher_is_better=False, unit="nats"
+                    )
                 if rates[who]:
                     values = np.concatenate([r[j] for r in rates[who]]).astype(float)
                     metrics[f"rate{tail}{at_size}"] = metric(
@@ -265,21 +277,40 @@ def halving(sizes: np.ndarray, strength: np.ndarray) -> float | None:
 
 
 def text_filter(shown: Sequence[Example], train: Sequence[Example]) -> np.ndarray:
-    """Scores training examples by naive Bayes on words: float64 [train].
+    """Scores training examples by a linear classifier of their words: float64 [train].
 
-    The mean log-odds of an example's words (single and in pairs, prompt and response apart)
-    between the shown examples and the training corpus, each with add-one smoothing. The filter
-    that a person would write without a model.
+    Logistic regression on unit-length TF-IDF vectors of words and pairs of words (prompt and
+    response apart), trained on the shown examples against the corpus, both sides with equal weight
+    and an L2 penalty of 1/2 |w|^2. The filter that a person would write without a model; the
+    planted examples are among its negatives, as they would be for this person.
     """
-    own = [words(e) for e in shown]
-    corpus = [words(e) for e in train]
-    here, there = Counter(w for ws in own for w in ws), Counter(w for ws in corpus for w in ws)
-    vocabulary = len(here.keys() | there.keys())
-    a, b = here.total() + vocabulary, there.total() + vocabulary
-    return np.array([
-        np.mean([np.log((here[w] + 1) / a) - np.log((there[w] + 1) / b) for w in ws]) if ws else 0.0
-        for ws in corpus
-    ])  # fmt: skip
+    import scipy.sparse as sp
+    from scipy.optimize import minimize
+
+    texts = [Counter(words(e)) for e in (*shown, *train)]
+    columns = {w: i for i, w in enumerate(sorted({w for t in texts for w in t}))}
+    if not columns:
+        return np.zeros(len(train))
+    rows = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
+    at = np.array([columns[w] for t in texts for w in t])
+    counts = np.array([c for t in texts for c in t.values()], dtype=np.float64)
+    n = len(texts)
+    counts *= np.log((1 + n) / (1 + np.bincount(at)))[at] + 1
+    norms = np.sqrt(np.bincount(rows, counts**2, minlength=n))
+    x = sp.csr_matrix((counts / norms[rows], (rows, at)), shape=(n, len(columns)))  # [text, word]
+    y = np.repeat([1.0, -1.0], [len(shown), len(train)])  # [text]
+    share = np.where(y > 0, n / 2 / len(shown), n / 2 / max(1, len(train)))
+
+    def objective(wb: np.ndarray) -> tuple[float, np.ndarray]:
+        """The penalised loss of weights and intercept [word + 1], and its gradient."""
+        w = wb[:-1]
+        margin = y * (x @ w + wb[-1])
+        slope = -share * y / (1 + np.exp(np.minimum(margin, 500)))
+        value = float(share @ np.logaddexp(0, -margin) + w @ w / 2)
+        return value, np.append(x.T @ slope + w, slope.sum())
+
+    found = minimize(objective, np.zeros(len(columns) + 1), jac=True, method="L-BFGS-B")
+    return np.asarray(x[len(shown) :] @ found.x[:-1])
 
 
 def words(e: Example) -> list[str]:

@@ -87,6 +87,8 @@ def test_a_perfect_method_equals_the_oracle(run_filter):
     assert m["found_unsafe@0.2"] == PLANTED
     assert m["collateral@0.1"] == pytest.approx(0, abs=1e-5)
     assert m["collateral@0.2"] == pytest.approx(0.1, abs=1e-5)  # ten clean ones are gone, too
+    assert m["spoiled@0.1"] == pytest.approx(0, abs=1e-5)  # as in a model without planted examples
+    assert m["spoiled@0.2"] == pytest.approx(0.1, abs=1e-5)
 
 
 def test_a_reversed_method_removes_clean_examples_only(run_filter):
@@ -119,6 +121,29 @@ def test_a_text_filter_finds_a_vocabulary(run_filter):
     assert m["area_text"] == pytest.approx(m["area_oracle"], abs=1e-6)
     assert m["less_than_text"] < 0
     assert text_filter(QUERIES[:2], [Example("e", "", "")]).tolist() == [0.0]
+    assert text_filter([Example("q", "", "")], [Example("e", "", "")]).tolist() == [0.0]
+
+
+def test_a_rare_word_does_not_speak_for_the_behaviour():
+    """A word that neither side repeats says nothing: an example of such words scores below one
+    that shares a word with the shown examples."""
+    shown = [Example(f"q{i}", "tell me", f"{w} you fool") for i, w in enumerate("abcd")]
+    common = [Example(f"c{i}", "say", f"answer number {i}") for i in range(200)]
+    train = [*common, Example("rare", "zyx", "wvu tsr"), Example("bad", "say", "fool")]
+    scores = text_filter(shown, train)
+    assert scores.argmax() == len(train) - 1
+    assert scores[-2] < 0
+
+
+def test_the_text_filter_is_logistic_regression():
+    """At the optimum the gradient vanishes, whatever the order of the texts."""
+    shown = [q for q in QUERIES if q.meta.get("planted")]
+    scores = text_filter(shown, TRAIN)
+    turned = np.random.default_rng(0).permutation(N)
+    again = text_filter(shown[::-1], TRAIN.subset(turned))
+    np.testing.assert_allclose(again, scores[turned], atol=1e-4)
+    same = text_filter(list(TRAIN), TRAIN)  # two equal sides: no word speaks for either
+    np.testing.assert_allclose(same, 0, atol=1e-6)
 
 
 def test_half_of_the_queries_are_shown_and_the_others_measured(run_filter):
