@@ -399,7 +399,13 @@ def _answer(
         "n_train": len(suite.train),
         "queries": rows,
         "trust": {
-            label: {"lds": t.lds, "share_of_ceiling": t.share, "where": t.where, "here": t.here}
+            label: {
+                "lds": t.lds,
+                "share_of_ceiling": t.share,
+                "where": t.where,
+                "here": t.here,
+                "of": t.of or label,
+            }
             for label, t in known.items()
         },
         "seconds": {

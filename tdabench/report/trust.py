@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from tdabench.registry import registry
 from tdabench.report.board import Board
 from tdabench.report.records import Run, read_run
 from tdabench.report.terminal import hang
-from tdabench.run.plan import Job, Plan, jsonable
+from tdabench.run.plan import Job, MethodSpec, Plan, jsonable
 from tdabench.run.record import Record, finite
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ class Trust:
     """A method's LDS, its share of the noise ceiling (None if unknown), and where it was measured.
 
     `here`: measured on this corpus and target with these parameters; otherwise the figure is one
-    of those shipped with tdabench, of the suite and target that `where` names.
+    of those shipped with tdabench, of the suite and target that `where` names. `of` names the last
+    stage of a pipeline that was never measured itself: the figure is of this stage alone.
     """
 
     lds: float
     share: float | None
     where: str
     here: bool
+    of: str = ""
 
 
 def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Trust]:
@@ -47,26 +49,36 @@ def trust(plan: Plan, jobs: Iterable[Job], runs: Iterable[Path]) -> dict[str, Tr
     shipped: Mapping[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
     out: dict[str, Trust] = {}
     for job in jobs:
-        name, label = job.method.name, job.target.label
-        params = jsonable(job.method.params)
-        fingerprint = plan.fingerprints[label]
-        found = next(
-            (r for r in records
-             if r.method.get("name") == name and r.method.get("params") == params
-             and r.target.get("fingerprint") == fingerprint),
-            None,
-        )  # fmt: skip
-        if found is not None:
-            lds = finite(found.metric("lds").get("value"))
-            share = finite(found.metric("share_of_ceiling").get("value"))
-            if lds is not None:
-                out[job.method.label] = Trust(lds, share, f"run {found.run}", True)
-                continue
-        same = plan.suite.name == "pocket" and label in shipped
-        where = label if same else next(iter(shipped))
-        if figure := shipped[where].get(name):
-            out[job.method.label] = Trust(figure["lds"], figure["share"], f"pocket {where}", False)
+        method = job.method
+        last = method.stages[-1] if method.stages else method
+        if known := _known(method, job, plan, records, shipped):
+            out[method.label] = known
+        elif method.stages and (known := _known(last, job, plan, records, shipped)):
+            out[method.label] = replace(known, of=last.label)
     return out
+
+
+def _known(
+    method: MethodSpec,
+    job: Job,
+    plan: Plan,
+    records: Iterable[Record],
+    shipped: Mapping[str, Any],
+) -> Trust | None:
+    """Returns what is known of a method, or of a stage of a pipeline, on the target of `job`."""
+    label = job.target.label
+    params = jsonable(method.params)
+    for r in records:
+        same = r.method.get("name") == method.name and r.method.get("params") == params
+        if same and r.target.get("fingerprint") == plan.fingerprints[label]:
+            lds = finite(r.metric("lds").get("value"))
+            share = finite(r.metric("share_of_ceiling").get("value"))
+            if lds is not None:
+                return Trust(lds, share, f"run {r.run}", True)
+            break
+    where = label if plan.suite.name == "pocket" and label in shipped else next(iter(shipped))
+    figure = shipped[where].get(method.name)
+    return Trust(figure["lds"], figure["share"], f"pocket {where}", False) if figure else None
 
 
 def left_out(board: Board) -> list[str]:
@@ -127,7 +139,8 @@ def sentences(found: Mapping[str, Trust], labels: Iterable[str]) -> list[str]:
     for label in labels:
         if t := found.get(label):
             value = f"{t.share:.0%}" if t.share is not None else f"LDS {t.lds:.2f}"
-            by_source.setdefault((not t.here, t.where), []).append(f"{label} {value}")
+            alone = f" ({t.of} alone)" if t.of else ""
+            by_source.setdefault((not t.here, t.where), []).append(f"{label} {value}{alone}")
     lines = []
     for (shipped, where), values in sorted(by_source.items()):
         of = f"figures shipped for {where}; measure yours: tdabench run" if shipped else where

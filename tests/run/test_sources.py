@@ -681,6 +681,22 @@ def test_trust_is_read_from_records_of_the_same_corpus_target_and_parameters(tmp
         write_json(tmp_path / "cells" / "a.json", {**record, **change})
         assert not trust(plan, plan.builds, [tmp_path])["tfidf"].here, change
 
+    # A pipeline that was never measured has the figure of its last stage, which is named.
+    piped = plan_indices(Request(methods=("bm25>tfidf@9",)))
+    write_json(tmp_path / "cells" / "a.json", record)
+    found = trust(piped, piped.builds, [tmp_path])
+    assert (found["bm25>tfidf@9"].share, found["bm25>tfidf@9"].of) == (0.33, "tfidf")
+    (line,) = sentences(found, ["bm25>tfidf@9"])
+    assert "bm25>tfidf@9 33% (tfidf alone) (run mine)" in line
+    (job,) = piped.builds
+    method = {"name": job.method.name, "params": jsonable(job.method.params)}
+    metrics = {"lds": {"value": 0.1}, "share_of_ceiling": {"value": 0.11}}
+    write_json(
+        tmp_path / "cells" / "b.json", {**record, "key": "b", "method": method, "metrics": metrics}
+    )
+    measured = trust(piped, piped.builds, [tmp_path])["bm25>tfidf@9"]
+    assert (measured.share, measured.of) == (0.11, "")
+
 
 def test_an_answer_comes_from_the_checkpoint_that_was_trained_on_the_corpus(
     tmp_path, capsys, monkeypatch, in_this_process
