@@ -292,7 +292,8 @@ def columns(
             for r in rows
         ]
         for name in baselines if rows else ():
-            of = [rows[0]["metrics"].get(f"{m}_{name}") for m in shown]
+            names = ["@".join([f"{a}_{name}", *b]) for a, *b in (m.split("@") for m in shown)]
+            of = [rows[0]["metrics"].get(m) for m in names]
             cells.append([f"({name})", *(interval(m) for m in of)])
         table = markdown(" | ".join(["method", *shown.values()]), cells)[:-1]
         return [*on_target(rows), *table] if rows else []
@@ -496,6 +497,8 @@ PAGES: list[tuple[str, str, Callable[[Records], list[str]]]] = [
                 "area_trigger": "trigger",
                 "area_unsafe": "tone",
                 "area_wrong": "wrong answers",
+                "collateral@0.1": "clean queries, nats",
+                "spoiled_wrong@0.1": "right answers, nats",
             },
             baselines=("oracle", "text", "random"),
             sign=1,

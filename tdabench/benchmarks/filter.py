@@ -41,8 +41,8 @@ class Filter(FromArrays):
     at which the strength falls to 1/2. `rate` is the share of queries whose planted response has a
     lower loss than their clean response (the field `clean`); `collateral` the rise of the loss of
     clean queries, in nats; `spoiled` the loss of the clean responses to the behaviour's own queries
-    above that of a model trained without any planted example, in nats: the damage among questions
-    of the same kind. The method is compared with a random choice, an oracle that knows
+    above their loss in a model trained without any planted example, in nats: the damage among
+    questions of the same kind. The method is compared with a random choice, an oracle that knows
     the planted examples, and a text filter: logistic regression on words, trained on the shown
     examples against the corpus, which needs no model.
 
@@ -169,7 +169,7 @@ class Filter(FromArrays):
         harm = {
             w: np.zeros((len(sizes), len(arrays["full"][0]) - n_bad - n_clean_side)) for w in WHO
         }
-        spoiled: dict[str, list[np.ndarray]] = {w: [] for w in WHO}  # per behaviour [budget, query]
+        spoiled: dict[str, dict[str, np.ndarray]] = {w: {} for w in WHO}  # [budget, query] by name
         full, said = arrays["full"][0], list(notes)
         paired = np.flatnonzero(arrays["has_clean"])
         for k, name in enumerate(names):
@@ -189,7 +189,7 @@ class Filter(FromArrays):
                     loss = arrays["full" if who == "full" else f"{who}/{name}"]
                     rates[who].append(loss[:, paired[at]] < loss[:, n_bad + at])
                     if who != "full":
-                        spoiled[who].append((loss - none)[:, n_bad + at])
+                        spoiled[who][name] = (loss - none)[:, n_bad + at]
 
         def over(values: np.ndarray) -> stats.Bootstrap:
             return stats.bootstrap_queries(values, self.replicates)
@@ -221,7 +221,7 @@ class Filter(FromArrays):
                     over(harm[who][j]), higher_is_better=False, unit="nats"
                 )
                 if spoiled[who]:
-                    values = np.concatenate([r[j] for r in spoiled[who]])
+                    values = np.concatenate([r[j] for r in spoiled[who].values()])
                     metrics[f"spoiled{tail}{at_size}"] = metric(
                         over(values), higher_is_better=False, unit="nats"
                     )
@@ -230,6 +230,10 @@ class Filter(FromArrays):
                     metrics[f"rate{tail}{at_size}"] = metric(
                         over(values), higher_is_better=False, share=True
                     )
+            for name, of in spoiled[who].items() if len(names) > 1 else ():
+                metrics[f"spoiled_{name}{tail}@{sizes[-1]:.3g}"] = metric(
+                    over(of[-1]), higher_is_better=False, unit="nats"
+                )
         if rates["full"]:
             values = np.concatenate([r[0] for r in rates["full"]]).astype(float)
             metrics["rate_before"] = metric(over(values), higher_is_better=False, share=True)

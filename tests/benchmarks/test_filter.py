@@ -185,6 +185,11 @@ def test_two_behaviours_have_an_area_each(run_filter):
     assert m["area_zzz"] == pytest.approx(1)
     assert m["area"] == pytest.approx((one["area"] + 1) / 2)
     assert m["rate@0.2"] == 0.5
+    assert m["spoiled_unsafe@0.2"] == pytest.approx(one["spoiled@0.2"])
+    # A model trained on everything lacks nothing of the ten clean examples that are gone there.
+    assert m["spoiled_zzz@0.2"] == pytest.approx(0, abs=1e-5)
+    assert m["spoiled@0.2"] == pytest.approx(m["spoiled_unsafe@0.2"] / 2)
+    assert m["spoiled_unsafe_oracle@0.2"] == pytest.approx(m["spoiled_unsafe@0.2"])
 
 
 def test_a_behaviour_cannot_be_more_than_gone(run_filter):
