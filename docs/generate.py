@@ -82,7 +82,7 @@ SECTIONS: dict[str, str] = {
     "Groups and rows": "Groups POOLINGS check_pooling Rows row_blocks",
     "Targets": "Target Recipe Tokens Batch batch_places over_batches pad example_losses "
     "token_losses response_logits last_states load_body check_folder "
-    "batch_order finetune",
+    "batch_order finetune fast_products",
     "Representations": "pooled_hidden_states word_scores query_word_scores encode_texts "
     "FeatureStore build_index open_index in_processes on_ray",
     "Gradients": "GradientEngine Layer Workspace example_blocks layer_sums map_batches per_example "

@@ -40,6 +40,7 @@ from tdabench.targets.batches import (
     pad,
 )
 from tdabench.targets.forward import input_rows, logits_at, way_of
+from tdabench.targets.products import fast_products
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.sizes import check_folder
 from tdabench.targets.tokenizer import (
@@ -449,8 +450,8 @@ class Target:
         import torch
 
         def compute(index: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                batch = pad(tokens, index, self.pad_id).to(str(model.device))
+            batch = pad(tokens, index, self.pad_id).to(str(model.device))
+            with torch.inference_mode(), fast_products(model, batch.input_ids.shape[1]):
                 return example_losses(model, batch).cpu().numpy()
 
         out = np.empty(len(tokens), dtype=np.float32)

@@ -16,6 +16,7 @@ from tdabench.errors import UsageError
 from tdabench.targets.batches import over_batches
 from tdabench.targets.forward import context_length as positions
 from tdabench.targets.forward import last_states
+from tdabench.targets.products import fast_products
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +184,7 @@ def _encode_ids(
         for row, i in enumerate(index):
             padded[row, : lengths[i]] = ids[i]
         real = np.arange(width) < lengths[index, None]  # [b, t]
-        with torch.inference_mode():
+        with torch.inference_mode(), fast_products(model, width):
             hidden = last_states(
                 model,
                 torch.from_numpy(padded).to(model.device),

@@ -29,6 +29,7 @@ from tdabench.io import fingerprint
 from tdabench.method import Context
 from tdabench.rows import Rows
 from tdabench.targets.batches import Batch, Tokens, out_of_memory, over_batches, pad
+from tdabench.targets.products import fast_products
 from tdabench.targets.target import example_losses
 from tdabench.toolkit.coverage import coverage, covered, in_use
 from tdabench.toolkit.experts import expert_modules, expert_shapes, watched
@@ -293,6 +294,7 @@ class GradientEngine:
         with (
             _frozen(self.model),
             _plain_attention(self.model, batch),
+            fast_products(self.model, batch.input_ids.shape[1]),
             watched(modules, product),
             torch.enable_grad(),
         ):
