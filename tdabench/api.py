@@ -60,9 +60,9 @@ from tdabench.targets.batches import batch_places as batch_places
 from tdabench.targets.batches import over_batches as over_batches
 from tdabench.targets.batches import pad as pad
 from tdabench.targets.forward import last_states as last_states
+from tdabench.targets.products import fast_products as fast_products
 from tdabench.targets.recipe import Recipe as Recipe
 from tdabench.targets.sizes import check_folder as check_folder
-from tdabench.targets.products import fast_products as fast_products
 from tdabench.targets.target import Target as Target
 from tdabench.targets.target import example_losses as example_losses
 from tdabench.targets.target import load_body as load_body

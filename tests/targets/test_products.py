@@ -64,12 +64,16 @@ def test_settings_return_after_an_error_and_within_each_other(
     model = tiny_world().target.fresh_model("base")
     before = state(model)
     assert before[1] == "sdpa"
-    with pytest.raises(ValueError, match="broken"), fast_products(model, 5):
-        assert state(model) == ("bf16", "eager")
-        with fast_products(), fast_products(model, 5):
+
+    def broken() -> None:
+        with fast_products(model, 5):
+            with fast_products(), fast_products(model, 5):
+                assert state(model) == ("bf16", "eager")
             assert state(model) == ("bf16", "eager")
-        assert state(model) == ("bf16", "eager")
-        raise ValueError("broken")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        broken()
     assert state(model) == before
     with fast_products(model, PLAIN_ATTENTION + 1):
         assert state(model) == ("bf16", "sdpa")
