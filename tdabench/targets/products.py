@@ -30,7 +30,8 @@ def fast_products(model: PreTrainedModel | None = None, length: int = 0) -> Iter
         return
     import torch
 
-    setting: Any = torch.backends.mkldnn.matmul
+    onednn: Any = torch.backends.mkldnn
+    setting = onednn.matmul
     before = setting.fp32_precision
     attention = model if length <= PLAIN_ATTENTION and _fused(model) else None
     if attention is not None:
