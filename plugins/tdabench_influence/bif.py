@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from tdabench.api import (
     Context,
     Example,
-    MethodError,
-    TDAMethod,
     UsageError,
-    check_pooling,
     check_room,
-    losses_of,
     pad,
     weights_of,
 )
-from tdabench_influence.covariance import CovarianceIndex
+from tdabench_influence.covariance import CovarianceMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class BIF(TDAMethod):
+class BIF(CovarianceMethod):
     """score(q, z) = Cov(loss_q(theta), loss_z(theta)) over samples theta near the checkpoint.
 
     The local Bayesian influence function (arXiv 2509.26544): theta is drawn from the posterior
@@ -66,11 +61,9 @@ class BIF(TDAMethod):
     expected_failures = {
         "a-copy-outranks-others": "all losses move together, and few samples are noisy"
     }
+    remedy = "Lower step, or raise localisation"
     check_settings = {"draws": 6, "chains": 2, "every": 2, "burn_in": 8}
 
-    pooling: str = "sum"
-    temperature: float = 1.0
-    checkpoint: str = "base"
     beta: float = 1e4
     localisation: float = 1e5
     step: float = 2e-6
@@ -81,7 +74,7 @@ class BIF(TDAMethod):
     batch: int = 32
 
     def __post_init__(self) -> None:
-        check_pooling(self.name, self.pooling, self.temperature)
+        super().__post_init__()
         least = {"draws": 1, "chains": 1, "every": 1, "burn_in": 0, "batch": 1}
         for key, value in least.items():
             if getattr(self, key) < value:
@@ -91,16 +84,11 @@ class BIF(TDAMethod):
         if not self.step > 0 or self.localisation < 0 or self.beta < 0:
             raise UsageError(f"{self.name}: step > 0, localisation and beta >= 0")
 
-    def build(self, context: Context, train: Sequence[Example]) -> CovarianceIndex:
-        models = self.sample(context, train)
-        losses = losses_of(context, models, train)
-        if not np.isfinite(losses).all():
-            raise MethodError(
-                f"{self.name}: the chain diverged", "Lower step, or raise localisation"
-            )
-        return CovarianceIndex(self, context, models, losses, self.chains)
+    @property
+    def n_chains(self) -> int:
+        return self.chains
 
-    def sample(self, context: Context, train: Sequence[Example]) -> np.ndarray:
+    def models_near(self, context: Context, train: Sequence[Example]) -> np.ndarray:
         """Returns the weights of the samples, float16 [chain * draw, parameter]."""
         import torch
 
@@ -142,6 +130,3 @@ class BIF(TDAMethod):
                         p.add_(-self.step / 2 * drift + self.step**0.5 * z)
             context.progress("chains", chain + 1, self.chains)
         return np.stack(out)
-
-    def load(self, context: Context, path: Path) -> CovarianceIndex:
-        return CovarianceIndex.load(self, context, path, self.chains)

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from tdabench.api import (
     Context,
     Example,
-    MethodError,
-    TDAMethod,
     UsageError,
-    check_pooling,
     check_room,
-    losses_of,
     pad,
     random_groups,
 )
-from tdabench_influence.covariance import CovarianceIndex
+from tdabench_influence.covariance import CovarianceMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class Daunce(TDAMethod):
+class Daunce(CovarianceMethod):
     """score(q, z) = Cov_k( loss_q(theta_k), loss_z(theta_k) ) over perturbed models theta_k.
 
     Each model is tuned from the checkpoint's weights theta_0 on a random part D_k of the corpus, on
@@ -44,7 +39,7 @@ class Daunce(TDAMethod):
     batch       examples per step
 
     pooling       how example scores become a group's: sum, mean, softmax or softmax-abs
-    temperature  of softmax pooling; unused by sum and mean
+    temperature   of softmax pooling; unused by sum and mean
     checkpoint    checkpoint of the target around which models are tuned
     """
 
@@ -56,11 +51,9 @@ class Daunce(TDAMethod):
     expected_failures = {
         "a-copy-outranks-others": "all losses move together, and few models are noisy"
     }
+    remedy = "Lower lr"
     check_settings = {"models": 6, "steps": 3, "batch": 8}
 
-    pooling: str = "sum"
-    temperature: float = 1.0
-    checkpoint: str = "base"
     models: int = 40
     share: float = 0.5
     steps: int = 16
@@ -68,7 +61,7 @@ class Daunce(TDAMethod):
     batch: int = 64
 
     def __post_init__(self) -> None:
-        check_pooling(self.name, self.pooling, self.temperature)
+        super().__post_init__()
         if self.models < 2:
             raise UsageError(f"{self.name}: a covariance needs at least 2 models")
         if not 0 < self.share <= 1:
@@ -76,20 +69,10 @@ class Daunce(TDAMethod):
         if self.steps < 1 or self.batch < 1 or not self.lr > 0:
             raise UsageError(f"{self.name}: steps and batch must be at least 1, and lr positive")
 
-    def build(self, context: Context, train: Sequence[Example]) -> CovarianceIndex:
-        models = self.perturbed(context, train)
-        losses = losses_of(context, models, train)
-        if not np.isfinite(losses).all():
-            raise MethodError(f"{self.name}: a perturbed model diverged", "Lower lr")
-        return CovarianceIndex(self, context, models, losses)
-
-    def load(self, context: Context, path: Path) -> CovarianceIndex:
-        return CovarianceIndex.load(self, context, path)
-
     def prepare_cost(self, context: Context) -> Mapping[str, float] | None:
         return {"retrainings": float(self.models)}  # their time is in the build
 
-    def perturbed(self, context: Context, train: Sequence[Example]) -> np.ndarray:
+    def models_near(self, context: Context, train: Sequence[Example]) -> np.ndarray:
         """Returns the weights of the perturbed models, float32 [model, parameter].
 
         They are close together: float16 would round their differences away.

@@ -23,7 +23,7 @@ def test_without_a_loss_the_samples_are_normal_around_the_checkpoint(
     tiny_context: Context, tiny_corpus: Corpus
 ) -> None:
     method = BIF(beta=0.0, draws=4, chains=6, every=10, burn_in=60, localisation=1e4, step=2e-5)
-    samples = method.sample(tiny_context, tiny_corpus).astype("f8")
+    samples = method.models_near(tiny_context, tiny_corpus).astype("f8")
     model = tiny_context.target.model("base")
     start = np.concatenate([p.numpy().ravel() for p in model.parameters()])
     apart = samples - start
@@ -74,11 +74,11 @@ def test_the_loss_pulls_samples_to_where_it_is_low(
 def test_covariances_are_within_chains(tiny_context: Context) -> None:
     rng = np.random.default_rng(0)
     losses = rng.normal(size=(6, 4)) + np.repeat([[0.0], [50.0]], 3, axis=0)  # chains of 3
-    index = CovarianceIndex(BIF(), tiny_context, np.zeros((6, 1)), losses, chains=2)
+    index = CovarianceIndex(BIF(chains=2), tiny_context, np.zeros((6, 1)), losses)
     want = np.mean([np.cov(losses[:3].T), np.cov(losses[3:].T)], axis=0)
     a = index._centred(losses)
     np.testing.assert_allclose(a.T @ a / 4, want)
-    single = CovarianceIndex(BIF(), tiny_context, np.zeros((6, 1)), losses, chains=6)
+    single = CovarianceIndex(BIF(chains=6), tiny_context, np.zeros((6, 1)), losses)
     np.testing.assert_allclose(single._centred(losses), losses - losses.mean(0))
 
 

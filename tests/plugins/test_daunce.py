@@ -35,7 +35,7 @@ def test_a_step_moves_against_the_perturbed_gradient(
 ) -> None:
     train = tiny_corpus[:8]
     method = Daunce(models=3, steps=1, lr=0.5, batch=8, share=1.0)
-    moved = method.perturbed(tiny_context, train)
+    moved = method.models_near(tiny_context, train)
     model = tiny_context.target.model("base")
     start = np.concatenate([p.numpy().ravel() for p in model.parameters()])
     g = gradients(tiny_context, train)
@@ -78,7 +78,7 @@ def test_without_perturbation_nothing_moves(
         )
 
     monkeypatch.setattr(Context, "rng", rng)
-    moved = method.perturbed(tiny_context, tiny_corpus)
+    moved = method.models_near(tiny_context, tiny_corpus)
     model = tiny_context.target.model("base")
     start = np.concatenate([p.numpy().ravel() for p in model.parameters()])
     np.testing.assert_allclose(moved, np.broadcast_to(start, moved.shape), atol=1e-6)
