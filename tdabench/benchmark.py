@@ -149,6 +149,10 @@ class Benchmark(ABC):
     def run(self, context: BenchmarkContext) -> Outcome:
         """Scores the queries through `context.index` and compares scores with the ground truth."""
 
+    def asked(self, queries: Corpus) -> Corpus:
+        """Returns those of a suite's queries that it is measured on: all, by default."""
+        return queries
+
     @property
     def params(self) -> dict[str, Any]:
         """Resolved parameters: every field with its value."""

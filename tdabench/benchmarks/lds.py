@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from tdabench.benchmarks.common import (
 from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, UsageError
 from tdabench.groups import Groups
+from tdabench.seeds import named_seed
 from tdabench.truth.smoothness import seed_agreement
 from tdabench.truth.store import Truth
 
@@ -33,14 +34,32 @@ class RanksGroups(Benchmark):
     A further truth (such as groups of another size) adds `name[truth]` and its own ceiling without
     changing the headline value; one that the target lacks is noted.
 
+    With `queries`, only so many of the suite's queries are asked, for methods that take a minute
+    per query. They are drawn by their ids alone and spread over tasks, and each larger number
+    includes the smaller ones. Values on other queries have a column of their own.
+
     truth       name of the suite's truth
     also        names of further truths, such as groups of another size
     replicates  bootstrap replicates behind each interval
+    queries     number of queries; 0: all
     """
 
     truth: str = ""
     also: tuple[str, ...] = ()
     replicates: int = 1000
+    queries: int = 0
+
+    def __post_init__(self) -> None:
+        if self.queries < 0:
+            raise UsageError(f"{self.name}.queries must be at least 0, not {self.queries}")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        # "All" is not part of a cell's name: which queries there are, its queries say.
+        return {k: v for k, v in super().params.items() if k != "queries" or v}
+
+    def asked(self, queries: Corpus) -> Corpus:
+        return queries.subset(spread(queries, self.queries)) if self.queries else queries
 
     @abstractmethod
     def group_scores(self, context: BenchmarkContext, groups: Groups) -> np.ndarray:
@@ -130,6 +149,16 @@ class LDS(RanksGroups):
             return out
         truth, _ = usable(stored.truth(self.truth), stored.query_ids)
         return with_beyond(out, truth, stored.arrays["known_ranks"], self.replicates)
+
+
+def spread(queries: Corpus, n: int) -> list[int]:
+    """Returns the places of n queries: the first of every task, then the second, by hashed ids."""
+    order = sorted(range(len(queries)), key=lambda i: named_seed(0, f"asked-{queries[i].id}"))
+    turn: dict[str | None, int] = {}
+    turns = {}
+    for i in order:
+        turns[i] = turn[queries[i].task] = turn.get(queries[i].task, -1) + 1
+    return sorted(sorted(order, key=lambda i: turns[i])[:n])  # stable: hashed within a turn
 
 
 def usable(truth: Truth, queries: Corpus | Sequence[str]) -> tuple[Truth, list[str]]:

@@ -38,6 +38,7 @@ class LOO(RanksGroups):
     score: str = "removed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.score not in ("removed", "kept"):
             raise UsageError(f"loo.score = {self.score!r}", "One of: removed, kept")
 

@@ -537,7 +537,8 @@ class Judge:
         self.kept_apart: set[str] = set()  # truths checked against the method's checkpoints
         self.labels = bool(job["method"].get("labels"))
         self.pointed: dict[str, str] = {}  # contents of the files that parameters name
-        self.shown: dict[str, np.ndarray] | None = None  # top examples, once they are known
+        # Top examples, once they are known, and the ids of their queries.
+        self.shown: tuple[tuple[str, ...], dict[str, np.ndarray]] | None = None
         self._last_progress = 0.0
         stages = job.get("stages") or ()
         self.parts: list[Judge] = [
@@ -1040,6 +1041,7 @@ class Judge:
             if t.label != declared.label and t.truths
         }
         benchmark = registry().benchmark(name).cls.from_params(cell["benchmark"]["params"])
+        queries = benchmark.asked(queries)
         scratch = self.work / "judge" / cell["key"]
         scratch.mkdir(parents=True, exist_ok=True)
         context = BenchmarkContext(
@@ -1135,15 +1137,16 @@ class Judge:
     def _top_examples(
         self, cell: Mapping[str, Any], index: MeteredIndex, queries: Corpus, seconds: float
     ) -> dict[str, np.ndarray]:
-        """Returns the top examples of every query, which are the same in all cells of a job."""
-        if self.shown is None:
+        """Returns the top examples of every query, the same in all cells that ask these queries."""
+        ids = tuple(queries.ids)
+        if self.shown is None or self.shown[0] != ids:
             known = index.memory is not None and index.memory.get(queries) is not None
             one = 0.0 if known else index.seconds / max(1, index.queries)
             if too_long(one * len(queries), seconds, self.job["timeout"]):
                 return {}
             self.event("phase", phase="top examples", key=cell["key"])
-            self.shown = top_examples(index, queries)
-        return self.shown
+            self.shown = ids, top_examples(index, queries)
+        return self.shown[1]
 
 
 @dataclasses.dataclass

@@ -9,7 +9,8 @@ from constructed import FixedIndex, corpus, truth_of
 from tdabench import stats
 from tdabench.benchmark import Stored
 from tdabench.benchmarks.beyond import trigram_overlap
-from tdabench.benchmarks.lds import LDS
+from tdabench.benchmarks.lds import LDS, spread
+from tdabench.data.examples import Corpus, Example
 from tdabench.errors import DataError, MethodError, UsageError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, write_arrays
@@ -281,3 +282,31 @@ def test_a_ceiling_is_computed_once_a_run(make_context, tmp_path, monkeypatch) -
         out = LDS(replicates=50).run(context)
         assert "ceiling" not in out.metrics
         assert any("reliability is 0.00" in n for n in out.notes)
+
+
+def test_fewer_queries_are_spread_over_tasks_and_nested() -> None:
+    queries = Corpus(
+        [Example(f"q{i}", "p", "r", task=t) for i, t in enumerate("aaaaabbbcc")], "queries"
+    )
+    for n in range(len(queries) + 1):
+        places = spread(queries, n)
+        assert places == sorted(set(places))
+        assert len(places) == n
+        assert set(places) <= set(spread(queries, n + 1))
+        if n >= 3:
+            assert {queries[i].task for i in places} == set("abc")
+    # By ids: the order of the suite's queries changes nothing.
+    turned = queries.subset(range(len(queries))[::-1])
+    assert {queries[i].id for i in spread(queries, 4)} == {turned[i].id for i in spread(turned, 4)}
+    assert spread(queries, 99) == list(range(10))
+    assert spread(queries.subset([]), 3) == []
+
+
+def test_all_queries_are_not_part_of_a_cells_name() -> None:
+    assert "queries" not in LDS().params
+    assert LDS(queries=4).params["queries"] == 4
+    assert LDS.from_params(LDS().params) == LDS()
+    assert LDS().asked(QUERIES) is QUERIES
+    assert len(LDS(queries=4).asked(QUERIES)) == 4
+    with pytest.raises(UsageError, match=r"lds\.queries must be at least 0"):
+        LDS(queries=-1)

@@ -24,6 +24,9 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import DataError, GuardError, TdabenchError, UsageError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, read_json, write_json
+from tdabench.report.board import Board
+from tdabench.report.records import read_run
+from tdabench.report.verify import verify_runs
 from tdabench.run import Options, Request, RunFolder, RunResult, make_plan, run
 from tdabench.run.plan import plan_indices
 from tdabench.truth import Truth
@@ -462,6 +465,25 @@ def test_a_checkpoint_behind_the_truth_is_refused(make_suite, tmp_path, tiny_tar
     assert found["status"] == "failed"
     assert "'warm' of tiny-qwen2 is among the models behind the truth 'toy'" in found["reason"]
     assert measure(suite, tmp_path / "run", "hidden")["hidden"]["status"] == "ok"
+
+
+def test_some_queries_have_a_column_of_their_own(make_suite, toys, tmp_path, tiny_queries):
+    suite = make_suite()
+    whole = measure(suite, tmp_path / "run", "toy")["toy"]
+    some = measure(suite, tmp_path / "some", "toy", sets=("lds.queries=2",))["toy"]
+    assert some["key"] != whole["key"]
+    assert some["cost"]["query"]["queries"] == 2
+    stored, about = read_arrays(RunFolder(tmp_path / "some").arrays_path(some["key"]))
+    assert len(about["query_ids"]) == 2
+    assert set(about["query_ids"]) < set(tiny_queries.ids)
+    assert stored["per_query"].shape == (2,)
+    assert about["top_query_ids"] == about["query_ids"]
+    found = [read_run(tmp_path / name) for name in ("run", "some")]
+    (table,) = Board.of_runs(found).tables
+    columns = sorted((c.benchmark, c.queries) for c in table.columns)
+    assert columns == [("lds", 2), ("lds", len(tiny_queries))]
+    checks = verify_runs(found, [suite.parent / "truth.safetensors"])
+    assert {c.status for c in checks} == {"agrees"}
 
 
 def test_a_method_fitted_on_the_scored_truth_is_refused(make_suite, toys, tmp_path):
