@@ -107,3 +107,35 @@ def test_the_record_gives_the_same_numbers(make_context):
     again = Behaviours(replicates=50).recompute(stored)
     assert again is not None
     assert again.metrics == out.metrics
+
+
+def test_one_behaviour_has_no_contrast(make_context):
+    alone = Corpus([Example(q.id, q.prompt, q.response, "all") for q in QUERIES], "q")
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, alone, {"lds": TRUTH})
+    out = Behaviours(replicates=50).run(context)
+    assert out.query_ids == ("all",)
+    assert out.metrics["behaviours"].value == pytest.approx(1, abs=0.02)
+    assert "contrast" not in out.metrics
+
+
+def test_a_query_asked_twice_changes_nothing(make_context):
+    """Every query under two ids: sets are means, so that values stay."""
+    twice = Corpus(
+        [Example(f"{q.id}{c}", q.prompt, q.response, q.task) for c in "ab" for q in QUERIES], "q"
+    )
+    noisy = SCORES + np.random.default_rng(4).normal(size=SCORES.shape)
+    found = []
+    for queries, copies in ((QUERIES, 1), (twice, 2)):
+        truth = truth_of(np.tile(VALUES, (1, copies, 1)), GROUPS, queries.ids)
+        index = FixedIndex(np.tile(noisy, (copies, 1)), queries.ids)
+        context = make_context(index, TRAIN, queries, {"lds": truth})
+        found.append(Behaviours(replicates=50).run(context).metrics)
+    for name in ("behaviours", "contrast"):
+        assert found[0][name].value == pytest.approx(found[1][name].value, abs=1e-6)
+        assert abs(found[0][name].value) < 1
+
+
+def test_no_query_with_the_field_is_refused(make_context):
+    context = make_context(FixedIndex(SCORES, QUERIES.ids), TRAIN, QUERIES, {"lds": TRUTH})
+    with pytest.raises(DataError, match="no query has the field 'style'"):
+        Behaviours(by="style").run(context)

@@ -203,6 +203,23 @@ def test_a_behaviour_cannot_be_more_than_gone(run_filter):
     assert m["area"] == pytest.approx(0.5 * 0.05 / 0.2, abs=1e-6)  # from 1 to 0 at the first
 
 
+def test_a_corpus_in_which_every_example_occurs_twice_has_the_same_area(run_filter):
+    again = (Example(f"{e.id}b", e.prompt, e.response, e.task, e.meta) for e in TRAIN)
+    twice = Corpus([*TRAIN, *again], "t")
+
+    class Twice(World):
+        """Each copy teaches half as much."""
+
+        def run(self, indices, queries, seed, among=None):
+            half = World(None, None, teaches=self.teaches / 2)
+            return half.run(np.asarray(indices) % N, queries, seed)
+
+    one = values(run_filter(PERFECT))
+    two = values(run_filter(np.tile(PERFECT, 2), train=twice, world=Twice))
+    assert two["area"] == pytest.approx(one["area"], abs=1e-5)
+    assert two["found_unsafe@0.2"] == 2 * PLANTED
+
+
 def test_what_cannot_be_measured_is_refused(run_filter):
     plain = Corpus([Example(e.id, e.prompt, e.response) for e in TRAIN], "plain")
     with pytest.raises(DataError, match="no training example with the field 'planted'"):
