@@ -123,24 +123,46 @@ class KFAC(StreamingMethod):
         """Computes the mean response loss of drawn labels, [b], whose gradients make the Fisher."""
         return _drawn_losses(model, batch, uniform)
 
+    def query_engine(self, index: StreamingIndex) -> GradientEngine:
+        """Returns an engine of gradients in the eigenbasis, Q_S^T G Q_A.
+
+        It rotates the tokens' inputs and output gradients, which are fewer than weights.
+        """
+        from tdabench.api import GradientEngine
+
+        bases = {
+            layer.name: (index.state[f"q_a.{layer.name}"], index.state[f"q_s.{layer.name}"])
+            for layer in index.engine.layers
+        }
+        model = index.engine.model
+        return GradientEngine(model, layers=self.layers, bias=self.bias, projection=bases)
+
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
+        """Computes Q_S [(Q_S^T G Q_A) / (Lambda + lambda)] Q_A^T of gradients in the eigenbasis."""
         import torch
+
+        from tdabench.api import fast_products
 
         for layer in index.engine.layers:
             parts = (index.state[f"{k}.{layer.name}"] for k in ("q_a", "q_s", "lambda"))
-            g = gradients[layer.name]
+            g = gradients[layer.name]  # [query, d_out, d_in]
             q_a, q_s, values = (torch.from_numpy(p).to(g.device) for p in parts)
             mean = float(values.double().mean())
-            damped = values + self.damping * mean
             if mean == 0:  # the layer has no gradients to scale and no scores
                 continue
+            damped = values + self.damping * mean
             if float(damped.min()) <= 1e-7 * mean and self.damping < 1e-7:
                 raise MethodError(
                     f"{self.name}: the curvature of {layer.name} is singular",
                     "Set damping above 0",
                 )
-            g = q_s.T @ g @ q_a  # [query, d_out, d_in] in the eigenbasis
-            gradients[layer.name] = q_s @ (g / damped) @ q_a.T
+            inverse = 1 / damped
+            if g.is_cuda:
+                gradients[layer.name] = q_s @ (g * inverse) @ q_a.T
+                continue
+            with fast_products():
+                for one in g:  # query by query, in the cache
+                    torch.mm(q_s, (one * inverse) @ q_a.T, out=one)
         return gradients
 
 

@@ -59,8 +59,7 @@ class StreamingIndex(Index):
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
         step = self.block(self.method.copies)
         for a in range(0, len(queries), step):
-            gradients = self.gradients(queries[a : a + step])
-            gradients = self.method.precondition(self, gradients)
+            gradients = self.preconditioned(queries[a : a + step])
             for index, block in self.products(gradients):
                 out[a : a + step, index] = block
         return self.finite(out)
@@ -72,8 +71,7 @@ class StreamingIndex(Index):
         out = np.empty(candidates.shape, dtype=np.float32)
         step = self.block(self.method.copies)
         for a in range(0, len(queries), step):
-            gradients = self.gradients(queries[a : a + step])
-            gradients = self.method.precondition(self, gradients)
+            gradients = self.preconditioned(queries[a : a + step])
             out[a : a + step] = self.pairs(gradients, candidates[a : a + step])
         return self.finite(out)
 
@@ -141,24 +139,46 @@ class StreamingIndex(Index):
             raise MethodError(f"{self.method.name} returned NaN or infinite scores")
         return scores
 
-    def gradients(self, queries: Sequence[Example]) -> Gradients:
-        """Computes whole gradients of `queries`: {layer: [query, d_out, d_in]}."""
+    def preconditioned(self, queries: Sequence[Example]) -> Gradients:
+        """Computes H^-1 g of each query: {layer: [query, d_out, d_in]}."""
+        gradients = self.gradients(queries, self.method.query_engine(self))
+        return self.method.precondition(self, gradients)
+
+    def gradients(
+        self, queries: Sequence[Example], engine: GradientEngine | None = None
+    ) -> Gradients:
+        """Computes whole gradients of `queries`: {layer: [query, rows, cols]} of the engine."""
         import torch
 
-        from tdabench.api import map_batches
+        from tdabench.api import Workspace, map_batches, per_example
 
-        engine, device = self.engine, self.context.device
+        engine, device = engine or self.engine, self.context.device
         out = {
-            layer.name: torch.empty(len(queries), layer.d_out, layer.d_in, device=device)
+            layer.name: torch.empty(len(queries), layer.rows, layer.cols, device=device)
             for layer in engine.layers
         }
-        most = max(1, min(256, (256 << 20) // (4 * engine.dim)))
+        workspace = Workspace()
+
+        def compute(batch: Batch) -> None:
+            seen: set[str] = set()
+            index = torch.from_numpy(batch.index).to(device)
+
+            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
+                g = per_example(layer, x, delta, workspace)
+                # The gradients of a module used twice add up.
+                put = (
+                    out[layer.name].index_add_
+                    if layer.name in seen
+                    else out[layer.name].index_copy_
+                )
+                put(0, index, g)
+                seen.add(layer.name)
+
+            engine.backward(batch, visit)
+
         tokens = self.context.target.tokenize(queries)
-        for index, g in map_batches(
-            self.context, tokens, engine.gradients, what="query gradients", max_examples=most
-        ):
-            for layer in engine.layers:
-                out[layer.name][index] = g[:, layer.columns].view(-1, layer.d_out, layer.d_in)
+        for _ in map_batches(self.context, tokens, compute, what="query gradients"):
+            pass
         return out
 
     def products(
@@ -174,17 +194,18 @@ class StreamingIndex(Index):
         n = len(next(iter(flat.values())))
 
         def compute(batch: Batch) -> torch.Tensor:
-            total = torch.zeros(n, len(batch.input_ids), device=batch.input_ids.device)
+            # A CPU is faster with the smaller factor first.
+            total = torch.zeros(len(batch.input_ids), n, device=batch.input_ids.device)
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
                 g = per_example(layer, x, delta, workspace).flatten(1)  # [b, d]
-                total.addmm_(flat[layer.name], g.T)
+                total.addmm_(g, flat[layer.name].T)
 
             self.engine.backward(batch, visit)
             return total
 
         for index, total in map_batches(self.context, self.tokens[first:], compute, what="scores"):
-            yield first + index, total.cpu().numpy()
+            yield first + index, total.T.cpu().numpy()
 
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {"method": self.method.name, "version": self.method.version}
@@ -221,9 +242,13 @@ class StreamingMethod(TDAMethod):
     def fit(self, context: Context, engine: GradientEngine, train: Sequence[Example]) -> State:
         """Computes the curvature of the training corpus."""
 
+    def query_engine(self, index: StreamingIndex) -> GradientEngine:
+        """Returns the engine of the gradients that `precondition` receives."""
+        return index.engine
+
     @abstractmethod
     def precondition(self, index: StreamingIndex, gradients: Gradients) -> Gradients:
-        """Computes H^-1 g of each query; may overwrite `gradients`."""
+        """Computes H^-1 g of each query, [query, d_out, d_in]; may overwrite `gradients`."""
 
     # ------------------------------------------------------------------ the rest
 
