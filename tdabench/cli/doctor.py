@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ REQUIRED = (
     "torch", "transformers", "tokenizers", "numpy", "scipy", "safetensors", "pluggy", "click",
     "rich",
 )  # fmt: skip
+
+_UNUSED = 100 * 10**6  # bytes of CUDA libraries without a GPU from which on they are reported
 
 
 @click.command(
@@ -101,7 +103,26 @@ def packages() -> list[Check]:
             checks.append(("ok", name, version(name), ""))
         except PackageNotFoundError:
             checks.append(("note", name, f"not installed: {purpose}", f"pip install {name}"))
-    return [*checks, *unrelated_trak()]
+    return [*checks, *unrelated_trak(), *unused_cuda()]
+
+
+def unused_cuda() -> list[Check]:
+    """Reports libraries of CUDA on a machine without a GPU: PyPI's torch for Linux brings them."""
+    from tdabench.run import environment as env
+
+    if env.gpu():
+        return []
+    size = 0
+    for package in distributions():
+        name = (package.metadata["Name"] or "").lower()
+        whole = name == "triton" or name.startswith(("nvidia-", "cuda-"))
+        if whole or name == "torch":
+            parts = package.files or ()
+            size += sum(f.size or 0 for f in parts if whole or "torch_cuda" in f.name)
+    if size < _UNUSED:
+        return []
+    found = f"{size / 1e9:.1f} GB of CUDA libraries serve nothing here: there is no GPU"
+    return [("note", "cuda", found, "Install torch's CPU build: README, Start")]
 
 
 def unrelated_trak() -> list[Check]:

@@ -213,6 +213,32 @@ def test_doctor_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     assert "No module named 'not_there'" in capsys.readouterr().out
 
 
+def test_doctor_names_cuda_that_came_along_for_nothing(monkeypatch, tmp_path):
+    from importlib.metadata import distributions
+
+    from tdabench.cli import doctor
+
+    def install(name, *files):
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (folder / "RECORD").write_text("".join(f"{path},,{size}\n" for path, size in files))
+
+    monkeypatch.setattr(doctor, "distributions", lambda: distributions(path=[str(tmp_path)]))
+    monkeypatch.setattr("tdabench.run.environment.gpu", lambda: "")
+    install("torch", ("torch/lib/libtorch_cpu.so", 400_000_000))
+    install("numpy", ("numpy/core.so", 900_000_000))
+    assert doctor.unused_cuda() == []  # the build for processors
+    install("nvidia-cublas", ("nvidia/cublas/lib/libcublas.so.13", 600_000_000))
+    install("triton", ("triton/_C/libtriton.so", 300_000_000), ("triton/empty.py", ""))
+    ((status, what, found, remedy),) = doctor.unused_cuda()
+    assert (status, what) == ("note", "cuda")
+    assert found.startswith("0.9 GB of CUDA libraries")
+    assert "CPU build" in remedy
+    monkeypatch.setattr("tdabench.run.environment.gpu", lambda: "Some GPU")
+    assert doctor.unused_cuda() == []
+
+
 def test_doctor_knows_the_unrelated_trak(monkeypatch):
     from tdabench.cli import doctor
 
