@@ -49,9 +49,9 @@ def main() -> None:
         method = registry().method(name).cls.from_params(dict(suite.tuned[args.target][name]))
         with tempfile.TemporaryDirectory() as scratch:
             context = Context(target=target, scratch=Path(scratch), seed=0, device="cpu")
-            build, index = timed(lambda: method.build(context, train))
-            now, scores = timed(lambda: index.score(queries))
-            before, wanted = timed(lambda: score_before(index, queries))
+            build, index = timed(method.build, context, train)
+            now, scores = timed(index.score, queries)
+            before, wanted = timed(score_before, index, queries)
         least = products_alone(index.engine.dim, len(train), len(queries))
         off = np.abs(scores - wanted) / np.abs(wanted).max(1, keepdims=True)
         each = 1000 / len(queries)
@@ -62,9 +62,9 @@ def main() -> None:
         )
 
 
-def timed(compute: Callable[[], Any]) -> tuple[float, Any]:
+def timed(compute: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     start = time.process_time()
-    found = compute()
+    found = compute(*args)
     return time.process_time() - start, found
 
 
@@ -124,12 +124,12 @@ def inner_products(index: Any, found: Gradients, first: int = 0) -> Any:
 
 
 def products_alone(weights: int, train: int, queries: int) -> float:
-    """Returns seconds of [train, weights] @ [weights, query], from parts of 500 x 16,384 x query."""
+    """Returns seconds of [train, weights] @ [weights, query], from parts of it."""
     a, b = torch.randn(500, 16_384), torch.randn(queries, 16_384)
     times = []
     with fast_products():
         for _ in range(6):
-            times.append(timed(lambda: a @ b.T)[0])
+            times.append(timed(torch.matmul, a, b.T)[0])
     return min(times[1:]) * weights / 16_384 * train / 500
 
 
