@@ -13,10 +13,11 @@ import hmac
 import json
 import math
 import os
+import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -317,17 +318,51 @@ MAX_JSON = 256 << 20  # bytes of a JSON document; a record is a few kilobytes
 def read_json(path: Path) -> Any:
     """Reads a JSON file. Raises DataError for anything else, or more than `MAX_JSON` bytes."""
     try:
-        with open_input(path) as f:
-            text = f.read(MAX_JSON + 1)
-        if len(text) > MAX_JSON:
-            raise DataError(f"{path} is larger than {MAX_JSON >> 20} MiB")
-        return json.loads(text.decode("utf-8"))
-    except FileNotFoundError as e:
-        raise DataError(f"{path} is missing") from e
+        return json.loads(_read_text(path).decode("utf-8"))
     except (ValueError, RecursionError) as e:  # a number of 5,000 digits is a ValueError, too
         raise DataError(f"{path} is not valid JSON: {e}") from e
+
+
+def read_jsons(paths: Sequence[Path]) -> Iterator[Any]:
+    """Yields what `read_json` returns for each file, or the DataError that it raises, in order.
+
+    Many files are parsed at a time: their objects then share the names of their fields, which are a
+    quarter of the memory.
+    """
+    # Between two files, so that none of them can reach into another.
+    border = secrets.token_hex(16)
+    for a in range(0, len(paths), _PARSED_AT_ONCE):
+        part = paths[a : a + _PARSED_AT_ONCE]
+        found: list[Any] = []
+        with contextlib.suppress(DataError, ValueError, RecursionError):
+            whole = f',"{border}",'.encode().join(map(_read_text, part))
+            found = json.loads(f"[{whole.decode('utf-8')}]")
+        if len(found) == 2 * len(part) - 1 and all(b == border for b in found[1::2]):
+            yield from found[::2]
+            continue
+        for path in part:
+            try:
+                one = read_json(path)
+            except DataError as e:
+                one = e
+            yield one
+
+
+_PARSED_AT_ONCE = 64
+
+
+def _read_text(path: Path) -> bytes:
+    """Reads a file of at most `MAX_JSON` bytes. Raises DataError."""
+    try:
+        with open_input(path) as f:
+            text = f.read(MAX_JSON + 1)
+    except FileNotFoundError as e:
+        raise DataError(f"{path} is missing") from e
     except OSError as e:
         raise DataError(f"cannot read {path}: {e.strerror}") from e
+    if len(text) > MAX_JSON:
+        raise DataError(f"{path} is larger than {MAX_JSON >> 20} MiB")
+    return text
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, Any] | None = None) -> None:

@@ -13,6 +13,7 @@ from tdabench.io import (
     fingerprint,
     read_arrays,
     read_json,
+    read_jsons,
     write_arrays,
     write_bytes,
     write_json,
@@ -107,6 +108,33 @@ def test_missing_and_malformed_json(tmp_path):
     (tmp_path / "bad.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(DataError, match="not valid JSON"):
         read_json(tmp_path / "bad.json")
+
+
+def test_many_json_files_are_read_as_each_one_is(tmp_path):
+    """Also files that are valid JSON only together, or that would be read in each other's place."""
+    texts = {
+        "a": '{"key": "a", "v": [1, "é"]}', "b": '{"key": "other"}', "c": "", "e": "[1", "f": "2]",
+        "d": '{"key": "d"}, {"key": "e"}', "g": "[" * 100_000, "h": "17", "i": '{"v": "\udcff"}',
+        # three values in three files, each in another place than its own
+        "x": '{"key": "x", "v": [{"key": "x"}', "y": "{}]}", "z": '{"key": "y"}, {"key": "z"}',
+    }  # fmt: skip
+    many = {f"n{n}": f'{{"key": "n{n}", "n": {n}}}' for n in range(200)}
+    for name, text in {**texts, **many}.items():
+        (tmp_path / f"{name}.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def alone(path):
+        try:
+            return read_json(path)
+        except DataError as e:
+            return e
+
+    for names in ([*texts, "missing"], ["x", "y", "z"], ["a"], ["c"], [], [*many], ["e", *many]):
+        paths = [tmp_path / f"{n}.json" for n in names]
+        found, want = list(read_jsons(paths)), [alone(p) for p in paths]
+        assert list(map(repr, found)) == list(map(repr, want))
+        assert sum(isinstance(f, DataError) for f in found) == len(
+            {*names} - {"a", "b", "h", *many}
+        )
 
 
 def test_fingerprints_ignore_key_order_only():

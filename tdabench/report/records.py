@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tdabench.errors import DataError, UsageError
-from tdabench.io import read_json, seal
+from tdabench.io import read_json, read_jsons, seal
 from tdabench.run.record import Record
 
 
@@ -60,15 +60,13 @@ def read_run(folder: Path, keys: Iterable[str] | None = None) -> Run:
     records, problems = [], []
     name = str(manifest.get("run") or folder.name)
     with no_collection():
-        for path in _cells(folder, keys):
-            try:
-                data = read_json(path)
-                if not isinstance(data, Mapping):
-                    raise DataError(f"{path} is not a record: it is not a JSON object")
-            except (DataError, RecursionError) as e:
-                problems.append(f"unreadable record: {e}")
+        paths = _cells(folder, keys)
+        for path, data in zip(paths, read_jsons(paths), strict=True):
+            if isinstance(data, Mapping):
+                records.append(Record(data, path, name))
                 continue
-            records.append(Record(data, path, name))
+            why = f"{path} is not a record: it is not a JSON object"
+            problems.append(f"unreadable record: {data if isinstance(data, DataError) else why}")
     return Run(folder, manifest, tuple(records), tuple(problems))
 
 
