@@ -179,7 +179,7 @@ def _measured(model: PreTrainedModel) -> Way:
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
-        with torch.no_grad(), _moved(model):
+        with torch.no_grad(), moved(model):
             return _compared(model)
     finally:
         for m in training:
@@ -262,7 +262,7 @@ def _by(model: PreTrainedModel, way: Way, inputs: dict[str, Tensor], places: Ten
 
 
 @contextmanager
-def _moved(model: PreTrainedModel) -> Iterator[None]:
+def moved(model: PreTrainedModel) -> Iterator[None]:
     """Perturbs scales, norms and biases within the context.
 
     The way is measured once per configuration, and a scale that is 1 in this checkpoint may have

@@ -39,6 +39,7 @@ from tdabench.targets.batches import (
     over_batches,
     pad,
 )
+from tdabench.targets.decoder import TOKENS, Decoder
 from tdabench.targets.forward import input_rows, logits_at, way_of
 from tdabench.targets.products import fast_products
 from tdabench.targets.recipe import Recipe
@@ -449,10 +450,17 @@ class Target:
         """
         import torch
 
+        written = Decoder.of(model, max(map(len, tokens), default=0))
+        if written:
+            tokens_a_batch = min(tokens_a_batch, TOKENS)
+
         def compute(index: np.ndarray) -> np.ndarray:
             batch = pad(tokens, index, self.pad_id).to(str(model.device))
-            with torch.inference_mode(), fast_products(model, batch.input_ids.shape[1]):
-                return example_losses(model, batch).cpu().numpy()
+            with torch.inference_mode():
+                if written:
+                    return written.losses(batch).numpy()
+                with fast_products(model, batch.input_ids.shape[1]):
+                    return example_losses(model, batch).cpu().numpy()
 
         out = np.empty(len(tokens), dtype=np.float32)
         training = model.training

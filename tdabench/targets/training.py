@@ -11,6 +11,7 @@ import numpy as np
 from tdabench.errors import TdabenchError
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens, out_of_memory, pad
+from tdabench.targets.decoder import Decoder, cut
 from tdabench.targets.lora import LoRA
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import example_losses
@@ -87,8 +88,12 @@ def finetune(
         if recipe.lora_rank
         else contextlib.nullcontext()
     )
-    with adapters as lora, _recomputed(model, recipe):
+    with adapters as lora, _recomputed(model, recipe), contextlib.ExitStack() as stack:
         params = lora.parameters() if lora else _trainable(model)
+        written = None if lora else _written_out(model, tokens, recipe)
+        if written:
+            stack.enter_context(written.training())
+            params = [written.weights]
         optimizer = make_optimizer(params, recipe)
         scaler = torch.amp.GradScaler(model.device.type, enabled=recipe.precision == "float16")
 
@@ -97,12 +102,29 @@ def finetune(
                 with lora.merged() if lora else contextlib.nullcontext():
                     on_checkpoint(step, model)
 
+        def parts(kept: np.ndarray) -> list[np.ndarray]:
+            if written is None:
+                return micro_batches(tokens, kept, most)
+            return [kept[i] for i in cut([len(tokens[i]) for i in kept], most)]
+
+        def clear() -> None:
+            if written:
+                written.clear()
+            else:
+                optimizer.zero_grad(set_to_none=True)
+
         def gradient(kept: np.ndarray, n: int) -> tuple[float, int]:
             """Accumulates a gradient; returns the loss, and the size of a part too large, or 0."""
             value = 0.0
-            for part in micro_batches(tokens, kept, most):
+            for part in parts(kept):
                 try:
                     inputs = pad(tokens, part, pad_id).to(str(model.device))
+                    if written:
+                        each = inputs.loss_mask.new_ones(len(part), dtype=torch.float32)
+                        if weights is not None:
+                            each = torch.from_numpy(weights[part]).to(each)
+                        value += float((written.gradient(inputs, each / n) * each).sum()) / n
+                        continue
                     with _autocast(model, recipe):
                         losses = example_losses(model, inputs)
                         if weights is not None:
@@ -126,7 +148,7 @@ def finetune(
                 continue
             value, failed = gradient(kept, len(batch))
             while failed:
-                optimizer.zero_grad(set_to_none=True)
+                clear()
                 most = failed // 2
                 if on_backoff:
                     on_backoff(most)
@@ -141,11 +163,22 @@ def finetune(
                 torch.nn.utils.clip_grad_norm_(params, recipe.clip, foreach=True)
             scaler.step(optimizer)
             scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            clear()
             if on_step:
                 on_step(step + 1, total, value)
             checkpoint(step + 1)
     return model.eval()
+
+
+def _written_out(
+    model: PreTrainedModel, tokens: Sequence[Tokens], recipe: Recipe
+) -> Decoder | None:
+    """Returns the written-out passes if they are the model's and serve the recipe."""
+    if recipe.precision != "float32" or recipe.checkpointing or not len(tokens):
+        return None
+    if not all(p.requires_grad for p in model.parameters()):
+        return None
+    return Decoder.of(model, max(map(len, tokens)))
 
 
 def _trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:

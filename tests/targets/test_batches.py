@@ -9,6 +9,7 @@ import torch
 import tdabench.targets.target as target_module
 from tdabench.data.examples import Corpus
 from tdabench.targets.batches import batch_places, over_batches
+from tdabench.targets.decoder import Decoder
 from tdabench.targets.target import Target
 
 
@@ -64,6 +65,7 @@ def test_what_one_example_or_another_fault_raises_is_passed_on() -> None:
 def test_losses_are_the_same_in_halved_batches(
     tiny_target: Target, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
     model, tokens = tiny_target.model("base"), tiny_target.tokenize(tiny_corpus)
     want = tiny_target.losses(model, tokens)
     genuine, sizes = target_module.example_losses, []

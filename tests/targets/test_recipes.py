@@ -9,6 +9,7 @@ import torch
 from tdabench.errors import UsageError
 from tdabench.targets import Recipe, example_losses, finetune
 from tdabench.targets.batches import pad
+from tdabench.targets.decoder import Decoder
 from tdabench.targets.lora import LoRA
 from tdabench.targets.training import batch_order, micro_batches
 
@@ -113,6 +114,7 @@ def test_accumulating_gradients_changes_rounding_only(tiny_target, data):
 def test_training_backs_off_when_memory_runs_out(tiny_target, data, monkeypatch, where):
     from tdabench.targets import training as module
 
+    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
     whole = tiny_target.losses(train(tiny_target, data, Recipe(**PLAIN)), data)
     original, sizes, told = module.example_losses, [], []
 
@@ -129,11 +131,12 @@ def test_training_backs_off_when_memory_runs_out(tiny_target, data, monkeypatch,
             losses.register_hook(full)
         return losses
 
-    monkeypatch.setattr(module, "example_losses", small)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "example_losses", small)
     # The second part of the first try runs out after the first has left its gradient.
     recipe = Recipe(**PLAIN, micro_batch=11)
     model = train(tiny_target, data, recipe, on_backoff=told.append)
-    monkeypatch.undo()
+    patch.undo()
     assert told == [5, 2]
     assert [sizes.count(11), sizes.count(5)] == [1, 1]
     assert sum(n for n in sizes if n <= 4) == len(data)

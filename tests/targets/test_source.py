@@ -20,6 +20,7 @@ from tdabench.data import Example
 from tdabench.data.hub import find, hub_errors
 from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
 from tdabench.targets import Target
+from tdabench.targets.decoder import Decoder
 from tdabench.targets.source import merge_adapter, open_model
 from tdabench.targets.target import dtype_on, load_pretrained
 
@@ -381,6 +382,7 @@ def test_dtype_is_for_scoring_and_part_of_the_identity(saved, tiny_queries):
 def test_losses_back_off_when_memory_runs_out(tiny_target, tiny_queries, monkeypatch):
     from tdabench.targets import target as module
 
+    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
     tokens = tiny_target.tokenize(tiny_queries)
     expected = tiny_target.losses(tiny_target.model(), tokens)
     original, sizes = module.example_losses, []

@@ -15,6 +15,7 @@ from tdabench.errors import DataError, GuardError, UsageError
 from tdabench.groups import Groups
 from tdabench.io import read_arrays, write_arrays
 from tdabench.targets import Recipe, Target
+from tdabench.targets.decoder import Decoder
 from tdabench.truth import Truth, TruthPlan, Unit, build, collect, finished
 from tdabench.truth.build import UnitTrainer
 
@@ -111,16 +112,14 @@ def test_a_unit_is_a_finetuning_from_base_evaluated_on_every_query(plan, parts):
 
 
 def test_a_truth_says_where_memory_ran_out(plan, parts, tmp_path, monkeypatch):
-    from tdabench.targets import training
+    original = Decoder.gradient
 
-    original = training.example_losses
-
-    def small(model, batch):
+    def small(self, batch, each):
         if len(batch.input_ids) > 5:
             raise MemoryError
-        return original(model, batch)
+        return original(self, batch, each)
 
-    monkeypatch.setattr(training, "example_losses", small)
+    monkeypatch.setattr(Decoder, "gradient", small)
     assert build(plan, *parts, tmp_path) == []
     got = collect(plan, tmp_path)
     assert set(got.plan["made_by"]) <= {f"micro-batches of {n}" for n in (2, 3, 4)}
