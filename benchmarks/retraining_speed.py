@@ -10,7 +10,8 @@ output matrix at response tokens. It is taken twice, with torch.mm and with the 
 tdabench uses (oneDNN's). Attention, norms, activations, the optimizer and loading are not in it.
 
 The rows take turns in every round, and the fastest round counts: seconds of processor time.
-`autograd` is the same loop with the model's own forward pass, as other architectures are trained.
+`autograd` is the same loop with the model's own forward pass, as other architectures are trained;
+with torch.mm for its products it is what all architectures had before.
 `difference` is the largest difference of a query's loss from the written-out pass.
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from unittest import mock
 
 import numpy as np
@@ -26,7 +28,8 @@ import torch
 
 from tdabench.run.sources import load_suite
 from tdabench.run.truths import draw_plan
-from tdabench.targets.decoder import Decoder, cut, product
+from tdabench.targets.decoder import Decoder, cut
+from tdabench.targets.products import product
 from tdabench.targets.training import batch_order
 from tdabench.truth import Unit
 from tdabench.truth.engines import UnitTrainer
@@ -57,11 +60,19 @@ def main() -> None:
         with mock.patch.object(Decoder, "of", return_value=None):
             return trainer.losses(unit)
 
+    def before() -> np.ndarray:
+        with (
+            mock.patch("tdabench.targets.training.fast_products", return_value=nullcontext()),
+            mock.patch("tdabench.targets.target.fast_products", return_value=nullcontext()),
+        ):
+            return plain()
+
     rows: dict[str, Callable[[], object]] = {
         "products, torch.mm": lambda: limit(config, train, asked, torch.mm),
         "products, oneDNN": lambda: limit(config, train, asked, product),
         "tdabench": lambda: trainer.losses(unit),
-        "autograd": plain,
+        "autograd, oneDNN": plain,
+        "autograd, torch.mm": before,
     }
     found: dict[str, list[float]] = {name: [] for name in rows}
     losses: dict[str, np.ndarray] = {}

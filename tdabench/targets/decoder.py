@@ -18,15 +18,14 @@ to rounding) with fewer and larger operators, for the architectures in `SERVED`:
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from tdabench.targets.batches import Batch
 from tdabench.targets.forward import configuration_key, logits_at, moved, probe_ids
+from tdabench.targets.products import product
 
 if TYPE_CHECKING:
     import torch
@@ -401,34 +400,6 @@ class Decoder:
                 mask.repeat(1, self.n // self.m),
             )
         return self._turns[t]
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Computes a [n, k] @ b [k, m] in float32, by the fastest routine that torch has.
-
-    torch.mm calls MKL, which on AMD's processors does without AVX-512 and reaches half the speed of
-    oneDNN; on Intel's the two are equal. oneDNN compiles a routine per shape, which it keeps.
-    """
-    import torch
-
-    linear = _linear()
-    return torch.mm(a, b) if linear is None else linear(a, b.t(), None, "none", [], "")
-
-
-@cache
-def _linear() -> Any:
-    """Returns torch's operator x, w -> x @ w.T by oneDNN; None where it is absent."""
-    import torch
-
-    if not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"):
-        return None
-    try:
-        linear = torch.ops.mkldnn._linear_pointwise
-        a, b = torch.randn(3, 5), torch.randn(5, 4)
-        found = linear(a, b.t(), None, "none", [], "")
-        return linear if torch.allclose(found, a @ b, atol=1e-4) else None
-    except (AttributeError, RuntimeError, TypeError):  # an operator that torch does not document
-        return None
 
 
 def cut(

@@ -13,6 +13,7 @@ from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens, out_of_memory, pad
 from tdabench.targets.decoder import Decoder, cut
 from tdabench.targets.lora import LoRA
+from tdabench.targets.products import fast_products
 from tdabench.targets.recipe import Recipe
 from tdabench.targets.target import example_losses
 
@@ -125,12 +126,13 @@ def finetune(
                             each = torch.from_numpy(weights[part]).to(each)
                         value += float((written.gradient(inputs, each / n) * each).sum()) / n
                         continue
-                    with _autocast(model, recipe):
-                        losses = example_losses(model, inputs)
-                        if weights is not None:
-                            losses = losses * torch.from_numpy(weights[part]).to(losses)
-                        loss = losses.sum()
-                    scaler.scale(loss / n).backward()
+                    with _products(model, recipe, inputs.input_ids.shape[1]):
+                        with _autocast(model, recipe):
+                            losses = example_losses(model, inputs)
+                            if weights is not None:
+                                losses = losses * torch.from_numpy(weights[part]).to(losses)
+                            loss = losses.sum()
+                        scaler.scale(loss / n).backward()
                     value += float(loss.detach()) / n
                 except (RuntimeError, MemoryError) as e:
                     if not out_of_memory(e) or len(part) == 1:
@@ -203,6 +205,14 @@ def make_optimizer(params: list[torch.nn.Parameter], recipe: Recipe) -> torch.op
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+
+
+def _products(
+    model: PreTrainedModel, recipe: Recipe, length: int
+) -> contextlib.AbstractContextManager:
+    if recipe.precision != "float32":
+        return contextlib.nullcontext()
+    return fast_products(model, length)
 
 
 def _autocast(model: PreTrainedModel, recipe: Recipe) -> contextlib.AbstractContextManager:

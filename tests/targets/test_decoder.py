@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdabench.targets import Recipe, decoder, example_losses, finetune
+from tdabench.targets import Recipe, decoder, example_losses, finetune, products
 from tdabench.targets.batches import Tokens, pad
-from tdabench.targets.decoder import LONGEST, Decoder, cut, product
+from tdabench.targets.decoder import LONGEST, Decoder, cut
+from tdabench.targets.products import product
 
 SERVED = ("qwen2", "llama")  # of the tiny targets: tied and untied output matrix
-LINEAR = decoder._linear()
+LINEAR = products._linear()
 
 
 def drawn(n: int, longest: int, vocabulary: int, seed: int = 0) -> list[Tokens]:
@@ -217,7 +218,7 @@ def test_an_adapter_at_work_is_not_passed_over(tiny_target, tiny_queries):
 
 @pytest.mark.parametrize("linear", [None, LINEAR], ids=["mm", "oneDNN"])
 def test_products_of_any_layout(monkeypatch, linear):
-    monkeypatch.setattr(decoder, "_linear", lambda: linear)
+    monkeypatch.setattr(products, "_linear", lambda: linear)
     a, b = torch.randn(70, 33, dtype=torch.float32), torch.randn(33, 65)
     want = (a.double() @ b.double()).float()
     for x in (a, a.T.contiguous().T):
