@@ -12,7 +12,7 @@ All times are of one process, side by side. Pipelines are timed on the repeated 
 stage alone is timed on the pool once: its time for the queries does not depend on the corpus, and
 the rest is a pass over it, counted as often as it is repeated (copies have equal scores). Times
 are of all queries together and of one query; a pass serves all queries, but every query has
-candidates of its own. `--write` writes the table into a page, between its marks.
+candidates of its own. `--write` writes the table into a page, between its marks, after every row.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ def main() -> None:
         second, n = again(once, args.repeat), alone.shape[1]
         print(f"{args.second} alone: {seconds:.2f} s for {len(asked)} queries on {n:,} examples, "
               f"{one:.2f} s for one", flush=True)  # fmt: skip
+        found = {"n_train": n, "queries": len(asked), "second": args.second, "alone": seconds,
+                 "alone_one": one, "rows": rows}  # fmt: skip
         for name in args.first.split(","):
             first = again(built(name, Path(work)), args.repeat)
             needs = needed(np.asarray(first.score(asked)), alone)
@@ -150,22 +152,19 @@ def main() -> None:
                     f"for one query); 0.9 needs @{needs:,}",
                     flush=True,
                 )
-    found = {
-        "n_train": n,
-        "queries": len(asked),
-        "second": args.second,
-        "alone": seconds,
-        "alone_one": one,
-        "rows": rows,
-    }
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    if args.write:
-        text = args.write.read_text(encoding="utf-8")
+                keep(found, args.json, args.write)
+
+
+def keep(found: dict, file: Path | None, page: Path | None) -> None:
+    """Writes what was measured so far as JSON, and as a table into a page."""
+    if file:
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if page:
+        text = page.read_text(encoding="utf-8")
         if not MARKS.search(text):
-            raise SystemExit(f"{args.write} has no marks")
+            raise SystemExit(f"{page} has no marks")
         body = "\n".join(table(found)) + "\n"
-        args.write.write_text(MARKS.sub(lambda m: m[1] + body + m[2], text), encoding="utf-8")
+        page.write_text(MARKS.sub(lambda m: m[1] + body + m[2], text), encoding="utf-8")
 
 
 def table(found: dict) -> list[str]:

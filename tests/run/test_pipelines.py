@@ -187,3 +187,25 @@ def test_the_frontier_counts_what_a_first_stage_holds():
     once = np.concatenate([alone, 0 * alone], axis=1)
     assert script.agreement(once, tied) == 0.5
     assert script.agreement(tied, tied) == 1.0
+
+
+def test_the_frontiers_table_is_written_between_its_marks(tmp_path: Path):
+    import sys
+
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    import pipeline_frontier as script
+
+    row = {"pipeline": "a>b@9", "agreement": 0.5, "share_of_time": 0.25, "needs": 1200,
+           "share_of_time_of_one": 0.125}  # fmt: skip
+    found = {"n_train": 20000, "queries": 6, "second": "b", "alone": 60.2, "alone_one": 50.1,
+             "rows": [row]}  # fmt: skip
+    page = tmp_path / "page.md"
+    page.write_text("text\n")
+    with pytest.raises(SystemExit, match="has no marks"):
+        script.keep(found, None, page)
+    shipped = Path(__file__).parents[2] / "docs" / "pipelines.md"
+    page.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    script.keep(found, tmp_path / "found.json", page)
+    text = page.read_text(encoding="utf-8")
+    assert "| `a>b@9` | 0.50 | 0.25 | 0.125 | 1,200 candidates |\n<!-- end of frontier -->" in text
+    assert text.split("<!-- frontier")[0] == shipped.read_text("utf-8").split("<!-- frontier")[0]
