@@ -280,10 +280,14 @@ def _text(row: Row, name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
         what = f"is {type(value).__name__}, not a string" if name in row else "is missing"
-        raise BadRow(
-            f"the field {name!r} {what}",
-            "All rows must have the fields of the first. Fix or remove the line",
-        )
+        remedy = "All rows must have the fields of the first. Fix or remove the line"
+        others = [k for k in row if k not in ROLES][:8]
+        if name in ROLES and name not in row and others:
+            remedy = (
+                f"Another field may hold it ({', '.join(map(repr, others))}): --field {name}=NAME. "
+                "Otherwise fix or remove the line"
+            )
+        raise BadRow(f"the field {name!r} {what}", remedy)
     return value
 
 

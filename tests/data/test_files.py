@@ -98,6 +98,13 @@ def test_a_mistaken_mapping(words, message):
     [
         ({"a": 1, "b": 2}, {}, r"line 1: no known layout has these fields: 'a', 'b'.*--field"),
         ({"inputs": "p", "targets": 3}, {}, "line 1: the field 'targets' is int, not a string"),
+        (
+            {"prompt": "p", "solution": "r"},
+            {},
+            "line 1: the field 'response' is missing. Another field may hold it .'solution'.: "
+            "--field response=NAME",
+        ),
+        ({"prompt": "p"}, {}, "'response' is missing. All rows must have the fields of the first"),
         ({"a": "x"}, {"fields": {"response": "aa"}}, "there is no field 'aa'. Did you mean 'a'"),
         ({"a": [1]}, {"fields": {"response": "a.4"}}, "'a.4' reaches past the end"),
         ({"a": 5}, {"fields": {"response": "a"}}, "'a' is int, not a string"),
