@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/statistics_simulation.py [--repeats 300] [TABLE …]
 
 Tables: tasks (LDS with queries clustered by task), small (few queries or tasks), ceiling (noise
-ceiling at low reliability), ranks (family-wise error of letters). Each prints one in Markdown.
+ceiling at low reliability), ranks (family-wise error of letters), designs (groups that are
+complementary pairs or partition the pool). Each prints one in Markdown.
 """
 
 from __future__ import annotations
@@ -119,7 +120,69 @@ def ranks(repeats: int) -> None:
         print(f"| {n} | 30 x 10 | {100 * hits / repeats:.1f}% |", flush=True)
 
 
-TABLES = {f.__name__: f for f in (tasks, small, ceiling, ranks)}
+def designs(repeats: int) -> None:
+    """LDS over 40 groups of 400 examples, drawn independently or such that they share the pool.
+
+    Losses are sums of effects of the members and noise of retraining (`noise`: its share of the
+    variance); effects, and a method's scores of them, are half common to all 100 queries. Groups of
+    one partition hold every example once: a half and its complement, or four quarters. The interval
+    draws groups independently, as `bootstrap_lds` does. `as many` is how many independent groups
+    would have the same standard deviation.
+    """
+    print("| size | noise | groups | LDS | sd | as many | width | coverage |\n|-|-|-|-|-|-|-|-|")
+    for k in (2, 4):
+        for noise in (0.0, 0.5):
+            first = 0.0
+            for name, shared in (("independent", False), ("pairs" if k == 2 else "fours", True)):
+                rng = np.random.default_rng([k, int(10 * noise)])  # the same effects for both
+                found, spans = [], []
+                for i in range(repeats):
+                    scores, truth = additive(rng, designed(rng, k, 40, 400, shared), noise)
+                    boot = stats.bootstrap_lds(scores, truth, 300, i)
+                    found.append(boot.value)
+                    spans.append(boot.interval() or (np.nan, np.nan))
+                mean, sd = float(np.mean(found)), float(np.std(found, ddof=1))
+                first = first or sd
+                low, high = np.array(spans).T
+                print(
+                    f"| 1/{k} | {noise:.0%} | {name} | {mean:.3f} | {sd:.4f} | "
+                    f"{40 * (first / sd) ** 2:.0f} | {np.mean(high - low):.3f} | "
+                    f"{100 * np.mean((low <= mean) & (mean <= high)):.1f}% |",
+                    flush=True,
+                )
+
+
+def designed(rng: np.random.Generator, k: int, n: int, n_train: int, shared: bool) -> np.ndarray:
+    """Membership [n, n_train] of n groups of a k-th of the pool; `shared`: k partition the pool."""
+    member = np.zeros((n, n_train))
+    for g in range(n):
+        if g % k == 0 or not shared:
+            order, place = rng.permutation(n_train), 0
+        else:
+            place = g % k
+        size = n_train // k
+        member[g, order[place * size : (place + 1) * size]] = 1
+    return member
+
+
+def additive(
+    rng: np.random.Generator, member: np.ndarray, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and truth [query, group] of groups whose members' effects add up."""
+    n_queries, n_train = 100, member.shape[1]
+
+    def drawn() -> np.ndarray:
+        common, own = rng.normal(size=n_train), rng.normal(size=(n_queries, n_train))
+        return (common + own) / np.sqrt(2)
+
+    effects = drawn()
+    scores = (0.5 * effects + np.sqrt(0.75) * drawn()) @ member.T
+    truth = effects @ member.T
+    truth = truth / truth.std() * np.sqrt(1 - noise) + np.sqrt(noise) * rng.normal(size=truth.shape)
+    return scores, truth
+
+
+TABLES = {f.__name__: f for f in (tasks, small, ceiling, ranks, designs)}
 
 
 def main() -> None:

@@ -39,8 +39,9 @@ _EXTRA = 64  # what a part costs beyond its tokens, in tokens
 _COLUMNS = 64  # tokens of a product are padded to a multiple, since every new shape is compiled
 _SMALL = 1 << 24  # weights of a model whose transposes are kept during a step
 
+_LARGEST = 200_000_000  # weights; beyond it products are most of the time, and memory is scarce
 _ROPES = ("default", "linear", "llama3", "yarn")  # the angles depend on the position only
-_agrees: dict[str, bool] = {}  # by configuration
+_agrees: dict[tuple[str, bool], bool] = {}  # by configuration, and whether gradients were compared
 
 
 class _Layer(NamedTuple):
@@ -114,11 +115,12 @@ class Decoder:
         self._turns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
-    def of(cls, model: PreTrainedModel, longest: int) -> Decoder | None:
+    def of(cls, model: PreTrainedModel, longest: int, gradients: bool = False) -> Decoder | None:
         """Returns the passes for `model` on examples of up to `longest` tokens.
 
         None if they are not the model's: another architecture or setting, hooks, another dtype or
-        device, longer examples. Compared with autograd once per configuration.
+        device, longer examples; or if the model is large. Losses, and with `gradients` also these,
+        are compared with the model's own once per configuration.
         """
         import torch
 
@@ -134,11 +136,13 @@ class Decoder:
         ):  # fmt: skip
             return None
         found = cls(model)
+        if sum(p.numel() for p in model.parameters()) > _LARGEST:
+            return None
         if {id(p) for ps in found.groups.values() for p in ps} != set(map(id, model.parameters())):
             return None
-        key = configuration_key(model)
+        key = configuration_key(model), gradients
         if key not in _agrees:
-            _agrees[key] = _same(model)
+            _agrees[key] = _same(model, gradients)
         return found if _agrees[key] else None
 
     @contextlib.contextmanager
@@ -486,8 +490,8 @@ def _described(model: PreTrainedModel) -> bool:
     )
 
 
-def _same(model: PreTrainedModel) -> bool:
-    """Compares losses and gradients with the model's own on a few tokens, to 1e-4 of the largest.
+def _same(model: PreTrainedModel, gradients: bool) -> bool:
+    """Compares losses, and gradients, with the model's own on a few tokens, to 1e-4 of the largest.
 
     Norms and biases are perturbed meanwhile; see `forward.moved`.
     """
@@ -499,28 +503,28 @@ def _same(model: PreTrainedModel) -> bool:
     tokens = [Tokens(row[: len(row) - 2 * i], 3 + i) for i, row in enumerate(ids)]
     batch = pad(tokens, np.arange(len(tokens)), int(ids[0, 0]))
     each = torch.tensor([1.0, 0.5, 0.25])
-    wanted = {p: p.requires_grad for p in model.parameters()}
+    params = list(model.parameters())
+    wanted = [p.requires_grad for p in params]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), moved(model):
-            model.requires_grad_(True)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), moved(model):
+            model.requires_grad_(gradients)
             losses = batch.means(
                 torch.nn.functional.cross_entropy(
                     logits_at(model, batch.input_ids, batch.attention_mask, batch.places),
                     batch.gold, reduction="none",
                 )
             )  # fmt: skip
-            params = list(model.parameters())
-            theirs = torch.autograd.grad((losses * each).sum(), params)
-            decoder = Decoder(model)
-            plain = decoder.losses(batch)
-            with decoder.training():
-                values = decoder.gradient(batch, each)
-                ours = decoder.gradients()
+            passes = Decoder(model)
+            pairs = [(passes.losses(batch), losses.detach())]
+            if gradients:
+                theirs = torch.autograd.grad((losses * each).sum(), params)
+                with passes.training():
+                    pairs.append((passes.gradient(batch, each), losses.detach()))
+                    ours = passes.gradients()
+                pairs += [(ours[id(p)], g) for p, g in zip(params, theirs)]
             return all(
-                float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) + 1e-7
-                for a, b in [(plain, losses.detach()), (values, losses.detach())]
-                + [(ours[id(p)], g) for p, g in zip(params, theirs)]
+                float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) + 1e-7 for a, b in pairs
             )
     finally:
-        for p, value in wanted.items():
+        for p, value in zip(params, wanted):
             p.requires_grad_(value)

@@ -180,7 +180,7 @@ def _written_out(
         return None
     if not all(p.requires_grad for p in model.parameters()):
         return None
-    return Decoder.of(model, max(map(len, tokens)))
+    return Decoder.of(model, max(map(len, tokens)), gradients=True)
 
 
 def _trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:

@@ -65,7 +65,7 @@ def test_what_one_example_or_another_fault_raises_is_passed_on() -> None:
 def test_losses_are_the_same_in_halved_batches(
     tiny_target: Target, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
+    monkeypatch.setattr(Decoder, "of", lambda *_, **__: None)  # see test_decoder.py for its own
     model, tokens = tiny_target.model("base"), tiny_target.tokenize(tiny_corpus)
     want = tiny_target.losses(model, tokens)
     genuine, sizes = target_module.example_losses, []

@@ -41,7 +41,7 @@ def both(model, batch, each):
     params = list(model.parameters())
     losses = example_losses(model, batch)
     theirs = torch.autograd.grad((losses * each).sum(), params)
-    passes = Decoder.of(model, batch.input_ids.shape[1])
+    passes = Decoder.of(model, batch.input_ids.shape[1], gradients=True)
     assert passes is not None
     np.testing.assert_allclose(passes.losses(batch), losses.detach(), atol=2e-5, rtol=1e-5)
     with passes.training():
@@ -119,6 +119,19 @@ def test_a_model_that_computes_something_else_falls_back(tiny_target, monkeypatc
     assert Decoder.of(tiny_target.fresh_model(), 20) is not None
 
 
+def test_a_wrong_gradient_falls_back_in_training_only(tiny_target, monkeypatch):
+    monkeypatch.setattr(decoder, "_agrees", {})
+    genuine = Decoder._attention_back
+    monkeypatch.setattr(Decoder, "_attention_back", lambda *args: genuine(*args) * 1.01)
+    assert Decoder.of(tiny_target.fresh_model(), 20, gradients=True) is None
+    assert Decoder.of(tiny_target.fresh_model(), 20) is not None
+
+
+def test_a_large_model_falls_back(tiny_target, monkeypatch):
+    monkeypatch.setattr(decoder, "_LARGEST", 1000)
+    assert Decoder.of(tiny_target.fresh_model(), 20) is None
+
+
 @pytest.mark.parametrize("architecture", SERVED)
 @pytest.mark.parametrize(
     "recipe",
@@ -143,7 +156,7 @@ def test_training_is_autograds(make_target, tiny_corpus, monkeypatch, architectu
             ),
         )  # fmt: skip
         models.append(dict(model.named_parameters()))
-        monkeypatch.setattr(Decoder, "of", lambda *_: None)
+        monkeypatch.setattr(Decoder, "of", lambda *_, **__: None)
     for name, p in models[0].items():
         np.testing.assert_allclose(p.detach(), models[1][name].detach(), atol=2e-5, err_msg=name)
         for step in kept[1]:

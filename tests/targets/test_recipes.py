@@ -114,7 +114,7 @@ def test_accumulating_gradients_changes_rounding_only(tiny_target, data):
 def test_training_backs_off_when_memory_runs_out(tiny_target, data, monkeypatch, where):
     from tdabench.targets import training as module
 
-    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
+    monkeypatch.setattr(Decoder, "of", lambda *_, **__: None)  # see test_decoder.py for its own
     whole = tiny_target.losses(train(tiny_target, data, Recipe(**PLAIN)), data)
     original, sizes, told = module.example_losses, [], []
 

@@ -382,7 +382,7 @@ def test_dtype_is_for_scoring_and_part_of_the_identity(saved, tiny_queries):
 def test_losses_back_off_when_memory_runs_out(tiny_target, tiny_queries, monkeypatch):
     from tdabench.targets import target as module
 
-    monkeypatch.setattr(Decoder, "of", lambda *_: None)  # see test_decoder.py for its own
+    monkeypatch.setattr(Decoder, "of", lambda *_, **__: None)  # see test_decoder.py for its own
     tokens = tiny_target.tokenize(tiny_queries)
     expected = tiny_target.losses(tiny_target.model(), tokens)
     original, sizes = module.example_losses, []
