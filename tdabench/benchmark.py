@@ -150,7 +150,7 @@ class Benchmark(ABC):
         """Scores the queries through `context.index` and compares scores with the ground truth."""
 
     def asked(self, queries: Corpus) -> Corpus:
-        """Returns those of a suite's queries that it is measured on: all, by default."""
+        """Returns the queries of a suite that it is measured on: all, by default."""
         return queries
 
     @property
