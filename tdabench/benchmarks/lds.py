@@ -36,7 +36,7 @@ class RanksGroups(Benchmark):
 
     With `queries`, only so many of the suite's queries are asked, for methods that take a minute
     per query. They are drawn by their ids alone and spread over tasks, and each larger number
-    includes the smaller ones. Values on other queries have a column of their own.
+    includes the smaller ones. Values on other queries have their own column.
 
     truth       name of the suite's truth
     also        names of further truths, such as groups of another size

@@ -319,7 +319,7 @@ class Decoder:
         )
 
     def _attention_back(self, kept: _Kept, d_mixed: Tensor, b: int, t: int) -> Tensor:
-        """Returns the gradient of qkv [(n + 2 m) h, c] from that of the mix [n h, c]."""
+        """Returns the gradient of qkv [(n + 2 m) h, c] from the gradient of the mix [n h, c]."""
         import torch
 
         n, m, h = self.n, self.m, self.h
@@ -409,7 +409,7 @@ class Decoder:
 def cut(
     lengths: Sequence[int] | np.ndarray, most: int = 0, tokens: int = TOKENS
 ) -> list[np.ndarray]:
-    """Cuts examples into parts of similar length and at most `tokens`, padding included.
+    """Splits examples into parts of similar length and at most `tokens`, padding included.
 
     Returns the positions in each part, of at most `most` examples (0: any number), such that the
     sum of the parts' estimated costs is least.
