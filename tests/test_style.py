@@ -91,13 +91,13 @@ VERBS = frozenset(
     draw drop embed emit encode end estimate evaluate exit expand explain export fill find finish
     fit flush fold follow format generate give group handle hash hold ignore implement import index
     initialise inspect join keep kill label let list load lock look make mark mask measure merge
-    minimise move multiply name notify open order pack pad parse permute plan plot pool predict
-    perturb prepare print propagate protect pull put raise rank read rebuild receive recompute record
-    refuse register remove render repeat replace replay report reset resolve restore resume retrain
-    return run sample save scale scan score seal search seed select send serve set shorten show skip solve
-    sort split start step stop store stream strip subtract sum supply suppress survey sync take tell
-    test time tokenise track train transform try tune undo unpack update use validate verify wait
-    walk watch weight whiten wrap write yield
+    minimise move multiply name notify open order pack pad parse permute perturb plan plot pool
+    predict prepare print propagate protect pull put raise rank read rebuild receive recompute
+    record refuse register remove render repeat replace replay report reset resolve restore resume
+    retrain return run sample save scale scan score seal search seed select send serve set shorten
+    show skip solve sort split start step stop store stream strip subtract sum supply suppress
+    survey sync take tell test time tokenise track train transform try tune undo unpack update use
+    validate verify wait walk watch weight whiten wrap write yield
     """.split()
 )
 
