@@ -69,13 +69,13 @@ def main() -> None:
                 grouped = pool_scores(scores, truth.groups, "sum", 1.0)
                 boot = stats.bootstrap_lds(grouped, truth.values, tasks=tasks)
                 first = first or boot
-                d = stats.compare(boot, first)
-                print(
-                    f"damping {damping:g}  iteration {i}  LDS {boot.value:.3f}  "
-                    f"minus EK-FAC {d.effect:+.3f} [{d.low:+.3f}, {d.high:+.3f}]  "
-                    f"{time.process_time() - start:.0f} s",
-                    flush=True,
-                )
+                told = f"damping {damping:g}  iteration {i}  LDS {boot.value:.3f}"
+                if boot is not first:
+                    d = stats.compare(boot, first)
+                    told += f"  minus EK-FAC {d.effect:+.3f}"
+                    if d.low is not None:  # too few tasks for an interval
+                        told += f" [{d.low:+.3f}, {d.high:+.3f}]"
+                print(f"{told}  {time.process_time() - start:.0f} s", flush=True)
 
 
 def solutions(method, index, b, lam, chosen, iterations):  # type: ignore[no-untyped-def]
