@@ -119,7 +119,8 @@ def fidelity(found: Records) -> list[str]:
 
 # Differences on docs/methods/fidelity.md: (method, the method that it is compared with).
 PAIRS = (
-    ("source-fitted", "source"), ("source-fitted", "ekfac"), ("source", "ekfac"), ("kfac", "ekfac"),
+    ("hybrid-source", "source-fitted"), ("source-fitted", "source"), ("source-fitted", "ekfac"),
+    ("source-adam", "source"), ("source", "ekfac"), ("kfac", "ekfac"), ("eshampoo", "ekfac"),
     ("ekfac", "logra"), ("ekfac", "identity"), ("explicit", "ekfac"),
     ("airrep", "airrep-untrained"), ("airrep", "ngram"),
     ("airrep", "logra"), ("airrep", "trak"), ("airrep", "hiddengrad"), ("airrep", "hidden"),
