@@ -331,13 +331,19 @@ def loo(found: Records) -> list[str]:
 def removal(found: Records) -> list[str]:
     def row(record: Record) -> list[str]:
         m = record["metrics"]
-        rises = [f"{m[f'rise@{k}']['value']:.2f}" for k in (5, 20)]
-        return [f"`{record['method']['label']}`", interval(m["removal"], 2), *rises]
+        rises = [interval(m[f"rise@{k}"], 2) for k in (5, 20)]
+        alike = [f"{m[f'rise_matched@{k}']['value']:+.2f}" for k in (5, 20)] if matched else []
+        return [f"`{record['method']['label']}`", interval(m["removal"], 2), *rises, *alike]
 
-    header = "method | removal [95%] | rise@5 | rise@20"
     rows = good(found, main_target(found, "removal"), "removal")
     if not rows:
         return []
+    # Only what was asked in the same way: on the most queries that any method was asked.
+    asked = max((r["benchmark"]["params"] for r in rows), key=lambda p: p["n"])
+    rows = [r for r in rows if r["benchmark"]["params"] == asked]
+    matched = asked["matched"] > 0
+    header = "method | removal [95%] | rise@5 [95%] | rise@20 [95%]"
+    header += " | matched@5 | matched@20" if matched else ""
     random = [rows[0]["metrics"].get(f"rise_random@{k}") for k in (5, 20)]
     more = []
     if all(random):

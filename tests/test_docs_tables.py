@@ -158,6 +158,22 @@ def test_removals_have_a_table_per_target() -> None:
     assert "| `a` | 0.300 |  |  |  |" in text
 
 
+def test_removals_are_compared_where_they_were_asked_alike() -> None:
+    module = script()
+    found = {}
+    for name, n, matched in (("few", 5, 0), ("many", 50, 1), ("more", 50, 1)):
+        metrics = {
+            k: {"value": 0.25, "low": 0.1, "high": 0.5}
+            for k in ("removal", "rise@5", "rise@20", "rise_matched@5", "rise_matched@20")
+        }
+        asked = {"name": "removal", "params": {"n": n, "matched": matched}}
+        of = {"target": {"label": "smooth"}, "metrics": metrics, "benchmark": asked}
+        found["smooth", name] = record(name, 0.1) | of
+    lines = [x for x in module.removal(found) if x.startswith("| `")]
+    assert [x.split("`")[1] for x in lines] == ["many", "more"]
+    assert lines[0].endswith("| 0.25 [0.10, 0.50] | 0.25 [0.10, 0.50] | +0.25 | +0.25 |")
+
+
 def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
