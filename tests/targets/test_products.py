@@ -95,3 +95,12 @@ def test_a_processor_that_rounds_factors_keeps_the_exact_library(
         with fast_products(model, 5):
             assert state(model) == before
     onednn_is_faster.cache_clear()
+
+
+def test_looking_for_a_library_draws_no_random_number() -> None:
+    """It happens within a method's build, where the harness refuses a use of global streams."""
+    before = torch.random.get_rng_state()
+    onednn_is_faster.cache_clear()
+    products._linear.cache_clear()
+    products.product(torch.ones(2, 3), torch.ones(3, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
