@@ -142,7 +142,10 @@ class Decoder:
             return None
         key = configuration_key(model), gradients
         if key not in _agrees:
-            _agrees[key] = _same(model, gradients)
+            same = _same(model, gradients)
+            if same is None:
+                return None
+            _agrees[key] = same
         return found if _agrees[key] else None
 
     @contextlib.contextmanager
@@ -490,10 +493,11 @@ def _described(model: PreTrainedModel) -> bool:
     )
 
 
-def _same(model: PreTrainedModel, gradients: bool) -> bool:
+def _same(model: PreTrainedModel, gradients: bool) -> bool | None:
     """Compares losses, and gradients, with the model's own on a few tokens, to 1e-4 of the largest.
 
-    Norms and biases are perturbed meanwhile; see `forward.moved`.
+    Norms and biases are perturbed meanwhile; see `forward.moved`. None where the model's own are
+    not finite: a model that diverged says nothing about others of its configuration.
     """
     import torch
 
@@ -522,6 +526,8 @@ def _same(model: PreTrainedModel, gradients: bool) -> bool:
                     pairs.append((passes.gradient(batch, each), losses.detach()))
                     ours = passes.gradients()
                 pairs += [(ours[id(p)], g) for p, g in zip(params, theirs)]
+            if not all(bool(b.isfinite().all()) for _, b in pairs):
+                return None
             return all(
                 float((a - b).abs().max()) <= 1e-4 * float(b.abs().max()) + 1e-7 for a, b in pairs
             )
