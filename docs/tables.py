@@ -604,7 +604,10 @@ def cost_figure(folders: list[Path]) -> bytes | None:
     points = []
     for r in rows:
         cost, lds = r["cost"], r["metrics"]["lds"]
-        seconds = (cost.get("prepare") or {}).get("seconds") or 0.0
+        prepared = cost.get("prepare") or {}
+        seconds = prepared.get("seconds") or 0.0
+        if not seconds and cost["build"]["cpu_seconds"] < prepared.get("retrainings", 0):
+            continue  # such a build cannot hold its retrainings, whose time nobody recorded
         seconds += cost["build"]["cpu_seconds"] + cost["query"]["cpu_seconds"]
         low, high = lds.get("low"), lds.get("high")
         family = r["method"].get("family") or "other"
