@@ -104,7 +104,7 @@ def gradients(index: Any, queries: list[Any]) -> Gradients:
     return out
 
 
-def inner_products(index: Any, found: Gradients, first: int = 0) -> Any:
+def inner_products(index: Any, found: Gradients) -> Any:
     workspace = Workspace()
     flat = {name: g.flatten(1) for name, g in found.items()}
     n = len(next(iter(flat.values())))
@@ -119,8 +119,8 @@ def inner_products(index: Any, found: Gradients, first: int = 0) -> Any:
         index.engine.backward(batch, visit)
         return total
 
-    for at, total in map_batches(index.context, index.tokens[first:], compute):
-        yield first + at, total.numpy()
+    for at, total in map_batches(index.context, index.tokens, compute):
+        yield at, total.numpy()
 
 
 def products_alone(weights: int, train: int, queries: int) -> float:

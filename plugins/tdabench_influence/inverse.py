@@ -93,9 +93,9 @@ class InverseIndex(StreamingIndex):
         gram = torch.empty(n, n, dtype=torch.float64, device=self.context.device)
         for a in range(0, n, step):
             b = min(a + step, n)
-            for index, part in self.products(self.gradients(self.train[a:b]), first=a):
-                values = torch.from_numpy(part).to(gram)
-                gram[a:b, index], gram[index, a:b] = values, values.T
+            for index, part in self.products(self.gradients(self.train[a:b]), range(a, n)):
+                values, at = torch.from_numpy(part).to(gram), a + index
+                gram[a:b, at], gram[at, a:b] = values, values.T
         if not bool(gram.isfinite().all()):
             bad = self.train[int((~gram.diagonal().isfinite()).nonzero()[0])].id
             raise MethodError(

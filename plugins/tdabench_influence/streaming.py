@@ -95,40 +95,16 @@ class StreamingIndex(Index):
         return query_word_scores(self, behaviour, indices)
 
     def pairs(self, gradients: Gradients, candidates: np.ndarray) -> np.ndarray:
-        """Computes inner products of each query with its own candidates: float32 [query, k]."""
-        import torch
+        """Computes inner products of each query with its own candidates: float32 [query, k].
 
-        from tdabench.api import Workspace, map_batches, per_example
-
+        All queries are multiplied with every candidate of any of them: one product costs less than
+        picking the queries of each example.
+        """
         union, at = np.unique(candidates, return_inverse=True)
-        asked = np.arange(len(candidates)).repeat(candidates.shape[1])  # the query of each pair
-        order = np.argsort(at.ravel(), kind="stable")  # pairs by training example
-        ends = np.searchsorted(at.ravel()[order], np.arange(len(union) + 1))
-        found = np.empty(candidates.size, dtype=np.float32)  # by pair
-        flat = {name: g.flatten(1) for name, g in gradients.items()}  # [query, d_out * d_in]
-        workspace = Workspace()
-
-        def compute(batch: Batch) -> torch.Tensor:
-            whose = [order[ends[i] : ends[i + 1]] for i in batch.index]  # pairs of each example
-            sizes = [len(w) for w in whose]
-            total = torch.zeros(len(whose), max(sizes), device=batch.input_ids.device)
-
-            def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                g = per_example(layer, x, delta, workspace).flatten(1)  # [b, d]
-                q = flat[layer.name]
-                for row, pairs in enumerate(whose):
-                    total[row, : sizes[row]] += q[asked[pairs]] @ g[row]
-
-            self.engine.backward(batch, visit)
-            return total
-
-        tokens = [self.tokens[i] for i in union]
-        for index, total in map_batches(self.context, tokens, compute, what="scores"):
-            values = total.cpu().numpy()
-            for i, row in zip(index, values):
-                pairs = order[ends[i] : ends[i + 1]]
-                found[pairs] = row[: len(pairs)]
-        return found.reshape(candidates.shape)
+        found = np.empty((len(candidates), len(union)), dtype=np.float32)
+        for index, block in self.products(gradients, union):
+            found[:, index] = block
+        return np.take_along_axis(found, at.reshape(candidates.shape), axis=1)
 
     def block(self, copies: int = 1) -> int:
         """Returns how many examples' whole gradients to hold at once, with `copies` of each."""
@@ -182,9 +158,12 @@ class StreamingIndex(Index):
         return out
 
     def products(
-        self, gradients: Gradients, first: int = 0
+        self, gradients: Gradients, examples: Sequence[int] | np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (training indices [b], inner products [query, b]) in one pass from `first` on."""
+        """Yields (positions [b], inner products [query, b]) in one pass over training examples.
+
+        Positions are among `examples`, which are places in the corpus, or in the whole corpus.
+        """
         import torch
 
         from tdabench.api import Workspace, map_batches, per_example
@@ -204,8 +183,9 @@ class StreamingIndex(Index):
             self.engine.backward(batch, visit)
             return total
 
-        for index, total in map_batches(self.context, self.tokens[first:], compute, what="scores"):
-            yield first + index, total.T.cpu().numpy()
+        tokens = self.tokens if examples is None else [self.tokens[i] for i in examples]
+        for index, total in map_batches(self.context, tokens, compute, what="scores"):
+            yield index, total.T.cpu().numpy()
 
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {"method": self.method.name, "version": self.method.version}
