@@ -82,9 +82,9 @@ def _known(
 
 
 def left_out(board: Board) -> list[str]:
-    """Names methods that a run of the default methods left out although they reach more.
+    """Names the best method that a run of the default methods left out although it reaches more.
 
-    They take long: one line per table tells their shipped figures, and how to get the row.
+    It takes long: one line per table tells its shipped figures, and how to get the row.
     """
     if any(_chosen(run) for run in board.runs):
         return []
@@ -96,13 +96,15 @@ def left_out(board: Board) -> list[str]:
         best = max((figures[n]["lds"] for n in there if n in figures), default=None)
         if table.primary != "lds" or best is None:
             continue
-        for name, f in figures.items():
-            if name not in there and f["lds"] > best and name in registry().methods:
-                out.append(
-                    f"not run by default, as it takes minutes: {name}, {f['share']:.0%} of the "
-                    f"ceiling in docs/methods/fidelity.md ({f['build']} to build, {f['query']} per "
-                    f"query): tdabench run --target {table.target} --methods {name}"
-                )
+        better = [n for n in figures if n in registry().methods and figures[n]["lds"] > best]
+        if better:
+            name = max(better, key=lambda n: figures[n]["lds"])
+            f = figures[name]
+            out.append(
+                f"not run by default, as it takes minutes: {name}, {f['share']:.0%} of the "
+                f"ceiling in docs/methods/fidelity.md ({f['build']} to build, {f['query']} per "
+                f"query): tdabench run --target {table.target} --methods {name}"
+            )
     return out
 
 

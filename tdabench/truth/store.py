@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SAME_MODEL = 5e-3  # nats: a float16 copy of a model differs by less, another seed by far more
 
 
+# What a truth says of its making, beside its plan: by what, how smooth, and in how many seconds.
+OF_ITS_MAKING = ("made_by", "metasmoothness", "seconds")
+
+
 @dataclass(frozen=True)
 class Truth:
     """Losses of retrained models, float32 [group, seed, query].
@@ -47,7 +51,7 @@ class Truth:
 
     def is_of(self, plan: TruthPlan) -> bool:
         """Tells whether `plan` is the plan behind this truth."""
-        mine = {k: v for k, v in self.plan.items() if k not in ("made_by", "metasmoothness")}
+        mine = {k: v for k, v in self.plan.items() if k not in OF_ITS_MAKING}
         return mine == plan.describe() and self.groups.fingerprint == plan.groups.fingerprint
 
     @property
