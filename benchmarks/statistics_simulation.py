@@ -4,7 +4,9 @@
 
 Tables: tasks (LDS with queries clustered by task), small (few queries or tasks), ceiling (noise
 ceiling at low reliability), ranks (family-wise error of letters), designs (groups that are
-complementary pairs or partition the pool). Each prints one in Markdown.
+complementary pairs or partition the pool), until (groups added until an interval is narrow
+enough), control (what a cheap method's scores on further groups are worth). Each prints one in
+Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tdabench import stats
+from tdabench.truth.until import looks
 
 
 def tasks(repeats: int) -> None:
@@ -182,7 +185,126 @@ def additive(
     return scores, truth
 
 
-TABLES = {f.__name__: f for f in (tasks, small, ceiling, ranks, designs)}
+def until(repeats: int) -> None:
+    """Groups are added until the reference's interval over groups is `width` or narrower.
+
+    Losses are as in `designs` (60 queries, groups of a quarter, half of the variance noise). The
+    reference's scores correlate with the effects by 0.35, another method's by 0.7. "over groups" is
+    the interval by which the build stops, for queries (effects) that are the same in all repeats;
+    "board" the interval of `bootstrap_lds`, for fresh ones. A value is compared with the mean over
+    repeats of the LDS at that number of groups. Rules: a fixed number (the mean at which the rule
+    of tdabench stops), a look after every second group from 6 on, and the rule of tdabench.
+    """
+    grid = sorted({*range(6, 40, 2), *range(40, 228, 8), *looks(226)})
+    rules = {"every second group": [n for n in grid if n % 2 == 0], "tdabench": looks(226)}
+    print("| queries | width | rule | groups, mean (5% to 95%) | reference: error | reference: "
+          "coverage | other: error | other: coverage |\n|-|-|-|-|-|-|-|-|")  # fmt: skip
+    for same in (True, False):
+        rng = np.random.default_rng([7, same])
+        fixed = effects_of(rng, (0.35, 0.7))
+        runs = []
+        for i in range(repeats):
+            world = fixed if same else effects_of(rng, (0.35, 0.7))
+            runs.append(Sequential(rng, world, grid, i, same))
+        expected = {n: np.mean([r.values[n] for r in runs], axis=0) for n in grid}
+        for width in (0.10, 0.07, 0.05):
+            stops = {k: [r.stop(v, width) for r in runs] for k, v in rules.items()}
+            middle = min(grid, key=lambda n: abs(n - np.mean(stops["tdabench"])))
+            for rule, at in {"fixed number": [middle] * len(runs), **stops}.items():
+                off = np.array([r.values[n] - expected[n] for r, n in zip(runs, at)])  # [run, 2]
+                ends = np.array([r.ends(n) for r, n in zip(runs, at)])  # [run, 2, 2]
+                inside = (ends[..., 0] <= -off) & (-off <= ends[..., 1])
+                low, high = np.quantile(at, [0.05, 0.95])
+                error, cover = off.mean(axis=0), 100 * inside.mean(axis=0)
+                print(
+                    f"| {'the same' if same else 'fresh'} | {width:.2f} | {rule} | "
+                    f"{np.mean(at):.0f} ({low:.0f} to {high:.0f}) | {error[0]:+.3f} | "
+                    f"{cover[0]:.1f}% | {error[1]:+.3f} | {cover[1]:.1f}% |", flush=True,
+                )  # fmt: skip
+
+
+def effects_of(
+    rng: np.random.Generator, skills: tuple[float, ...], n_queries: int = 60, n_train: int = 200
+) -> list[np.ndarray]:
+    """Effects [query, train], half common to all queries, and scores of methods of such skills."""
+
+    def drawn() -> np.ndarray:
+        common, own = rng.normal(size=n_train), rng.normal(size=(n_queries, n_train))
+        return (common + own) / np.sqrt(2)
+
+    effects = drawn()
+    return [effects, *(s * effects + np.sqrt(1 - s * s) * drawn() for s in skills)]
+
+
+class Sequential:
+    """One sequence of groups: the LDS of two methods after n groups, and their intervals."""
+
+    def __init__(
+        self, rng: np.random.Generator, world: list[np.ndarray], grid: list[int], seed: int,
+        same: bool,
+    ) -> None:  # fmt: skip
+        effects, *methods = world
+        member = designed(rng, 4, grid[-1], effects.shape[1], shared=False)
+        truth = effects @ member.T
+        truth = truth / truth.std() + rng.normal(size=truth.shape)
+        self.truth, self.scores = truth, [m @ member.T for m in methods]
+        self.seed, self.same = seed, same
+        self.values = {n: np.array([stats.lds(s[:, :n], truth[:, :n]) for s in self.scores])
+                       for n in grid}  # fmt: skip
+
+    def boot(self, method: int, n: int) -> stats.Bootstrap:
+        return stats.bootstrap_lds(self.scores[method][:, :n], self.truth[:, :n], 300, self.seed)
+
+    def stop(self, rule: list[int], width: float) -> int:
+        """The first number of groups at which the reference's interval is narrow enough."""
+        for n in rule:
+            if self.boot(0, n).half_width_over_groups(n) <= width:
+                return n
+        return rule[-1]
+
+    def ends(self, n: int) -> list[tuple[float, float]]:
+        """Both methods' intervals less their values."""
+        out = []
+        for k in range(2):
+            boot = self.boot(k, n)
+            half = boot.half_width_over_groups(n)
+            low, high = boot.interval() or (np.nan, np.nan)
+            out.append((-half, half) if self.same else (low - boot.value, high - boot.value))
+        return out
+
+
+def control(repeats: int) -> None:
+    """What knowing a cheap method's scores on all groups, retrained or not, could be worth.
+
+    The correlation of the method's scores with the cheap method's over the groups that were
+    retrained is compared with the one over very many groups, and the LDS corrected by the
+    difference (a control variate), with the best factor. `worth` is how many groups without it
+    have the variance of 40 with it: 40 / (1 - R^2). The cheap method's scores have a share of
+    `in common` of what the method itself gets wrong, as methods of one family do.
+    """
+    print(
+        "| cheap method's skill | in common | LDS of the cheap one | R | worth, of 40 |\n"
+        "|-|-|-|-|-|"
+    )
+    for skill in (0.2, 0.35, 0.7):
+        for shared in (0.0, 0.5):
+            rng = np.random.default_rng([int(100 * skill), int(10 * shared)])
+            effects, cheap, method = effects_of(rng, (skill, 0.7))
+            cheap = cheap + np.sqrt(shared) * (method - 0.7 * effects)
+            rows = []
+            for _ in range(repeats):
+                member = designed(rng, 4, 40, effects.shape[1], shared=False)
+                truth = effects @ member.T
+                truth = truth / truth.std() + rng.normal(size=truth.shape)
+                m, c = method @ member.T, cheap @ member.T
+                rows.append((stats.lds(m, truth), stats.lds(m, c), stats.lds(c, truth)))
+            lds, control, of_cheap = np.array(rows).T
+            r = float(np.corrcoef(lds, control)[0, 1])
+            print(f"| {skill} | {shared:.0%} | {of_cheap.mean():.2f} | {r:.2f} | "
+                  f"{40 / (1 - r * r):.0f} |", flush=True)  # fmt: skip
+
+
+TABLES = {f.__name__: f for f in (tasks, small, ceiling, ranks, designs, until, control)}
 
 
 def main() -> None:

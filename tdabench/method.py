@@ -216,6 +216,15 @@ class Index(ABC):
         """
         return None
 
+    def warm_up(self, queries: Sequence[Example]) -> None:
+        """Does once what only the first query would pay for, such as loading a model.
+
+        It is called after loading and before query times count, with one query. Scores it, by
+        default; an index whose score is a pass over the corpus overrides this and scores a few
+        training examples.
+        """
+        self.score(queries)
+
     @abstractmethod
     def save(self, path: Path) -> None:
         """Writes the index into the folder `path`, which exists and is empty."""

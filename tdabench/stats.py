@@ -302,6 +302,20 @@ class Bootstrap:
             )
         return max(found, key=lambda x: x[1] - x[0])
 
+    def half_width_over_groups(self, n_groups: int, level: float = LEVEL) -> float:
+        """Returns half the interval over fresh groups for exactly these queries.
+
+        This is the part of `interval` that more groups make narrower: Student's quantile for
+        `n_groups` - 1 degrees of freedom times the standard deviation when groups alone are drawn
+        again. Infinite for fewer than two groups, and where all draws give the same value, from
+        which no width can be told.
+        """
+        from scipy.special import stdtrit
+
+        if self.groups is None or n_groups < 2 or self._still(float(self.groups.var())):
+            return math.inf
+        return float(stdtrit(n_groups - 1, (1 + level) / 2) * self.groups.std())
+
     def share_interval(
         self, level: float = LEVEL, scope: Scope | None = None
     ) -> tuple[float, float] | None:

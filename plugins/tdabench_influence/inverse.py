@@ -130,6 +130,14 @@ class InverseIndex(StreamingIndex):
             out[a : a + step] = (solved @ rows.T).cpu().numpy()
         return self.finite(out)
 
+    def warm_up(self, queries: Sequence[Example]) -> None:
+        """Does every step of a score but for the pass over the corpus, of which it does a part."""
+        if self.rows is None:
+            return super().warm_up(queries)
+        for _ in self.products(self.gradients(queries), self.few()):
+            pass
+        self.method.solve(self, self.rows.new_ones(len(queries), self.dim), self.lam)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InverseMethod(StreamingMethod):

@@ -146,6 +146,21 @@ class MagicIndex(Index):
             )
         return out
 
+    def warm_up(self, queries: Sequence[Example]) -> None:
+        """Takes the derivative of the last step: a score goes back through the whole run."""
+        import torch
+
+        from tdabench_influence.training import State
+
+        last = len(self.run)
+        by_theta = self.run.query_gradients(
+            self.kept[last].theta, self.context.target.tokenize(queries)
+        )
+        later = State(by_theta, torch.zeros_like(by_theta), torch.zeros_like(by_theta))
+        for k, state in self._states_backwards():
+            self.run.backwards(state, k, later)
+            break
+
     def _metagradients(self, queries: Sequence[Any], first: int, total: int) -> np.ndarray:
         """Computes d loss_q / d w [query, train] for a block of queries."""
         import torch

@@ -7,6 +7,7 @@ with each example's gradient, layer by layer.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from tdabench.api import Batch, GradientEngine, Layer
 
+WARM_UP_EXAMPLES = 32
+
 State = dict[str, np.ndarray]
 Gradients = dict[str, "torch.Tensor"]  # layer name -> [query, d_out, d_in]
 
@@ -63,6 +66,18 @@ class StreamingIndex(Index):
             for index, block in self.products(gradients):
                 out[a : a + step, index] = block
         return self.finite(out)
+
+    def warm_up(self, queries: Sequence[Example]) -> None:
+        """Scores a few examples from all over the corpus: a score of all is a pass over it."""
+        part, few = copy.copy(self), self.few()
+        part.train, part.tokens = [self.train[i] for i in few], [self.tokens[i] for i in few]
+        part.n_train = len(few)
+        part.score(queries)
+
+    def few(self) -> np.ndarray:
+        """Returns the places of the examples that warm the index up, spread over the corpus."""
+        n = min(WARM_UP_EXAMPLES, self.n_train)
+        return np.linspace(0, self.n_train - 1, n).astype(np.int64)
 
     def score_some(self, queries: Sequence[Example], candidates: np.ndarray) -> np.ndarray:
         """Computes gradients of candidates only, each once per block of queries: [query, k]."""

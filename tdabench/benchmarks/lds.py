@@ -25,6 +25,7 @@ from tdabench.groups import Groups
 from tdabench.seeds import named_seed
 from tdabench.truth.smoothness import seed_agreement
 from tdabench.truth.store import Truth
+from tdabench.truth.until import stopped_in_words
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,8 @@ def rank_outcome(
     agreed = seed_agreement(truth)
     if agreed is not None:
         metrics["seed_agreement"] = Metric(agreed)
+    if stopped := truth.plan.get("stopped"):
+        notes.append(f"the truth was {stopped_in_words(stopped)}")
     smooth = truth.plan.get("metasmoothness")
     if isinstance(smooth, Mapping) and isinstance(smooth.get("value"), float):
         metrics["metasmoothness"] = Metric(smooth["value"])

@@ -171,8 +171,12 @@ Finished cells are never measured twice: run the same command again to resume.
     "--truth-groups",
     type=click.IntRange(1),
     metavar="N",
-    help="Retrain your own model on N random groups first; the estimated cost is printed before.",
+    help="Retrain your own model on up to N random groups first; the estimated cost is printed "
+    "before.",
 )
+@click.option("--truth-until", metavar="width=W|none", default="width=0.02", show_default=True,
+              help="Train fewer groups if the LDS of tfidf is known to ±W over groups before; "
+                   "none: train all.")  # fmt: skip
 @click.option("--truth-seeds", type=click.IntRange(1), default=1, show_default=True,
               help="Retrainings per group; two give a noise ceiling.")  # fmt: skip
 @click.option("--truth-fraction", type=click.FloatRange(0, 1, min_open=True), default=0.25,
@@ -205,6 +209,7 @@ def command(
     own: dict[str, Any],
     queries: str | None,
     truth_groups: int | None,
+    truth_until: str,
     truth_seeds: int,
     truth_fraction: float,
     recipe: tuple[str, ...],
@@ -227,20 +232,22 @@ def command(
         if suite or replay:
             raise UsageError("--suite and --from define their own data", "Leave out one of them")
         from tdabench.run.own import build_truth, own_place
+        from tdabench.truth import parse_until
 
         # The model and its truth are another process's work: a third-party model may do anything.
         code = elsewhere.carried_out(foreign=True, what="preparing the model")
         if code:
             return code
         if code is None:
+            width = None if truth_until == "none" else parse_until(truth_until)
             suite, out, truth_plan = own_data(
-                own, queries, out, truth_groups, truth_seeds, truth_fraction, recipe, quiet,
+                own, queries, out, truth_groups, width, truth_seeds, truth_fraction, recipe, quiet,
                 device or "cpu",
                 running.Request(methods=words(methods), benchmarks=words(benchmarks), sets=sets),
             )  # fmt: skip
             if truth_plan is not None and not dry_run:
                 where, tell = devices(device or "cpu"), silent if quiet else say_progress
-                if not build_truth(suite, jobs, where, say, tell, elsewhere.step):
+                if not build_truth(suite, jobs, where, say, tell, elsewhere.step, width):
                     return 1
             if elsewhere.here():
                 return 0  # the process that waits measures the methods
@@ -312,6 +319,7 @@ def own_data(
     queries: str | None,
     out: Path | None,
     groups: int | None,
+    width: float | None,
     seeds: int,
     fraction: float,
     recipe: tuple[str, ...],
@@ -339,7 +347,11 @@ def own_data(
     train, asked, (target,) = suite.train, suite.queries(), suite.targets
     check_disjoint(train, asked)
     planned = target.plans.get("lds")
-    there = planned is not None and target.truths["lds"].exists()
+    there = planned is not None and (
+        own_module.is_built(target.truths["lds"], width)
+        if groups
+        else target.truths["lds"].exists()
+    )
     if planned is not None and not there:  # before anything is timed or built
         size = round(planned.fraction * len(train))
         if planned.groups < 2 or size >= len(train):
@@ -378,14 +390,21 @@ def own_data(
     if there:
         say(f"its truth exists: {target.truths['lds']}")
     else:
-        say_cost(suite, target, train, asked, spec, planned, device)
+        say_cost(suite, target, train, asked, spec, planned, device, width)
     if not measures:
         raise nothing
     return str(read_suite(suite.path).path), folder, (spec if planned and not there else None)
 
 
 def say_cost(
-    suite: Any, target: Any, train: Any, asked: Any, spec: Any, planned: Any, device: str
+    suite: Any,
+    target: Any,
+    train: Any,
+    asked: Any,
+    spec: Any,
+    planned: Any,
+    device: str,
+    width: float | None,
 ) -> None:
     """Estimates the cost of the truth on this machine by timing one step."""
     from tdabench.report.text import seconds
@@ -408,7 +427,8 @@ def say_cost(
     whole = f"{groups} groups x {seeds} seed{'s' * (seeds > 1)}: {seconds(units * cost.low)} to "
     whole += f"{seconds(units * cost.high)} in one process"
     if planned:
-        say(f"{one}. Ground truth: {whole}. It resumes where it stopped")
+        early = f", and ends early at ±{width:g} over groups (--truth-until)" if width else ""
+        say(f"{one}. Ground truth: {whole}. It resumes where it stopped{early}")
     else:
         say(f"{one}. Ground truth: {whole}. None requested (--truth-groups N), so no LDS")
 

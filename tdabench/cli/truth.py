@@ -103,6 +103,10 @@ def _shard(text: str) -> tuple[int, int]:
 @click.option("--workers", default="auto", show_default=True,
               help="Processes of one thread each; auto: limited by cores and memory.")  # fmt: skip
 @click.option("--shard", default="1/1", show_default=True, help="Build only the i-th of n parts.")
+@click.option("--until", metavar="width=W",
+              help="Stop once the LDS of --reference is known to ±W over groups.")  # fmt: skip
+@click.option("--reference", metavar="METHOD",
+              help="Cheap method by which --until judges.  [default: tfidf]")  # fmt: skip
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path),
               help="Build this plan file instead of the suite's plan.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), default=Path("truth-builds"),
@@ -131,6 +135,8 @@ def build(
     as_json: bool,
     workers: str,
     shard: str,
+    until: str | None,
+    reference: str | None,
     plan_file: Path | None,
     work: Path,
     in_place: bool,
@@ -148,13 +154,17 @@ def build(
     The truth is written once all are finished. A build can be stopped at any time: finished
     retrainings are kept, and the same command resumes. To spread a build over machines, give each
     a --shard and copy the work folders together, or let several build in one shared folder, or use
-    a Ray cluster. Exits with 1 if a retraining failed repeatedly; the next build retries it.
+    a Ray cluster. With --until, groups are trained in their order, and the build stops as soon as
+    the truth is precise enough; a smaller width, or none, goes on from there. Exits with 1 if a
+    retraining failed repeatedly; the next build retries it.
 
     \b
     Examples:
       tdabench truth build pocket --target instruct --truth lds --workers 2
+      tdabench truth build pocket --target smooth --truth lds --until width=0.02
       tdabench truth build pocket --engine ray --address 10.0.0.7:6379 --gpus 0.25
     """
+    from tdabench.run import truths as planning
     from tdabench.run.truths import (
         check_inside,
         draw_plan,
@@ -163,10 +173,19 @@ def build(
         planned_truths,
         work_folder,
     )
-    from tdabench.truth import Ray, Stacked, collect, survey
+    from tdabench.truth import Ray, Stacked, build_until, collect, parse_until, survey
     from tdabench.truth import build as build_units
+    from tdabench.truth.until import stopped_in_words
 
     part = _shard(shard)
+    width = parse_until(until) if until else None
+    if width and part != (0, 1):
+        raise UsageError(
+            "--until does not work with --shard: where to stop follows from all groups",
+            "Let several builders work in one shared folder (--work)",
+        )
+    if reference and not width:
+        raise UsageError("--reference belongs to --until", "Give --until width=0.02, too")
     _elsewhere(suite)
     if stack > 1 and engine == "ray":
         raise UsageError("--stack does not work with --engine ray", "Leave one out")
@@ -202,18 +221,37 @@ def build(
             from tdabench.truth.engines import local_engine
 
             where = local_engine(n_workers, devices(device))
+        stopped = judge = None
+        if width:
+            declared = t.plans.get(p.name.removeprefix(f"{s.name}-{t.label}-"))
+            if declared is not None and declared.leave_out:
+                raise UsageError(
+                    f"{p.name} leaves out named parts of the corpus: none of its groups stands for "
+                    "the others",
+                    "Leave out --until",
+                )
+            judge = planning.reference(s, t, p, queries, reference or "tfidf", devices(device)[0])
         with resumable(), _watch(p, len(there.done), len(units), n_workers) as watch:
-            failed = build_units(
-                p, t.target, s.train, s.queries(queries), folder, engine=where, shard=part,
-                retries=retries, on_unit=watch.unit, note=watch.say, on_retry=watch.retry,
-            )  # fmt: skip
+            how: dict[str, Any] = {
+                "engine": where, "retries": retries, "on_unit": watch.unit, "note": watch.say,
+                "on_retry": watch.retry,
+            }  # fmt: skip
+            parts = p, t.target, s.train, s.queries(queries), folder
+            if width and judge:
+                failed, stopped = build_until(
+                    *parts, width, judge, on_look=watch.look(judge), **how
+                )
+            else:
+                failed = build_units(*parts, shard=part, **how)
         found = survey(p, folder)
         row: dict[str, Any] = {
             "name": p.name, "done": len(found.done), "of": len(p.units()),
             "failed": [u.name for u in failed],
         }  # fmt: skip
-        if len(found.done) == len(p.units()):
-            made = collect(p, folder)
+        if stopped:
+            row["stopped"] = stopped
+        if stopped or len(found.done) == len(p.units()):
+            made = collect(p, folder, stopped)
             row["file"] = str(out or folder / "truth.safetensors")
             for place in dict.fromkeys([folder / "truth.safetensors", Path(row["file"])]):
                 made.save(place)  # the work folder always has it
@@ -228,7 +266,11 @@ def build(
             if where and not row["in_place"] and not plan_file:
                 where += " (tdabench run reads the suite's own file: --in-place writes that)"
             bad = f", {len(row['failed'])} failed" if row["failed"] else ""
-            print_lines(f"{row['name']}: {row['done']} of {row['of']} retrainings{bad}{where}")
+            ended = stopped_in_words(row["stopped"]) if "stopped" in row else ""
+            ended = f", {ended}" if ended else ""
+            print_lines(
+                f"{row['name']}: {row['done']} of {row['of']} retrainings{ended}{bad}{where}"
+            )
     if broken:
         sys.exit(1)
 
@@ -320,6 +362,18 @@ class _Lines:
         """Reports a failed attempt that is repeated."""
         self.retried += 1
         self.say(f"{unit.name} failed and is retried: {reason}")
+
+    def look(self, reference: Any) -> Any:
+        """Returns what reports a look at the precision of the truth so far."""
+        name = reference.method["name"]
+
+        def seen(found: Any) -> None:
+            self.say(
+                f"{found.groups} groups: the LDS of {name} is {found.lds:.3f} ± {found.width:.3f} "
+                "over groups"
+            )
+
+        return seen
 
     def counts(self) -> str:
         """Returns the counts of retries and failures, if any."""
@@ -445,10 +499,12 @@ def status(
 
 def _describe(truth: Truth, plan: TruthPlan) -> dict[str, Any]:
     from tdabench import stats
+    from tdabench.truth.until import stopped_in_words
 
-    same = truth.is_of(plan)
+    same, ended = truth.is_of(plan), truth.plan.get("stopped")
+    state = stopped_in_words(ended) if ended else "complete"
     out: dict[str, Any] = {
-        "state": "complete" if same else "complete, but not by the suite's present plan",
+        "state": state if same else f"{state}, but not by the suite's present plan",
         "groups": len(truth.groups),
         "seeds": truth.n_seeds,
         "queries": len(truth.query_ids),
@@ -673,17 +729,20 @@ def verify(
 
     On the type of machine that built the truth the losses are identical to the bit. Elsewhere they
     differ by rounding, which training amplifies. The reference is the difference between seeds.
-    Exits with 1 if a truth does not agree.
+    A truth that was stopped early (--until) must have been stopped where its rule says. Exits with
+    1 if a truth does not agree.
     """
     import tempfile
 
-    from tdabench.run.truths import draw_plan, planned_truths
+    from tdabench.run.truths import check_stopped, draw_plan, planned_truths
     from tdabench.truth.verify import verify_truth
 
     _elsewhere(suite)
     rows = []
     for s, t, name in planned_truths(suite, targets, truths):
         s.verify(t.truths[name])
+        if remark := check_stopped(s, t, name):
+            warn(remark)
         with tempfile.TemporaryDirectory() as scratch:
             found = verify_truth(
                 t.truths[name], draw_plan(s, t, name), t.target, s.train,

@@ -245,6 +245,11 @@ class Contestant:
         assert self.index is not None
         return _answer("scores", self.index.score(self._queries(message)))
 
+    def do_warm_up(self, message: dict[str, Any], arrays: Arrays) -> Reply:
+        assert self.index is not None
+        self.index.warm_up(self._queries(message))
+        return {}, {}
+
     def do_score_some(self, message: dict[str, Any], arrays: Arrays) -> Reply:
         assert self.index is not None
         return _answer(

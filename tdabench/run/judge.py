@@ -424,8 +424,8 @@ class RemoteIndex(Index):
         stage.holder = weakref.ref(self)
         self._warm = False
 
-    def warm_up(self) -> None:
-        """Loads the index and scores one query, so that query times contain no loading.
+    def ready(self) -> None:
+        """Loads the index and warms it up by one query, so that query times contain no loading.
 
         Only the first call after loading has an effect, in its own phase. An index that scores
         only groups refuses the query, which is ignored.
@@ -435,10 +435,10 @@ class RemoteIndex(Index):
             return
         self._warm, stage = True, self.judge.stage
         query = self.judge.suite.queries(self.judge.job["split"])[:1]
-        message = {"do": "score", **self._rows(query)}
+        message = {"do": "warm_up", **self._rows(query)}
         with stage.apart():
             try:
-                stage.ask(message, {}, "warm-up", 8 * len(query) * self.n_train + (1 << 20))
+                stage.ask(message, {}, "warm-up", 1 << 20)
             except Died:
                 raise
             except Refused:
@@ -967,7 +967,7 @@ class Judge:
             scratch, cost = self._build(given, len(corpus), place, quiet=True)
             remote = RemoteIndex(self, place, given, len(corpus))
             self._open_without(remote, scratch)
-            remote.warm_up()
+            remote.ready()
         finally:
             inner, self.stage.ledger = self.stage.ledger, outer
             for seconds, cpu in inner.phases.values():
@@ -1065,7 +1065,7 @@ class Judge:
         remarks: list[dict[str, Any]] = []
         start = time.perf_counter()
         for remote in indices:
-            remote.warm_up()
+            remote.ready()
         with contextlib.ExitStack() as stack:
             memories = [stack.enter_context(part.stage.memory()) for part in self.parts]
             outcome = benchmark.run(context)

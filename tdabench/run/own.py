@@ -209,6 +209,8 @@ def _slug(text: str) -> str:
 
 # --------------------------------------------------------------------------- its truth
 
+REFERENCE = "tfidf"  # reads no model, and its interval over groups is as wide as other methods'
+
 
 def build_truth(
     suite_path: str,
@@ -217,15 +219,19 @@ def build_truth(
     say: Callable[[str], None],
     progress: Callable[[int, int, float], None] = lambda done, total, left: None,
     step: Callable[[], None] = lambda: None,
+    width: float | None = None,
 ) -> bool:
     """Runs the missing retrainings of the suite's truth `lds`; returns False if some failed.
+
+    With `width` it stops once the LDS of `tfidf` is known to ±width over groups (`truth.until`).
 
     `say` receives failures in words; `progress`, about every ten seconds, receives how many
     retrainings are done and planned, and the seconds left; `step` is called after each.
     """
-    from tdabench.run.truths import draw_plan
-    from tdabench.truth import build, collect, finished
+    from tdabench.run.truths import draw_plan, reference
+    from tdabench.truth import build, build_until, collect, finished
     from tdabench.truth.engines import local_engine
+    from tdabench.truth.until import stopped_in_words
 
     suite = load_suite(suite_path)
     (target,) = suite.targets
@@ -245,15 +251,38 @@ def build_truth(
             last = now
             progress(done, total, (total - done) * (now - began) / max(1, done - already))
 
-    failed = build(
-        plan, target.target, suite.train, suite.queries(), work,
-        engine=local_engine(max(workers, len(devices)), devices), on_unit=on_unit, note=say,
-    )  # fmt: skip
+    judge = stopped = None
+    if width:
+        try:
+            judge = reference(suite, target, plan, "test", REFERENCE, devices[0])
+        except UsageError as e:
+            say(f"all groups are trained, since {e.message}")
+    parts = plan, target.target, suite.train, suite.queries(), work
+    how: dict[str, Any] = {
+        "engine": local_engine(max(workers, len(devices)), devices), "on_unit": on_unit,
+        "note": say,
+    }  # fmt: skip
+    if width and judge:
+        failed, stopped = build_until(*parts, width, judge, **how)
+    else:
+        failed = build(*parts, **how)
     if failed:
         say(f"{len(failed)} retrainings failed; the truth is incomplete. Rerun to retry")
         return False
-    collect(plan, work).save(target.truths["lds"])
+    if stopped:
+        say(f"truth: {stopped_in_words(stopped)}, as precise as asked for")
+    collect(plan, work, stopped).save(target.truths["lds"])
     return True
+
+
+def is_built(path: Path, width: float | None) -> bool:
+    """Tells whether the truth in `path` is there, not stopped before `width` (None: at all)."""
+    if not path.exists():
+        return False
+    from tdabench.truth import Truth
+
+    stopped = Truth.load(path).plan.get("stopped")
+    return stopped is None or (width is not None and stopped["width"] <= width)
 
 
 # --------------------------------------------------------------------------- cost

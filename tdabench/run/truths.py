@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from tdabench.data.origins import most_asked, without_each
 from tdabench.errors import TdabenchError, UsageError, unknown
 from tdabench.groups import Groups
+from tdabench.method import Context
+from tdabench.run.contestants import lives_apart
+from tdabench.run.plan import jsonable
 from tdabench.run.sources import load_suite
 from tdabench.run.suite import Suite, SuiteTarget
-from tdabench.truth import TruthPlan
+from tdabench.truth import Reference, Truth, TruthPlan, check_stop
 
 
 def planned_truths(
@@ -80,6 +86,55 @@ def check_groups_differ(groups: Groups, name: str) -> None:
             "nothing can be ranked by it",
             "Raise the number of groups (two at least), or lower the fraction below 1",
         )
+
+
+def reference(
+    suite: Suite, target: SuiteTarget, plan: TruthPlan, queries: str, label: str, device: str
+) -> Reference:
+    """Scores the plan's groups with a cheap method, by whose LDS a build may be stopped.
+
+    `label` is a method of tdabench's own or a variant of the suite, with its default parameters.
+    Raises UsageError for a third-party method, which this process must not import.
+    """
+    from tdabench.run.tune import method_of
+
+    cls, fixed = method_of(suite, label)
+    if lives_apart(cls.name):
+        raise UsageError(
+            f"{label} is a third-party method, which cannot be the reference of a truth",
+            "Choose a method of tdabench's own, such as tfidf",
+        )
+    method = cls.from_params(fixed)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(
+            target=target.target, scratch=Path(scratch), seed=0, device=device,
+            assets=suite.assets_for(target),
+        )  # fmt: skip
+        index = method.build(context, suite.train)
+        scores = np.asarray(index.score_groups(suite.queries(queries), plan.groups))
+    made = {"name": label, "version": cls.version, "params": jsonable(method.params)}
+    return Reference(made, scores)
+
+
+def check_stopped(suite: Suite, target: SuiteTarget, name: str) -> str:
+    """Checks where the declared truth `name` was stopped, if it was; see `check_stop`.
+
+    Returns a remark if this cannot be checked, else "". Raises GuardError if it was stopped
+    elsewhere.
+    """
+    truth, plan = Truth.load(target.truths[name]), draw_plan(suite, target, name)
+    if "stopped" not in truth.plan or not truth.is_of(plan):
+        return ""
+    made = truth.plan["stopped"]["reference"]
+    found = reference(suite, target, plan, target.plans[name].queries, made["name"], "cpu")
+    if found.method != made:
+        return (
+            f"{plan.name} was stopped by version {made['version']} of {made['name']}, and this is "
+            f"version {found.method['version']} or has other parameters: where it was stopped is "
+            "not checked"
+        )
+    check_stop(truth, found)
+    return ""
 
 
 def plan_from_file(

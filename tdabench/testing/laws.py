@@ -512,6 +512,7 @@ def _is_pickle(path: Path) -> bool:
 def _use(case: Case, context: Context) -> None:
     """Makes every call that a benchmark may make."""
     index = case.fresh().build(context, case.train)
+    index.warm_up(case.queries[:1])
     index.score(case.queries)
     index.score_groups(case.queries, case.groups)
     index.top_k(case.queries, 3)

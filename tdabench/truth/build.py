@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -232,16 +233,18 @@ def survey(plan: TruthPlan, folder: Path, units: Sequence[Unit] | None = None) -
     return Survey(tuple(done), tuple(damaged), failed)
 
 
-def collect(plan: TruthPlan, folder: Path) -> Truth:
+def collect(plan: TruthPlan, folder: Path, stopped: Mapping[str, Any] | None = None) -> Truth:
     """Collects the truth from a folder of finished units. Raises DataError naming missing ones.
 
-    If units were trained in a mode that rounds differently, the truth records it ("made_by").
+    `stopped` says how `build_until` ended the build early, if it did: the truth then has the
+    plan's first `stopped["groups"]` groups, and records this. If units were trained in a mode that
+    rounds differently, the truth records it ("made_by").
     """
-    losses = np.full(
-        (len(plan.groups), plan.n_seeds, len(plan.query_ids)), np.nan, dtype=np.float32
-    )
+    n = stopped["groups"] if stopped else len(plan.groups)
+    losses = np.full((n, plan.n_seeds, len(plan.query_ids)), np.nan, dtype=np.float32)
+    units = [u for u in plan.units() if u.group < n]
     missing, ways = [], set()
-    for unit in plan.units():
+    for unit in units:
         row = _read_row(plan, folder, unit)
         if row is None:
             missing.append(unit)
@@ -251,12 +254,14 @@ def collect(plan: TruthPlan, folder: Path) -> Truth:
     if missing:
         failed = sum(failure_path(folder, u).exists() for u in missing)
         raise DataError(
-            f"{len(missing)} of {len(plan.units())} retrainings of {plan.name!r} are missing, "
+            f"{len(missing)} of {len(units)} retrainings of {plan.name!r} are missing, "
             f"first {missing[0].name}" + (f"; {failed} failed" if failed else ""),
             "Run the build again to resume it",
         )
     made_by = {"made_by": sorted(ways - {""})} if ways - {""} else {}
-    return Truth(losses, plan.groups, plan.query_ids, {**plan.describe(), **made_by})
+    ended = {"stopped": dict(stopped)} if stopped else {}
+    groups = plan.groups[:n] if stopped else plan.groups
+    return Truth(losses, groups, plan.query_ids, {**plan.describe(), **made_by, **ended})
 
 
 def unit_path(folder: Path, unit: Unit) -> Path:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 SAME_MODEL = 5e-3  # nats: a float16 copy of a model differs by less, another seed by far more
 
 
-# What a truth says of its making, beside its plan: by what, how smooth, and in how many seconds.
-OF_ITS_MAKING = ("made_by", "metasmoothness", "seconds")
+# What a truth says of its making, beside its plan: by what, how smooth, in how many seconds, and
+# after how many groups it was stopped (`truth.until`).
+OF_ITS_MAKING = ("made_by", "metasmoothness", "seconds", "stopped")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ class Truth:
         return self.losses.shape[1]
 
     def is_of(self, plan: TruthPlan) -> bool:
-        """Tells whether `plan` is the plan behind this truth."""
+        """Tells whether `plan` is the plan behind this truth, which may have been stopped early."""
         mine = {k: v for k, v in self.plan.items() if k not in OF_ITS_MAKING}
-        return mine == plan.describe() and self.groups.fingerprint == plan.groups.fingerprint
+        groups, stopped = plan.groups, self.plan.get("stopped")
+        if stopped:
+            if not 0 < len(self.groups) < len(groups) == stopped.get("planned"):
+                return False
+            groups = groups[: len(self.groups)]
+        return mine == plan.describe() and self.groups.fingerprint == groups.fingerprint
 
     @property
     def values(self) -> np.ndarray:
@@ -165,11 +171,30 @@ class Truth:
                 raise DataError(f"{path} is not a truth file: n_train or query_ids is invalid")
             if not all(isinstance(i, str) for i in ids):
                 raise DataError(f"{path} is not a truth file: a query id is not a string")
-            return cls(arrays["losses"], unpack(arrays, n_train), tuple(ids), meta)
+            groups = unpack(arrays, n_train)
+            if "stopped" in meta and not _is_stop(meta["stopped"], len(groups)):
+                raise DataError(f"{path} does not say properly where its build was stopped")
+            return cls(arrays["losses"], groups, tuple(ids), meta)
         except KeyError as e:
             raise DataError(f"{path} is not a truth file: it lacks {e}") from e
         except (TypeError, ValueError, IndexError, OverflowError) as e:
             raise DataError(f"{path} is a damaged truth file: {e!r}") from e
+
+
+def _is_stop(said: Any, n_groups: int) -> bool:
+    """Tells whether `stopped` of a truth of so many groups has the form that `truth.until` wrote.
+
+    The last of its looks, [groups, LDS, width] each, is where the build was stopped.
+    """
+    try:
+        ends = [(int(n), float(lds), float(width)) for n, lds, width in said["looks"]]
+        return (
+            ends[-1][0] == said["groups"] == n_groups < said["planned"]
+            and isinstance(said["reference"]["name"], str)
+            and float(said["width"]) > 0
+        )
+    except (TypeError, ValueError, KeyError, IndexError):
+        return False
 
 
 def pack(groups: Groups) -> dict[str, np.ndarray]:

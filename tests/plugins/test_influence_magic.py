@@ -177,3 +177,22 @@ def test_other_recipes_than_adamw_on_all_weights_are_refused(
     half = replace(context, target=replace(context.target, fraction=0.5))
     assert MAGIC().share_of(half) == 0.5
     assert MAGIC(share=1.0).share_of(half) == 1.0
+
+
+def test_warming_up_differentiates_one_step(
+    context, tiny_corpus, tiny_queries, monkeypatch
+) -> None:
+    index = MAGIC().build(context, tiny_corpus)
+    expected = index.score(tiny_queries[:2])
+    steps: list[int] = []
+    backwards = Run.backwards
+
+    def counted(self, state, k, later):
+        steps.append(k)
+        return backwards(self, state, k, later)
+
+    monkeypatch.setattr(Run, "backwards", counted)
+    index.warm_up(tiny_queries[:1])
+    assert steps == [len(index.run) - 1]
+    np.testing.assert_array_equal(index.score(tiny_queries[:2]), expected)
+    assert len(steps) == 1 + len(index.run)

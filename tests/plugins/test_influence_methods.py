@@ -16,6 +16,7 @@ from tdabench_influence.ekfac import EKFAC, KFAC, EShampoo, _drawn_losses
 from tdabench_influence.identity import Identity
 from tdabench_influence.inverse import Arnoldi, ConjugateGradient, Explicit, InverseMethod, LiSSA
 from tdabench_influence.preconditioned import EKFACCG
+from tdabench_influence.source import SOURCE
 from tdabench_influence.streaming import StreamingIndex
 
 from tdabench.data.examples import Corpus, Example
@@ -511,3 +512,26 @@ def test_explicit_refuses_large_models_and_singular_fishers(
     with pytest.raises(UsageError, match="unknown curvature"):
         Explicit(curvature="fischer")  # type: ignore[arg-type]
     assert issubclass(Explicit, InverseMethod)
+
+
+@pytest.mark.parametrize("method", [Identity(), EKFAC(), DataInf(), Explicit(), SOURCE(segments=2)])
+def test_warming_up_touches_a_small_part_of_the_corpus(
+    method, tiny_target, tiny_corpus, tiny_queries, tmp_path, monkeypatch
+):
+    """A score is a pass over the corpus, and warming up is not; scores afterwards are the same."""
+    monkeypatch.setattr("tdabench_influence.streaming.WARM_UP_EXAMPLES", 4)
+    index = method.build(Context(target=tiny_target, scratch=tmp_path), tiny_corpus)
+    expected = index.score(tiny_queries)
+    seen: list[int] = []
+    backward = GradientEngine.backward
+
+    def counted(self, batch, visit, loss=None):
+        seen.extend(batch.index)
+        return backward(self, batch, visit, loss)
+
+    monkeypatch.setattr(GradientEngine, "backward", counted)
+    index.warm_up(tiny_queries[:1])
+    warm = len(seen)
+    np.testing.assert_array_equal(index.score(tiny_queries), expected)
+    passes = (len(seen) - warm - len(tiny_queries)) // len(tiny_corpus)
+    assert 1 + 4 <= warm <= 1 + 4 * passes

@@ -476,6 +476,24 @@ def test_own_truth_is_planned_built_and_used(own, capsys):
     assert "complete" in capsys.readouterr().out
 
 
+def test_own_truth_ends_once_it_is_precise_enough(own, capsys, in_this_process):
+    asked = ["run", *own, "--methods", "tfidf", "--template", "plain", "--benchmarks", "lds",
+             "--truth-groups", "23", "--recipe", "epochs=1", "--jobs", "2"]  # fmt: skip
+    assert main([*asked, "--truth-until", "width=0.9"]) == 0
+    captured = capsys.readouterr()
+    assert "20 groups x 1 seed" in captured.out
+    assert "and ends early at ±0.9 over groups (--truth-until)" in captured.err
+    assert "truth: stopped at 20 of 23 groups, where the LDS of tfidf is" in captured.err
+    assert main([*asked, "--truth-until", "width=0.9", "--dry-run"]) == 0
+    assert "its truth exists" in capsys.readouterr().err
+    assert main([*asked, "--truth-until", "none"]) == 0  # goes on to the end
+    captured = capsys.readouterr()
+    assert "truth: 23 of 23 retrainings" in captured.err
+    assert "23 groups x 1 seed" in captured.out
+    assert main([*asked, "--truth-until", "0.9"]) == 2
+    assert "'0.9' does not have the form width=W" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
