@@ -11,6 +11,9 @@ to rounding) with fewer and larger operators, for the architectures in `SERVED`:
 - After attention, the last layer and the output matrix are computed at response positions only.
 - Weights and gradients of a model in training lie in one vector each: the optimizer and clipping
   are one pass.
+- Low-rank adapters are merged into the weights once per step; only their gradients are computed,
+  and nothing below the first of them. States that enter it are the base model's in every
+  retraining: `States` holds them, and passes begin there.
 
 `Decoder.of` returns None for any other model: the caller then uses the model's own forward.
 """
@@ -25,6 +28,7 @@ import numpy as np
 
 from tdabench.targets.batches import Batch
 from tdabench.targets.forward import configuration_key, logits_at, moved, probe_ids
+from tdabench.targets.lora import LoRA
 from tdabench.targets.products import product
 
 if TYPE_CHECKING:
@@ -76,11 +80,34 @@ class _Kept(NamedTuple):
     hidden: Tensor  # [f, c'], silu(gate) * up
 
 
+class _Adapter(NamedTuple):
+    """An adapter's share in the weights of a group: scale B A in these rows."""
+
+    rows: slice
+    a: torch.nn.Parameter  # [rank, d_in]
+    b: torch.nn.Parameter  # [rows, rank]
+    scale: float
+
+
+class States(NamedTuple):
+    """The hidden states that enter layer `first`, for each of a sequence of examples.
+
+    They are the same in every model whose layers below `first`, and embeddings, are the base's.
+    """
+
+    first: int
+    of: Sequence[Tensor]  # [d, length] each
+
+    def at(self, index: Sequence[int] | np.ndarray) -> States:
+        """Returns the states of the examples at `index`."""
+        return States(self.first, [self.of[i] for i in index])
+
+
 class Decoder:
     """The written-out passes of one model, which they read and never change.
 
     Within `training()`, the model's parameters are views of `weights`, a vector whose gradient
-    `gradient` accumulates.
+    `gradient` accumulates; within `adapting(lora)`, it accumulates the gradients of A and B.
     """
 
     weights: torch.nn.Parameter  # [every weight], within `training`
@@ -112,6 +139,8 @@ class Decoder:
         self._views: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
         self._transposes: dict[str, Tensor] = {}
+        self._adapters: dict[str, list[_Adapter]] | None = None
+        self._lowest = 0  # the lowest layer with a gradient
         self._turns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
@@ -179,10 +208,51 @@ class Decoder:
             self._views, self._gradients, self._transposes = {}, {}, {}
             del self.weights
 
+    @contextlib.contextmanager
+    def adapting(self, lora: LoRA) -> Iterator[None]:
+        """Computes gradients of the adapters of `lora`, which are merged, within the context."""
+        import torch
+
+        at = {id(m.weight): (a, b) for m, a, b in lora.layers}
+        self._adapters, self._lowest = {}, max(lora.first, 0)
+        for name, params in self.groups.items():
+            if name.split(".")[0].isdigit() and int(name.split(".")[0]) < self._lowest:
+                continue
+            if len(params) > 1:
+                whole = torch.cat([p.data for p in params])
+                for p, part in zip(params, whole.split([len(p) for p in params])):
+                    p.data = part
+                self._views[name] = whole
+            done, found = 0, []
+            for p in params:
+                if id(p) in at:
+                    found.append(_Adapter(slice(done, done + len(p)), *at[id(p)], lora.scale))
+                done += len(p)
+            if found:
+                self._adapters[name] = found
+        if sum(map(len, self._adapters.values())) != len(lora.layers):
+            raise AssertionError("an adapter's layer is not among the decoder's")
+        for p in lora.parameters():
+            p.grad = torch.zeros_like(p)
+        try:
+            yield
+        finally:
+            for name in self._views:
+                for p in self.groups[name]:
+                    p.data = p.data.clone()
+            self._views, self._transposes, self._adapters, self._lowest = {}, {}, None, 0
+
     def clear(self) -> None:
-        """Sets the gradient of `weights`, which may have changed, to zero."""
-        self._transposes.clear()
-        cast(Any, self.weights.grad).zero_()
+        """Sets gradients to zero. Weights may have changed."""
+        if self._adapters is None:
+            self._transposes.clear()
+            cast(Any, self.weights.grad).zero_()
+            return
+        for name, adapters in self._adapters.items():
+            self._transposes.pop(name, None)
+            for adapter in adapters:
+                cast(Any, adapter.a.grad).zero_()
+                cast(Any, adapter.b.grad).zero_()
 
     def gradients(self) -> dict[int, Tensor]:
         """Returns the gradient of each parameter by its id, as views, within `training`."""
@@ -195,20 +265,35 @@ class Decoder:
 
     # ------------------------------------------------------------------ passes
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Computes each example's mean response-token loss: [b]. Padding is on the right."""
+    def states(self, batch: Batch, first: int) -> list[Tensor]:
+        """Computes the states that enter layer `first`: [d, length] of each example."""
+        import torch
+
+        b, t = batch.input_ids.shape
+        with torch.no_grad():
+            x = self._embedded(batch)
+            for i in range(first):
+                x = self._through(i, x, b, t, None)[0]
+        lengths = batch.attention_mask.sum(1).tolist()
+        return [x[:, i * t : i * t + n].clone() for i, n in enumerate(lengths)]
+
+    def losses(self, batch: Batch, below: States | None = None) -> Tensor:
+        """Computes each example's mean response-token loss: [b]. Padding is on the right.
+
+        `below` are the states of the examples that `batch.index` counts, to begin with.
+        """
         import torch
 
         with torch.no_grad():
-            return batch.means(self._forward(batch, None)[0][: len(batch.places)])
+            return batch.means(self._forward(batch, None, below)[0][: len(batch.places)])
 
-    def gradient(self, batch: Batch, each: Tensor) -> Tensor:
+    def gradient(self, batch: Batch, each: Tensor, below: States | None = None) -> Tensor:
         """Adds the gradient of losses [b] times `each` [b] to that of `weights`; returns losses."""
         import torch
 
         with torch.no_grad():
             kept: list[_Kept] = []
-            values, last = self._forward(batch, kept)
+            values, last = self._forward(batch, kept, below)
             factors = values.new_zeros(len(values))
             factors[: len(batch.places)] = (each / batch.loss_mask.sum(1))[batch.rows]
             self._backward(batch, kept, last, factors)
@@ -228,7 +313,7 @@ class Decoder:
         if name in self._transposes:
             return self._transposes[name]
         found = self._of(name).T.contiguous()
-        if self.weights.numel() <= _SMALL:
+        if self._adapters is not None or self.weights.numel() <= _SMALL:
             self._transposes[name] = found
         return found
 
@@ -236,8 +321,55 @@ class Decoder:
         return _Layer(*(self._of(f"{i}.{k}") if self.groups[f"{i}.{k}"] else None
                         for k in _Layer._fields))  # type: ignore[arg-type] # fmt: skip
 
+    def _embedded(self, batch: Batch) -> Tensor:
+        """Returns the embeddings of a batch [d, c], with zeros from b * t on."""
+        import torch
+
+        ids = batch.input_ids.flatten()
+        x = torch.zeros(self.d, _up(len(ids), _COLUMNS))
+        x[:, : len(ids)] = self._of("embed").index_select(0, ids).T
+        return x
+
+    def _entered(self, batch: Batch, below: States) -> Tensor:
+        """Returns the states of a batch [d, c], with zeros where it has no token."""
+        import torch
+
+        b, t = batch.input_ids.shape
+        x = torch.zeros(self.d, _up(b * t, _COLUMNS))
+        for i, place in enumerate(batch.index):
+            state = below.of[place]
+            x[:, i * t : i * t + state.shape[1]] = state
+        return x
+
+    def _through(
+        self, i: int, x: Tensor, b: int, t: int, places: Tensor | None
+    ) -> tuple[Tensor, _Kept]:
+        """Returns the states [d, c'] after layer `i` and what its backward pass reads.
+
+        With `places` [c'], those of these tokens only.
+        """
+        import torch
+
+        w = self._layer(i)
+        scale_in, unit_in, seen = _normed(x, w.norm_in, self.eps)
+        qkv = product(w.qkv, seen)
+        if w.bias is not None:
+            qkv += w.bias[:, None]
+        q, k, v, p, mixed = self._attention(qkv, b, t)
+        if places is not None:
+            mixed, x = mixed[:, places], x[:, places]
+        x = product(w.out, mixed).add_(x)
+        scale_mid, unit_mid, read = _normed(x, w.norm_mid, self.eps)
+        gate_up = product(w.gate_up, read)
+        gate, up = gate_up[: self.f], gate_up[self.f :]
+        opened = torch.nn.functional.silu(gate)
+        hidden = opened * up
+        x = product(w.down, hidden).add_(x)
+        return x, _Kept(scale_in, unit_in, seen, q, k, v, p, mixed, scale_mid, unit_mid, read, gate,
+                        up, opened, hidden)  # fmt: skip
+
     def _forward(
-        self, batch: Batch, kept: list[_Kept] | None
+        self, batch: Batch, kept: list[_Kept] | None, below: States | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Computes losses of the response tokens, padded: [r]; and what the backward pass reads.
 
@@ -247,28 +379,13 @@ class Decoder:
         import torch
 
         b, t = batch.input_ids.shape
-        ids, places = batch.input_ids.flatten(), _padded(batch.places)
-        x = torch.zeros(self.d, _up(b * t, _COLUMNS))  # [d, c]
-        x[:, : b * t] = self._of("embed").index_select(0, ids).T
-        for i in range(self.depth):
-            w = self._layer(i)
-            scale_in, unit_in, seen = _normed(x, w.norm_in, self.eps)
-            qkv = product(w.qkv, seen)
-            if w.bias is not None:
-                qkv += w.bias[:, None]
-            q, k, v, p, mixed = self._attention(qkv, b, t)
-            if i == self.depth - 1:  # no other position is read from here on
-                mixed, x = mixed[:, places], x[:, places]
-            x = product(w.out, mixed).add_(x)
-            scale_mid, unit_mid, read = _normed(x, w.norm_mid, self.eps)
-            gate_up = product(w.gate_up, read)
-            gate, up = gate_up[: self.f], gate_up[self.f :]
-            opened = torch.nn.functional.silu(gate)
-            hidden = opened * up
-            x = product(w.down, hidden).add_(x)
+        x = self._entered(batch, below) if below else self._embedded(batch)
+        for i in range(below.first if below else 0, self.depth):
+            # After attention, the last layer is read at the responses only.
+            places = _padded(batch.places) if i == self.depth - 1 else None
+            x, of_layer = self._through(i, x, b, t, places)
             if kept is not None:
-                kept.append(_Kept(scale_in, unit_in, seen, q, k, v, p, mixed, scale_mid, unit_mid,
-                                  read, gate, up, opened, hidden))  # fmt: skip
+                kept.append(of_layer)
         scale, unit, y = _normed(x, self._of("norm"), self.eps)
         logits = product(self._of("head" if "head" in self.groups else "embed"), y)
         logits -= logits.amax(0)
@@ -351,46 +468,67 @@ class Decoder:
 
         b, t = batch.input_ids.shape
         cols, r, at = b * t, len(batch.places), batch.places
-        grads = self._gradients
         p, scale, unit, y = last
         p[batch.gold, torch.arange(r)] -= 1  # the gradient by logits
         p *= factors
         head = "head" if "head" in self.groups else "embed"
-        grads[head] += product(p, y.T)
+        self._add(head, p, y)
         d_y = product(self._transposed(head), p)
         d_x = torch.zeros_like(d_y)  # [d, r]
-        _norm_back(d_y, self._of("norm"), scale, unit, grads["norm"], d_x)
-        for i in reversed(range(self.depth)):
-            w, k = self._layer(i), kept.pop()
-            g: Any = {name: grads.get(f"{i}.{name}") for name in _Layer._fields}
+        self._norm_back("norm", d_y, scale, unit, d_x)
+        for i in reversed(range(self._lowest, self.depth)):
+            k = kept.pop()
             # x' = x + down (silu(gate) * up)
             d_hidden = product(self._transposed(f"{i}.down"), d_x)
-            g["down"] += product(d_x, k.hidden.T)
+            self._add(f"{i}.down", d_x, k.hidden)
             d_gate_up = torch.empty(2 * self.f, d_x.shape[1])
             torch.mul(d_hidden, k.opened, out=d_gate_up[self.f :])
             d_hidden *= k.up
             torch.ops.aten.silu_backward.grad_input(
                 d_hidden, k.gate, grad_input=d_gate_up[: self.f]
             )
-            g["gate_up"] += product(d_gate_up, k.read.T)
+            self._add(f"{i}.gate_up", d_gate_up, k.read)
             d_read = product(self._transposed(f"{i}.gate_up"), d_gate_up)
-            _norm_back(d_read, w.norm_mid, k.scale_mid, k.unit_mid, g["norm_mid"], d_x)
+            self._norm_back(f"{i}.norm_mid", d_read, k.scale_mid, k.unit_mid, d_x)
             # x = x'' + out (mix of values)
-            g["out"] += product(d_x, k.mixed.T)
+            self._add(f"{i}.out", d_x, k.mixed)
             d_mixed = product(self._transposed(f"{i}.out"), d_x)
             if i == self.depth - 1:  # back from the responses to all tokens
                 d_mixed, d_x = (_spread(v[:, :r], at, k.seen.shape[1]) for v in (d_mixed, d_x))
             d_qkv = self._attention_back(k, d_mixed, b, t)
-            g["qkv"] += product(d_qkv, k.seen.T)
-            if g["bias"] is not None:
-                g["bias"] += d_qkv.sum(1)
+            self._add(f"{i}.qkv", d_qkv, k.seen)
+            if f"{i}.bias" in self._gradients:
+                self._gradients[f"{i}.bias"] += d_qkv.sum(1)
+            if i == self._lowest and self._adapters is not None:
+                return  # nothing below is trained
             d_seen = product(self._transposed(f"{i}.qkv"), d_qkv)
-            _norm_back(d_seen, w.norm_in, k.scale_in, k.unit_in, g["norm_in"], d_x)
+            self._norm_back(f"{i}.norm_in", d_seen, k.scale_in, k.unit_in, d_x)
         found, places = batch.input_ids.flatten().unique(return_inverse=True)
         rows = torch.ops.aten.embedding_dense_backward(
             d_x[:, :cols].T.contiguous(), places, len(found), -1, False
         )
-        grads["embed"][found] += rows
+        self._gradients["embed"][found] += rows
+
+    def _add(self, name: str, d: Tensor, x: Tensor) -> None:
+        """Adds d x.T [d_out, d_in] to the gradient of the weights W of a group in y = W x.
+
+        With adapters, W = W' + scale B A: adds scale B.T d x.T to A's, scale d (A x).T to B's.
+        """
+        if self._adapters is None:
+            self._gradients[name] += product(d, x.T)
+            return
+        for one in self._adapters.get(name, ()):
+            part, a, b = d[one.rows], one.a.data, one.b.data
+            cast(Any, one.a.grad).add_(product(product(b.T, part), x.T), alpha=one.scale)
+            cast(Any, one.b.grad).add_(product(part, product(a, x).T), alpha=one.scale)
+
+    def _norm_back(self, name: str, d_y: Tensor, scale: Tensor, unit: Tensor, d_x: Tensor) -> None:
+        """Adds the gradients of a norm's weight, if trained, and input [d, c]. Uses up d_y."""
+        if name in self._gradients:
+            self._gradients[name] += (d_y * unit).sum(1)
+        d_y *= self._of(name)[:, None]
+        d_y.addcmul_(unit, (d_y * unit).mean(0), value=-1)
+        d_x.addcmul_(d_y, scale)
 
     def _angles(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns cos and sin of the rotations [h / 2, 1, t] and the causal mask [t, (n / m) t]."""
@@ -452,16 +590,6 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tens
     scale = x.square().mean(0).add_(eps).rsqrt_()
     unit = x * scale
     return scale, unit, unit * weight[:, None]
-
-
-def _norm_back(
-    d_y: Tensor, weight: Tensor, scale: Tensor, unit: Tensor, d_weight: Tensor, d_x: Tensor
-) -> None:
-    """Adds the gradients of a norm's weight [d] and input [d, c]. Uses up d_y [d, c]."""
-    d_weight += (d_y * unit).sum(1)
-    d_y *= weight[:, None]
-    d_y.addcmul_(unit, (d_y * unit).mean(0), value=-1)
-    d_x.addcmul_(d_y, scale)
 
 
 def _turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> None:

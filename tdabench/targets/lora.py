@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tdabench.errors import UsageError
@@ -20,8 +21,10 @@ class LoRA:
     A [rank, d_in] is initialised uniformly within 1 / sqrt(d_in) (as in peft) from the named stream
     "lora" of `seed`, B [d_out, rank] at zero. Only A and B are trained. `targets` are the last
     parts of layer names (`q_proj`, `mlp.up_proj`); if empty, all linear layers except the output.
+    `blocks` are the numbers of the blocks that have adapters (peft's `layers_to_transform`); if
+    empty, all. `first` is the lowest of them, below which every state is the base model's.
 
-    Raises UsageError if no layer matches.
+    `attached` adds them to the model. Raises UsageError if no layer matches.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class LoRA:
         alpha: float,
         targets: Sequence[str],
         seed: int,
+        blocks: Sequence[int] = (),
     ) -> None:
         import torch
         from transformers.pytorch_utils import Conv1D
@@ -38,18 +42,20 @@ class LoRA:
         model.requires_grad_(False)
         self.scale = alpha / rank
         self.layers: list[tuple[Any, torch.nn.Parameter, torch.nn.Parameter]] = []
-        self.hooks = []
         self.active = True
+        self.before: list[torch.Tensor] | None = None  # weights of the base, if merged throughout
         head = model.get_output_embeddings()
         linear: dict[str, Any] = {
             name: m
             for name, m in model.named_modules()
             if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
         }
+        _check_blocks(linear, blocks)
         chosen = {
             name: m
             for name, m in linear.items()
-            if not targets or any(f".{name}".endswith(f".{t}") for t in targets)
+            if (not targets or any(f".{name}".endswith(f".{t}") for t in targets))
+            and (not blocks or block_of(name) in blocks)
         }
         if not chosen:
             names = sorted({n.rsplit(".", 1)[-1] for n in linear})
@@ -57,6 +63,7 @@ class LoRA:
                 f"no linear layer is named {', '.join(targets) or 'anything'}",
                 f"The model has the layers: {', '.join(names)}",
             )
+        self.first = min(-1 if (i := block_of(name)) is None else i for name in chosen)
         generator = torch.Generator().manual_seed(named_seed(seed, "lora"))
         for m in chosen.values():
             d_out, d_in = m.weight.shape if isinstance(m, torch.nn.Linear) else m.weight.T.shape
@@ -64,7 +71,6 @@ class LoRA:
             a = torch.nn.Parameter(first.to(m.weight.device))
             b = torch.nn.Parameter(torch.zeros(d_out, rank, device=m.weight.device))
             self.layers.append((m, a, b))
-            self.hooks.append(m.register_forward_hook(self._hook(a, b)))
 
     def _hook(self, a: torch.Tensor, b: torch.Tensor) -> Callable[..., Any]:
         def add(
@@ -78,32 +84,79 @@ class LoRA:
         """Returns A and B of each layer in turn."""
         return [p for _, a, b in self.layers for p in (a, b)]
 
-    def _add(self) -> None:
+    def merge(self) -> None:
+        """Sets the weights to those of the base with the adapters merged."""
         import torch
 
-        for m, a, b in self.layers:
+        before = self.before or [m.weight.data for m, _, _ in self.layers]
+        for (m, a, b), weight in zip(self.layers, before):
             delta = self.scale * (b.detach() @ a.detach())  # [d_out, d_in]
-            m.weight.data.add_(delta if isinstance(m, torch.nn.Linear) else delta.T)
+            torch.add(
+                weight, delta if isinstance(m, torch.nn.Linear) else delta.T, out=m.weight.data
+            )
+
+    def _restore(self, before: Sequence[torch.Tensor]) -> None:
+        for (m, _, _), weight in zip(self.layers, before):
+            m.weight.data.copy_(weight)
+
+    def _weights(self) -> list[torch.Tensor]:
+        """Returns copies: undoing a merge by subtraction is inexact."""
+        return [m.weight.data.clone() for m, _, _ in self.layers]
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
         """Merges the adapters into the model within the context."""
-        before = [m.weight.data.clone() for m, _, _ in self.layers]  # undoing is inexact
-        self._add()
+        if self.before is not None:
+            yield
+            return
+        before = self._weights()
+        self.merge()
         self.active = False
         try:
             yield
         finally:
-            for (m, _, _), weight in zip(self.layers, before):
-                m.weight.data.copy_(weight)
+            self._restore(before)
             self.active = True
 
-    def __enter__(self) -> LoRA:
-        return self
+    @contextlib.contextmanager
+    def attached(self, merged: bool = False) -> Iterator[LoRA]:
+        """Adds the adapters to the model; merges them at the end unless there is an error.
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Removes the adapters from the model; merges them unless there was an error."""
-        if kind is None:
-            self._add()
-        for hook in self.hooks:
-            hook.remove()
+        Within the context they are hooks on their layers, or with `merged` part of the weights:
+        whoever changes A and B then calls `merge`.
+        """
+        if merged:
+            self.before = self._weights()
+            try:
+                yield self
+                self.merge()
+            except BaseException:
+                self._restore(self.before)
+                raise
+            finally:
+                self.before = None
+            return
+        hooks = [m.register_forward_hook(self._hook(a, b)) for m, a, b in self.layers]
+        try:
+            yield self
+            self.merge()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def block_of(name: str) -> int | None:
+    """Returns the number of the block that a module named `name` is part of; None outside."""
+    found = re.search(r"\.(\d+)\.", f".{name}.")
+    return int(found[1]) if found else None
+
+
+def _check_blocks(names: Iterable[str], blocks: Sequence[int]) -> None:
+    """Raises UsageError if a block is not among those of the layers `names`."""
+    there = sorted({i for name in names if (i := block_of(name)) is not None})
+    lacking = sorted(set(blocks) - set(there))
+    if lacking:
+        raise UsageError(
+            f"layers_to_transform: the model has no layer {lacking[0]}",
+            f"Its layers are {there[0]} to {there[-1]}" if there else "It has no numbered layers",
+        )

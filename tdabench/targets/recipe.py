@@ -45,6 +45,7 @@ class Recipe:
     lora_rank: int = 0  # train adapters of this rank and merge them; 0: every weight
     lora_alpha: float = 16.0  # an adapter adds alpha / rank * B A
     lora_targets: tuple[str, ...] = ()  # ends of layer names; (): all linear but the output
+    layers_to_transform: tuple[int, ...] = ()  # blocks with adapters, as in peft; (): all
     micro_batch: int = 0  # maximum per forward pass (gradient accumulation); 0: the batch
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     precision: str = "float32"  # of the forward pass (autocast); weights stay float32
@@ -52,7 +53,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
-        object.__setattr__(self, "keep", tuple(sorted({int(k) for k in self.keep})))
+        for name in ("keep", "layers_to_transform"):
+            object.__setattr__(self, name, tuple(sorted({int(k) for k in getattr(self, name)})))
         for what, value, known in (
             ("schedule", self.schedule, SCHEDULES),
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -72,6 +74,13 @@ class Recipe:
             raise UsageError(f"recipe: warmup = {self.warmup}", "It is a fraction of all steps")
         if self.momentum and self.optimizer != "sgd":
             raise UsageError("recipe: momentum belongs to sgd", "AdamW has beta1")
+        if self.layers_to_transform and not self.lora_rank:
+            raise UsageError("recipe: layers_to_transform belongs to LoRA", "Set lora_rank")
+        if self.layers_to_transform and self.layers_to_transform[0] < 0:
+            raise UsageError(
+                f"recipe: layers_to_transform = {list(self.layers_to_transform)}",
+                "Layers count from 0",
+            )
         if self.keep and self.keep[0] < 0:
             raise UsageError(f"recipe: keep = {list(self.keep)}", "Steps count from 0")
 

@@ -29,6 +29,7 @@ from tdabench.errors import DataError, MissingExtra, UsageError, first_line, not
 from tdabench.io import cache_folder, fingerprint, read_json, seal, write_json
 from tdabench.limited import allowed_memory, limited
 from tdabench.targets.forward import context_length, probe_ids
+from tdabench.targets.lora import block_of
 from tdabench.targets.sizes import check_folder, check_room
 from tdabench.targets.target import (
     TOKENIZER_FILES,
@@ -670,8 +671,7 @@ def _adapted(model: Any, config: Mapping[str, Any]) -> set[str]:
             continue
         if not every and not named(wanted, name):
             continue
-        number = re.search(r"\.(\d+)\.", f".{name}.")
-        if isinstance(numbers, list) and (number is None or int(number[1]) not in numbers):
+        if isinstance(numbers, list) and block_of(name) not in numbers:
             continue
         found.add(name)
     return found

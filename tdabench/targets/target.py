@@ -39,7 +39,7 @@ from tdabench.targets.batches import (
     over_batches,
     pad,
 )
-from tdabench.targets.decoder import TOKENS, Decoder
+from tdabench.targets.decoder import TOKENS, Decoder, States
 from tdabench.targets.forward import input_rows, logits_at, way_of
 from tdabench.targets.products import fast_products
 from tdabench.targets.recipe import Recipe
@@ -442,11 +442,16 @@ class Target:
             yield pad(tokens, index, self.pad_id)
 
     def losses(
-        self, model: PreTrainedModel, tokens: Sequence[Tokens], tokens_a_batch: int = 8192
+        self,
+        model: PreTrainedModel,
+        tokens: Sequence[Tokens],
+        tokens_a_batch: int = 8192,
+        below: States | None = None,
     ) -> np.ndarray:
         """Computes each example's mean response-token loss in eval mode: float32 [n].
 
-        When memory runs out the batch is halved for the rest of the call.
+        `below` are the states of `tokens` that enter a layer (`states_below`), if the layers below
+        it are the base's. When memory runs out the batch is halved for the rest of the call.
         """
         import torch
 
@@ -458,7 +463,7 @@ class Target:
             batch = pad(tokens, index, self.pad_id).to(str(model.device))
             with torch.inference_mode():
                 if written:
-                    return written.losses(batch).numpy()
+                    return written.losses(batch, below).numpy()
                 with fast_products(model, batch.input_ids.shape[1]):
                     return example_losses(model, batch).cpu().numpy()
 

@@ -11,7 +11,7 @@ import numpy as np
 from tdabench.errors import TdabenchError
 from tdabench.seeds import named_seed
 from tdabench.targets.batches import Tokens, out_of_memory, pad
-from tdabench.targets.decoder import Decoder, cut
+from tdabench.targets.decoder import Decoder, States, cut
 from tdabench.targets.lora import LoRA
 from tdabench.targets.products import fast_products
 from tdabench.targets.recipe import Recipe
@@ -64,6 +64,7 @@ def finetune(
     on_checkpoint: OnCheckpoint | None = None,
     weights: np.ndarray | None = None,
     on_backoff: Callable[[int], None] | None = None,
+    below: States | None = None,
 ) -> PreTrainedModel:
     """Trains `model` in place on `tokens` by `recipe` and returns it in eval mode.
 
@@ -77,6 +78,9 @@ def finetune(
     When memory runs out, the step is repeated in parts of half as many examples, as are all later
     steps: the gradient is the same up to rounding. `on_backoff(examples)` is called.
 
+    `below` are states of `tokens` that `states_below` computed with the same base and recipe: the
+    frozen layers are then passed over. The result is the same up to rounding.
+
     An empty sequence trains nothing. Raises TdabenchError if the loss becomes non-finite.
     """
     import torch
@@ -84,15 +88,18 @@ def finetune(
     total, most = recipe.steps(len(tokens)), recipe.micro_batch
     wanted = {*keep, *recipe.keep}
     model.eval()  # gradients are the same, and no layer draws a dropout mask
-    adapters = (
-        LoRA(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, seed)
-        if recipe.lora_rank
-        else contextlib.nullcontext()
-    )
-    with adapters as lora, _recomputed(model, recipe), contextlib.ExitStack() as stack:
+    lora = _adapters(model, recipe, seed) if recipe.lora_rank else None
+    with contextlib.ExitStack() as stack:
         params = lora.parameters() if lora else _trainable(model)
-        written = None if lora else _written_out(model, tokens, recipe)
-        if written:
+        written = _written_out(model, tokens, recipe)
+        if below and (lora is None or lora.first < below.first):
+            raise ValueError(f"the states enter layer {below.first}, and lower ones are trained")
+        if lora:
+            stack.enter_context(lora.attached(merged=written is not None))
+        stack.enter_context(_recomputed(model, recipe))
+        if written and lora:
+            stack.enter_context(written.adapting(lora))
+        elif written:
             stack.enter_context(written.training())
             params = [written.weights]
         optimizer = make_optimizer(params, recipe)
@@ -124,7 +131,8 @@ def finetune(
                         each = inputs.loss_mask.new_ones(len(part), dtype=torch.float32)
                         if weights is not None:
                             each = torch.from_numpy(weights[part]).to(each)
-                        value += float((written.gradient(inputs, each / n) * each).sum()) / n
+                        found = written.gradient(inputs, each / n, below)
+                        value += float((found * each).sum()) / n
                         continue
                     with _products(model, recipe, inputs.input_ids.shape[1]):
                         with _autocast(model, recipe):
@@ -165,11 +173,18 @@ def finetune(
                 torch.nn.utils.clip_grad_norm_(params, recipe.clip, foreach=True)
             scaler.step(optimizer)
             scaler.update()
+            if written and lora:
+                lora.merge()
             clear()
             if on_step:
                 on_step(step + 1, total, value)
             checkpoint(step + 1)
     return model.eval()
+
+
+def _adapters(model: PreTrainedModel, recipe: Recipe, seed: int) -> LoRA:
+    r = recipe
+    return LoRA(model, r.lora_rank, r.lora_alpha, r.lora_targets, seed, r.layers_to_transform)
 
 
 def _written_out(
@@ -178,9 +193,28 @@ def _written_out(
     """Returns the written-out passes if they are the model's and serve the recipe."""
     if recipe.precision != "float32" or recipe.checkpointing or not len(tokens):
         return None
-    if not all(p.requires_grad for p in model.parameters()):
+    if not recipe.lora_rank and not all(p.requires_grad for p in model.parameters()):
         return None
     return Decoder.of(model, max(map(len, tokens)), gradients=True)
+
+
+def states_below(
+    model: PreTrainedModel, tokens: Sequence[Tokens], recipe: Recipe, pad_id: int
+) -> States | None:
+    """Computes the states of `tokens` that enter the first layer which `recipe` adapts.
+
+    `model` is the base. None if no layer lies below, or the written-out passes do not serve the
+    model or recipe: nothing is then to be saved.
+    """
+    written = _written_out(model, tokens, recipe) if recipe.lora_rank else None
+    first = _adapters(model, recipe, 0).first if written else 0
+    if written is None or first <= 0:
+        return None
+    of: list[torch.Tensor] = [None] * len(tokens)  # type: ignore[list-item]
+    for index in cut([len(t) for t in tokens]):
+        for i, state in zip(index, written.states(pad(tokens, index, pad_id), first)):
+            of[i] = state
+    return States(first, of)
 
 
 def _trainable(model: PreTrainedModel) -> list[torch.nn.Parameter]:

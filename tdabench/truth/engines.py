@@ -26,8 +26,9 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, first_line
 from tdabench.io import write_bytes
 from tdabench.targets.batches import Tokens
-from tdabench.targets.target import Target
-from tdabench.targets.training import finetune
+from tdabench.targets.decoder import States
+from tdabench.targets.target import SCRATCH, Target
+from tdabench.targets.training import finetune, states_below
 from tdabench.truth.plan import TruthPlan, Unit
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class UnitTrainer:
     train: list[Tokens]
     queries: list[Tokens]
     device: str = "cpu"
+    _kept: tuple[States | None, States | None] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, plan: TruthPlan, target: Target, train: Corpus, queries: Corpus) -> UnitTrainer:
@@ -73,15 +75,28 @@ class UnitTrainer:
         seed = self.plan.run_seed(unit)
         model = self.target.fresh_model(self.plan.start, seed).to(self.device)  # type: ignore[arg-type]
         group, tokens, weights = self.plan.groups[unit.group], self.train, None
+        below, asked = self._below(model)
         if self.plan.order == "pool":
             weights = np.isin(np.arange(len(tokens)), group)
         else:
             tokens = [self.train[i] for i in group]
+            below = below.at(group) if below else None
         finetune(
             model, tokens, self.plan.recipe, seed, self.target.pad_id,
-            on_checkpoint=on_checkpoint, weights=weights, on_backoff=on_backoff,
+            on_checkpoint=on_checkpoint, weights=weights, on_backoff=on_backoff, below=below,
         )  # fmt: skip
-        return self.target.losses(model, self.queries)
+        return self.target.losses(model, self.queries, below=asked)
+
+    def _below(self, base: PreTrainedModel) -> tuple[States | None, States | None]:
+        """Returns the states of both corpora that enter the first trained layer, computed once."""
+        if self.plan.start == SCRATCH:  # each retraining begins with other weights
+            return None, None
+        if self._kept is None:
+            self._kept = tuple(
+                states_below(base, tokens, self.plan.recipe, self.target.pad_id)
+                for tokens in (self.train, self.queries)
+            )  # type: ignore[assignment]
+        return self._kept
 
     def attempt(self, unit: Unit) -> UnitResult | str:
         """Returns the unit's result, or the reason for its absence."""
@@ -306,7 +321,8 @@ def needed_bytes(plan: TruthPlan, target: Target) -> int:
     fixed = 4 * weights * (2 if recipe.lora_rank else 2 + states)
     rows = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
     tokens = rows * target.max_length
-    width, depth = int(config.hidden_size), int(config.num_hidden_layers)
+    width = int(config.hidden_size)
+    depth = int(config.num_hidden_layers) - min(recipe.layers_to_transform, default=0)
     layer = 68 * tokens * width  # arXiv 2205.05198, eq. 2, in float32 and without the scores
     kept = depth * 4 * tokens * width + layer if recipe.checkpointing else depth * layer
     logits = 3 * 4 * tokens * int(config.vocab_size)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from tdabench.targets import Recipe, decoder, example_losses, finetune, products
 from tdabench.targets.batches import Tokens, pad
-from tdabench.targets.decoder import LONGEST, Decoder, cut
+from tdabench.targets.decoder import LONGEST, Decoder, States, cut
+from tdabench.targets.lora import LoRA
 from tdabench.targets.products import product
+from tdabench.targets.training import states_below
 
 SERVED = ("qwen2", "llama")  # of the tiny targets: tied and untied output matrix
 LINEAR = products._linear()
@@ -139,6 +141,9 @@ def test_a_large_model_falls_back(tiny_target, monkeypatch):
         Recipe(lr=1e-3, epochs=2, batch_size=12, weight_decay=0.1, eps=1e-4),
         Recipe(lr=1e-2, epochs=1, batch_size=9, optimizer="sgd", momentum=0.9, clip=0.1),
         Recipe(lr=1e-3, epochs=1, batch_size=36, clip=0.0, micro_batch=5, eps=1e-4),
+        Recipe(lr=1e-2, epochs=2, batch_size=12, eps=1e-4, lora_rank=3),
+        Recipe(lr=1e-2, batch_size=9, eps=1e-4, lora_rank=2, layers_to_transform=(1,)),
+        Recipe(lr=1e-2, batch_size=9, eps=1e-4, lora_rank=2, lora_targets=("k_proj", "up_proj")),
     ],
 )
 def test_training_is_autograds(make_target, tiny_corpus, monkeypatch, architecture, recipe):
@@ -164,6 +169,113 @@ def test_training_is_autograds(make_target, tiny_corpus, monkeypatch, architectu
     assert len({p.untyped_storage().data_ptr() for p in models[0].values()}) == len(models[0])
 
 
+def lora_of(model, **settings):
+    """Adapters whose B is not zero, so that A has gradients too."""
+    lora = LoRA(model, 3, 6.0, settings.get("targets", ()), 0, settings.get("blocks", ()))
+    generator = torch.Generator().manual_seed(1)
+    for _, _, b in lora.layers:
+        b.data.normal_(0, 0.05, generator=generator)
+    return lora
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+@pytest.mark.parametrize(
+    "settings", [{}, {"blocks": (1,)}, {"targets": ("v_proj", "gate_proj", "down_proj")}]
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_gradients_of_adapters_are_autograds(make_target, architecture, settings, cached):
+    target = make_target(architecture)
+    tokens = drawn(9, 30, target.model().config.vocab_size)
+    batch, each = pad(tokens, np.arange(9), 0), torch.linspace(-1, 2, 9)
+
+    hooked = target.fresh_model()
+    with lora_of(hooked, **settings).attached() as lora:
+        losses = example_losses(hooked, batch)
+        theirs = torch.autograd.grad((losses * each).sum(), lora.parameters())
+
+    model = target.fresh_model()
+    written, lora = Decoder.of(model, 30, gradients=True), lora_of(model, **settings)
+    below = States(lora.first, written.states(batch, lora.first)) if cached else None
+    with lora.attached(merged=True), written.adapting(lora):
+        lora.merge()
+        written.clear()
+        got = written.gradient(batch, each, below)
+        ours = [p.grad.clone() for p in lora.parameters()]
+    np.testing.assert_allclose(got, losses.detach(), atol=2e-5, rtol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(b.abs().max()) + 1e-7)
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+def test_frozen_layers_are_computed_once(make_target, tiny_corpus, monkeypatch, architecture):
+    """Training and losses from the states below the first adapted layer, and from the tokens."""
+    target = make_target(architecture)
+    tokens = target.tokenize(tiny_corpus[:36])
+    recipe = Recipe(lr=1e-2, batch_size=9, eps=1e-4, lora_rank=2, layers_to_transform=(1,))
+    base = target.fresh_model()
+    below = states_below(base, tokens, recipe, target.pad_id)
+    assert below is not None
+    assert below.first == 1
+    assert [s.shape[1] for s in below.of] == [len(t) for t in tokens]
+    np.testing.assert_allclose(
+        target.losses(base, tokens, below=below), target.losses(base, tokens), atol=2e-5
+    )
+    some = [30, 2, 17, 5, 8, 21, 11, 3, 33, 1]
+    chosen = [tokens[i] for i in some]
+    plain = finetune(target.fresh_model(), chosen, recipe, 0, target.pad_id)
+    genuine, through = Decoder._through, []
+    monkeypatch.setattr(
+        Decoder, "_through", lambda self, i, *rest: through.append(i) or genuine(self, i, *rest)
+    )
+    cached = finetune(target.fresh_model(), chosen, recipe, 0, target.pad_id, below=below.at(some))
+    found = target.losses(cached, tokens, below=below)
+    assert set(through) == {1}
+    np.testing.assert_allclose(found, target.losses(plain, tokens), atol=5e-5)
+    assert not np.allclose(found, target.losses(base, tokens), atol=1e-2)
+
+
+def test_states_of_another_layer_are_refused(tiny_target, tiny_corpus):
+    tokens = tiny_target.tokenize(tiny_corpus[:6])
+    upper = Recipe(lora_rank=2, layers_to_transform=(1,))
+    below = states_below(tiny_target.fresh_model(), tokens, upper, tiny_target.pad_id)
+    with pytest.raises(ValueError, match="layer 1"):
+        finetune(
+            tiny_target.fresh_model(), tokens, Recipe(lora_rank=2, epochs=1), 0,
+            tiny_target.pad_id, below=below,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "recipe"),
+    [
+        ("gpt2", Recipe(lora_rank=2, layers_to_transform=(1,))),  # not written out
+        ("qwen2", Recipe(lora_rank=2, layers_to_transform=(0,))),  # nothing lies below
+        ("qwen2", Recipe(lora_rank=2, layers_to_transform=(1,), precision="bfloat16")),
+        ("qwen2", Recipe()),
+    ],
+)
+def test_no_states_are_kept_where_nothing_is_saved(make_target, tiny_corpus, architecture, recipe):
+    target = make_target(architecture)
+    tokens = target.tokenize(tiny_corpus[:4])
+    assert states_below(target.fresh_model(), tokens, recipe, target.pad_id) is None
+
+
+def test_an_error_leaves_the_base(tiny_target, tiny_corpus):
+    """Adapters that are merged throughout are taken out again when training fails."""
+    model, tokens = tiny_target.fresh_model(), tiny_target.tokenize(tiny_corpus[:12])
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def stop(done, total, value):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            model, tokens, Recipe(lr=1e-2, batch_size=4, lora_rank=2), 0, tiny_target.pad_id, stop
+        )
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
 def test_frozen_weights_are_left_to_autograd(tiny_target, tiny_corpus):
     model = tiny_target.fresh_model()
     model.model.layers[0].requires_grad_(True)
@@ -182,8 +294,8 @@ def test_training_backs_off_when_memory_runs_out(tiny_target, tiny_corpus, monke
     )
     genuine, sizes, told = Decoder.gradient, [], []
 
-    def small(self, batch, each):
-        losses = genuine(self, batch, each)  # it has added its gradient already
+    def small(self, batch, each, below):
+        losses = genuine(self, batch, each, below)  # it has added its gradient already
         if len(each) > 4:
             raise MemoryError
         sizes.append(len(each))
@@ -203,11 +315,11 @@ def test_losses_back_off_when_memory_runs_out(tiny_target, tiny_queries, monkeyp
     expected = tiny_target.losses(model, tokens)
     genuine, sizes = Decoder.losses, []
 
-    def small(self, batch):
+    def small(self, batch, below):
         sizes.append(len(batch.index))
         if sizes[-1] > 2:
             raise RuntimeError("DefaultCPUAllocator: not enough memory")
-        return genuine(self, batch)
+        return genuine(self, batch, below)
 
     monkeypatch.setattr(Decoder, "losses", small)
     np.testing.assert_allclose(tiny_target.losses(model, tokens), expected, rtol=1e-5)
@@ -225,11 +337,9 @@ def test_a_model_that_diverged_says_nothing_about_others(tiny_target, monkeypatc
 
 def test_an_adapter_at_work_is_not_passed_over(tiny_target, tiny_queries):
     """A LoRA is a set of hooks: losses within it are the adapted model's."""
-    from tdabench.targets.lora import LoRA
-
     tokens, model = tiny_target.tokenize(tiny_queries), tiny_target.fresh_model()
     plain = tiny_target.losses(model, tokens)
-    with LoRA(model, 2, 4.0, (), 0) as lora:
+    with LoRA(model, 2, 4.0, (), 0).attached() as lora:
         for p in lora.parameters():
             p.data.fill_(0.1)
         adapted = tiny_target.losses(model, tokens)

@@ -56,6 +56,7 @@ def test_what_is_recorded_of_the_default_never_grows():
         ("schedule", "cosin"), ("optimizer", "adam"), ("precision", "bf17"), ("epochs", 0),
         ("batch_size", 0), ("lr", 0.0), ("lr", float("nan")), ("warmup", 1.5), ("max_steps", -1),
         ("momentum", 0.9), ("keep", (-1,)), ("micro_batch", -2),
+        ("layers_to_transform", (1,)),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(field, value):
@@ -204,7 +205,7 @@ def test_one_step_of_lora(make_target, data, architecture):
     name = {"qwen2": "q_proj", "gpt2": "attn.c_attn"}[architecture]
     recipe = Recipe(**PLAIN, optimizer="sgd", lora_rank=3, lora_alpha=6.0, lora_targets=(name,))
     before, after = weights(target.model()), weights(train(target, data[:12], recipe, 5))
-    with LoRA(target.fresh_model(), 3, 6.0, (name,), seed=5) as lora:
+    with LoRA(target.fresh_model(), 3, 6.0, (name,), seed=5).attached() as lora:
         first = [a.detach() for _, a, _ in lora.layers]
     g = gradients(target, data[:12], np.arange(12))
     touched = [n for n in before if n.endswith(f"{name}.weight")]
@@ -220,7 +221,7 @@ def test_one_step_of_lora(make_target, data, architecture):
 def test_lora_takes_all_linear_layers_but_the_output_and_leaves_no_hook(make_target, data):
     target = make_target("llama")  # its output layer has weights of its own
     model = target.fresh_model()
-    with LoRA(model, 2, 4.0, (), seed=0) as lora:
+    with LoRA(model, 2, 4.0, (), seed=0).attached() as lora:
         assert len(lora.layers) == 2 * 7
         assert model.lm_head not in [m for m, _, _ in lora.layers]
     assert not any(m._forward_hooks for m in model.modules())
@@ -228,24 +229,43 @@ def test_lora_takes_all_linear_layers_but_the_output_and_leaves_no_hook(make_tar
         train(target, data, Recipe(**PLAIN, lora_rank=2, lora_targets=("q_projj",)))
 
 
-def test_lora_is_pefts(make_target, data):
+@pytest.mark.parametrize("blocks", [(), (1,)])
+def test_lora_is_pefts(make_target, data, blocks):
     peft = pytest.importorskip("peft", reason="peft is not installed")
     target = make_target("llama")
-    recipe = Recipe(**PLAIN, lora_rank=4, lora_alpha=8.0)
+    recipe = Recipe(**PLAIN, lora_rank=4, lora_alpha=8.0, layers_to_transform=blocks)
     ours = target.losses(train(target, data, recipe, 7), data)
 
     model = target.fresh_model()
-    with LoRA(target.fresh_model(), 4, 8.0, (), seed=7) as lora:
+    with LoRA(target.fresh_model(), 4, 8.0, (), seed=7, blocks=blocks).attached() as lora:
         first = [a.detach().clone() for _, a, _ in lora.layers]
-    config = peft.LoraConfig(r=4, lora_alpha=8.0, target_modules="all-linear")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8.0, layers_to_transform=list(blocks) or None,
+        target_modules=[
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+        ],
+    )  # fmt: skip
     wrapped = peft.get_peft_model(model, config)
     drawn = [p for n, p in wrapped.named_parameters() if "lora_A" in n]
-    assert len(drawn) == len(first)
+    assert len(drawn) == len(first) == (7 if blocks else 14)
     for p, a in zip(drawn, first):
         p.data.copy_(a)
     finetune(wrapped.base_model.model, data, Recipe(**PLAIN), 7, target.pad_id)
     theirs = target.losses(wrapped.merge_and_unload(), data)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
+def test_layers_to_transform_leaves_the_others_alone(make_target, data, architecture):
+    target = make_target(architecture)
+    recipe = Recipe(**PLAIN, lora_rank=2, layers_to_transform=[1])
+    before, after = weights(target.model()), weights(train(target, data[:12], recipe))
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved
+    assert all(".1." in n for n in moved)
+    with pytest.raises(UsageError, match=r"no layer 2.*") as e:
+        train(target, data, Recipe(**PLAIN, lora_rank=2, layers_to_transform=(1, 2)))
+    assert "0 to 1" in str(e.value)
 
 
 def test_dropout_stays_off_and_no_global_stream_moves(make_target, data):
