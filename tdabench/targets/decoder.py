@@ -154,8 +154,7 @@ class Decoder:
         import torch
 
         if (
-            longest > LONGEST
-            or not _described(model)
+            not serves(model, longest)
             or any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters())
             or any(
                 m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
@@ -165,8 +164,6 @@ class Decoder:
         ):  # fmt: skip
             return None
         found = cls(model)
-        if sum(p.numel() for p in model.parameters()) > _LARGEST:
-            return None
         if {id(p) for ps in found.groups.values() for p in ps} != set(map(id, model.parameters())):
             return None
         key = configuration_key(model), gradients
@@ -606,6 +603,15 @@ def _spread(x: Tensor, places: Tensor, columns: int) -> Tensor:
     out = x.new_zeros(len(x), columns)
     out[:, places] = x
     return out
+
+
+def serves(model: PreTrainedModel, longest: int) -> bool:
+    """Tells whether class, configuration, size and `longest` tokens are served, if in float32.
+
+    The model may be without weights (on torch's device "meta").
+    """
+    size = sum(p.numel() for p in model.parameters())
+    return longest <= LONGEST and size <= _LARGEST and _described(model)
 
 
 def _described(model: PreTrainedModel) -> bool:

@@ -26,7 +26,7 @@ from tdabench.data.examples import Corpus
 from tdabench.errors import MissingExtra, TdabenchError, UsageError, brief, first_line
 from tdabench.io import write_bytes
 from tdabench.targets.batches import Tokens
-from tdabench.targets.decoder import States
+from tdabench.targets.decoder import TOKENS, States, serves
 from tdabench.targets.target import SCRATCH, Target
 from tdabench.targets.training import finetune, states_below
 from tdabench.truth.plan import TruthPlan, Unit
@@ -317,10 +317,18 @@ def needed_bytes(plan: TruthPlan, target: Target) -> int:
         model = AutoModelForCausalLM.from_config(config)
     weights = sum(p.numel() for p in model.parameters())
     states = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+    # On a CPU; the comparison with autograd needs the gradient of every weight even with adapters.
+    written = (
+        recipe.precision == "float32"
+        and not recipe.checkpointing
+        and serves(model, target.max_length)
+    )
     # Two copies while the checkpoint is read; later gradients and states of trained weights.
-    fixed = 4 * weights * (2 if recipe.lora_rank else 2 + states)
+    fixed = 4 * weights * (2 if recipe.lora_rank and not written else 2 + states)
     rows = min(recipe.batch_size, recipe.micro_batch or recipe.batch_size)
     tokens = rows * target.max_length
+    if written:
+        tokens = min(tokens, max(TOKENS, target.max_length))
     width = int(config.hidden_size)
     depth = int(config.num_hidden_layers) - min(recipe.layers_to_transform, default=0)
     layer = 68 * tokens * width  # arXiv 2205.05198, eq. 2, in float32 and without the scores

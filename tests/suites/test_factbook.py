@@ -50,6 +50,7 @@ def test_the_real_model_is_planned_on_the_groups_of_the_small_one():
     declared = read_suite(FACTBOOK / "suite.toml").target("smollm2")
     assert declared.target.recipe.lora_rank > 0
     assert declared.target.recipe.lora_targets == ()
+    assert declared.target.recipe.layers_to_transform == tuple(range(20, 30))  # of 30
     assert declared.plans["lds"].groups_of == "factbook-small-lds"
 
 

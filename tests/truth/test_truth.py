@@ -111,13 +111,50 @@ def test_a_unit_is_a_finetuning_from_base_evaluated_on_every_query(plan, parts):
     assert not np.array_equal(trainer.losses(Unit(1, 1)), expected)
 
 
+@pytest.mark.parametrize("order", ["own", "pool"])
+def test_layers_below_the_first_adapter_are_computed_once(parts, monkeypatch, order):
+    """Losses of a unit are those of a training on its tokens, up to rounding."""
+    recipe = Recipe(lr=1e-2, batch_size=8, eps=1e-4, lora_rank=2, layers_to_transform=(1,))
+    plan = TruthPlan.draw(
+        "tiny", *parts, n_groups=2, fraction=0.5, n_seeds=2, recipe=recipe, order=order
+    )
+    units = plan.units()
+    with monkeypatch.context() as m:
+        m.setattr("tdabench.truth.engines.states_below", lambda *_: None)
+        plain = [UnitTrainer.of(plan, *parts).losses(u) for u in units]
+    genuine, layers = Decoder._through, []
+    monkeypatch.setattr(
+        Decoder, "_through", lambda self, i, *rest: layers.append(i) or genuine(self, i, *rest)
+    )
+    trainer = UnitTrainer.of(plan, *parts)
+    first = trainer.losses(units[0])
+    assert 0 in layers
+    layers.clear()
+    cached = [first, *(trainer.losses(u) for u in units[1:])]
+    assert set(layers) == {1}
+    np.testing.assert_allclose(cached, plain, atol=5e-5)
+    assert np.abs(np.diff(plain, axis=0)).max() > 1e-3
+    # A unit's losses do not depend on which units were trained before it.
+    np.testing.assert_array_equal(UnitTrainer.of(plan, *parts).losses(units[-1]), cached[-1])
+
+
+def test_weights_from_scratch_share_no_states(parts):
+    recipe = Recipe(lr=1e-2, batch_size=8, lora_rank=2, layers_to_transform=(1,))
+    kw = {"n_groups": 1, "fraction": 0.5, "n_seeds": 2, "recipe": recipe, "start": "scratch"}
+    plan = TruthPlan.draw("tiny", *parts, **kw)
+    trainer = UnitTrainer.of(plan, *parts)
+    one, other = (trainer.losses(u) for u in plan.units())
+    np.testing.assert_array_equal(UnitTrainer.of(plan, *parts).losses(plan.units()[1]), other)
+    assert np.abs(one - other).max() > 1e-3
+
+
 def test_a_truth_says_where_memory_ran_out(plan, parts, tmp_path, monkeypatch):
     original = Decoder.gradient
 
-    def small(self, batch, each):
+    def small(self, batch, each, below):
         if len(batch.input_ids) > 5:
             raise MemoryError
-        return original(self, batch, each)
+        return original(self, batch, each, below)
 
     monkeypatch.setattr(Decoder, "gradient", small)
     assert build(plan, *parts, tmp_path) == []
