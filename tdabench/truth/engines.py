@@ -92,10 +92,11 @@ class UnitTrainer:
         if self.plan.start == SCRATCH:  # each retraining begins with other weights
             return None, None
         if self._kept is None:
-            self._kept = tuple(
-                states_below(base, tokens, self.plan.recipe, self.target.pad_id)
-                for tokens in (self.train, self.queries)
-            )  # type: ignore[assignment]
+            recipe, pad_id = self.plan.recipe, self.target.pad_id
+            self._kept = (
+                states_below(base, self.train, recipe, pad_id),
+                states_below(base, self.queries, recipe, pad_id),
+            )
         return self._kept
 
     def attempt(self, unit: Unit) -> UnitResult | str:
