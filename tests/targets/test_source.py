@@ -726,3 +726,23 @@ def test_dequantising_says_that_it_starts_and_what_it_needs(
     open_model("m.gguf", near=tmp_path)
     assert not (place / ".base-1").exists()
     assert (place / ".base-2").exists()
+
+
+def test_interrupted_dequantising_is_done_again(tmp_path, tiny_target, monkeypatch):
+    """Ctrl-C leaves no folder that a later run would take for the model."""
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "m.gguf", tiny_target.tokenizer)
+
+    def interrupted(name, about, **_):
+        (Path(about["folder"]) / "config.json").write_text("{}")  # it had begun to write
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr("tdabench.targets.source.limited", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_model("m.gguf", near=tmp_path)
+    (place,) = (tmp_path / "cache" / "targets").iterdir()
+    assert list(place.iterdir()) == []
+    opened = open_model("m.gguf", near=tmp_path)
+    assert opened.folder == place
+    assert Target("m", opened.folder, opened.checkpoints).model().num_parameters() > 0
