@@ -85,7 +85,7 @@ class LoRA:
         return [p for _, a, b in self.layers for p in (a, b)]
 
     def merge(self) -> None:
-        """Sets the weights to those of the base with the adapters merged."""
+        """Sets the weights to the base's with the adapters merged."""
         import torch
 
         before = self.before or [m.weight.data for m, _, _ in self.layers]
@@ -123,7 +123,7 @@ class LoRA:
         """Adds the adapters to the model; merges them at the end unless there is an error.
 
         Within the context they are hooks on their layers, or with `merged` part of the weights:
-        whoever changes A and B then calls `merge`.
+        a change of A and B then takes effect by `merge`.
         """
         if merged:
             self.before = self._weights()
@@ -152,7 +152,7 @@ def block_of(name: str) -> int | None:
 
 
 def _check_blocks(names: Iterable[str], blocks: Sequence[int]) -> None:
-    """Raises UsageError if a block is not among those of the layers `names`."""
+    """Raises UsageError if none of the layers `names` is in one of the `blocks`."""
     there = sorted({i for name in names if (i := block_of(name)) is not None})
     lacking = sorted(set(blocks) - set(there))
     if lacking:
