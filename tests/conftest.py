@@ -8,6 +8,7 @@ for another family. All are deterministic, and made once a session.
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several workers may share the cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -143,6 +144,30 @@ def make_target(
 @pytest.fixture(scope="session")
 def tiny_target(make_target: Callable[[str], Target]) -> Target:
     return make_target("qwen2")
+
+
+@pytest.fixture(scope="session")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The verdicts on models that were vetted by any test, and the secret that they are sealed by.
+
+    Vetting takes seconds, and most tests of models have a copy of the same one.
+    """
+    folder = tmp_path_factory.mktemp("verdicts")
+    (folder / "vetted").mkdir()
+    (folder / "secret").write_bytes(bytes(range(32)))
+    (folder / "secret").chmod(0o600)
+    return folder
+
+
+@pytest.fixture
+def own_cache(verdicts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own, which knows the models that other tests vetted."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "vetted").symlink_to(verdicts / "vetted")
+    shutil.copy(verdicts / "secret", cache / "secret")
+    monkeypatch.setenv("TDABENCH_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Files are whole or absent, and what was altered is noticed."""
 
+import json
+import os
 import re
 
 import numpy as np
@@ -11,7 +13,9 @@ from tdabench.io import (
     canonical,
     carried_hash,
     fingerprint,
+    has_fingerprint,
     read_arrays,
+    read_input,
     read_json,
     read_jsons,
     write_arrays,
@@ -173,3 +177,26 @@ def test_a_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(
     write_json(folder / "x.json", 1)
     assert cache_folder() == folder
     assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_a_fingerprint_is_recognised_in_any_order_of_fields():
+    value = {"b": [1, {"z": 0.1, "a": "ä\ud800"}], "a": None}
+    ordered = json.loads(json.dumps(value, sort_keys=True))
+    for one in (value, ordered):
+        assert has_fingerprint(one, fingerprint(value))
+        assert not has_fingerprint(one, fingerprint({**value, "a": 0}))
+        assert not has_fingerprint(one, None)
+
+
+def test_the_start_of_a_file_is_read(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(bytes(range(256)) * 10)
+    assert read_input(path, 3) == b"\x00\x01\x02"
+    assert read_input(path, 1 << 30) == path.read_bytes()
+    (tmp_path / "empty").touch()
+    assert read_input(tmp_path / "empty", 10) == b""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_input(tmp_path / "fifo", 10)
+    with pytest.raises(DataError, match="a folder"):
+        read_input(tmp_path, 10)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tdabench.errors import DataError, TdabenchError
-from tdabench.io import cache_folder, fingerprint, read_json, write_json
+from tdabench.io import cache_folder, canonical, fingerprint, read_json, write_text
 from tdabench.run.record import Record
 
 LEAST = 200
@@ -65,7 +65,7 @@ class Checked:
         """Writes down what was learned."""
         for folder in self._new:
             with contextlib.suppress(TdabenchError):  # a cache that cannot be written costs time
-                write_json(self._places[folder], self._known[folder])
+                write_text(self._places[folder], canonical(self._known[folder]))  # in one line
 
 
 def _place(folder: Path) -> Path:

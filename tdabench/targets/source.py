@@ -20,13 +20,14 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tdabench.data.hub import Fetched, find
 from tdabench.errors import DataError, MissingExtra, UsageError, first_line, notice
-from tdabench.io import cache_folder, fingerprint, read_json, seal, write_json
+from tdabench.io import cache_folder, fingerprint, read_json, seal, sha256_file, write_json
 from tdabench.limited import allowed_memory, limited
 from tdabench.targets.forward import context_length, probe_ids
 from tdabench.targets.lora import block_of
@@ -250,6 +251,7 @@ def _check_weights(folder: Path) -> None:
 # --------------------------------------------------------------------------- vetting
 
 VET_SECONDS = 300.0
+MOST_HASHED_FILES, MOST_HASHED_BYTES = 200, 256 << 20  # a fraction of a second
 # Texts on which a splitting expression with nested repeats takes forever, besides plain text.
 PROBES = (
     "Which of the two was it, then? It's 3.14 (or 42)!", "a" * 4000, " " * 4000, "1" * 4000,
@@ -261,26 +263,69 @@ def vet(folder: Path, checkpoints: Mapping[str, str]) -> dict[str, Any]:
     """Checks a target's folder before anything of it is loaded in this process.
 
     Returns {"chat": whether its tokenizer has a chat template}. Raises DataError in one line when a
-    checkpoint lacks weights, or the tokenizer or template fails or takes too long.
+    checkpoint lacks weights, or the tokenizer or template fails or takes too long. A verdict is
+    kept for files of the same names, sizes and times, and for a copy of all their contents.
     """
     places = {name: str(folder / file) for name, file in checkpoints.items()}
     stamp = [1, str(folder.resolve()), sorted(places.items()), _stamps(folder, *places.values())]
-    kept = cache_folder() / "vetted" / f"{fingerprint(stamp)}.json"
-    if kept.exists():
-        try:
-            about = read_json(kept)
-            if about.pop("seal") == seal(about):
-                return dict(about)
-        except (DataError, AttributeError, KeyError):
-            pass
+    keys = [fingerprint(stamp)]
+    if (about := _kept_verdict(keys[0])) is not None:
+        return about
+    if (contents := _contents(folder, places)) is not None:
+        keys.append(fingerprint(contents))
+        if (about := _kept_verdict(keys[1])) is not None:
+            return about
     about = limited(
         "tdabench.targets.source:_vetted",
         {"folder": str(folder), "places": places},
         what=f"the model {folder}",
         seconds=VET_SECONDS,
     )
-    write_json(kept, {**about, "seal": seal(about)})
+    for key in keys:
+        write_json(_verdict_path(key), {**about, "key": key, "seal": seal({**about, "key": key})})
     return dict(about)
+
+
+def _verdict_path(key: str) -> Path:
+    return cache_folder() / "vetted" / f"{key}.json"
+
+
+def _kept_verdict(key: str) -> dict[str, Any] | None:
+    """Returns the verdict that was kept under `key`, if this user wrote it for this key."""
+    try:
+        about = read_json(_verdict_path(key))
+        if about.pop("seal") == seal(about) and about.pop("key") == key:
+            return dict(about)
+    except (DataError, AttributeError, KeyError):
+        pass
+    return None
+
+
+def _contents(folder: Path, places: Mapping[str, str]) -> list[Any] | None:
+    """Returns the sha256 of all files of a model and its checkpoints, by their names in them.
+
+    None if they are larger than what is hashed in less time than vetting takes, or partly in
+    another folder.
+    """
+    roots = {"": folder, **{name: Path(place) for name, place in places.items()}}
+    found = {
+        (name, path.relative_to(root).as_posix()): path
+        for name, root in roots.items()
+        for path in (sorted(root.rglob("*")) if root.is_dir() else [root])
+    }
+    if any(path.is_symlink() and path.is_dir() for path in found.values()):
+        return None
+    files = {key: path for key, path in found.items() if path.is_file()}
+    if len(files) > MOST_HASHED_FILES:
+        return None
+    if sum(path.stat().st_size for path in files.values()) > MOST_HASHED_BYTES:
+        return None
+    libraries = [version(name) for name in ("tdabench", "transformers", "tokenizers")]
+    hashes: dict[Path, str] = {}
+    for path in files.values():
+        if path not in hashes:
+            hashes[path] = sha256_file(path)
+    return [2, libraries, sorted((*key, hashes[path]) for key, path in files.items())]
 
 
 def _stamps(*places: Path | str) -> list[Any]:

@@ -32,9 +32,8 @@ PUBLISHED = {"flan": "flan", "alpaca": "alpaca", "tulu": "tulu", "safe-rlhf": "s
 
 
 @pytest.fixture(autouse=True)
-def quiet_world(tmp_path, monkeypatch):
+def quiet_world(own_cache, tmp_path, monkeypatch):
     """A cache and a working folder of one's own, no network, and plugins as installed."""
-    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)

@@ -90,9 +90,8 @@ def test_behaviours_are_read_in_one_pass_and_equal_the_sums_of_scores(tmp_path, 
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch, toy_suite: Path) -> list[str]:
+def files(own_cache, tmp_path, monkeypatch, toy_suite: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": "Copy: amber", "response": "amber"}, {"prompt": "Copy: fjord",
                                                                "response": "fjord"}]  # fmt: skip
     Path("set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -20,6 +20,7 @@ from tdabench.data import Example
 from tdabench.data.hub import find, hub_errors
 from tdabench.errors import DataError, MissingExtra, TdabenchError, UsageError
 from tdabench.targets import Target
+from tdabench.targets import source as sources
 from tdabench.targets.decoder import Decoder
 from tdabench.targets.source import merge_adapter, open_model
 from tdabench.targets.target import dtype_on, load_pretrained
@@ -28,9 +29,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path, monkeypatch):
+def offline(own_cache, tmp_path, monkeypatch):
     """No test here may reach for a network, or touch the user's cache."""
-    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -746,3 +746,56 @@ def test_interrupted_dequantising_is_done_again(tmp_path, tiny_target, monkeypat
     opened = open_model("m.gguf", near=tmp_path)
     assert opened.folder == place
     assert Target("m", opened.folder, opened.checkpoints).model().num_parameters() > 0
+
+
+def test_a_copy_of_a_model_is_not_vetted_again(tiny_target, tmp_path, monkeypatch):
+    """The verdict is kept for contents: not for a copy of which any byte differs."""
+    calls = []
+    limited = sources.limited
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs["what"])
+        return limited(*args, **kwargs)
+
+    monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "new"))
+    monkeypatch.setattr(sources, "limited", counted)
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(tiny_target.folder, first)
+    checkpoints = {"base": "base.safetensors"}
+    about = sources.vet(first, checkpoints)
+    assert len(calls) == 1
+    shutil.copytree(first, second)  # other places, names and times
+    assert sources.vet(second, checkpoints) == about
+    assert len(calls) == 1
+    # Each file counts, and so does which of them is a checkpoint.
+    sources.vet(second, {"base": "warm.safetensors"})
+    assert len(calls) == 2
+    config = second / "config.json"
+    config.write_text(config.read_text() + " ")
+    sources.vet(second, checkpoints)
+    assert len(calls) == 3
+    (second / "more.json").write_text("{}")
+    sources.vet(second, checkpoints)
+    assert len(calls) == 4
+    # A verdict that was kept for other contents does not serve under another key.
+    kept = sorted((tmp_path / "new" / "vetted").iterdir())
+    third = tmp_path / "third"
+    shutil.copytree(second, third)
+    (third / "more.json").write_text("[]")
+    known = set(kept)
+    sources.vet(third, checkpoints)
+    assert len(calls) == 5
+    for path in set((tmp_path / "new" / "vetted").iterdir()) - known:
+        path.write_bytes(kept[0].read_bytes())
+    sources.vet(third, checkpoints)
+    assert len(calls) == 6
+
+
+def test_a_large_or_linked_model_is_vetted_by_place_and_time(tiny_target, tmp_path, monkeypatch):
+    places = {"base": str(tiny_target.folder / "base.safetensors")}
+    assert sources._contents(tiny_target.folder, places)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "sub").symlink_to(tiny_target.folder)
+    assert sources._contents(tmp_path / "linked", places) is None
+    monkeypatch.setattr(sources, "MOST_HASHED_BYTES", 1000)
+    assert sources._contents(tiny_target.folder, places) is None
