@@ -313,7 +313,8 @@ def _contents(folder: Path, places: Mapping[str, str]) -> list[Any] | None:
         for name, root in roots.items()
         for path in (sorted(root.rglob("*")) if root.is_dir() else [root])
     }
-    if any(path.is_symlink() and path.is_dir() for path in found.values()):
+    elsewhere = {path for path in found.values() if path.is_symlink() and path.is_dir()}
+    if elsewhere - set(roots.values()):
         return None
     files = {key: path for key, path in found.items() if path.is_file()}
     if len(files) > MOST_HASHED_FILES:

@@ -751,14 +751,13 @@ def test_interrupted_dequantising_is_done_again(tmp_path, tiny_target, monkeypat
 def test_a_copy_of_a_model_is_not_vetted_again(tiny_target, tmp_path, monkeypatch):
     """The verdict is kept for contents: not for a copy of which any byte differs."""
     calls = []
-    limited = sources.limited
 
-    def counted(*args, **kwargs):
-        calls.append(kwargs["what"])
-        return limited(*args, **kwargs)
+    def here(function, arguments, **kwargs):  # a process of its own takes seconds
+        calls.append(function)
+        return sources._vetted(**arguments)
 
     monkeypatch.setenv("TDABENCH_CACHE", str(tmp_path / "new"))
-    monkeypatch.setattr(sources, "limited", counted)
+    monkeypatch.setattr(sources, "limited", here)
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(tiny_target.folder, first)
     checkpoints = {"base": "base.safetensors"}
@@ -797,5 +796,7 @@ def test_a_large_or_linked_model_is_vetted_by_place_and_time(tiny_target, tmp_pa
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "sub").symlink_to(tiny_target.folder)
     assert sources._contents(tmp_path / "linked", places) is None
+    # A checkpoint may be linked: its contents are hashed as such.
+    assert sources._contents(tmp_path / "linked", {"base": str(tmp_path / "linked" / "sub")})
     monkeypatch.setattr(sources, "MOST_HASHED_BYTES", 1000)
     assert sources._contents(tiny_target.folder, places) is None
