@@ -238,9 +238,12 @@ def build(
             }  # fmt: skip
             parts = p, t.target, s.train, s.queries(queries), folder
             if width and judge:
+                last: list[Any] = []
                 failed, stopped = build_until(
-                    *parts, width, judge, on_look=watch.look(judge), **how
+                    *parts, width, judge, on_look=watch.look(judge, last), **how
                 )
+                if not failed and last[-1].width > width:
+                    watch.say(f"±{width:g} over groups is not reached with all groups of the plan")
             else:
                 failed = build_units(*parts, shard=part, **how)
         found = survey(p, folder)
@@ -363,11 +366,12 @@ class _Lines:
         self.retried += 1
         self.say(f"{unit.name} failed and is retried: {reason}")
 
-    def look(self, reference: Any) -> Any:
-        """Returns what reports a look at the precision of the truth so far."""
+    def look(self, reference: Any, looks: list[Any]) -> Any:
+        """Returns what reports a look at the precision of the truth so far, and adds it."""
         name = reference.method["name"]
 
         def seen(found: Any) -> None:
+            looks.append(found)
             self.say(
                 f"{found.groups} groups: the LDS of {name} is {found.lds:.3f} ± {found.width:.3f} "
                 "over groups"

@@ -119,13 +119,11 @@ def build_until(
         failed = build_units(plan, target, train, queries, folder, units, **how)
         if failed:
             return failed, None
-        if n == len(plan.groups):
-            break
         rows = np.stack([_losses(plan, folder, u) for u in units])  # [group * seed, query]
         values = -rows.reshape(n, plan.n_seeds, -1).astype(np.float64).mean(axis=1).T
         seen.append(reference.look(values))
         on_look(seen[-1])
-        if seen[-1].width <= width:
+        if seen[-1].width <= width and n < len(plan.groups):
             return [], _stopped(width, reference.method, len(plan.groups), seen)
     return [], None
 

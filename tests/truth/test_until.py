@@ -7,9 +7,11 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tdabench import stats
 from tdabench.benchmarks.lds import rank_outcome
+from tdabench.cli.truth import command
 from tdabench.errors import DataError, GuardError, UsageError
 from tdabench.io import read_arrays, write_arrays
 from tdabench.truth import (
@@ -114,9 +116,11 @@ def test_a_stopped_truth_is_the_first_groups_of_the_whole(
     done = finished(long_plan, tmp_path)
     fresh = []
     failed, stopped = build_until(
-        long_plan, *parts, tmp_path, 1e-9, found, on_unit=lambda u, reason: fresh.append(u)
-    )
+        long_plan, *parts, tmp_path, 1e-9, found, on_unit=lambda u, reason: fresh.append(u),
+        on_look=seen.append,
+    )  # fmt: skip
     assert (failed, stopped) == ([], None)
+    assert [x.groups for x in seen] == [3, 4, 3, 4, 6]
     assert not set(fresh) & set(done)
     np.testing.assert_array_equal(collect(long_plan, tmp_path).losses, all_groups.losses)
 
@@ -183,6 +187,19 @@ def test_the_command_builds_stops_and_verifies(few, suite, tmp_path):  # noqa: F
     (shown,) = json.loads(run("status", suite, "--json", *work))
     assert shown["state"].startswith(f"stopped at {n} of 6 groups")
     assert "agrees" in run("verify", suite, "--units", 1)
+    on = [
+        "build",
+        str(suite),
+        "--until",
+        "width=0.0001",
+        "--work",
+        str(tmp_path / "work"),
+        "--json",
+    ]
+    result = CliRunner().invoke(command, on)
+    (row,) = json.loads(result.stdout)
+    assert (row["done"], "stopped" in row) == (12, False)
+    assert "±0.0001 over groups is not reached with all groups of the plan" in result.stderr
 
     path = suite.parent / "lds.safetensors"
     arrays, meta = read_arrays(path)
