@@ -237,6 +237,14 @@ def test_workers_are_as_many_as_cores_and_memory_allow(suite, monkeypatch):
             cli._workers(bad, "cpu", plan, t, 6, "local")
     light = dataclasses.replace(plan, recipe=Recipe(checkpointing=True, micro_batch=2))
     assert needed_bytes(light, t.target) < need
+    # Large batches are cut into parts; with bfloat16 they are not.
+    large = {"batch_size": 4096, "lora_rank": 2}
+    whole, upper, half = (
+        needed_bytes(dataclasses.replace(plan, recipe=Recipe(**large, **more)), t.target)
+        for more in ({}, {"layers_to_transform": (1,)}, {"precision": "bfloat16"})
+    )
+    assert upper < whole < half
+    assert whole < 1.5 * need
 
 
 def test_what_will_be_slow_or_fail_is_said_before_it_starts(suite, tmp_path, monkeypatch, capsys):
