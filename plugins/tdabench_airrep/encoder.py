@@ -204,20 +204,29 @@ class Encoder(nn.Module):
         return self.projector.weight.device
 
     def forward(
-        self, ids: torch.Tensor, real: torch.Tensor | None, answer: torch.Tensor | None = None
+        self,
+        ids: torch.Tensor,
+        real: torch.Tensor | None,
+        answer: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Computes embeddings [b, dim] in the dtype of the weights.
 
         ids are int64 [b, t], padded on the right; real bool [b, t], None without padding; answer
-        bool [b, t], true on response tokens, for the span "response".
+        bool [b, t], true on response tokens, for the span "response"; keep as in `project`.
         """
-        return self.project(self.mean_states(ids, real, answer))
+        return self.project(self.mean_states(ids, real, answer), keep)
 
-    def project(self, states: torch.Tensor) -> torch.Tensor:
-        """Computes embeddings [b, dim] from span means [b, sum(blocks)]."""
+    def project(self, states: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Computes embeddings [b, dim] from span means [b, sum(blocks)].
+
+        `keep` [b, sum(blocks)] multiplies the projection's inputs (dropout while training).
+        """
         if self.centre is not None:
             parts = (states - self.centre).split(self.blocks, dim=1)
             states = torch.cat([h @ r for h, r in zip(parts, self.roots)], dim=1)
+        if keep is not None:
+            states = states * keep.to(states)
         out = self.projector(states)
         if self.length is None:
             return out

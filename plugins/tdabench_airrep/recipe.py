@@ -21,6 +21,8 @@ class TrainConfig:
     `slope` lets the loss rank `e^b f` with a trained b, which is thrown away: the length of
     normalised embeddings, which otherwise also sets how steep the loss is, is then the trained
     temperature of the pooling alone. It moves `length_factor` times as fast as the projection.
+    `dropout` is the share of the projection's (whitened) inputs that each step sets to zero, drawn
+    per example; nothing is dropped outside training.
     The last `holdout` instances and every `probe`-th dev example are not trained on: the LDS of
     these queries on these instances is measured every `every` steps, and training ends after
     `patience` measurements without an improvement; the best weights are kept.
@@ -43,6 +45,7 @@ class TrainConfig:
     train_body: bool = True
     slope: bool = False
     length_factor: float = 1.0
+    dropout: float = 0.0
     holdout: int = 2
     probe: int = 5
     every: int = 20
@@ -61,6 +64,8 @@ class TrainConfig:
             raise UsageError(f"the weight thresholds {self.low} and {self.high} are not ordered")
         if not self.temperature > 0:
             raise UsageError(f"the pooling temperature must be positive, not {self.temperature}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         for name in ("lr", "distil_lr", "length_factor"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be positive, not {getattr(self, name)}")

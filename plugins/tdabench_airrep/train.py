@@ -44,12 +44,21 @@ CHUNK = 1024  # tokens per forward pass: on a CPU, activations that stay in cach
 # --------------------------------------------------------------------------- gradient caching
 
 
-def embed(encoder: Encoder, tokens: Sequence[Tokens], chunk_tokens: int = CHUNK) -> torch.Tensor:
-    """Computes embeddings without gradient, float32 [example, dim] on the CPU."""
+def embed(
+    encoder: Encoder,
+    tokens: Sequence[Tokens],
+    chunk_tokens: int = CHUNK,
+    keep: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Computes embeddings without gradient, float32 [example, dim] on the CPU.
+
+    `keep` [example, inputs of the projection] is the step's dropout.
+    """
     out = torch.empty(len(tokens), encoder.dim)
     with torch.no_grad():
         for index in batch_places([len(t) for t in tokens], chunk_tokens):
-            out[index] = encoder(*padded(tokens, index, encoder.device)).float().cpu()
+            part = None if keep is None else keep[index]
+            out[index] = encoder(*padded(tokens, index, encoder.device), part).float().cpu()
     return out
 
 
@@ -58,12 +67,17 @@ def cached_backward(
     tokens: Sequence[Tokens],
     gradient: torch.Tensor,  # [example, dim]
     chunk_tokens: int = CHUNK,
+    keep: torch.Tensor | None = None,
 ) -> None:
-    """Adds d loss / d weights to the weights' `.grad`, given d loss / d embeddings."""
+    """Adds d loss / d weights to the weights' `.grad`, given d loss / d embeddings.
+
+    `keep` is the dropout under which `embed` computed the embeddings.
+    """
     for index in batch_places([len(t) for t in tokens], chunk_tokens):
         index = index[np.asarray(gradient[index].abs().sum(1) > 0)]
         if len(index):
-            out = encoder(*padded(tokens, index, encoder.device))
+            part = None if keep is None else keep[index]
+            out = encoder(*padded(tokens, index, encoder.device), part)
             out.backward(gradient[index].to(out.device, out.dtype))
 
 
@@ -288,21 +302,31 @@ class Trainer:
             return c.distil_lr * min((step + 1) / max(1, c.warmup), 1 - step / c.distil_steps)
         return c.lr * min(1.0, (step - c.distil_steps + 1) / max(1, c.warmup))
 
+    def kept(self, examples: int) -> torch.Tensor | None:
+        """Draws the step's dropout [example, inputs of the projection]: 0 or 1 / (1 - dropout)."""
+        p = self.config.dropout
+        if not p:
+            return None
+        draw = torch.Generator().manual_seed(named_seed(self.config.seed, f"dropout-{self.step}"))
+        some = torch.rand(examples, sum(self.encoder.blocks), generator=draw) >= p
+        return some / (1 - p)
+
     def update(self, problem: Problem) -> float:
         n = len(problem.dev)
+        keep = self.kept(n + len(problem.train))
         if self.config.train_body:
             tokens = [self.dev[i] for i in problem.dev] + [self.train[i] for i in problem.train]
-            e = embed(self.encoder, tokens, self.chunk_tokens)
+            e = embed(self.encoder, tokens, self.chunk_tokens, keep)
         else:
             states = [self.states("dev")[problem.dev], self.states("train")[problem.train]]
-            e = self.encoder.project(torch.cat(states))
+            e = self.encoder.project(torch.cat(states), keep)
         found = e.detach().float().cpu()
         value, dq, dz = objective(found[:n], found[n:], problem, self.config, self.slope)
         if not np.isfinite(value):
             raise TdabenchError(f"the training loss became {value} at step {self.step}")
         gradient = torch.cat([dq, dz])
         if self.config.train_body:
-            cached_backward(self.encoder, tokens, gradient, self.chunk_tokens)
+            cached_backward(self.encoder, tokens, gradient, self.chunk_tokens, keep)
         else:
             e.backward(gradient.to(e.device, e.dtype))
         if self.config.clip:

@@ -337,7 +337,9 @@ def test_a_teacher_may_have_scored_a_sample(tiny_target, tiny_corpus, tiny_queri
     assert float(dq[1].abs().sum()) == float(dz[3:].abs().sum()) == 0
 
 
-@pytest.mark.parametrize("kw", [{}, {"slope": True, "train_body": False}])
+@pytest.mark.parametrize(
+    "kw", [{}, {"dropout": 0.3}, {"slope": True, "train_body": False, "dropout": 0.3}]
+)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_resumed_training_is_the_same_training(
     tiny_target, tiny_corpus, tiny_queries, tmp_path, normalise, kw
@@ -370,17 +372,17 @@ def test_resumed_training_is_the_same_training(
         _trainer(*args, tmp_path / "part", labels, lr=1e-3, body=body, **kw).run()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_frozen_body_gives_the_steps_of_a_body_without_learning_rate(
-    tiny_target, tiny_corpus, tiny_queries, tmp_path
+    tiny_target, tiny_corpus, tiny_queries, tmp_path, dropout
 ):
     """States computed once and states computed in every step give the same projection."""
     labels = _labels(tiny_corpus, tiny_queries)
     args = (tiny_target, tiny_corpus, tiny_queries)
     trained = []
     for frozen in (True, False):
-        trainer = _trainer(
-            *args, tmp_path / str(frozen), labels, train_body=not frozen, clip=0.0, slope=True
-        )
+        kw = {"train_body": not frozen, "clip": 0.0, "slope": True, "dropout": dropout}
+        trainer = _trainer(*args, tmp_path / str(frozen), labels, **kw)
         if not frozen:
             trainer.optimizer.param_groups[0]["factor"] = 0.0
         trainer.run()
@@ -392,6 +394,27 @@ def test_a_frozen_body_gives_the_steps_of_a_body_without_learning_rate(
     assert not torch.equal(a.projector.weight, _encoder(tiny_target).projector.weight)
     torch.testing.assert_close(a.projector.weight, b.projector.weight, rtol=1e-3, atol=1e-5)
     assert float(trained[0].slope) == pytest.approx(float(trained[1].slope), abs=1e-4)
+
+
+def test_dropout_is_drawn_per_step_and_example_and_only_while_training(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path
+):
+    args = (tiny_target, tiny_corpus, tiny_queries)
+    labels = _labels(tiny_corpus, tiny_queries)
+    plain = _trainer(*args, tmp_path / "plain", labels)
+    assert plain.kept(5) is None
+    trainer = _trainer(*args, tmp_path / "dropped", labels, dropout=0.25)
+    keep = trainer.kept(2000)
+    assert keep.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert float(keep.mean()) == pytest.approx(1.0, abs=0.02)  # inputs keep their expectation
+    assert not torch.equal(keep[0], keep[1])
+    assert torch.equal(keep, trainer.kept(2000))
+    trainer.step += 1
+    assert not torch.equal(keep, trainer.kept(2000))
+    places = np.arange(4)
+    assert torch.equal(trainer.embed_train(places), trainer.embed_train(places))
+    with pytest.raises(UsageError, match="dropout must be"):
+        TrainConfig(dropout=1.0)
 
 
 def test_the_slope_of_the_loss_has_the_gradient_of_scaled_group_scores() -> None:
