@@ -19,6 +19,7 @@ from tdabench.api import (
     MethodError,
     batch_order,
     example_losses,
+    fast_products,
     map_batches,
     named_seed,
 )
@@ -177,7 +178,12 @@ class Run:
 
     def _batches(self, k: int, compute: Any) -> Iterator[tuple[np.ndarray, Any]]:
         part = [self.tokens[int(i)] for i in self.orders[k]]
-        return map_batches(self.context, part, compute, what="a training step", max_examples=64)
+
+        def fast(batch: Batch) -> Any:
+            with fast_products():
+                return compute(batch)
+
+        return map_batches(self.context, part, fast, what="a training step", max_examples=64)
 
     def _weights_of(self, k: int, batch: Batch) -> Tensor:
         """Returns w of the examples of a batch of step k: [b]."""
