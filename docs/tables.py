@@ -631,6 +631,79 @@ def cost_figure(folders: list[Path]) -> bytes | None:
     return plots.figure_bytes(figure, "svg")
 
 
+AIRREP = "methods/airrep.md"
+BUDGET = "methods/airrep-labels.svg"
+VARIANTS = "pocket-variants"  # the suite that `tdabench airrep variants` writes
+
+
+def learning(folders: list[Path]) -> list[str]:
+    """Table of the variants of AirRep's encoder: what labels, pooling in training and body add."""
+    from tdabench.stats import compare
+
+    found = records(folders, "lds", VARIANTS)
+    main = records(folders, "lds")
+    rows = sorted(good(found, MAIN, "lds"), key=lambda r: r["metrics"]["lds"]["value"])
+    others = [main[MAIN, m] for m in ("logra", "ekfac") if (MAIN, m) in main]
+    drawn = replicates([*rows, *others], "lds")
+    full = drawn.get("airrep-full")
+    if full is None:
+        return []
+    table = []
+    for r in [*rows, *others]:
+        label = r["method"]["label"]
+        tuned, difference = r["method"]["tuned"], ["", ""]
+        if label != "airrep-full" and label in drawn:
+            c = compare(full, drawn[label])
+            p = "< 0.001" if c.p < 0.001 else f"{c.p:.2g}"
+            difference = [f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", p]
+        table.append(
+            [
+                f"`{label}`",
+                str((r["cost"].get("prepare") or {}).get("retrainings", 0)),
+                _short(tuned["temperature"]) if "temperature" in tuned else "",
+                interval(r["metrics"]["lds"]),
+                *difference,
+                f"{r['cost']['bytes_per_example']:,.0f}",
+            ]
+        )
+    header = (
+        "encoder | retrainings | temperature | LDS [95%] | `airrep-full` minus it [95%] | p "
+        "| bytes/ex"
+    )
+    return markdown(header, table)[:-1]
+
+
+def budget_figure(folders: list[Path]) -> bytes | None:
+    """LDS of AirRep's variants against retrainings for labels, as SVG; None without records."""
+    from tdabench.report import figures, plots
+
+    found = good(records(folders, "lds", VARIANTS), MAIN, "lds")
+    main = records(folders, "lds")
+    value = {r["method"]["label"]: r["metrics"]["lds"] for r in found}
+    points = []
+    for r in found:
+        label, n = r["method"]["label"], (r["cost"].get("prepare") or {}).get("retrainings", 0)
+        if n:
+            series = "averaged in training" if label == "airrep-no-attention" else "as published"
+            name = label.removeprefix("airrep-")
+            lds = value[label]
+            points.append(
+                figures.Point(name, series, n, lds["value"], lds["low"], lds["high"], False)
+            )
+    if len(points) < 2:
+        return None
+    lines = {"no labels": value["airrep-start"]["value"]} if "airrep-start" in value else {}
+    lines |= {m: main[MAIN, m]["metrics"]["lds"]["value"] for m in ("logra",) if (MAIN, m) in main}
+    figure = plots.scatter(
+        points,
+        "retrainings for labels",
+        "LDS on the test truth",
+        f"pocket · {MAIN} · airrep",
+        lines,
+    )
+    return plots.figure_bytes(figure, "svg")
+
+
 def main() -> None:
     folders = [Path(a) for a in sys.argv[1:]]
     written = 0
@@ -646,12 +719,16 @@ def main() -> None:
         body = "\n".join(lines) + "\n"
         path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
         written += 1
-    if lines := factbook(folders):
-        path = DOCS / FACTBOOK
+    for page_name, lines in ((FACTBOOK, factbook(folders)), (AIRREP, learning(folders))):
+        if not lines:
+            continue
+        path = DOCS / page_name
         body = "\n".join(lines) + "\n"
         text = path.read_text(encoding="utf-8")
         path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
         written += 1
+    if drawn := budget_figure(folders):
+        (DOCS / BUDGET).write_bytes(drawn)
     if drawn := cost_figure(folders):
         (DOCS / FIGURE).write_bytes(drawn)
     if README.exists() and (shown := board(folders)):
