@@ -8,7 +8,6 @@ r = -(loss - mean) / std, with mean and population std over the instance's subse
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -345,7 +344,7 @@ class LabelJob:
             def on_unit(unit: Any, reason: str, k: int = k, n: int = n) -> None:
                 nonlocal began, done
                 now = time.perf_counter()
-                self._charge("seconds", now - began)
+                self._charge(now - began)
                 done += 1
                 say(
                     f"instance {k + 1}/{self.draw.instances}, retraining {done}/{n}, "
@@ -353,31 +352,28 @@ class LabelJob:
                 )
                 began = now
 
-            place, used = self.place(k), _cpu_seconds()
-            try:
-                build_truth(plan, self.target, pool, dev, place, workers=workers, on_unit=on_unit)
-            finally:
-                self._charge("cpu_seconds", _cpu_seconds() - used)
+            place = self.place(k)
+            build_truth(plan, self.target, pool, dev, place, workers=workers, on_unit=on_unit)
             self.collect().save(self.folder / "labels.safetensors")
         labels = self.collect()
         for line in labels.excluded():
             say(f"excluded: {line}")
         labels.save(self.folder / "labels.safetensors")
 
-    def _charge(self, what: str, seconds: float) -> None:
+    def _charge(self, seconds: float) -> None:
         path = self.folder / "cost.json"
-        cost = {"seconds": 0.0, "cpu_seconds": 0.0} | (read_json(path) if path.exists() else {})
-        cost[what] = round(cost[what] + seconds, 3)
-        write_json(path, cost)
+        spent = read_json(path)["seconds"] if path.exists() else 0.0
+        write_json(path, {"seconds": round(spent + seconds, 3)})
 
     def collect(self) -> Labels:
         """Collects the labels of every instance with at least two finished retrainings.
 
         Subsets with failed or unfinished retrainings are left out.
         """
-        from tdabench.api import finished_units, unit_losses
+        from tdabench.api import finished_units, unit_losses, unit_seconds
 
         instances = []
+        seconds: list[float] = []  # of the processor, for each retraining that measured it
         for k in range(self.draw.instances):
             if not self.place(k).exists():
                 continue
@@ -388,6 +384,8 @@ class LabelJob:
                 if row is not None:
                     members.append(pool[plan.groups[unit.group]])
                     losses.append(row)
+                    measured = unit_seconds(self.place(k), unit)
+                    seconds += [] if measured is None else [measured]
             if len(losses) >= 2:
                 subsets = Groups.of(members, len(self.train))
                 instances.append(Instance(dev, subsets, np.stack(losses)))
@@ -396,13 +394,9 @@ class LabelJob:
         cost = self.folder / "cost.json"
         meta = self.describe() | (read_json(cost) if cost.exists() else {"seconds": 0.0})
         meta["retrainings"] = sum(len(i.subsets) for i in instances)
+        if seconds:  # retrainings that did not measure it count as the mean of those that did
+            meta["cpu_seconds"] = round(float(np.mean(seconds)) * meta["retrainings"], 3)
         return Labels(tuple(instances), len(self.train), len(self.dev), meta)
-
-
-def _cpu_seconds() -> float:
-    """Returns the processor time of this process and of finished workers."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def _count(folder: Path) -> int:

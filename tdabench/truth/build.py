@@ -162,9 +162,11 @@ def store(plan: TruthPlan, folder: Path, unit: Unit, result: UnitResult) -> None
             checkpoint_path(folder, unit, step), weights,
             {"unit": unit.name, "plan": plan.key, "step": step},
         )  # fmt: skip
-    meta = {"unit": unit.name, "plan": plan.key}
+    meta: dict[str, Any] = {"unit": unit.name, "plan": plan.key}
     if result.made_by:
         meta["made_by"] = result.made_by
+    if result.cpu_seconds:
+        meta["cpu_seconds"] = round(result.cpu_seconds, 3)
     write_arrays(unit_path(folder, unit), {"losses": result.losses}, meta)
     failure_path(folder, unit).unlink(missing_ok=True)
 
@@ -180,6 +182,12 @@ def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
     """
     found = _read_row(plan, folder, unit)
     return found[0] if found else None
+
+
+def row_seconds(folder: Path, unit: Unit) -> float | None:
+    """Reads the processor time of a finished unit, in seconds; None if it was not measured."""
+    seconds = read_arrays(unit_path(folder, unit))[1].get("cpu_seconds")
+    return None if seconds is None else float(seconds)
 
 
 def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, str] | None:

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,12 +43,14 @@ class UnitResult:
     """The result of one retraining: losses float32 [query], and the checkpoints that it kept.
 
     `checkpoints` maps a step to the weights after it, float32 by name. `made_by` names a training
-    mode that rounds differently from a unit trained alone.
+    mode that rounds differently from a unit trained alone. `cpu_seconds` is the processor time of
+    the retraining; 0 if it was not measured.
     """
 
     losses: np.ndarray
     checkpoints: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
     made_by: str = ""
+    cpu_seconds: float = 0.0
 
 
 Take = Callable[[], Unit | None]
@@ -103,6 +106,7 @@ class UnitTrainer:
         """Returns the unit's result, or the reason for its absence."""
         kept: dict[int, dict[str, np.ndarray]] = {}
         parts: list[int] = []  # examples per pass, if memory ran out
+        began = time.process_time()
 
         def keep(step: int, model: PreTrainedModel) -> None:
             kept[step] = {k: v.to("cpu", copy=True).numpy() for k, v in model.state_dict().items()}
@@ -112,7 +116,8 @@ class UnitTrainer:
                 losses = self.losses(unit, keep if self.plan.recipe.keep else None, parts.append)
             if not np.isfinite(losses).all():
                 return f"{int((~np.isfinite(losses)).sum())} of its losses are not finite"
-            return UnitResult(losses, kept, f"micro-batches of {parts[-1]}" if parts else "")
+            made_by = f"micro-batches of {parts[-1]}" if parts else ""
+            return UnitResult(losses, kept, made_by, time.process_time() - began)
         except (TdabenchError, RuntimeError, MemoryError) as e:
             return f"{type(e).__name__}: {e}"
 

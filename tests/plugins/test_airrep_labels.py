@@ -130,6 +130,24 @@ def test_stopped_job_goes_on_and_collects_what_is_there(
         _job(tiny_target, tiny_corpus, tiny_queries, tmp_path / "part", other).claim()
 
 
+def test_labels_count_the_processor_time_of_every_process(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path
+):
+    from tdabench.api import finished_units, unit_seconds
+
+    job = _job(tiny_target, tiny_corpus, tiny_queries, tmp_path)
+    job.run(2, lambda line: None)  # retrained in processes that are not children of this one
+    each = [
+        unit_seconds(job.place(k), unit)
+        for k in range(2)
+        for unit in finished_units(job.plan(k)[0], job.place(k))
+    ]
+    assert len(each) == 6 and all(e > 0 for e in each)
+    assert Labels.load(tmp_path / "labels.safetensors").meta["cpu_seconds"] == pytest.approx(
+        sum(each), abs=1e-3
+    )
+
+
 def test_labels_refuse_another_corpus(tiny_corpus, tiny_queries, tmp_path) -> None:
     instance = Instance(np.array([0]), Groups.of([[1], [2]], 60), np.zeros((2, 1), np.float32))
     meta = {"train": tiny_corpus.fingerprint, "dev": tiny_queries.fingerprint}
