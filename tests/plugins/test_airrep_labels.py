@@ -142,7 +142,8 @@ def test_labels_count_the_processor_time_of_every_process(
         for k in range(2)
         for unit in finished_units(job.plan(k)[0], job.place(k))
     ]
-    assert len(each) == 6 and all(e > 0 for e in each)
+    assert len(each) == 6
+    assert all(e > 0 for e in each)
     assert Labels.load(tmp_path / "labels.safetensors").meta["cpu_seconds"] == pytest.approx(
         sum(each), abs=1e-3
     )
