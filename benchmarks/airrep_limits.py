@@ -9,6 +9,8 @@ the projection, and prints one JSON line: the LDS on its held-out labels, and on
   the remaining groups of the same queries: what the features can express, if the queries' own
   retrainings were known. Four folds.
 - queries: the labels of a share of the dev examples only.
+- tasks: the labels of dev examples of one half of the tasks only, measured on the tuning queries of
+  the other half; and of a random half of the dev examples, measured on the same queries.
 - noise: the noise of a retraining added to every label (two retrainings agree by about 0.75, so its
   variance is a third of the signal's).
 - simulated: labels from a teacher's scores (sums over a subset), without noise and with that of a
@@ -74,7 +76,7 @@ def simulated(
 @click.option("--encoder", required=True, type=click.Path(path_type=Path), help="A trained one.")
 @click.option("--labels", required=True, type=click.Path(path_type=Path), help="Its labels.")
 @click.option("--teacher", default=None, type=click.Path(path_type=Path), help="For simulation.")
-@click.option("--rows", default="oracle,queries,noise,simulated", show_default=True)
+@click.option("--rows", default="oracle,queries,tasks,noise,simulated", show_default=True)
 @click.option("--budgets", default="11,61,305", show_default=True, help="Simulated instances.")
 @click.option("--shares", default="0.1,0.3,1", show_default=True, help="Shares of dev examples.")
 @click.option("--steps", default=0, help="Maximum steps; 0: the recipe's.")
@@ -117,13 +119,13 @@ def main(
                 trainer.run()
         return trainer
 
-    def on_truth(trainer: Trainer, losses: np.ndarray) -> float:
-        """Returns the LDS of the trained encoder on losses [group, query]."""
+    def on_truth(trainer: Trainer, losses: np.ndarray, some: np.ndarray = goal.dev) -> float:
+        """Returns the LDS of the trained encoder on losses [group, query] of some queries."""
         with tempfile.TemporaryDirectory() as work:
             judge = Trainer(
                 trainer.encoder, loaded.train, asked, replace(config, steps=0), Path(work)
             )
-            instance = replace(goal, losses=losses)
+            instance = Instance(some, goal.subsets, losses)
             return lds_of(judge.scores_of(instance), instance.labels)
 
     def tell(row: str, trainer: Trainer, on: float | None, **what: Any) -> None:
@@ -159,6 +161,20 @@ def main(
                 parts.append(Instance(i.dev[k], i.subsets, i.losses[:, k]))
             done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
             tell("queries", done, on_truth(done, goal.losses), dev_examples=len(some))
+    if "tasks" in wanted:
+        names = sorted({e.task for e in asked})
+        for half in (names[::2], names[1::2]):
+            other = np.flatnonzero([e.task not in half for e in asked])
+            of_half = np.flatnonzero([e.task in half for e in source.dev])
+            random = rng.permutation(real.n_dev)[: len(of_half)]
+            for what, some in (("other tasks", of_half), ("all tasks", random)):
+                parts = []
+                for i in everything[:-hold]:
+                    k = np.isin(i.dev, some)
+                    parts.append(Instance(i.dev[k], i.subsets, i.losses[:, k]))
+                done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
+                on = on_truth(done, goal.losses[:, other], other)
+                tell("tasks", done, on, labels_of=what, dev_examples=len(some))
     if "noise" in wanted:
         parts = [replace(i, losses=noisy(i.losses, rng)) for i in everything[:-hold]]
         done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
