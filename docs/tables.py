@@ -659,7 +659,7 @@ def learning(folders: list[Path]) -> list[str]:
         table.append(
             [
                 f"`{label}`",
-                str((r["cost"].get("prepare") or {}).get("retrainings", 0)),
+                f"{(r['cost'].get('prepare') or {}).get('retrainings', 0):,.0f}",
                 _short(tuned["temperature"]) if "temperature" in tuned else "",
                 interval(r["metrics"]["lds"]),
                 *difference,
