@@ -47,6 +47,12 @@ class OnItsQueries(Trainer):
         return {"lds": float(np.mean([lds_of(self.scores_of(i), i.labels) for i in self.held]))}
 
 
+def only(instance: Instance, some: np.ndarray) -> Instance:
+    """Returns the labels of the dev examples `some` alone."""
+    k = np.isin(instance.dev, some)
+    return Instance(instance.dev[k], instance.subsets, instance.losses[:, k])
+
+
 def noisy(losses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Adds noise to losses [subset, dev], of a third of each dev example's variance."""
     scale = losses.std(0, keepdims=True) * NOISE**0.5
@@ -155,10 +161,7 @@ def main(
     if "queries" in wanted:
         for share in (float(x) for x in shares.split(",")):
             some = rng.permutation(real.n_dev)[: round(share * real.n_dev)]
-            parts = []
-            for i in everything[:-hold]:
-                k = np.isin(i.dev, some)
-                parts.append(Instance(i.dev[k], i.subsets, i.losses[:, k]))
+            parts = [only(i, some) for i in everything[:-hold]]
             done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
             tell("queries", done, on_truth(done, goal.losses), dev_examples=len(some))
     if "tasks" in wanted:
@@ -168,10 +171,7 @@ def main(
             of_half = np.flatnonzero([e.task in half for e in source.dev])
             random = rng.permutation(real.n_dev)[: len(of_half)]
             for what, some in (("other tasks", of_half), ("all tasks", random)):
-                parts = []
-                for i in everything[:-hold]:
-                    k = np.isin(i.dev, some)
-                    parts.append(Instance(i.dev[k], i.subsets, i.losses[:, k]))
+                parts = [only(i, some) for i in everything[:-hold]]
                 done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
                 on = on_truth(done, goal.losses[:, other], other)
                 tell("tasks", done, on, labels_of=what, dev_examples=len(some))

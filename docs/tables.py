@@ -133,8 +133,6 @@ PAIRS = (
 
 def contrasts(found: Records) -> list[str]:
     """Paired differences of LDS of PAIRS for new tasks, a column per target."""
-    from tdabench.stats import compare
-
     targets = ordered(found)
     boots = {t: replicates(good(found, t, "lds"), "lds") for t in targets}
     rows = []
@@ -144,13 +142,20 @@ def contrasts(found: Records) -> list[str]:
             if a not in boots[t] or b not in boots[t]:
                 cells.append("")
                 continue
-            c = compare(boots[t][a], boots[t][b])
-            p = "< 0.001" if c.p < 0.001 else f"{c.p:.2g}"
-            cells.append(f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}], {p}")
+            cells.append(", ".join(difference(boots[t][a], boots[t][b])))
         if any(cells):
             rows.append([f"`{a}` - `{b}`", *cells])
     heads = [f"{t}: difference [95%], p" for t in targets]
     return markdown(" | ".join(["methods", *heads]), rows)[:-1] if rows else []
+
+
+def difference(a: Any, b: Any) -> tuple[str, str]:
+    """Returns a minus b with its interval, and p, of two bootstraps."""
+    from tdabench.stats import compare
+
+    c = compare(a, b)
+    p = "< 0.001" if c.p < 0.001 else f"{c.p:.2g}"
+    return f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", p
 
 
 def replicates(rows: list[Record], metric: str) -> dict[str, Any]:
@@ -638,8 +643,6 @@ VARIANTS = "pocket-variants"  # the suite that `tdabench airrep variants` writes
 
 def learning(folders: list[Path]) -> list[str]:
     """Table of the variants of AirRep's encoder: what labels, pooling in training and body add."""
-    from tdabench.stats import compare
-
     found = records(folders, "lds", VARIANTS)
     main = records(folders, "lds")
     rows = sorted(good(found, MAIN, "lds"), key=lambda r: r["metrics"]["lds"]["value"])
@@ -651,18 +654,15 @@ def learning(folders: list[Path]) -> list[str]:
     table = []
     for r in [*rows, *others]:
         label = r["method"]["label"]
-        tuned, difference = r["method"]["tuned"], ["", ""]
-        if label != "airrep-full" and label in drawn:
-            c = compare(full, drawn[label])
-            p = "< 0.001" if c.p < 0.001 else f"{c.p:.2g}"
-            difference = [f"{c.effect:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", p]
+        tuned = r["method"]["tuned"]
+        compared = label != "airrep-full" and label in drawn
         table.append(
             [
                 f"`{label}`",
                 f"{(r['cost'].get('prepare') or {}).get('retrainings', 0):,.0f}",
                 _short(tuned["temperature"]) if "temperature" in tuned else "",
                 interval(r["metrics"]["lds"]),
-                *difference,
+                *(difference(full, drawn[label]) if compared else ("", "")),
                 f"{r['cost']['bytes_per_example']:,.0f}",
             ]
         )
@@ -678,22 +678,21 @@ def budget_figure(folders: list[Path]) -> bytes | None:
     from tdabench.report import figures, plots
 
     found = good(records(folders, "lds", VARIANTS), MAIN, "lds")
-    main = records(folders, "lds")
-    value = {r["method"]["label"]: r["metrics"]["lds"] for r in found}
+    start = [r for r in found if r["method"]["label"] == "airrep-start"]
+    logra = records(folders, "lds").get((MAIN, "logra"))
     points = []
     for r in found:
         label, n = r["method"]["label"], (r["cost"].get("prepare") or {}).get("retrainings", 0)
         if n:
             series = "averaged in training" if label == "airrep-no-attention" else "as published"
-            name = label.removeprefix("airrep-")
-            lds = value[label]
+            name, lds = label.removeprefix("airrep-"), r["metrics"]["lds"]
             points.append(
                 figures.Point(name, series, n, lds["value"], lds["low"], lds["high"], False)
             )
     if len(points) < 2:
         return None
-    lines = {"no labels": value["airrep-start"]["value"]} if "airrep-start" in value else {}
-    lines |= {m: main[MAIN, m]["metrics"]["lds"]["value"] for m in ("logra",) if (MAIN, m) in main}
+    named = [*(("no labels", r) for r in start), *([("logra", logra)] if logra else [])]
+    lines = {name: r["metrics"]["lds"]["value"] for name, r in named}
     figure = plots.scatter(
         points,
         "retrainings for labels",
@@ -704,6 +703,15 @@ def budget_figure(folders: list[Path]) -> bytes | None:
     return plots.figure_bytes(figure, "svg")
 
 
+def write_between_marks(path: Path, lines: list[str]) -> None:
+    """Replaces what stands between the marks of a page. Exits if it has none."""
+    text = path.read_text(encoding="utf-8")
+    if not MARKS.search(text):
+        sys.exit(f"{path} has no marks")
+    body = "\n".join(lines) + "\n"
+    path.write_text(MARKS.sub(lambda m: m[1] + body + m[2], text), encoding="utf-8")
+
+
 def main() -> None:
     folders = [Path(a) for a in sys.argv[1:]]
     written = 0
@@ -712,20 +720,12 @@ def main() -> None:
         lines = page(found) if found else []
         if not lines:
             continue
-        path = DOCS / name
-        text = path.read_text(encoding="utf-8")
-        if not MARKS.search(text):
-            sys.exit(f"{path} has no marks")
-        body = "\n".join(lines) + "\n"
-        path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
+        write_between_marks(DOCS / name, lines)
         written += 1
     for page_name, lines in ((FACTBOOK, factbook(folders)), (AIRREP, learning(folders))):
         if not lines:
             continue
-        path = DOCS / page_name
-        body = "\n".join(lines) + "\n"
-        text = path.read_text(encoding="utf-8")
-        path.write_text(MARKS.sub(lambda m, b=body: m[1] + b + m[2], text), encoding="utf-8")
+        write_between_marks(DOCS / page_name, lines)
         written += 1
     if drawn := budget_figure(folders):
         (DOCS / BUDGET).write_bytes(drawn)
