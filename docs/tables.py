@@ -390,14 +390,22 @@ ASIDE = {  # further columns of factbook's board: benchmark -> metric -> header
 
 
 def factbook(folders: list[Path]) -> list[str]:
-    """LDS of methods on factbook's small target, and what else was measured of them there.
+    """LDS of methods on factbook's two targets, and what else was measured of them there.
 
-    Behind the table: how far the ranking agrees with the table of pocket in methods/fidelity.md.
+    Behind each table: how far its ranking agrees with the other target's and pocket's.
     """
-    from scipy.stats import spearmanr
-
     aside = {b: records(folders, b, "factbook") for b in ASIDE}
-    rows = good(records(folders, "lds", "factbook"), "small", "lds")
+    lds = records(folders, "lds", "factbook")
+    small, real = (good(lds, target, "lds") for target in ("small", "smollm2"))
+    lines = _factbook_board(small, "small", aside)
+    if not real:
+        return lines
+    found = {r["method"]["label"]: r["metrics"]["lds"]["value"] for r in small}
+    more = _agreement(real, found, "on `small`")
+    return [*lines, "", "### SmolLM2-135M", "", *_factbook_board(real, "smollm2", aside), *more]
+
+
+def _factbook_board(rows: list[Record], target: str, aside: dict[str, Records]) -> list[str]:
     if not rows:
         return []
     ranks = letters(rows, "lds")
@@ -406,7 +414,7 @@ def factbook(folders: list[Path]) -> list[str]:
         label, metrics, cost = record["method"]["label"], record["metrics"], record["cost"]
         more = []
         for benchmark, shown in ASIDE.items():
-            other = aside[benchmark].get(("small", label), {}).get("metrics", {})
+            other = aside[benchmark].get((target, label), {}).get("metrics", {})
             more += [f"{other[m]['value']:.2f}" if m in other else "" for m in shown]
         share = metrics.get("share_of_ceiling")
         each = 1e3 * cost["query"]["cpu_seconds"] / max(1, cost["query"]["queries"])
@@ -427,39 +435,25 @@ def factbook(folders: list[Path]) -> list[str]:
     ceiling = next((r["metrics"]["ceiling"] for r in rows if "ceiling" in r["metrics"]), None)
     if ceiling:
         lines.append(f"Noise ceiling {interval(ceiling, 2)}.")
+    for other in dict.fromkeys((MAIN, "instruct")):
+        there = _published_lds(DOCS / "methods" / "fidelity.md", other)
+        lines += _agreement(rows, there, f"on pocket's `{other}`")
+    return lines
+
+
+def _agreement(rows: list[Record], there: dict[str, float], where: str) -> list[str]:
+    """Says how far the LDS of the rows ranks the methods as `there` [method -> LDS] does."""
+    from scipy.stats import spearmanr
+
     here = {r["method"]["label"]: r["metrics"]["lds"]["value"] for r in rows}
-    for target in dict.fromkeys((MAIN, "instruct")):
-        there = _published_lds(DOCS / "methods" / "fidelity.md", target)
-        both = sorted(set(here) & set(there))
-        if len(both) > 2:
-            rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
-            lines.append(
-                f"Over the {len(both)} methods that are on both boards, LDS here and on pocket's "
-                f"`{target}` have a Spearman correlation of {rho:.2f}."
-            )
-    real = _labels_only(aside, "smollm2")
-    return [*lines, "", "### SmolLM2-135M, without a truth", "", *real] if real else lines
-
-
-def _labels_only(aside: dict[str, Records], target: str) -> list[str]:
-    """What labels and facts say of methods on a target of factbook that has no truth."""
-    rows = good(aside["classification"], target, "accuracy")
-    cells = []
-    for r in rows:
-        label, m, cost = r["method"]["label"], r["metrics"], r["cost"]
-        traced = aside["tracing"].get((target, label), {}).get("metrics", {})
-        cells.append([
-            f"`{label}`", interval(m["accuracy"]), interval(m.get("accuracy_source")),
-            interval(traced.get("mrr")), f"{cost['build']['cpu_seconds']:.2g} s",
-        ])  # fmt: skip
-    if not rows:
+    both = sorted(set(here) & set(there))
+    if len(both) < 3:
         return []
-    chance = [f"{rows[0]['metrics'][c]['value']:.3f}" for c in ("chance", "chance_source")]
-    cells.append(["chance", *chance, "", ""])
-    header = (
-        "method | kind first [95%] | country first [95%] | mrr of the stating passage [95%] | build"
-    )
-    return markdown(header, cells)[:-1]
+    rho = spearmanr([here[m] for m in both], [there[m] for m in both]).statistic
+    return [
+        f"Over the {len(both)} methods that are on both boards, LDS here and {where} have a "
+        f"Spearman correlation of {rho:.2f}."
+    ]
 
 
 def _published_lds(page: Path, target: str) -> dict[str, float]:

@@ -174,7 +174,7 @@ def test_removals_are_compared_where_they_were_asked_alike() -> None:
     assert lines[0].endswith("| 0.25 [0.10, 0.50] | 0.25 [0.10, 0.50] | +0.25 | +0.25 |")
 
 
-def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
+def test_factbook_has_a_board_per_target_and_says_how_far_they_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = script()
@@ -210,11 +210,17 @@ def test_factbook_has_a_board_of_its_small_target_and_labels_of_the_real_one(
     assert "| 37% | 0.05 | 1.00 | 0.25 | 0.12 | 1.5 s | 2 ms |" in text[3]
     assert text[-1].startswith("Over the 3 methods that are on both boards")
     assert text[-1].endswith("correlation of -0.50.")
-    keep("smollm2", "classification", "a", accuracy=0.5, chance=0.1, chance_source=0.01)
+    for label, lds in (("a", 0.5), ("b", 0.3), ("c", 0.1)):
+        keep("smollm2", "lds", label, lds=lds)
+    keep("smollm2", "classification", "a", accuracy=0.5)
     text = module.factbook([tmp_path])
-    assert "### SmolLM2-135M, without a truth" in text
-    assert "| `a` | 0.500 |  |  | 1.5 s |" in text
-    assert text[-1].startswith("| chance | 0.100 | 0.010 |")
+    assert text.index("### SmolLM2-135M") > text.index(
+        "| `c` | 0.100 [0.000, 0.200] |  | 12% | 0.05 |  |  |  | 1.5 s | 2 ms |"
+    )
+    real = text[text.index("### SmolLM2-135M") :]
+    assert "without a country" not in real[2]
+    assert real[4].startswith("| `a` | 0.500 [0.400, 0.600] |  | 62% | 0.05 | 0.50 |")
+    assert text[-1].endswith("LDS here and on `small` have a Spearman correlation of 0.50.")
 
 
 def test_every_page_has_its_marks_and_another_page_stays_as_it_is(
