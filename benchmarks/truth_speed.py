@@ -146,7 +146,8 @@ def timed(parts, engine, n, at_once):  # type: ignore[no-untyped-def]
         )  # fmt: skip
         if failed:
             sys.exit(f"{len(failed)} retrainings failed")
-        found = {u: read_row(plan, Path(folder), u) for u in units}
+        rows = {u: read_row(plan, Path(folder), u) for u in units}
+        found = {u: row.losses for u, row in rows.items() if row is not None}
     at_once = min(at_once, n - 1)
     each = (stamps[-1] - stamps[at_once - 1]) / (n - at_once)
     return each, max(0.0, stamps[at_once - 1] - began - each * at_once), found

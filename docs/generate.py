@@ -87,7 +87,7 @@ SECTIONS: dict[str, str] = {
     "FeatureStore build_index open_index in_processes on_ray",
     "Gradients": "GradientEngine Layer Workspace example_blocks layer_sums map_batches per_example "
     "second_moment select_layers stream_features",
-    "Truth": "Truth TruthPlan build_truth finished_units unit_losses unit_seconds",
+    "Truth": "Truth TruthPlan build_truth finished_units read_unit",
     "Retrained models": "random_groups retrained weights_of models_of losses_of check_room",
     "Suites": "Suite load_suite derive_suite registry read_settings",
     "Files and seeds": "read_arrays array_shapes write_arrays read_json write_json write_bytes "

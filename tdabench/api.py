@@ -90,8 +90,7 @@ from tdabench.toolkit.words import query_word_scores as query_word_scores
 from tdabench.toolkit.words import word_scores as word_scores
 from tdabench.truth.build import build as build_truth  # noqa: F401
 from tdabench.truth.build import finished as finished_units  # noqa: F401
-from tdabench.truth.build import read_row as unit_losses  # noqa: F401
-from tdabench.truth.build import row_seconds as unit_seconds  # noqa: F401
+from tdabench.truth.build import read_row as read_unit  # noqa: F401
 from tdabench.truth.plan import TruthPlan as TruthPlan
 from tdabench.truth.plan import check_disjoint as check_disjoint
 from tdabench.truth.store import Truth as Truth

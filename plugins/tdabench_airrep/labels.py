@@ -370,7 +370,7 @@ class LabelJob:
 
         Subsets with failed or unfinished retrainings are left out.
         """
-        from tdabench.api import finished_units, unit_losses, unit_seconds
+        from tdabench.api import finished_units, read_unit
 
         instances = []
         seconds: list[float] = []  # of the processor, for each retraining that measured it
@@ -380,12 +380,11 @@ class LabelJob:
             plan, _, _, pool, dev = self.plan(k)
             members, losses = [], []
             for unit in finished_units(plan, self.place(k)):
-                row = unit_losses(plan, self.place(k), unit)
+                row = read_unit(plan, self.place(k), unit)
                 if row is not None:
                     members.append(pool[plan.groups[unit.group]])
-                    losses.append(row)
-                    measured = unit_seconds(self.place(k), unit)
-                    seconds += [] if measured is None else [measured]
+                    losses.append(row.losses)
+                    seconds += [] if row.cpu_seconds is None else [row.cpu_seconds]
             if len(losses) >= 2:
                 subsets = Groups.of(members, len(self.train))
                 instances.append(Instance(dev, subsets, np.stack(losses)))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tdabench_airrep.encoder import Encoder
 
 WINDOW = 16_384  # examples encoded at a time into a store
-UNTRAINED = ":untrained"  # behind the name of an asset
+UNTRAINED = ":untrained"  # behind the name of an asset, or a folder
 WHITENED_ON = 1000  # training examples
 
 
@@ -33,9 +33,9 @@ class AirRep(RepresentationMethod):
 
     Source: arXiv 2505.18513, eq. 5.
 
-    encoder     a folder, or the name of an asset of the suite; "NAME:untrained" is that asset
-                before training: its body and a projection that centres and whitens states of the
-                training corpus, without labels
+    encoder     a folder, or the name of an asset of the suite; with ":untrained" behind, the
+                encoder before training: its body and a projection that centres and whitens
+                states of the training corpus, without labels
     max_tokens  tokens read per example; 0: as set by the encoder
     text        template with {prompt} and {response}; "": as set by the encoder
     dtype       of the arithmetic
@@ -74,7 +74,7 @@ class AirRep(RepresentationMethod):
     def folder(self, context: Context) -> Path:
         """Returns the encoder's folder: a suite's asset of that name, else a path."""
         name = self.encoder.removesuffix(UNTRAINED)
-        if name in context.assets or name != self.encoder:
+        if name in context.assets:
             return context.asset(name)
         path = Path(name).expanduser()
         if path.is_dir():

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -175,23 +175,19 @@ class DamagedRow(DataError):
     """A row that cannot be read; building again repairs it."""
 
 
-def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray | None:
-    """Reads the losses of a unit, float32 [query]; None if it is not finished.
+class Row(NamedTuple):
+    """What a finished unit left on disk."""
+
+    losses: np.ndarray  # float32 [query]
+    made_by: str  # a training mode that rounds differently ("" by default)
+    cpu_seconds: float | None  # processor time of the retraining; None if it was not measured
+
+
+def read_row(plan: TruthPlan, folder: Path, unit: Unit) -> Row | None:
+    """Reads the row of a unit; None if it is not finished.
 
     Raises DataError for a row that is damaged or belongs to another plan.
     """
-    found = _read_row(plan, folder, unit)
-    return found[0] if found else None
-
-
-def row_seconds(folder: Path, unit: Unit) -> float | None:
-    """Reads the processor time of a finished unit, in seconds; None if it was not measured."""
-    seconds = read_arrays(unit_path(folder, unit))[1].get("cpu_seconds")
-    return None if seconds is None else float(seconds)
-
-
-def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, str] | None:
-    """Reads the losses, and the name of a training mode that rounds differently ("" by default)."""
     path = unit_path(folder, unit)
     if not path.exists():
         return None
@@ -206,7 +202,8 @@ def _read_row(plan: TruthPlan, folder: Path, unit: Unit) -> tuple[np.ndarray, st
         raise DataError(f"{path} belongs to another plan", "Delete it and build again")
     if losses.shape != (len(plan.query_ids),):
         raise DamagedRow(f"{path} holds {losses.size} losses", "Run the build again")
-    return losses, str(meta.get("made_by", ""))
+    seconds = meta.get("cpu_seconds")
+    return Row(losses, str(meta.get("made_by", "")), None if seconds is None else float(seconds))
 
 
 def finished(plan: TruthPlan, folder: Path) -> list[Unit]:
@@ -253,12 +250,12 @@ def collect(plan: TruthPlan, folder: Path, stopped: Mapping[str, Any] | None = N
     units = [u for u in plan.units() if u.group < n]
     missing, ways = [], set()
     for unit in units:
-        row = _read_row(plan, folder, unit)
+        row = read_row(plan, folder, unit)
         if row is None:
             missing.append(unit)
         else:
-            losses[unit.group, unit.seed] = row[0]
-            ways.add(row[1])
+            losses[unit.group, unit.seed] = row.losses
+            ways.add(row.made_by)
     if missing:
         failed = sum(failure_path(folder, u).exists() for u in missing)
         raise DataError(

@@ -161,7 +161,7 @@ def stopped_in_words(stopped: Mapping[str, Any]) -> str:
 def _losses(plan: TruthPlan, folder: Path, unit: Unit) -> np.ndarray:
     row = read_row(plan, folder, unit)
     assert row is not None  # just built
-    return row
+    return row.losses
 
 
 def _stopped(

@@ -352,3 +352,7 @@ def test_an_untrained_encoder_has_the_recipes_body_and_whitened_states(tmp_path:
     bare = Context(target=declared.target, scratch=tmp_path)
     with pytest.raises(UsageError, match="provides no asset 'airrep'"):
         method.build(bare, train)
+    folder = AirRep(encoder=f"{suite.assets_for(declared)['airrep']}:untrained")
+    np.testing.assert_array_equal(folder.build(bare, train).score(queries), scores)
+    with pytest.raises(UsageError, match="no encoder folder"):
+        AirRep(encoder=f"{tmp_path / 'absent'}:untrained").build(bare, train)

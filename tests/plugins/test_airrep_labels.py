@@ -133,17 +133,17 @@ def test_stopped_job_goes_on_and_collects_what_is_there(
 def test_labels_count_the_processor_time_of_every_process(
     tiny_target, tiny_corpus, tiny_queries, tmp_path
 ):
-    from tdabench.api import finished_units, unit_seconds
+    from tdabench.api import finished_units, read_unit
 
     job = _job(tiny_target, tiny_corpus, tiny_queries, tmp_path)
     job.run(2, lambda line: None)  # retrained in processes that are not children of this one
-    each = [
-        unit_seconds(job.place(k), unit)
-        for k in range(2)
-        for unit in finished_units(job.plan(k)[0], job.place(k))
-    ]
+    each = []
+    for k in range(2):
+        plan = job.plan(k)[0]
+        rows = [read_unit(plan, job.place(k), unit) for unit in finished_units(plan, job.place(k))]
+        each += [row.cpu_seconds for row in rows if row is not None]
     assert len(each) == 6
-    assert all(e > 0 for e in each)
+    assert all(e is not None and e > 0 for e in each)
     assert Labels.load(tmp_path / "labels.safetensors").meta["cpu_seconds"] == pytest.approx(
         sum(each), abs=1e-3
     )
