@@ -588,7 +588,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _cost(records: Sequence[Record], where: Mapping[str, Run], machines: dict[str, str]) -> Cost:
-    """Averages costs over seeds. `machines` collects one letter per machine behind the times."""
+    """Averages costs over seeds. `machines` collects the machines behind the times."""
     if not records:
         return Cost()
 

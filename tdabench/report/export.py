@@ -23,7 +23,7 @@ from tdabench.report.terminal import (
     context_line,
     default_columns,
     footnotes,
-    machine_letter,
+    machine_mark,
     metric,
     title,
 )
@@ -161,7 +161,7 @@ def _plain(table: Table, row: Row, key: str) -> str:
         return count(value)
     said = milliseconds(value) if key == "query" else seconds(value)
     if value is not None and not table.one_machine:
-        said += f" {machine_letter(table, row.cost.machine)}"
+        said += f" {machine_mark(table, row.cost.machine)}"
     return said
 
 

@@ -186,6 +186,9 @@ def footnotes(
         if any(parts):
             spent = ", ".join(p for p in parts if p)
             out.append(f"{clean(row.label, 60)}'s prepare phase: {spent} (once).")
+    if not table.one_machine:
+        places = (f"#{i} {clean(m, 200)}" for i, m in enumerate(table.machines.values(), 1))
+        out.append(f"times were measured on: {'; '.join(places)}.")
     out += how_ranked(table)
     for row in table.rows:
         cell = _primary(table, row)
@@ -372,14 +375,17 @@ def _cost(row: Row, key: str, table: Table) -> str:
         return count(value)
     said = milliseconds(value) if key == "query" else seconds(value)
     if value is not None and not table.one_machine:
-        said += f" {machine_letter(table, row.cost.machine)}"
+        said += f" {machine_mark(table, row.cost.machine)}"
     return said
 
 
-def machine_letter(table: Table, machine: str) -> str:
-    """Returns `a`, `b`, … in the order of `table.machines`, to mark times as not comparable."""
+def machine_mark(table: Table, machine: str) -> str:
+    """Returns `#1`, `#2`, … in the order of `table.machines`, to mark times as not comparable.
+
+    Letters would be read as those of significance.
+    """
     places = list(table.machines)
-    return chr(ord("a") + places.index(machine)) if machine in places[:26] else "?"
+    return f"#{places.index(machine) + 1}" if machine in places else "?"
 
 
 def _line(cells: Sequence[Text], columns: Sequence[_Shown], widths: Sequence[int]) -> Text:

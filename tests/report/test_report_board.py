@@ -18,6 +18,7 @@ from tdabench.errors import DataError, UsageError
 from tdabench.io import read_json, write_json
 from tdabench.report.board import Board
 from tdabench.report.records import find_runs, read_run
+from tdabench.report.terminal import footnotes, machine_mark
 
 
 def table(*folders: Path, **more):
@@ -342,6 +343,10 @@ def test_times_of_two_machines_are_not_ranked(make_run):
         with pytest.raises(UsageError, match="2 machines cannot be ranked"):
             t.sorted_by(key)
     assert [r.label for r in t.sorted_by("bytes").rows] == ["x", "y"]
+    notes = [n for n in footnotes(t) if n.startswith("times were measured on: #1 ")]
+    assert len(notes) == 1
+    assert "; #2 Other" in notes[0]
+    assert [machine_mark(t, r.cost.machine) for r in t.rows] == ["#1", "#2"]
     said = " ".join(board.warnings)
     assert "H200" in said
     assert "torch: 2.13.0, 2.5.0" in said

@@ -182,7 +182,7 @@
         ...others.map((c) => ({ key: `b:${c.name}`, name: c.title, up: !c.higher_is_better, value: (r) => (cell(r, c.name) || {}).value, draw: (r) => valueCell(r.cells[c.name], false) })),
         ...used.map(([key, [name, field, write]]) => ({
           key, name, up: true, numeric: true, locked: key === "bytes" ? false : locked, value: (r) => r.cost[field],
-          draw: (r) => h("td", { class: "num" }, write(r.cost[field]) + (several && key !== "bytes" && known(r.cost[field]) && r.machine !== null ? ` ${String.fromCharCode(97 + r.machine)}` : "")),
+          draw: (r) => h("td", { class: "num" }, write(r.cost[field]) + (several && key !== "bytes" && known(r.cost[field]) && r.machine !== null ? ` #${r.machine + 1}` : "")),
         })),
       ];
     }
@@ -221,8 +221,7 @@
     const controls = h("div", { class: "controls" },
       table.columns.length > 1 ? choice("Rank by", table.columns.map((c) => [c.name, c.title]), state.primary, (v) => { state.primary = v; state.key = "rank"; state.up = true; draw(); }) : null,
       h("label", null, "Find ", h("input", { type: "search", placeholder: "method or family", oninput: (e) => { state.filter = e.target.value; draw(); } })));
-    const machines = several ? h("ul", { class: "notes" }, table.machines.map((m, i) => h("li", null, `${String.fromCharCode(97 + i)}: `, said(m)))) : null;
-    return section("board", "Board", controls, status, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Board" }, element), machines,
+    return section("board", "Board", controls, status, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Board" }, element),
       h("ul", { class: "notes" }, table.footnotes.map((n) => h("li", null, said(n)))),
       h("p", { class: "soft" }, "Brackets contain 95% intervals. A rank is an interval of places. Methods that share a letter do not differ significantly at 5% in a paired test, Holm-corrected over all pairs; coloured figures are the best and those that do not differ significantly from it. Select a method for its parameters, metrics and log."));
   }
