@@ -12,7 +12,8 @@ only, compare the gradients alone.
 
 `--shape qwen2-0.5b` uses a model with the shape of Qwen2.5-0.5B instead, with random weights, on
 which time does not depend, and joins the corpus's examples into longer ones. Contenders that are
-not installed (bergson, kronfluence) or run out of memory are left out and reported.
+not installed (bergson, kronfluence) or run out of memory are left out and reported. `--json FILE`
+writes the throughputs there.
 """
 
 from __future__ import annotations
@@ -55,12 +56,13 @@ def main() -> None:
         "--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: all"
     )
     parser.add_argument("--trak-dim", type=int, default=512)
-    parser.add_argument("--shape", choices=["pocket", "qwen2-0.5b"], default="pocket")
+    parser.add_argument("--shape", choices=["pocket", "qwen2-0.5b", "tiny"], default="pocket")
     parser.add_argument("--join", type=int, default=32, help="examples of pocket in one of qwen2's")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--tokens-a-batch", type=int, default=2048)
     parser.add_argument("--rows", default="", help="regular expression: only rows with it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="file for the throughputs")
     args = parser.parse_args()
 
     suite = load_suite("pocket")
@@ -70,7 +72,7 @@ def main() -> None:
     args.checkpoint = "warm"
     if args.shape != "pocket":
         args.checkpoint = SCRATCH
-        target = qwen(target, scratch / "target", args.dtype)
+        target = qwen(target, scratch / "target", args.shape, args.dtype)
         train = joined(suite.train, args.examples, args.join)
     elif args.dtype != "float32":
         parser.error("the models of pocket are taken in float32")
@@ -86,22 +88,26 @@ def main() -> None:
         flush=True,
     )
 
+    found = {}
     if "gradients" in args.tables:
         runs = feature_runs(context, batches, args)
-        table("per-example gradients", runs, len(train), args)
+        found["gradients"] = table("per-example gradients", runs, len(train), args)
     if "trak" in args.tables:
-        table("TRAK features", trak_runs(context, train, args), len(train), args)
+        found["trak"] = table("TRAK features", trak_runs(context, train, args), len(train), args)
     if "ekfac" in args.tables:
-        table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
+        found["ekfac"] = table("EK-FAC factors", ekfac_runs(context, train, args), len(train), args)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
 
 
-def qwen(pocket: Target, folder: Path, dtype: str) -> Target:
-    """Makes a target with the shape of Qwen2.5-0.5B and the tokenizer of `pocket`."""
-    from paper_cost import qwen_config
+def qwen(pocket: Target, folder: Path, shape: str, dtype: str) -> Target:
+    """Makes a target with the shape of Qwen2.5-0.5B, or a tiny one, and the tokenizer of `pocket`."""
+    from paper_cost import qwen_config, tiny_config
 
+    config = tiny_config() if shape == "tiny" else qwen_config()
     shutil.copytree(pocket.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    (folder / "config.json").write_text(json.dumps(qwen_config().to_dict(), default=str))
-    return Target("qwen2-0.5b", folder, {}, template=pocket.template, max_length=512, dtype=dtype)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    return Target(shape, folder, {}, template=pocket.template, max_length=512, dtype=dtype)
 
 
 def joined(corpus: Corpus, n: int, k: int) -> list[Example]:
@@ -119,8 +125,13 @@ def model_of(context: Context, args: argparse.Namespace) -> Any:
     return model.to(args.device, getattr(torch, args.dtype))
 
 
-def table(title: str, runs: dict[str, Run], n: int, args: argparse.Namespace) -> None:
-    """Prints throughput of each run, and the first run's over it; on a GPU its memory, too."""
+def table(
+    title: str, runs: dict[str, Run], n: int, args: argparse.Namespace
+) -> dict[str, float | None]:
+    """Prints throughput of each run, and the first run's over it; on a GPU its memory, too.
+
+    Returns examples per second of each run, None for one that ran out of memory.
+    """
     runs = {name: run for name, run in runs.items() if re.search(args.rows, name)}
     best, peak = dict.fromkeys(runs, float("inf")), dict.fromkeys(runs, 0.0)
     on_gpu = args.device.startswith("cuda")
@@ -142,6 +153,7 @@ def table(title: str, runs: dict[str, Run], n: int, args: argparse.Namespace) ->
     for name, took in best.items():
         figures = f"{n / took:10.1f} {took / ours:7.2f}" if took < np.inf else "    out of memory "
         print(f"{name:46} {figures}" + f"  {peak[name]:10.2f}" * on_gpu, flush=True)
+    return {name: n / took if took < np.inf else None for name, took in best.items()}
 
 
 def seconds(run: Run, device: str) -> float:
@@ -210,14 +222,18 @@ def feature_runs(
         "the same with tdabench's loss": plain,
         "the same to the inputs, without weight gradients": bare,
         "hooks on trainable weights, projecting after": hooks_after(trained, batches, projected),
-        "vmap(grad), whole gradients": vmapped(context, batches, args),
         "batch-1 loop, whole gradients": loop,
     }
-    if importlib.util.find_spec("bergson"):
-        runs["bergson"] = bergson(context, batches, args, own_loss=True)
-        runs["bergson with tdabench's loss"] = bergson(context, batches, args, own_loss=False)
-    else:
-        print("bergson is not installed: left out", file=sys.stderr)
+    # These make models of their own.
+    if re.search(args.rows, name := "vmap(grad), whole gradients"):
+        runs[name] = vmapped(context, batches, args)
+    for name, own_loss in (("bergson", True), ("bergson with tdabench's loss", False)):
+        if not re.search(args.rows, name):
+            continue
+        if importlib.util.find_spec("bergson"):
+            runs[name] = bergson(context, batches, args, own_loss)
+        else:
+            print(f"bergson is not installed: {name} left out", file=sys.stderr)
     return runs
 
 

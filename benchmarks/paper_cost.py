@@ -8,7 +8,8 @@ both initialised at random from their published configurations: time and bytes d
 weights. LoGra uses the MLP layers at rank 16 (18,432 dimensions) and rank 4 (1,152), the paper's
 two settings. Both read the same numbers of tokens; a quarter of each example is response. On a CPU,
 time is the process's own, which other processes do not distort; on an accelerator it is wall time.
-Bytes are the size of a feature store on disk.
+Bytes are the size of a feature store on disk. `--json FILE` writes times and bytes there; `--tiny`
+takes small models instead, to try the script out.
 
 These figures exclude AirRep's one-time preparation (retraining and encoder training), which
 `tdabench show airrep` reports; docs/benchmarks/cost.md has the break-even.
@@ -17,6 +18,7 @@ These figures exclude AirRep's one-time preparation (retraining and encoder trai
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,14 +47,23 @@ def qwen_config() -> Qwen2Config:
     )  # fmt: skip
 
 
-def qwen(device: str) -> Qwen2ForCausalLM:
-    return Qwen2ForCausalLM(qwen_config()).eval().requires_grad_(False).to(device)
+def tiny_config() -> Qwen2Config:
+    """The same architecture with 2 layers of 32."""
+    return Qwen2Config(
+        vocab_size=30_522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=64, tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
 
 
-def gte(device: str) -> Encoder:
+def qwen(device: str, tiny: bool = False) -> Qwen2ForCausalLM:
+    config = tiny_config() if tiny else qwen_config()
+    return Qwen2ForCausalLM(config).eval().requires_grad_(False).to(device)
+
+
+def gte(device: str, layers: int = 12) -> Encoder:
     """GTE-small with a 384 to 384 projection."""
     config = BertConfig(
-        vocab_size=30_522, hidden_size=384, num_hidden_layers=12, num_attention_heads=12,
+        vocab_size=30_522, hidden_size=384, num_hidden_layers=layers, num_attention_heads=12,
         intermediate_size=1536, max_position_embeddings=512,
     )  # fmt: skip
     body = BertModel(config, add_pooling_layer=False)
@@ -94,6 +105,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="small models, to try the script out")
+    parser.add_argument("--json", type=Path, help="file for times and bytes")
     args = parser.parse_args()
     torch.manual_seed(0)
     n, t = args.examples, args.tokens
@@ -107,7 +120,7 @@ def main() -> None:
     )
 
     dtype = getattr(torch, args.dtype)
-    encoder = gte(args.device).to(dtype)
+    encoder = gte(args.device, 1 if args.tiny else 12).to(dtype)
     ids = batch.input_ids
 
     def embed() -> None:
@@ -115,7 +128,7 @@ def main() -> None:
             encoder(ids, None)
 
     rows = {"AirRep (GTE-small, 384)": (seconds(embed, args.device, 5 * args.rounds) / n, 384)}
-    model = qwen(args.device).to(dtype)
+    model = qwen(args.device, args.tiny).to(dtype)
     context = Context(target=Target("qwen2.5-0.5b", Path()), scratch=Path(), device=args.device)
     for rank in (16, 4):
         engine = GradientEngine(
@@ -148,6 +161,13 @@ def main() -> None:
         )
     print(f"{'a plain forward and backward':32}{plain_pass:11.4f}{plain_pass / base_time:9.1f}")
     print(f"published: {PUBLISHED}")
+    if args.json:
+        found = {
+            name: {"seconds": spent, "bytes": stored_bytes(dim, 64, "float32")}
+            for name, (spent, dim) in rows.items()
+        }
+        found["a plain forward and backward"] = {"seconds": plain_pass}
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ rows are its engines: in this process (one thread), a pool of processes (one thr
 stack of targets under vmap. All retrain the same units of one plan of the suite `pocket`.
 
 Seconds are wall time per unit once all workers are busy; loading and start-up are shown separately.
-Run this on an otherwise idle machine. `difference` is the largest difference of a query's loss from
+`--json FILE` writes the rows there; `--tiny` retrains a toy target on 10 examples, to try the
+script out. Run this on an otherwise idle machine. `difference` is the largest difference of a query's loss from
 the pool's. Ratios are units per second relative to the first row.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -25,10 +27,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tdabench.groups import Groups
 from tdabench.run.sources import load_suite
 from tdabench.run.truths import draw_plan
+from tdabench.targets import Recipe
 from tdabench.targets.training import batch_order, make_optimizer
-from tdabench.truth import InProcess, Pool, Stacked, Unit
+from tdabench.testing.tiny import tiny_world
+from tdabench.truth import InProcess, Pool, Stacked, TruthPlan, Unit
 from tdabench.truth.build import build_units, read_row
 from tdabench.truth.engines import Engine, UnitTrainer
 
@@ -42,14 +47,13 @@ def main() -> None:
     parser.add_argument("--stack", type=int, default=4, help="targets a stack; 0 leaves it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", default="loops,process,pool,stack")
+    parser.add_argument("--tiny", action="store_true", help="a toy target, to try the script out")
+    parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args()
     asked = args.rows.split(",")
 
-    suite = load_suite("pocket")
-    target = suite.target(args.target)
-    queries = suite.queries("test")
-    plan = draw_plan(suite, target, "lds")
-    parts = (plan, target.target, suite.train, queries)
+    parts = toy_parts() if args.tiny else pocket_parts(args.target)
+    plan, target, train, queries = parts
     trainer = UnitTrainer.of(*parts)
     trainer.losses(Unit(0, 0))  # warm caches
     print(
@@ -62,12 +66,12 @@ def main() -> None:
     if "loops" in asked:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         for name, width in (
-            (f"loop, padded to {target.target.max_length}", target.target.max_length),
+            (f"loop, padded to {target.max_length}", target.max_length),
             ("loop, padded to the longest of the batch", 0),
         ):
             began, found = time.perf_counter(), {}
             for unit in plan.units()[: args.loop_units]:
-                found[unit] = loop(trainer, suite.train, queries, unit, width, args.device)
+                found[unit] = loop(trainer, train, queries, unit, width, args.device)
             rows.append((name, (time.perf_counter() - began) / args.loop_units, 0.0, found))
         torch.set_num_threads(1)
     engines: dict[str, tuple[str, Engine, int]] = {
@@ -86,9 +90,30 @@ def main() -> None:
             reference = found
     first = rows[0][1]
     print(f"\n{'':42} {'s a unit':>9} {'start s':>8} {'ratio':>6} {'difference':>11}")
+    written = {}
     for name, each, start, found in rows:
         apart = max(np.abs(found[u] - reference[u]).max() for u in found if u in reference)
         print(f"{name:42} {each:9.2f} {start:8.1f} {first / each:6.2f} {apart:11.1e}")
+        written[name] = {"seconds": each, "start": start, "difference": float(apart)}
+    if args.json:
+        args.json.write_text(json.dumps(written, indent=1))
+
+
+def pocket_parts(label: str):  # type: ignore[no-untyped-def]
+    """Returns (plan, target, corpus, queries) of one of pocket's targets."""
+    suite = load_suite("pocket")
+    target, queries = suite.target(label), suite.queries("test")
+    return draw_plan(suite, target, "lds"), target.target, suite.train, queries
+
+
+def toy_parts():  # type: ignore[no-untyped-def]
+    """Returns the same of a toy target, with 32 groups of 10 examples."""
+    world = tiny_world()
+    parts = world.target, world.train, world.queries
+    groups = Groups.random(32, len(world.train), 10 / len(world.train), np.random.default_rng(0))
+    recipe = Recipe(lr=1e-3, epochs=1, batch_size=8)
+    plan = TruthPlan.of("toy", *parts, groups=groups, n_seeds=1, recipe=recipe)
+    return plan, *parts
 
 
 def loop(trainer, train, queries, unit, width, device):  # type: ignore[no-untyped-def]

@@ -52,6 +52,12 @@ class InverseIndex(StreamingIndex):
         r = torch.from_numpy(self.state["rows"]).to(self.context.device)
         return torch.nn.functional.pad(r, (0, 1))
 
+    @cached_property
+    def eigenvalues(self) -> torch.Tensor:
+        """The diagonal [r + 1] of the Fisher in the basis of `rows`, where it is diagonal."""
+        assert self.rows is not None
+        return self.rows.square().sum(0) / self.n_train
+
     @property
     def dim(self) -> int:
         return self.state["rows"].shape[1] + 1 if "rows" in self.state else self.engine.dim
@@ -66,8 +72,9 @@ class InverseIndex(StreamingIndex):
         rows = self.rows
         if rows is None:
             return product(self, v, self.method.curvature, chosen)
-        rows = rows if chosen is None else rows[chosen]
-        return (v @ rows.T) @ rows / len(rows)
+        if chosen is None:
+            return v * self.eigenvalues
+        return (v @ rows[chosen].T) @ rows[chosen] / len(chosen)
 
     def start(self, name: str) -> torch.Tensor:
         """Returns a random vector [dim], the same for every order of the corpus."""
@@ -116,18 +123,19 @@ class InverseIndex(StreamingIndex):
         if rows is None:
             return super().score(queries)
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
-        values = rows.square().sum(0)  # eigenvalues of the Gram matrix, 0 last
-        step = self.block()
-        for a in range(0, len(queries), step):
-            gradients = self.gradients(queries[a : a + step])
-            squares = [g.square().sum((1, 2)).double() for g in gradients.values()]
-            s = rows.new_empty(len(squares[0]), self.n_train)  # g_q . g_i
-            for index, part in self.products(gradients):
-                s[:, index] = torch.from_numpy(part).to(s)
+        values = self.eigenvalues * self.n_train  # of the Gram matrix, 0 last
+        for at, part in self.blocks(queries):
+            gradients = self.gradients(part)
+            squares = rows.new_zeros(len(part))
+            for g in gradients.values():  # without a copy of it
+                squares += torch.linalg.vector_norm(g.flatten(1), dim=1).double().square()
+            s = rows.new_empty(len(part), self.n_train)  # g_q . g_i
+            for index, products in self.products(gradients):
+                s[:, index] = torch.from_numpy(products).to(s)
             v = s @ rows / values.clamp_min(1e-300)  # [query, r + 1]
-            v[:, -1] = (sum(squares) - v.square().sum(1)).clamp_min(0).sqrt()
+            v[:, -1] = (squares - v.square().sum(1)).clamp_min(0).sqrt()
             solved = self.method.solve(self, v, self.lam)
-            out[a : a + step] = (solved @ rows.T).cpu().numpy()
+            out[at] = (solved @ rows.T).cpu().numpy()
         return self.finite(out)
 
     def warm_up(self, queries: Sequence[Example]) -> None:
@@ -226,16 +234,23 @@ class Explicit(InverseMethod):
                 "dimensions is singular",
                 "Set damping above 0",
             )
+        if index.rows is not None:  # a diagonal matrix
+            c = index.eigenvalues + lam
+            if not bool((c > 0).all()):
+                raise self._singular()
+            return v / c
         c = index.product(torch.eye(d, device=v.device, dtype=torch.float64))
         c = (c + c.T) / 2
         c.diagonal().add_(lam)
         try:
             return torch.linalg.solve(c, v.double().T).T.to(v.dtype)
         except torch.linalg.LinAlgError as e:
-            raise MethodError(
-                f"{self.name}: the curvature is singular at damping {self.damping}",
-                "Raise the damping",
-            ) from e
+            raise self._singular() from e
+
+    def _singular(self) -> MethodError:
+        return MethodError(
+            f"{self.name}: the curvature is singular at damping {self.damping}", "Raise the damping"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,12 +60,24 @@ class StreamingIndex(Index):
 
     def score(self, queries: Sequence[Example]) -> np.ndarray:
         out = np.empty((len(queries), self.n_train), dtype=np.float32)
-        step = self.block(self.method.copies)
-        for a in range(0, len(queries), step):
-            gradients = self.preconditioned(queries[a : a + step])
+        for at, part in self.blocks(queries, self.method.copies):
+            gradients = self.preconditioned(part)
             for index, block in self.products(gradients):
-                out[a : a + step, index] = block
+                out[np.ix_(at, index)] = block
         return self.finite(out)
+
+    def blocks(
+        self, queries: Sequence[Example], copies: int = 1
+    ) -> Iterator[tuple[np.ndarray, list[Example]]]:
+        """Yields (positions, queries) of each block of which whole gradients are held at once.
+
+        The longest come first, as in batches, so that a batch's gradients lie side by side.
+        """
+        lengths = np.array([len(t) for t in self.context.target.tokenize(queries)])
+        order, step = np.argsort(-lengths, kind="stable"), self.block(copies)
+        for a in range(0, len(order), step):
+            at = order[a : a + step]
+            yield at, [queries[i] for i in at]
 
     def warm_up(self, queries: Sequence[Example]) -> None:
         """Scores a few examples from all over the corpus: a score of all is a pass over it."""
@@ -84,10 +96,8 @@ class StreamingIndex(Index):
         if type(self).score is not StreamingIndex.score or candidates.size == 0:
             return super().score_some(queries, candidates)  # its scores are other products
         out = np.empty(candidates.shape, dtype=np.float32)
-        step = self.block(self.method.copies)
-        for a in range(0, len(queries), step):
-            gradients = self.preconditioned(queries[a : a + step])
-            out[a : a + step] = self.pairs(gradients, candidates[a : a + step])
+        for at, part in self.blocks(queries, self.method.copies):
+            out[at] = self.pairs(self.preconditioned(part), candidates[at])
         return self.finite(out)
 
     def score_words(
@@ -152,17 +162,18 @@ class StreamingIndex(Index):
 
         def compute(batch: Batch) -> None:
             seen: set[str] = set()
+            first, b = int(batch.index[0]), len(batch.index)
+            side_by_side = bool((batch.index == np.arange(first, first + b)).all())
             index = torch.from_numpy(batch.index).to(device)
 
             def visit(layer: Layer, x: torch.Tensor, delta: torch.Tensor) -> None:
-                g = per_example(layer, x, delta, workspace)
-                # The gradients of a module used twice add up.
-                put = (
-                    out[layer.name].index_add_
-                    if layer.name in seen
-                    else out[layer.name].index_copy_
-                )
-                put(0, index, g)
+                whole = out[layer.name]
+                if layer.name in seen:  # the gradients of a module used twice add up
+                    whole.index_add_(0, index, per_example(layer, x, delta, workspace))
+                elif side_by_side:
+                    per_example(layer, x, delta, whole[first : first + b])
+                else:
+                    whole.index_copy_(0, index, per_example(layer, x, delta, workspace))
                 seen.add(layer.name)
 
             engine.backward(batch, visit)

@@ -354,20 +354,20 @@ class Workspace:
 
 
 def per_example(
-    layer: Layer, x: Tensor, delta: Tensor, workspace: Workspace | None = None
+    layer: Layer, x: Tensor, delta: Tensor, out: Workspace | Tensor | None = None
 ) -> Tensor:
     """Computes P_out^T (sum_t delta_t x_t^T) P_in of each example: float32 [b, rows, cols].
 
-    With a `workspace` the result is stored there, until the workspace is used again.
+    The result is stored in `out`: in that tensor, or in a workspace until that is used again.
     """
     # Projecting tokens first costs t r (d_in + d_out); forming the gradient first t d_in d_out.
     if layer.p_in is not None:
         x = x @ layer.p_in.to(x.dtype)  # [b, t, cols]
     if layer.p_out is not None:
         delta = delta @ layer.p_out.to(delta.dtype)  # [b, t, rows]
-    if workspace is None:
-        return _outer(delta, x)
-    return _outer(delta, x, workspace.empty(x, len(x), delta.shape[2], x.shape[2]))
+    if isinstance(out, Workspace):
+        out = out.empty(x, len(x), delta.shape[2], x.shape[2])
+    return _outer(delta, x, out)
 
 
 def example_blocks(
