@@ -54,8 +54,9 @@ class Part:
     def command(self, device: str, tiny: bool, result: Path) -> list[str]:
         if self.script == "pytest":
             return [sys.executable, "-m", "pytest", *self.arguments.split()]
+        arguments = (self.tiny if tiny else self.arguments).split()
         return [
-            sys.executable, str(HERE / self.script), *(self.tiny if tiny else self.arguments).split(),
+            sys.executable, str(HERE / self.script), *arguments,
             "--device", device, "--json", str(result),
         ]  # fmt: skip
 
@@ -83,13 +84,16 @@ PARTS = {
     ),
     "paper-bfloat16": Part(
         "bfloat16, batches of 128", 60, "paper_cost.py",
-        "--examples 128 --rounds 5 --dtype bfloat16", "--examples 2 --tokens 8 --dtype bfloat16 --tiny",
+        "--examples 128 --rounds 5 --dtype bfloat16",
+        "--examples 2 --tokens 8 --dtype bfloat16 --tiny",
     ),
     "paper-float32": Part(
         "float32, batches of 64", 60, "paper_cost.py",
         "--examples 64 --rounds 3", "--examples 2 --tokens 8 --tiny",
     ),
-    "tests": Part("tests/test_cuda.py", 600, "pytest", "-vv -p no:cacheprovider tests/test_cuda.py", ""),
+    "tests": Part(
+        "tests/test_cuda.py", 600, "pytest", "-vv -p no:cacheprovider tests/test_cuda.py", ""
+    ),
 }  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def qwen(pocket: Target, folder: Path, shape: str, dtype: str) -> Target:
-    """Makes a target with the shape of Qwen2.5-0.5B, or a tiny one, and the tokenizer of `pocket`."""
+    """Makes a target of Qwen2.5-0.5B's shape, or a tiny one, with the tokenizer of `pocket`."""
     from paper_cost import qwen_config, tiny_config
 
     config = tiny_config() if shape == "tiny" else qwen_config()

@@ -10,8 +10,8 @@ stack of targets under vmap. All retrain the same units of one plan of the suite
 
 Seconds are wall time per unit once all workers are busy; loading and start-up are shown separately.
 `--json FILE` writes the rows there; `--tiny` retrains a toy target on 10 examples, to try the
-script out. Run this on an otherwise idle machine. `difference` is the largest difference of a query's loss from
-the pool's. Ratios are units per second relative to the first row.
+script out. Run this on an otherwise idle machine. `difference` is the largest difference of a
+query's loss from the pool's. Ratios are units per second relative to the first row.
 """
 
 from __future__ import annotations
