@@ -7,6 +7,7 @@ Groups are in CSR form so that additive group scores are one sparse product.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, get_args
@@ -163,8 +164,9 @@ def pool_scores(
 
 
 LEAST_LOGIT = np.float32(-80)  # below the largest; lower ones give slow subnormals
-_BLOCK_BYTES = 16 << 20  # of scores pooled at a time: products of this size run at full speed
-_CACHE_BYTES = 1 << 19  # of scores per thread at a time: fits in a core's own cache
+_BLOCK_BYTES = 16 << 20  # of scores per thread at a time: products of this size run at full speed
+_ALL_BYTES = 64 << 20  # of scores of all threads at a time
+_CACHE_BYTES = 1 << 19  # of scores per thread within a block: fits in a core's own cache
 
 
 def _softmax_pool(
@@ -180,33 +182,52 @@ def _softmax_pool(
     shift in numerator and denominator, and one product with the membership gives both. If a whole
     group is so far below the row's maximum that it underflows, its entry is recomputed with the
     group's own shift.
+
+    Each thread computes whole blocks, product included, since a product on all threads would wait
+    for them after every block.
     """
     q, n = scores.shape
     out = np.empty((q, len(groups)), dtype=np.float32)
-    step = max(1, min(q, _BLOCK_BYTES // (4 * n)))
-    buffer = np.empty((2 * step, n), dtype=np.float32)  # exp(logit) over exp(logit) * score
-
+    most = threads()
+    step = max(1, min(-(-q // most), min(_BLOCK_BYTES, _ALL_BYTES // most) // (4 * n)))
     few = max(1, _CACHE_BYTES // (4 * n))
+    own = threading.local()
 
-    def exponentials(first: int) -> None:
-        rows = slice(first, min(first + few, b))
-        s, e = scores[a:][rows], buffer[rows]
-        logits_of(s, absolute, t, out=e)
-        np.subtract(e, e.max(axis=1, keepdims=True), out=e)
-        np.exp(np.maximum(e, LEAST_LOGIT, out=e), out=e)
-        np.multiply(e, s, out=buffer[b:][rows])
+    def exponentials(s: np.ndarray, e: np.ndarray, weighted: np.ndarray) -> None:
+        """Computes exp(logit - largest) and that times the scores, [few, train] each."""
+        logits = s if t == 1 and not absolute else logits_of(s, absolute, t, out=e)
+        top = logits.max(axis=1, keepdims=True)
+        lowest = 0 if absolute else logits.min(axis=1, keepdims=True)
+        subnormal = bool((lowest - top < LEAST_LOGIT).any())
+        np.subtract(logits, top, out=e)
+        if subnormal:
+            np.maximum(e, LEAST_LOGIT, out=e)
+        np.multiply(np.exp(e, out=e), s, out=weighted)
 
-    with ThreadPoolExecutor(threads()) as pool:
+    def block(a: int) -> None:
+        if not hasattr(own, "buffer"):
+            own.buffer = np.empty((2 * step, n), dtype=np.float32)
+        b = min(step, q - a)
+        e, weighted = own.buffer[:b], own.buffer[b : 2 * b]
+        for c in range(0, b, few):
+            rows = slice(c, min(c + few, b))
+            exponentials(scores[a : a + b][rows], e[rows], weighted[rows])
+        both = _times(own.buffer[: 2 * b], member)
+        norm = both[:b]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.divide(both[b:], norm, out=out[a : a + b])
+        for i, g in zip(*np.nonzero(~(norm > 1e-25))):
+            members = scores[a + i, groups[int(g)]]
+            out[a + i, g] = _softmax_sum(members, absolute, t) if len(members) else 0.0
+
+    if most == 1 or 16 * scores.size <= _BLOCK_BYTES:  # a few milliseconds
         for a in range(0, q, step):
-            b = min(step, q - a)
-            list(pool.map(exponentials, range(0, b, few)))
-            both = _times(buffer[: 2 * b], member)
-            norm = both[:b]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                np.divide(both[b:], norm, out=out[a : a + b])
-            for i, g in zip(*np.nonzero(~(norm > 1e-25))):
-                own = scores[a + i, groups[int(g)]]
-                out[a + i, g] = _softmax_sum(own, absolute, t) if len(own) else 0.0
+            block(a)
+        return out
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(most) as pool:
+        list(pool.map(block, range(0, q, step)))
     return out
 
 
@@ -261,15 +282,15 @@ def threads() -> int:
 
 
 def _member_matrix(groups: Groups) -> sp.csr_matrix | np.ndarray:
-    """Returns dense [group, train] if that product is faster, else sparse."""
+    """Returns dense [train, group] if that product is faster, else sparse [group, train]."""
     density = len(groups.indices) / max(1, len(groups) * groups.n_train)
     member = groups.membership()
     small = len(groups) * groups.n_train <= 64 << 20
-    return member.toarray() if density > 0.02 and small else member
+    return member.T.toarray(order="C") if density > 0.02 and small else member
 
 
 def _times(a: np.ndarray, member: sp.csr_matrix | np.ndarray) -> np.ndarray:
-    """Multiplies a [query, train] @ member.T -> [query, group]."""
+    """Multiplies a [query, train] by the membership -> [query, group]."""
     if isinstance(member, np.ndarray):
-        return a @ member.T
+        return a @ member
     return np.ascontiguousarray((member @ a.T).T)

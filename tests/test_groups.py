@@ -107,20 +107,37 @@ def test_bad_pooling_requests():
 
 
 @pytest.mark.parametrize("pooling", ["softmax", "softmax-abs"])
+@pytest.mark.parametrize("t", [0.7, 1.0])
 @pytest.mark.parametrize("threads", ["1", "3", "none"])
-def test_blocks_and_threads_do_not_show(monkeypatch, pooling, threads):
+def test_blocks_and_threads_do_not_show(monkeypatch, pooling, t, threads):
     rng = np.random.default_rng(5)
     scores = rng.standard_normal((23, 40)).astype(np.float32)
     scores[17, :3] = 900.0  # one query whose last group underflows, in a late block
     groups = Groups.of([rng.choice(40, 9, replace=False), range(40), [], [7, 9]], 40)
-    whole = pool_scores(scores, groups, pooling, 0.7)
-    np.testing.assert_allclose(whole, direct(scores, groups, pooling, 0.7), rtol=1e-5, atol=1e-5)
+    before = scores.copy()
+    whole = pool_scores(scores, groups, pooling, t)
+    np.testing.assert_allclose(whole, direct(scores, groups, pooling, t), rtol=1e-5, atol=1e-5)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr("tdabench.groups._BLOCK_BYTES", 4 * 40 * 5)
     monkeypatch.setattr("tdabench.groups._CACHE_BYTES", 4 * 40 * 2)
-    np.testing.assert_allclose(
-        pool_scores(scores, groups, pooling, 0.7), whole, rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(pool_scores(scores, groups, pooling, t), whole, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_attention_on_several_threads_leaves_the_library_its_threads(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    def blas() -> list[int]:
+        return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    scores = np.random.default_rng(0).standard_normal((300, 4000), dtype=np.float32)
+    groups = Groups.random(5, 4000, 0.25, np.random.default_rng(1))
+    before = blas()
+    pooled = pool_scores(scores, groups, "softmax")
+    assert blas() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    np.testing.assert_allclose(pool_scores(scores, groups, "softmax"), pooled, rtol=1e-5)
 
 
 def test_logits_that_would_underflow_weigh_nothing():
