@@ -26,6 +26,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@if [ "$$(uname)" = Linux ] && [ -z "$(CPU_INDEX)" ] && ! command -v nvidia-smi >/dev/null; then \
+		echo "No NVIDIA GPU: 'make demo CPU_INDEX=ADDRESS' saves gigabytes (README, Start)" >&2; fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(CPU_INDEX:%=--extra-index-url %) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -57,3 +58,29 @@ def test_pre_commit_runs_what_ci_runs():
     for hook in repo["hooks"]:
         for word in re.findall(r"tests/\S+", hook["entry"]):
             assert (ROOT / word).exists()
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/cpu"])
+def test_make_names_the_light_installation_on_linux_without_a_gpu(address, tmp_path):
+    """The recipe's first line runs; the rest is what pip would be called with."""
+    command = ["make", "-n", "install", f"VENV={tmp_path}", f"CPU_INDEX={address}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    said, _, rest = done.stdout.partition("; fi\n")
+    assert (f"--extra-index-url {address} torch" in rest) == bool(address)
+    hint = said[said.index("if [ ") :] + "; fi"
+    places = tmp_path / "bin"
+    places.mkdir()
+    for name in ("uname", "sh"):
+        (places / name).symlink_to(shutil.which(name))
+
+    def shown() -> str:
+        sh = [shutil.which("sh"), "-c", hint]
+        done = subprocess.run(
+            sh, capture_output=True, text=True, check=False, env={"PATH": str(places)}
+        )
+        return done.stderr
+
+    assert ("CPU_INDEX=ADDRESS" in shown()) == (sys.platform == "linux" and not address)
+    (places / "nvidia-smi").symlink_to(shutil.which("sh"))
+    assert shown() == ""
