@@ -176,7 +176,7 @@ class DamagedRow(DataError):
 
 
 class Row(NamedTuple):
-    """What a finished unit left on disk."""
+    """A finished unit as it is on disk."""
 
     losses: np.ndarray  # float32 [query]
     made_by: str  # a training mode that rounds differently ("" by default)
