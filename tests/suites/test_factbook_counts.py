@@ -58,15 +58,16 @@ def test_a_truth_that_counts_questions_is_explained_by_them(tmp_path: Path):
         }))  # fmt: skip
         arrays = {"group_scores": scores.astype(np.float32)}
         write_arrays(path.with_suffix(".safetensors"), arrays, {"query_ids": ["q"]})
-    lines = tables(truth, train, QUERIES, [run])
+    lines = tables(truth, train, QUERIES, [run], "small")
     value = {x.split("|")[1].strip(): float(x.split("|")[2]) for x in lines[2:7]}
     assert value[FORM] > 0.7
     assert value[FORM] > value["examples of the query's country"]
     beyond = {x.split("`")[1]: float(x.split("|")[3].split()[0]) for x in lines if "`" in x}
     assert beyond["all"] == pytest.approx(1, abs=1e-6)
     assert beyond["count"] == pytest.approx(0, abs=1e-6)
-    assert len(tables(truth, train, QUERIES, [])) == 7
+    assert len(tables(truth, train, QUERIES, [run], "smollm2")) == 7  # no method of this target
 
 
-def test_the_page_has_a_place_for_the_tables():
-    assert explain_truth.MARKS.search(explain_truth.PAGE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("target", explain_truth.TARGETS)
+def test_the_page_has_a_place_for_the_tables(target):
+    assert explain_truth.marks(target).search(explain_truth.PAGE.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Says what the truth of the small target rewards: counts of examples, and methods beyond them.
+"""Says what the truths of both targets reward: counts of examples, and methods beyond them.
 
     python -m tools.factbook.explain_truth [RUN …] [--write]
 
 Each count is scored like a method: the number of a group's examples of a sort, against retraining
-on the group. For the methods of the runs follows their LDS beyond the count that explains most: the
-answered questions of the query's kind. `--write` puts the tables into docs/suites-factbook.md.
+on the group. For the methods of the runs follows their LDS beyond the answered questions of the
+query's kind, which explain most. `--write` puts the tables into docs/suites-factbook.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ from tdabench import stats
 from tdabench.data.examples import Example
 from tdabench.io import read_arrays
 from tdabench.run.sources import load_suite
+from tdabench.run.suite_file import read_suite
 from tdabench.truth import Truth
 from tools.factbook import SUITE
 
 PAGE = Path(__file__).parents[2] / "docs" / "suites-factbook.md"
-MARKS = re.compile(r"(<!-- counts: generated [^\n]*-->\n).*?(<!-- end of counts -->)", re.S)
+TARGETS = ("small", "smollm2")
 FORM = "answered questions of the query's kind"
+
+
+def marks(target: str) -> re.Pattern[str]:
+    """Returns what surrounds the tables of a target on the page."""
+    between = r"-->\n).*?(<!-- end of counts -->)"
+    return re.compile(rf"(<!-- counts of {target}: generated [^\n]*{between}", re.S)
+
+
+def replaced(text: str, target: str, body: str) -> str:
+    """Returns the page with other tables of a target."""
+    return marks(target).sub(lambda m: m[1] + body + m[2], text)
 
 
 def is_question(e: Example) -> bool:
@@ -52,8 +64,8 @@ def counts(train: Sequence[Example], queries: Sequence[Example]) -> dict[str, np
 
 
 def tables(truth: Truth, train: Sequence[Example], queries: Sequence[Example],
-           runs: Sequence[Path]) -> list[str]:  # fmt: skip
-    """Returns the lines of both tables. Queries are in the order of the truth's ids."""
+           runs: Sequence[Path], target: str) -> list[str]:  # fmt: skip
+    """Returns the lines of both tables of a target; queries are in the order of the truth's ids."""
     member = truth.groups.membership(np.float64)  # [group, train]
     found = {name: (member @ w.T).T for name, w in counts(train, queries).items()}
     lines = ["| counted in a group | LDS |", "|-|--:|"]
@@ -65,7 +77,7 @@ def tables(truth: Truth, train: Sequence[Example], queries: Sequence[Example],
     for path in (p for run in runs for p in sorted(run.glob("cells/*.json"))):
         record = json.loads(path.read_text(encoding="utf-8"))
         of = record["benchmark"]["name"], record["target"]["label"], record["status"]
-        if of != ("lds", "small", "ok") or record["method"]["passed"]:
+        if of != ("lds", target, "ok") or record["method"]["passed"]:
             continue
         arrays, meta = read_arrays(path.with_suffix(".safetensors"))
         place = {q: i for i, q in enumerate(meta["query_ids"])}
@@ -87,15 +99,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the page of the suite")
     args = parser.parse_args()
     suite = load_suite(SUITE / "suite.toml", targets=("small",))
-    truth = Truth.load(suite.target("small").truths["lds"])
     by_id = {q.id: q for q in suite.queries()}
-    queries = [by_id[i] for i in truth.query_ids]
-    lines = tables(truth, list(suite.train), queries, args.runs)
-    print("\n".join(lines))
-    if args.write:
-        text = PAGE.read_text(encoding="utf-8")
-        body = "\n".join(lines) + "\n"
-        PAGE.write_text(MARKS.sub(lambda m: m[1] + body + m[2], text), encoding="utf-8")
+    for target in TARGETS:  # of the real one only the truth is needed
+        truth = Truth.load(read_suite(SUITE / "suite.toml").target(target).truths["lds"])
+        queries = [by_id[i] for i in truth.query_ids]
+        body = "\n".join(tables(truth, list(suite.train), queries, args.runs, target)) + "\n"
+        print(f"{target}\n\n{body}")
+        if args.write:
+            text = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(replaced(text, target, body), encoding="utf-8")
 
 
 if __name__ == "__main__":
