@@ -46,6 +46,7 @@ class EKFACCG(InverseMethod):
     summary = "influence by conjugate gradient with EK-FAC as preconditioner (slow: per query)"
     grid = {"damping": (0.001, 0.01, 0.1), "iterations": (0, 5)}
     query_time = ("damping", "iterations", "tolerance", "examples")
+    check_settings = {"iterations": 1, "examples": 4}
 
     curvature: Literal["gauss-newton", "hessian"] = "gauss-newton"
     damping: float = 0.01

@@ -75,16 +75,31 @@ def test_a_truth_is_the_one_that_is_planned(name):
     assert np.isfinite(truth.losses).all()
 
 
-def test_the_truth_is_reliable_and_shows_learning():
-    truth = Truth.load(SMALL.truths["lds"])
+@pytest.mark.parametrize(("label", "agree"), [("small", 0.6), ("smollm2", 0.5)])
+def test_a_truth_is_reliable(label, agree):
+    truths = read_suite(FACTBOOK / "suite.toml").target(label).truths
+    truth = Truth.load(truths["lds"])
     assert len(truth.groups) == 60
     assert len(truth.groups[0]) == round(0.25 * len(SUITE.train))
+    assert np.isfinite(truth.losses).all()
     ceiling = stats.noise_ceiling(truth.by_seed(), replicates=50)
     assert ceiling is not None
     assert ceiling.value >= 0.75
     agreement = seed_agreement(truth)
     assert agreement is not None
-    assert agreement >= 0.6
+    assert agreement >= agree
+
+
+def test_the_truths_of_the_real_model_are_on_the_groups_of_the_small_one():
+    real = read_suite(FACTBOOK / "suite.toml").target("smollm2")
+    for name in ("lds", "tuning"):
+        SUITE.verify(real.truths[name])
+        here, there = Truth.load(real.truths[name]), Truth.load(SMALL.truths[name])
+        assert here.query_ids == there.query_ids
+        assert len(here.groups) == len(there.groups)
+        for a, b in zip(here.groups, there.groups):
+            np.testing.assert_array_equal(a, b)
+        assert here.plan["recipe"] == real.target.recipe.as_dict()
 
 
 def test_one_country_at_a_time_is_left_out():
