@@ -415,8 +415,10 @@ class Trainer:
         """Trains to the end, or until the held-out LDS stops rising; keeps the best weights."""
         c = self.config
         total = c.distil_steps + c.steps
+        began = time.process_time()
         if not self.resume():
-            self.prepare()
+            self.prepare()  # a frozen body computes all its states here: most of a short training
+            self.seconds += time.process_time() - began
             self._note("start", 0.0, total)
         began, losses = time.process_time(), []
         while self.step < total and not self._over():
