@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,6 +336,27 @@ def test_a_teacher_may_have_scored_a_sample(tiny_target, tiny_corpus, tiny_queri
     want = float(kernel_loss((q @ z.T)[:1, :3], t[:1, :3]))
     assert value == pytest.approx(want, rel=1e-5)  # the mean over queries it scored
     assert float(dq[1].abs().sum()) == float(dz[3:].abs().sum()) == 0
+
+
+def test_the_cost_of_training_includes_what_precedes_the_first_step(
+    tiny_target, tiny_corpus, tiny_queries, tmp_path, monkeypatch
+):
+    """With a frozen body nearly all of it: the states of the whole corpus."""
+    args = (tiny_target, tiny_corpus, tiny_queries)
+    labels = _labels(tiny_corpus, tiny_queries)
+    trainer = _trainer(*args, tmp_path / "t", labels, train_body=False)
+    whiten = trainer.prepare
+
+    def busy() -> None:
+        whiten()
+        until = time.process_time() + 0.3
+        while time.process_time() < until:
+            pass
+
+    monkeypatch.setattr(trainer, "prepare", busy)
+    trainer.run()
+    assert trainer.curve[0]["seconds"] >= 0.3
+    assert trainer.seconds >= trainer.curve[0]["seconds"]
 
 
 @pytest.mark.parametrize(
