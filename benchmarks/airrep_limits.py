@@ -10,7 +10,7 @@ the projection, and prints one JSON line: the LDS on its held-out labels, and on
   retrainings were known. Four folds.
 - queries: the labels of a share of the dev examples only.
 - tasks: the labels of dev examples of one half of the tasks only, measured on the tuning queries of
-  the other half; and of a random half of the dev examples, measured on the same queries.
+  the other half; of a random half of the dev examples, and no step at all, on the same queries.
 - noise: the noise of a retraining added to every label (two retrainings agree by about 0.75, so its
   variance is a third of the signal's).
 - simulated: labels from a teacher's scores (sums over a subset), without noise and with that of a
@@ -30,6 +30,7 @@ import numpy as np
 from tdabench_airrep.cli import open_source
 from tdabench_airrep.labels import Instance, Labels
 from tdabench_airrep.pipeline import stages_of
+from tdabench_airrep.recipe import TrainConfig
 from tdabench_airrep.teacher import Teacher
 from tdabench_airrep.train import Trainer, lds_of
 
@@ -108,16 +109,17 @@ def main(
     goal = Instance(np.arange(len(asked)), truth.groups, truth.losses.mean(1))
 
     def train(
-        cls: type[Trainer], train: Any, dev: Any, parts: list[Instance], hold: int
-    ) -> Trainer:
+        cls: type[Trainer], train: Any, dev: Any, parts: list[Instance], hold: int,
+        recipe: TrainConfig = config,
+    ) -> Trainer:  # fmt: skip
         meta = {"train": train.fingerprint, "dev": dev.fingerprint}
         made = Labels(tuple(parts), len(train), len(dev), meta)
         with tempfile.TemporaryDirectory() as work:
             trainer = cls(
-                stage.body.encoder(declared.target, config.seed),
+                stage.body.encoder(declared.target, recipe.seed),
                 train,
                 dev,
-                replace(config, holdout=hold),
+                replace(recipe, holdout=hold),
                 Path(work),
                 labels=made,
             )
@@ -136,7 +138,7 @@ def main(
 
     def tell(row: str, trainer: Trainer, on: float | None, **what: Any) -> None:
         curve = [r["lds"] for r in trainer.curve]
-        line = {"row": row, **what, "start": curve[0], "held_out": max(curve[1:])}
+        line = {"row": row, **what, "start": curve[0], "held_out": max(curve[1:], default=None)}
         if on is not None:
             line["tuning"] = round(on, 4)
         print(json.dumps(line), flush=True)
@@ -170,9 +172,11 @@ def main(
             other = np.flatnonzero([e.task not in half for e in asked])
             of_half = np.flatnonzero([e.task in half for e in source.dev])
             random = rng.permutation(real.n_dev)[: len(of_half)]
-            for what, some in (("other tasks", of_half), ("all tasks", random)):
+            for what, some in (("none", random), ("other tasks", of_half), ("all tasks", random)):
                 parts = [only(i, some) for i in everything[:-hold]]
-                done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
+                of = replace(config, steps=0) if what == "none" else config
+                parts += everything[-hold:]
+                done = train(Trainer, source.train, source.dev, parts, hold, of)
                 on = on_truth(done, goal.losses[:, other], other)
                 tell("tasks", done, on, labels_of=what, dev_examples=len(some))
     if "noise" in wanted:
