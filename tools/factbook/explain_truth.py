@@ -73,7 +73,7 @@ def tables(truth: Truth, train: Sequence[Example], queries: Sequence[Example],
         value = float(stats.spearman_rows(scores, truth.values).mean())
         lines.append(f"| {name} | {value:.3f} |")
     known = (2 * stats.average_ranks(found[FORM])).astype(np.uint16)[None]
-    rows = []
+    rows = {}  # method -> (value beyond the count, line); a later run wins
     for path in (p for run in runs for p in sorted(run.glob("cells/*.json"))):
         record = json.loads(path.read_text(encoding="utf-8"))
         of = record["benchmark"]["name"], record["target"]["label"], record["status"]
@@ -85,11 +85,12 @@ def tables(truth: Truth, train: Sequence[Example], queries: Sequence[Example],
         boot = stats.bootstrap_partial(scores, truth.values, known, 1000)
         low, high = boot.interval(within=(-1.0, 1.0)) or (float("nan"), float("nan"))
         value = record["metrics"]["lds"]["value"]
-        rows.append((boot.value, f"| `{record['method']['label']}` | {value:.3f} | "
-                     f"{boot.value:.3f} [{low:.3f}, {high:.3f}] |"))  # fmt: skip
+        label = record["method"]["label"]
+        line = f"| `{label}` | {value:.3f} | {boot.value:.3f} [{low:.3f}, {high:.3f}] |"
+        rows[label] = (boot.value, line)
     if rows:
         lines += ["", f"| method | LDS | beyond the {FORM} [95%] |", "|-|--:|-|"]
-        lines += [line for _, line in sorted(rows, reverse=True)]
+        lines += [line for _, line in sorted(rows.values(), reverse=True)]
     return lines
 
 
