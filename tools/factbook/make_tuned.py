@@ -29,6 +29,7 @@ GRIDS: dict[str, Mapping[str, Sequence[Any]]] = {
     "ngram": {"unit": ("word", "char"), "n": ((1, 2, 3, 4),)},
     "hidden": {"layer": (-1,), "weighting": ("mean", "position")},
     "airrep": {},
+    "embedding": {},
     "graddot": {},
     "gradcos": {},
     "hiddengrad": {"whiten": (True,), "normalise": (True,)},
