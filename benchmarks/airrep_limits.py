@@ -158,13 +158,16 @@ def main(
                 for part in parts
             ]
             tell("oracle", train(OnItsQueries, loaded.train, asked, halves, 1), None)
-    everything = list(real.instances)
     hold = config.holdout
+    seen, held = real.instances[:-hold], real.instances[-hold:]
+
+    def on_labels(parts: list[Instance], recipe: TrainConfig = config) -> Trainer:
+        return train(Trainer, source.train, source.dev, [*parts, *held], hold, recipe)
+
     if "queries" in wanted:
         for share in (float(x) for x in shares.split(",")):
             some = rng.permutation(real.n_dev)[: round(share * real.n_dev)]
-            parts = [only(i, some) for i in everything[:-hold]]
-            done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
+            done = on_labels([only(i, some) for i in seen])
             tell("queries", done, on_truth(done, goal.losses), dev_examples=len(some))
     if "tasks" in wanted:
         names = sorted({e.task for e in asked})
@@ -173,15 +176,12 @@ def main(
             of_half = np.flatnonzero([e.task in half for e in source.dev])
             random = rng.permutation(real.n_dev)[: len(of_half)]
             for what, some in (("none", random), ("other tasks", of_half), ("all tasks", random)):
-                parts = [only(i, some) for i in everything[:-hold]]
-                of = replace(config, steps=0) if what == "none" else config
-                parts += everything[-hold:]
-                done = train(Trainer, source.train, source.dev, parts, hold, of)
+                recipe = replace(config, steps=0) if what == "none" else config
+                done = on_labels([only(i, some) for i in seen], recipe)
                 on = on_truth(done, goal.losses[:, other], other)
                 tell("tasks", done, on, labels_of=what, dev_examples=len(some))
     if "noise" in wanted:
-        parts = [replace(i, losses=noisy(i.losses, rng)) for i in everything[:-hold]]
-        done = train(Trainer, source.train, source.dev, [*parts, *everything[-hold:]], hold)
+        done = on_labels([replace(i, losses=noisy(i.losses, rng)) for i in seen])
         tell("noise", done, on_truth(done, goal.losses))
     if "simulated" in wanted and teacher is not None:
         scores = Teacher.load(teacher).scores.astype(np.float32)
@@ -189,8 +189,8 @@ def main(
             for n in (int(x) for x in budgets.split(",")):
                 draw = np.random.default_rng(1)
                 parts = simulated(scores, n, 1000, noise, draw)
-                held = simulated(scores, hold, 1000, False, np.random.default_rng(2))
-                done = train(Trainer, source.train, source.dev, [*parts, *held], hold)
+                clean = simulated(scores, hold, 1000, False, np.random.default_rng(2))
+                done = train(Trainer, source.train, source.dev, [*parts, *clean], hold)
                 on = on_truth(done, goal.losses)
                 tell("simulated", done, on, retrainings=32 * n, noise=noise)
 
